@@ -1,0 +1,37 @@
+"""Two reference scans, and how two branches become one gated output."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..selective_scan import reference
+
+# u, delta, A, B, C, D, delta_bias of one direction
+Direction = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+def bidirectional_scan(
+    ahead: Direction, back: Direction, z: Tensor | None, delta_softplus: bool, return_branches: bool
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """The merged output (B, L, D), or (merged, forward, backward)."""
+    branches = []
+    for (u, delta, A, B, C, D, bias), reverse in ((ahead, False), (back, True)):
+        y, _ = reference.selective_scan(
+            u, delta, A, B, C, D, None, bias, delta_softplus, None, None, False, reverse
+        )
+        branches.append(y)
+    return merge(branches[0], branches[1], z, return_branches)
+
+
+def merge(
+    y_f: Tensor, y_b: Tensor, z: Tensor | None, return_branches: bool
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """The mean, gated; each branch is gated, before it is taken, only where the branches are wanted."""
+    gate = None if z is None else F.silu(z)
+    if not return_branches:
+        mean = (y_f + y_b) * 0.5
+        return mean if gate is None else (mean * gate).to(y_f.dtype)
+    if gate is not None:
+        y_f, y_b = (y_f * gate).to(y_f.dtype), (y_b * gate).to(y_b.dtype)
+    return (y_f + y_b) * 0.5, y_f, y_b

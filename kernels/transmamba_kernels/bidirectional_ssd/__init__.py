@@ -1,0 +1,50 @@
+"""A Mamba-2 mixer that sees both ways: the sum of two SSD scans, each token's own term counted once."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..backend import choose
+from ..shapes import expect
+from ..ssd_scan import check
+from . import cpu, reference
+
+__all__ = ["bidirectional_ssd"]
+
+
+def bidirectional_ssd(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A_b: Tensor | None = None,
+    delta_b: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_branches: bool = False,
+    quadratic_limit: int = 1024,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """y = scan_f + scan_b - own, where own_t = (C_t . B_t) dt_t x_t is what both scans hold of a token
+    itself.
+
+    Shapes as in `ssd_scan`: x, y (B, L, H, P), delta (B, L, H), A (H,), B and C (B, L, G, N), delta_bias
+    (H,). A_b (H,) and delta_b (B, L, H) belong to the backward scan and default to A and delta; `delta_bias`
+    and the softplus apply to both. With two deltas own is the mean of both own terms. `return_branches` gives
+    (y, y_f, y_b) with y_f = 2 scan_f - own_f and y_b = 2 scan_b - own_b, whose mean is y. Up to
+    `quadratic_limit` tokens the mixer is one masked matrix product, (C B') o decay; beyond, two chunked
+    scans. y has x's dtype.
+
+    Raises ValueError for a shape that does not fit.
+    """
+    check(x, delta, A, B, C, None, delta_bias)
+    expect("A_b", A_b, "(H,)", x.shape[2])
+    expect("delta_b", delta_b, "(B, L, H)", *delta.shape)
+    path = choose("bidirectional_ssd", x)
+    if path == "reference":
+        return reference.bidirectional_ssd(
+            x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches
+        )
+    quadratic = x.shape[1] <= quadratic_limit
+    run = cpu.by_matrix if quadratic else cpu.by_scans
+    return run(x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches)

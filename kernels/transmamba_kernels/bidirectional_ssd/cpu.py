@@ -1,0 +1,83 @@
+"""One masked matrix product for short sequences, two chunked scans for long ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..backend import compute_dtype
+from ..ssd_scan import cpu
+from ..ssd_scan.decay import TwoWayDecay
+from ..ssd_scan.reference import step_size
+from .reference import with_scan
+
+
+def by_scans(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A_b: Tensor | None,
+    delta_b: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_branches: bool,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """Arguments as in `transmamba_kernels.bidirectional_ssd`; memory linear in L."""
+    return with_scan(
+        cpu.ssd_scan, x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches
+    )
+
+
+def by_matrix(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    A_b: Tensor | None,
+    delta_b: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    return_branches: bool,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """Arguments as in `transmamba_kernels.bidirectional_ssd`; (B, H, L, L) matrices."""
+    dtype = compute_dtype(x, delta, A, B, C, A_b, delta_b, delta_bias)
+    (length, heads), groups = x.shape[1:3], B.shape[2]
+    dt = step_size(delta, delta_bias, delta_softplus, dtype).transpose(1, 2)
+    dt_b = dt
+    if delta_b is not None:
+        dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype).transpose(1, 2)
+    values = x.to(dtype).transpose(1, 2)
+    decay = two_way_decay(dt, dt_b, A, A if A_b is None else A_b, dtype)
+    match = C.to(dtype).transpose(1, 2) @ B.to(dtype).permute(0, 2, 3, 1)  # (B, G, L, L)
+    weights = match.unsqueeze(2) * decay.unflatten(1, (groups, heads // groups))
+    weights = weights.flatten(1, 2)
+    if return_branches:
+        # Own terms stand once in 2 scan - own, all others twice.
+        twice = weights.new_full((length, length), 2.0).tril_().fill_diagonal_(1.0)
+        y_f = _by_token((weights * twice) @ (values * dt.unsqueeze(-1)), x)
+        y_b = _by_token((weights * twice.T) @ (values * dt_b.unsqueeze(-1)), x)
+        return (y_f + y_b) * 0.5, y_f, y_b
+    if delta_b is None:
+        return _by_token(weights @ (values * dt.unsqueeze(-1)), x)
+    share = weights.new_ones(length, length).tril_().fill_diagonal_(0.5)  # of the forward step size
+    weights = weights * torch.addcmul(dt_b.unsqueeze(-2), (dt - dt_b).unsqueeze(-2), share)
+    return _by_token(weights @ values, x)
+
+
+def two_way_decay(dt: Tensor, dt_b: Tensor, A: Tensor, A_b: Tensor, dtype: torch.dtype) -> Tensor:
+    """(B, H, L, L): what is left at t of a token s, scanned from its own side. dt, dt_b: (B, H, L).
+
+    The sums run in float64: they grow with the length, and only their differences matter.
+    """
+    exact = dtype if dt.device.type == "mps" else torch.float64  # mps has no float64
+    ahead = (dt * A.to(dtype).unsqueeze(-1)).cumsum(-1, dtype=exact)
+    back = (dt_b * A_b.to(dtype).unsqueeze(-1)).flip(-1).cumsum(-1, dtype=exact).flip(-1)
+    return TwoWayDecay.apply(ahead, back, dtype)
+
+
+def _by_token(y: Tensor, x: Tensor) -> Tensor:
+    """(B, H, L, P) -> (B, L, H, P), in x's dtype."""
+    return y.transpose(1, 2).to(x.dtype)

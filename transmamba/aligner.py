@@ -1,0 +1,108 @@
+"""Feature calibration: which student layer is compared with which teacher block, token by token, and the map
+between their widths.
+
+TransMamba (arXiv 2502.15130), as reported by third parties, pads the narrower Mamba feature with zeros to the
+Transformer's width and applies one plain linear layer. Padding and a bias-free linear are one rectangular
+linear,
+so that is what is built [proposal D1]: one per pair, the student's side only (a trainable teacher side could
+collapse), starting as the embedding of the student's coordinates into the teacher's, dropped at export.
+
+Shapes: B images, L tokens, M matched tokens, S student channels, T teacher channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .outputs import TokenLayout
+
+
+class Aligner(nn.Module):
+    """Projections by student layer, and the gathering of tokens that both sides have.
+
+    kept: the teacher coordinate of each student coordinate, as subcloning chose them; without it the padding
+        is split evenly on both sides. Student wider than teacher: its first T coordinates are read.
+    """
+
+    def __init__(
+        self,
+        student_layout: TokenLayout,
+        teacher_layout: TokenLayout,
+        student_width: int,
+        teacher_width: int,
+        layers: Iterable[int],
+        kept: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.student_layout, self.teacher_layout = student_layout, teacher_layout
+        self.resized = TokenLayout(grid=student_layout.grid, special=teacher_layout.special)
+        from_teacher, from_student = self.resized.match(student_layout)
+        self.from_teacher: Tensor
+        self.from_student: Tensor
+        self.places: Tensor
+        self.register_buffer("from_teacher", from_teacher, persistent=False)
+        self.register_buffer("from_student", from_student, persistent=False)
+        self.num_tokens = len(from_teacher)
+        places = _places(student_width, teacher_width, kept)
+        self.register_buffer("places", places)  # saved: a resumed run does not subclone again
+        self.projections = nn.ModuleDict()
+        for k in sorted(set(layers)):
+            linear = nn.Linear(student_width, teacher_width, bias=False)
+            with torch.no_grad():
+                linear.weight.zero_()
+                shared = min(student_width, teacher_width)
+                linear.weight[places[:shared], torch.arange(shared)] = 1.0
+            self.projections[str(k)] = linear
+
+    def student_tokens(self, x: Tensor) -> Tensor:
+        """(B, L, S) -> the matched tokens (B, M, S)."""
+        return x if self.num_tokens == x.shape[1] else x[:, self.from_student]
+
+    def project(self, k: int, x: Tensor) -> Tensor:
+        """Student features of layer k in the teacher's space, (..., S) -> (..., T)."""
+        return self.projections[str(k)](x)
+
+    def teacher_tokens(self, x: Tensor) -> Tensor:
+        """Teacher features (B, L_T, T) on the student's grid and in its order, (B, M, T)."""
+        return self._resize(x)[:, self.from_teacher]
+
+    def to_student(self, x: Tensor) -> Tensor:
+        """A teacher residual stream as the student's mixers would see it, (B, L_T, T) -> (B, L, S): the kept
+        coordinates, zeros for what the teacher lacks."""
+        tokens = self.teacher_tokens(x)
+        width = self.places.shape[0]
+        narrow = (
+            tokens[..., self.places]
+            if width <= tokens.shape[-1]
+            else F.pad(tokens, (0, width - tokens.shape[-1]))
+        )
+        if self.num_tokens == self.student_layout.length:
+            return narrow
+        full = narrow.new_zeros(len(narrow), self.student_layout.length, width)
+        full[:, self.from_student] = narrow
+        return full
+
+    def _resize(self, x: Tensor) -> Tensor:
+        if self.teacher_layout.grid == self.student_layout.grid:
+            return x
+        patches = x[:, self.teacher_layout.patches].transpose(1, 2).unflatten(2, self.teacher_layout.grid)
+        patches = F.interpolate(patches, size=self.student_layout.grid, mode="bilinear", antialias=True)
+        out = x.new_zeros(len(x), self.resized.length, x.shape[-1])
+        out[:, self.resized.patches] = patches.flatten(2).transpose(1, 2)
+        special = [position for _, position in self.teacher_layout.special]
+        out[:, special] = x[:, special]
+        return out
+
+
+def _places(student_width: int, teacher_width: int, kept: Tensor | None) -> Tensor:
+    """Teacher coordinate of each student coordinate, (S,)."""
+    if student_width >= teacher_width:
+        return torch.arange(student_width)
+    if kept is not None:
+        return kept.cpu().clone()
+    left = (teacher_width - student_width) // 2
+    return torch.arange(left, left + student_width)

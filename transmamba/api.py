@@ -1,0 +1,172 @@
+"""What users of Python call: convert, distill, evaluate, load_student, push_to_hub."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import config as configs
+from .data.preprocessing import Preprocessing
+from .errors import UserError
+from .evaluation import agreement, predict, summarise
+from .folders import model_folder
+from .recipe import Recipe
+from .registry import STUDENTS
+from .run import preprocessing_of, run
+from .student import save_model
+from .subclone import Report, SubcloneConfig, subclone
+from .teacher import Teacher, adapt_teacher, load_teacher
+
+
+def convert(
+    model: nn.Module | Teacher | str | Path,
+    student: str | nn.Module = "vim_small_patch16_224",
+    *,
+    init: SubcloneConfig | None = None,
+    calibration: list[Tensor] | None = None,
+    num_classes: int | None = None,
+    **kwargs: Any,
+) -> tuple[nn.Module, Report]:
+    """A Mamba student that starts from the teacher's weights, without training, and the report of what it
+    took.
+
+    model:   a timm or transformers ViT/DeiT you hold, or its name, id or folder
+    student: a timm name of ours, `ssd_vit` for the teacher's own shape, or a student module
+    calibration: image batches (B, C, H, W), normalised for the teacher, for the activation criterion; without
+        them evenly spaced coordinates are kept
+    kwargs:  for the student's constructor (embed_dim, depth, gate_bias ...)
+
+    Raises UserError for an unknown name or shapes that cannot meet.
+    """
+    teacher = _as_teacher(model)
+    if isinstance(student, str):
+        student = build_student(student, teacher, num_classes, **kwargs)
+    init = init or SubcloneConfig(layers="all", importance="activation" if calibration else "uniform")
+    report, _ = subclone(student, teacher, init, calibration or [])  # type: ignore[arg-type]
+    if hasattr(student, "pretrained_cfg"):
+        carried = {**student.pretrained_cfg, **teacher.preprocessing.to_pretrained_cfg()}  # type: ignore[dict-item]
+        student.pretrained_cfg = carried  # type: ignore[assignment]
+        student.default_cfg = carried  # type: ignore[assignment]
+    return student.eval(), report
+
+
+def build_student(name: str, teacher: Teacher, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
+    """An untrained student for this teacher's images: a registered kind, or a timm name of ours."""
+    size = dict(
+        num_classes=num_classes or teacher.num_classes,
+        input_size=teacher.preprocessing.input_size,
+        view=teacher.view,
+    )
+    if name in STUDENTS:
+        part = STUDENTS[name](kwargs=kwargs)
+    elif name.startswith(("vim", "ssd_vit")):
+        kind = "ssd_vit" if name.startswith("ssd_vit") else "vim"
+        part = STUDENTS[kind](model=name, kwargs=kwargs)
+    else:
+        raise UserError(
+            f"unknown student {name!r}; write vim_small_patch16_224, ssd_vit, or see `transmamba list`"
+        )
+    return part.build(**size)
+
+
+def distill(recipe: Recipe | str | Path, *overrides: str, overwrite: bool = False) -> dict[str, Any]:
+    """Run a recipe (or its YAML file with `a.b=c` overrides) and return what RUN/results.json holds."""
+    if not isinstance(recipe, Recipe):
+        recipe = configs.load(Recipe, recipe, overrides)
+    return run(recipe, overwrite=overwrite)
+
+
+def load_student(path: str | Path) -> nn.Module:
+    """The student in RUN or STUDENT, in evaluation mode. Raises UserError when there is none."""
+    from .teachers.timm_vit import create_timm
+
+    if model_folder(path) is None:
+        raise UserError(f"{path}: no student there; write a run folder or a folder with config.json")
+    return create_timm(str(path), pretrained=True).eval()
+
+
+def evaluate(
+    model: nn.Module | str | Path,
+    task: Any,
+    *,
+    teacher: nn.Module | Teacher | str | Path | None = None,
+    split: str = "test",
+    batch_size: int = 256,
+    workers: int = 0,
+    device: str | None = None,
+    precision: str = "no",
+) -> dict[str, Any]:
+    """Metrics of a model on a task (a registered task's configuration), and of its teacher and their
+    agreement.
+
+    Returns {"student": {...}} or, with a teacher, {"student", "teacher", "agreement"}; percent but for nll.
+    """
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not isinstance(model, nn.Module):
+        model = _load_any(model)
+    built = task.build(preprocessing_of(model))
+    built.check_classes(getattr(model, "num_classes", built.num_classes), "model")
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+    def autocast() -> Any:
+        return contextlib.nullcontext() if half is None else torch.autocast(target.type, dtype=half)
+
+    def batches(of: Any) -> Any:
+        return of.eval_batches(split, batch_size=batch_size, workers=workers)
+
+    made = predict(model.to(target), batches(built), target, autocast)
+    results: dict[str, Any] = {"student": summarise(made, sum(p.numel() for p in model.parameters()))}
+    if teacher is not None:
+        guide = _as_teacher(teacher).to(target)
+        theirs = built if guide.preprocessing == built.preprocessing else task.build(guide.preprocessing)
+        predicted = predict(guide, batches(theirs), target, autocast)
+        results["teacher"] = summarise(predicted, guide.num_params)
+        results["agreement"] = agreement(predicted, made)
+    return results
+
+
+def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload RUN/student (or STUDENT) to the Hugging Face Hub; returns the commit's address.
+
+    Raises UserError when the folder holds no student or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder = model_folder(path)
+    if folder is None or not (folder / "model.safetensors").is_file():
+        raise UserError(f"{path}: no student there; write a run folder or a folder with model.safetensors")
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Upload student")
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"upload of {folder} to {repo_id!r} failed: {first}") from error
+    return str(done)
+
+
+def save_student(student: nn.Module, folder: str | Path, preprocessing: Preprocessing | None = None) -> None:
+    """Write a student as timm does; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it."""
+    save_model(student, Path(folder), preprocessing)
+
+
+def _as_teacher(model: nn.Module | Teacher | str | Path) -> Teacher:
+    if isinstance(model, Teacher):
+        return model
+    return adapt_teacher(model) if isinstance(model, nn.Module) else load_teacher(model)
+
+
+def _load_any(source: str | Path) -> nn.Module:
+    from .teachers.hf_vit import load_hugging_face
+    from .teachers.timm_vit import create_timm
+
+    folder = model_folder(source)
+    if folder is not None and "architecture" not in json.loads((folder / "config.json").read_text()):
+        return load_hugging_face(str(folder))
+    return create_timm(str(source), pretrained=True).eval()

@@ -1,0 +1,133 @@
+"""What distillation costs: one full step beside the teacher's forward plus an ordinary training step.
+
+All kinds are timed in one process, in turns, so that a busy machine slows them alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .distiller import Distiller
+from .errors import UserError
+from .recipe import Recipe, Stage
+from .run import Line, assemble, make_accelerator
+from .student import Student
+from .trainer import parameter_groups, set_trainable, weighted
+
+_WARMUP = 3
+
+
+def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
+    """Median seconds of: teacher forward; the student's own cross-entropy step; a full distillation step of
+    the recipe's last stage, on all tokens and on a quarter of them.
+
+    `overhead` is distillation / (teacher forward + cross-entropy step); `overhead_quarter` the same on a
+    quarter.
+    """
+    if recipe.teacher is None:
+        raise UserError(
+            "bench recipe compares distillation with plain training; this recipe names no teacher"
+        )
+    if steps < 1:
+        raise UserError(f"--steps is {steps}; write at least 1")
+    accelerator = make_accelerator(recipe)
+    line = assemble(recipe, accelerator)
+    assert line.teacher is not None, "the recipe names one"
+    batch = next(line._batches(0, 1, len(line.stages) - 1)).to(accelerator.device)
+    stage = line.stages[-1][0]
+    full = _distillation(line, replace(stage, token_fraction=1.0), batch)
+    quarter = _distillation(line, replace(stage, token_fraction=0.25), batch)
+    kinds: dict[str, Callable[[], None]] = {
+        "teacher_forward": lambda: _teacher_forward(line, batch),
+        "cross_entropy_step": _cross_entropy(line, batch),
+        "distillation_step": full,
+        "distillation_step_quarter_tokens": quarter,
+    }
+    seconds = _interleaved(kinds, steps, accelerator.device)
+    plain = seconds["teacher_forward"] + seconds["cross_entropy_step"]
+    return {
+        "seconds": seconds,
+        "overhead": seconds["distillation_step"] / plain,
+        "overhead_quarter": seconds["distillation_step_quarter_tokens"] / plain,
+        "batch_size": len(batch),
+        "device": str(accelerator.device),
+        "steps": steps,
+    }
+
+
+def bench_table(result: dict[str, Any]) -> str:
+    lines = [f"{name:<34} {1e3 * value:10.2f} ms" for name, value in result["seconds"].items()]
+    lines.append(f"{'distillation / (teacher + CE step)':<34} {result['overhead']:10.3f}")
+    lines.append(f"{'the same on a quarter of the tokens':<34} {result['overhead_quarter']:9.3f}")
+    return "\n".join(lines)
+
+
+def _interleaved(kinds: dict[str, Callable[[], None]], steps: int, device: torch.device) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in kinds}
+    for round_ in range(_WARMUP + steps):
+        for name, run in kinds.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if round_ >= _WARMUP:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _teacher_forward(line: Line, batch: Any) -> None:
+    assert line.teacher is not None
+    with line.accelerator.autocast():
+        line.teacher(batch.images)
+
+
+def _cross_entropy(line: Line, batch: Any) -> Callable[[], None]:
+    """timm's own training step of the same student: forward, cross-entropy, backward, clip, AdamW."""
+    student = line.student
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
+
+    def step() -> None:
+        student.train().requires_grad_(True)
+        with line.accelerator.autocast():
+            loss = F.cross_entropy(student(batch.images), batch.targets)
+        _update(loss, student, optimizer)
+
+    return step
+
+
+def _distillation(line: Line, stage: Stage, batch: Any) -> Callable[[], None]:
+    assert line.teacher is not None and isinstance(line.student, Student)
+    distiller = Distiller(line.student, line.teacher, stage.losses, token_fraction=stage.token_fraction)
+    distiller.to(line.accelerator.device)
+    set_trainable(distiller, stage)
+    optimizer = torch.optim.AdamW(parameter_groups(distiller, stage, set()), lr=1e-6)
+
+    def step() -> None:
+        distiller.train()
+        set_trainable(distiller, stage)
+        with line.accelerator.autocast():
+            terms = distiller(batch.images, batch.targets)
+            loss: Tensor = weighted(
+                terms, distiller.weights, {name: term.count for name, term in terms.items()}
+            )
+        _update(loss, distiller, optimizer)
+        distiller.observe({n: (t.parts / t.count).cpu() for n, t in terms.items() if t.parts is not None})
+
+    return step
+
+
+def _update(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,244 @@
+"""`transmamba convert | distill | evaluate | report | list | bench | push`: thin, each verb calls one
+function."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+from .launch import guarded, recipe_parser, results_table, run_recipe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+
+    def go() -> int:
+        arguments = parser.parse_args(argv)
+        return arguments.run(arguments)
+
+    return guarded(go)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="transmamba", description="Turn a Transformer into a Mamba student."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _verb(
+        verbs, "convert", _convert, "write a student that starts from a teacher's weights", _convert_arguments
+    )
+    _verb(verbs, "distill", run_recipe, "run a recipe on this process", recipe_parser)
+    _verb(verbs, "evaluate", _evaluate, "measure a model, and its teacher beside it", _evaluate_arguments)
+    _verb(verbs, "report", _report, "write RUN/report.html again", lambda p: p.add_argument("run_folder"))
+    _verb(verbs, "list", _list, "what is registered", lambda p: p.add_argument("kind", nargs="?"))
+    _verb(verbs, "push", _push, "upload a student to the Hugging Face Hub", _push_arguments)
+    _verb(verbs, "bench", _bench, "measure what a recipe's distillation step costs", _bench_arguments)
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Callable[[Any], int], text: str, add: Callable[[Any], Any]) -> None:
+    parser = verbs.add_parser(name, help=text, description=text)
+    add(parser)
+    parser.set_defaults(run=run)
+
+
+def _convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("teacher", help="a folder, a timm name, a Hugging Face id, or a hustvl/Vim .pth")
+    parser.add_argument("out", help="the folder to write")
+    parser.add_argument("--student", default="vim_small_patch16_224", help="a timm name of ours, or ssd_vit")
+    parser.add_argument(
+        "--data", help="images for the activation criterion: a reader, or a folder (see evaluate)"
+    )
+    parser.add_argument("--layers", default="all", help="all, half, or a number of student layers to clone")
+    parser.add_argument("--mimic", action="store_true", help="identity convolutions, neutral gates")
+    parser.add_argument("--fold", action="store_true", help="fold LayerNorms into the linears first")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
+    parser.add_argument(
+        "options", nargs="*", metavar="key=value", help="student options, such as gate_bias=true"
+    )
+
+
+def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="RUN, STUDENT, a timm name or a Hugging Face id")
+    parser.add_argument("--task", default="image_classification")
+    parser.add_argument(
+        "--data", help="a reader's name, a folder, or an .npz; left out: what RUN was trained on"
+    )
+    parser.add_argument("--teacher", help="measured beside it, with their agreement")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
+    parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "options", nargs="*", metavar="key=value", help="reader options, such as root=/data/x"
+    )
+
+
+def _push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="RUN or STUDENT")
+    parser.add_argument("repo_id", help="such as me/vim-small-digits")
+    parser.add_argument("--private", action="store_true")
+
+
+def _bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("recipe",))
+    parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from .convert import convert_checkpoint
+
+    report = convert_checkpoint(
+        arguments.teacher,
+        Path(arguments.out),
+        student=arguments.student,
+        data=task_of(arguments.data, []) if arguments.data else None,
+        layers=int(arguments.layers) if arguments.layers.isdigit() else arguments.layers,
+        mimic=arguments.mimic,
+        fold=arguments.fold,
+        overwrite=arguments.overwrite,
+        options=_pairs(arguments.options),
+    )
+    print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
+    print(f"written: {arguments.out}", file=sys.stderr)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .api import evaluate
+
+    task = task_of(arguments.data, arguments.options, arguments.task, run=Path(arguments.model))
+    results = evaluate(
+        arguments.model,
+        task,
+        teacher=arguments.teacher,
+        split=arguments.split,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    print(json.dumps(results, indent=2) if arguments.json else results_table(results))
+    return 0
+
+
+def task_of(
+    data: str | None, options: list[str], task: str = "image_classification", run: Path | None = None
+) -> Any:
+    """The task configuration that `--task`, `--data` and reader options mean.
+
+    Without `data`: the task of the run folder, at full fraction. Raises UserError where neither is given.
+    """
+    from . import config as configs
+    from .recipe import Recipe
+    from .registry import READERS, TASKS
+
+    if data is None:
+        saved = (
+            None
+            if run is None
+            else next((p for p in (run, run.parent) if (p / "config.yaml").is_file()), None)
+        )
+        if saved is None:
+            raise UserError(
+                "no --data, and no config.yaml beside the model; write --data FOLDER, or a reader's name"
+            )
+        return configs.load(Recipe, saved / "config.yaml").task
+    values: dict[str, Any] = {"name": data, **_pairs(options)}
+    path = Path(data).expanduser()
+    if data not in READERS and path.exists():
+        values = {**_pairs(options), **_guess_reader(path)}
+    return configs.parse(TASKS[task], {"data": values}, "--data")
+
+
+def _guess_reader(path: Path) -> dict[str, str]:
+    if path.suffix == ".npz":
+        return {"name": "npz", "path": str(path)}
+    if any(path.glob("*ubyte*")):
+        return {"name": "idx", "root": str(path)}
+    if (
+        (path / "dataset_dict.json").is_file()
+        or (path / "dataset_info.json").is_file()
+        or any(path.glob("*.parquet"))
+    ):
+        return {"name": "hf_dataset", "path": str(path)}
+    return {"name": "image_folder", "root": str(path)}
+
+
+def _pairs(options: list[str]) -> dict[str, Any]:
+    import yaml
+
+    pairs = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"option {option!r} is no key=value")
+        pairs[key] = yaml.safe_load(value)
+    return pairs
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from .report import write_report
+
+    print(write_report(Path(arguments.run_folder)))
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from . import registry
+
+    kinds = {
+        "teachers": registry.TEACHERS,
+        "students": registry.STUDENTS,
+        "losses": registry.LOSSES,
+        "tasks": registry.TASKS,
+        "readers": registry.READERS,
+    }
+    if arguments.kind is not None and arguments.kind not in kinds:
+        raise UserError(f"unknown kind {arguments.kind!r}; write one of {', '.join(kinds)}")
+    for kind, parts in kinds.items():
+        if arguments.kind in (None, kind):
+            print(f"{kind}:")
+            for name in parts:
+                fields = ", ".join(field.name for field in dataclasses.fields(parts[name]))
+                print(f"  {name}: {fields}")
+    if arguments.kind in (None, "students"):
+        import timm
+
+        names = [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
+        print(f"student models (timm names): {', '.join(names)}")
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from .api import push_to_hub
+
+    print(push_to_hub(arguments.model, arguments.repo_id, private=arguments.private))
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from . import config as configs
+    from .bench import bench_recipe, bench_table
+    from .recipe import Recipe
+
+    result = bench_recipe(configs.load(Recipe, arguments.config, arguments.overrides), steps=arguments.steps)
+    print(json.dumps(result, indent=2) if arguments.json else bench_table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

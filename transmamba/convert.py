@@ -1,0 +1,107 @@
+"""A checkpoint in, a student folder out, without training."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from .api import convert
+from .data.preprocessing import Preprocessing
+from .errors import UserError
+from .model_card import write_model_card
+from .student import save_model
+from .subclone import Report, Row, SubcloneConfig
+from .teacher import load_teacher
+
+_CALIBRATION_IMAGES = 256
+
+
+def convert_checkpoint(
+    teacher: str,
+    out: Path,
+    *,
+    student: str = "vim_small_patch16_224",
+    data: Any = None,
+    layers: int | Literal["all", "half"] = "all",
+    mimic: bool = False,
+    fold: bool = False,
+    overwrite: bool = False,
+    options: dict[str, Any] | None = None,
+) -> Report:
+    """Write the student that `teacher` becomes to `out`; its report too (subclone.json).
+
+    data: a task configuration whose training images (no labels) rank coordinates by activation; without it
+        evenly spaced coordinates are kept
+    teacher: also a hustvl/Vim `.pth`, which is only rewritten as safetensors under `student`'s name
+
+    Raises UserError for whatever cannot be read, met or written; `out` is then as it was.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise UserError(f"{out}: is not empty; write another folder, or --overwrite")
+    model: nn.Module
+    preprocessing: Preprocessing | None = None
+    if Path(teacher).suffix == ".pth":
+        model, report = _rewrite_official(Path(teacher), student, options or {})
+    else:
+        guide = load_teacher(teacher)
+        preprocessing = guide.preprocessing
+        batches: list[Tensor] = []
+        if data is not None:
+            task = data.build(preprocessing)
+            batches = [batch.images for batch in task.calibration(_CALIBRATION_IMAGES, 64)]
+        init = SubcloneConfig(
+            layers=layers, mimic=mimic, fold=fold, importance="activation" if batches else "uniform"
+        )
+        model, report = convert(guide, student, init=init, calibration=batches, **(options or {}))
+    _write(model, out, preprocessing, report, teacher)
+    return report
+
+
+def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tuple[nn.Module, Report]:
+    from .students.vim import checkpoint_filter_fn, read_official_checkpoint
+    from .teachers.timm_vit import create_timm
+
+    state = read_official_checkpoint(path)
+    classes = state["head.weight"].shape[0] if "head.weight" in state else 1000
+    model: Any = create_timm(student, pretrained=False, **{"num_classes": classes, **options})
+    if not hasattr(model, "cls_position"):
+        raise UserError(
+            f"{path} is a Vim; write --student vim_tiny_patch16_224, _small or _base, not {student}"
+        )
+    try:
+        model.load_state_dict(checkpoint_filter_fn(state, model))
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"{path} does not fit {student}: {first}; choose the size it was trained as"
+        ) from error
+    parameters = dict(model.named_parameters())
+    rows = [Row(name, name, "copied", tuple(p.shape), p.numel()) for name, p in parameters.items()]
+    return model, Report(rows=rows, total=sum(p.numel() for p in parameters.values()))
+
+
+def _write(
+    model: nn.Module, out: Path, preprocessing: Preprocessing | None, report: Report, teacher: str
+) -> None:
+    """All or nothing: written beside `out`, then moved there."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+    try:
+        save_model(model, partial, preprocessing)
+        report.save(partial / "subclone.json")
+        write_model_card(partial, results={}, config={"teacher": {"name": "auto", "model": teacher}})
+        partial.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

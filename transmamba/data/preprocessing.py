@@ -1,0 +1,148 @@
+"""How a picture becomes a model's input. A student carries its teacher's, so both see the same pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError
+
+# What timm assumes for a model that does not say (timm.data.constants).
+_TIMM_MEAN = (0.485, 0.456, 0.406)
+_TIMM_STD = (0.229, 0.224, 0.225)
+_TIMM_CROP_PCT = 0.875
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """timm's evaluation transform, as data.
+
+    input_size:    (channels 1 or 3, height, width) in pixels
+    mean, std:     one per channel, for pixels scaled to 0..1
+    interpolation: 'bicubic', 'bilinear' or 'nearest'
+    crop_pct:      side of the centre crop as a share of the resized picture
+    crop_mode:     'center' (resize the short side, crop), 'squash' (ignore the aspect ratio), 'border' (pad)
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if channels not in (1, 3):
+            raise UserError(f"preprocessing: input_size {self.input_size}: 1 or 3 channels, got {channels}")
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != channels:
+                raise UserError(f"preprocessing: {name} {getattr(self, name)} for {channels} channels")
+
+    @classmethod
+    def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
+        """From the `pretrained_cfg` of a timm model; what it leaves out is as timm assumes."""
+        size = tuple(int(side) for side in cfg.get("input_size") or (3, 224, 224))
+        if len(size) != 3:
+            raise UserError(f"pretrained_cfg: input_size {size}: expected (channels, height, width)")
+        return cls(
+            input_size=size,
+            mean=_per_channel(cfg.get("mean") or _TIMM_MEAN, size[0]),
+            std=_per_channel(cfg.get("std") or _TIMM_STD, size[0]),
+            interpolation=cfg.get("interpolation") or "bicubic",
+            crop_pct=float(cfg.get("crop_pct") or _TIMM_CROP_PCT),
+            crop_mode=cfg.get("crop_mode") or "center",
+        )
+
+    def to_pretrained_cfg(self) -> dict[str, Any]:
+        """The entries of a timm `pretrained_cfg` that `from_pretrained_cfg` reads."""
+        return {
+            "input_size": self.input_size,
+            "mean": self.mean,
+            "std": self.std,
+            "interpolation": self.interpolation,
+            "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
+        }
+
+    def eval_transform(self) -> Callable[[Image.Image], Tensor]:
+        """Picture of any mode and size -> (C, H, W) float32, as `timm.data.create_transform` does it."""
+        return Chain((ToChannels(self.input_size[0]), *_timm_eval(self)))
+
+    def geometry(self) -> Callable[[Image.Image], Image.Image]:
+        """The same up to the pixels: a picture of the input size, in mode 'L' or 'RGB'."""
+        return Chain((ToChannels(self.input_size[0]), *_timm_eval(self)[:-2]))
+
+    def keeps(self, height: int, width: int) -> bool:
+        """Whether pictures of this size pass through `geometry` untouched."""
+        resized = tuple(math.floor(side / self.crop_pct) for side in self.input_size[1:])
+        return (height, width) == self.input_size[1:] == resized
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Functions applied in order; picklable, so that it reaches the data workers however they are started."""
+
+    steps: tuple[Callable[[Any], Any], ...]
+
+    def __call__(self, value: Any) -> Any:
+        for step in self.steps:
+            value = step(value)
+        return value
+
+
+@dataclass(frozen=True)
+class ToChannels:
+    """A picture of any mode as 'L' (1 channel) or 'RGB' (3): transparency over white, 16 bits scaled to 8."""
+
+    channels: int
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        mode = "L" if self.channels == 1 else "RGB"
+        if image.mode == mode:
+            return image
+        if image.mode.startswith("I"):
+            image = _eight_bits(image)
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            layer = image.convert("RGBA")
+            white = Image.new("RGBA", layer.size, "white")
+            image = Image.alpha_composite(white, layer)
+        return image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode != "I" or values.max(initial=0) > 255:
+        values = values >> 8
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
+def _timm_eval(preprocessing: Preprocessing) -> list[Callable[[Any], Any]]:
+    """timm's steps: resize and crop, then `MaybeToTensor` and `Normalize`."""
+    from timm.data import create_transform
+
+    transform = create_transform(
+        preprocessing.input_size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        interpolation=preprocessing.interpolation,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+    )
+    return list(transform.transforms)
+
+
+def _per_channel(values: Any, channels: int) -> tuple[float, ...]:
+    """One value per channel: a single one is repeated, three are averaged for a grayscale model."""
+    given = tuple(float(value) for value in values)
+    if len(given) == channels:
+        return given
+    if len(given) == 1:
+        return given * channels
+    return (math.fsum(given) / len(given),) * channels

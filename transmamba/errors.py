@@ -1,0 +1,31 @@
+"""What the user did wrong, said in one line: what, the value, what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend. The command line prints it and exits with status 2, without a
+    traceback."""
+
+
+class ConfigError(UserError):
+    """All problems of one configuration, printed at once."""
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        self.source = source
+        self.problems = problems
+        noun = "problem" if len(problems) == 1 else "problems"
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        super().__init__(f"config error: {source}: {len(problems)} {noun}\n{lines}")
+
+
+def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
+    """`; did you mean 'vim'? known: ssd_vit, vim`, the tail of a message about an unknown name."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    listed = ", ".join(names[:limit]) + (" ..." if len(names) > limit else "")
+    return f"{hint} known: {listed or 'none'}"

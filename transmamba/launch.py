@@ -1,0 +1,109 @@
+"""The command line of `recipes/*.py` and `transmamba distill`, and the one place where mistakes become exit
+2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .errors import UserError
+
+USER_MISTAKE = 2
+
+
+def recipe_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("--config", required=True, metavar="RECIPE.yaml", help="the recipe")
+    parser.add_argument("--overwrite", action="store_true", help="replace another run in output_dir")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check the recipe, print it resolved, and stop"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as stages.0.lr=1e-3")
+    return parser
+
+
+def run_recipe(arguments: argparse.Namespace) -> int:
+    """Load, check and run the recipe; on the main process print the table of results."""
+    import yaml
+
+    from . import config as configs
+    from .recipe import Recipe
+    from .run import make_accelerator, run
+    from .trainer import Interrupted
+
+    recipe = configs.load(Recipe, arguments.config, arguments.overrides)
+    if arguments.dry_run:
+        _write(yaml.safe_dump(configs.dump(recipe), sort_keys=False))
+        return 0
+    accelerator = make_accelerator(recipe)
+    try:
+        results = run(recipe, overwrite=arguments.overwrite, accelerator=accelerator)
+    except Interrupted:
+        if accelerator.is_main_process:
+            _write(f"stopped by SIGTERM; saved. Resume with: {' '.join(['the same command:', *sys.argv])}\n")
+        return 0
+    if accelerator.is_main_process:
+        _write(results_table(results) + "\n")
+        _write(f"student: {recipe.output_dir}/student\nreport:  {recipe.output_dir}/report.html\n")
+    return 0
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Run `main`; a user's mistake is printed by the first process alone, without a traceback."""
+    try:
+        return main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"{_prefixed(error)}\n")
+        return USER_MISTAKE
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
+    """What `recipes/distill.py` and `recipes/finetune.py` are."""
+    parser = recipe_parser(argparse.ArgumentParser(description=description))
+    return guarded(lambda: run_recipe(parser.parse_intermixed_args(argv)))
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """teacher, student and scratch side by side, as plain text."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=None, show_edge=False, pad_edge=False)
+    columns = [
+        ("model", "<", lambda name, row: name),
+        ("top-1 %", ">", lambda name, row: f"{row['top1']:.2f}"),
+        ("top-5 %", ">", lambda name, row: f"{row['top5']:.2f}"),
+        ("ECE %", ">", lambda name, row: f"{row['ece']:.2f}"),
+        ("agreement %", ">", lambda name, row: _agreement(name, results)),
+        ("parameters", ">", lambda name, row: f"{row['params']:,}"),
+        ("images/s", ">", lambda name, row: f"{row['images_per_second']:,.0f}"),
+        ("minutes", ">", lambda name, row: f"{row['minutes']:.1f}" if "minutes" in row else "-"),
+    ]
+    for title, align, _ in columns:
+        table.add_column(title, justify="right" if align == ">" else "left", no_wrap=True)
+    for name in ("teacher", "student", "scratch"):
+        if name in results:
+            table.add_row(*(show(name, results[name]) for _, _, show in columns))
+    console = Console(width=110, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    console.print(table)
+    return console.export_text(styles=False).rstrip()
+
+
+def _agreement(name: str, results: dict[str, Any]) -> str:
+    return f"{results['agreement']:.2f}" if name == "student" and "agreement" in results else "-"
+
+
+def _prefixed(error: UserError) -> str:
+    text = str(error)
+    return text if text.startswith("config error") else f"error: {text}"
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

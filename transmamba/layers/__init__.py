@@ -1,0 +1,1 @@
+"""The Mamba blocks that students are made of."""

@@ -1,0 +1,143 @@
+"""Vision Mamba's mixer ("bimamba v2"): one input and output projection, two selective scans.
+
+Parameter names and shapes are those of hustvl/Vim, so that its checkpoints load. Shapes: B images, L tokens,
+D channels, E = expand * D inner channels, N state size, R rank of delta.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transmamba_kernels import bidirectional_scan, causal_conv1d
+
+from .mixed import Mixed
+
+# silu(NEUTRAL_GATE) = 1: a gate whose pre-activation sits here lets the value path through unchanged
+NEUTRAL_GATE = 1.2784645427610738
+_DELTA_RANGE = (1e-3, 1e-1)
+
+
+class BidirectionalMamba(nn.Module):
+    """out_proj((y_f + y_b) / 2), each direction with its own convolution, delta, B, C, A and D.
+
+    proj_bias: biases of in_proj and out_proj (the official model has none)
+    gate_bias: a bias on the gate's pre-activation alone; at `NEUTRAL_GATE` the gate is neutral
+    vim_compat_init: leave the backward direction's delta at Linear's default, as the official code does
+        (it starts near softplus(0) = 0.69 instead of 0.001..0.1)
+    """
+
+    conv1d: nn.Conv1d
+    conv1d_b: nn.Conv1d
+    x_proj: nn.Linear
+    x_proj_b: nn.Linear
+    dt_proj: nn.Linear
+    dt_proj_b: nn.Linear
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        expand: int = 2,
+        d_state: int = 16,
+        d_conv: int = 4,
+        proj_bias: bool = False,
+        gate_bias: bool = False,
+        vim_compat_init: bool = False,
+    ) -> None:
+        super().__init__()
+        inner, rank = expand * dim, math.ceil(dim / 16)
+        self.inner, self.rank, self.d_state = inner, rank, d_state
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=proj_bias)
+        self.gate_bias = nn.Parameter(torch.zeros(inner)) if gate_bias else None
+        for suffix in ("", "_b"):
+            self.add_module(f"conv1d{suffix}", nn.Conv1d(inner, inner, d_conv, groups=inner))
+            self.add_module(f"x_proj{suffix}", nn.Linear(inner, rank + 2 * d_state, bias=False))
+            self.add_module(f"dt_proj{suffix}", nn.Linear(rank, inner))
+            if suffix == "" or not vim_compat_init:
+                _init_delta(getattr(self, f"dt_proj{suffix}"))
+            else:
+                nn.init.zeros_(self.dt_proj_b.bias)
+        states = torch.arange(1, d_state + 1, dtype=torch.float32).repeat(inner, 1)
+        self.A_log = nn.Parameter(states.log())
+        self.A_b_log = nn.Parameter(states.log())
+        self.D = nn.Parameter(torch.ones(inner))
+        self.D_b = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, dim, bias=proj_bias)
+
+    def _direction(self, x: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Convolved x (B, L, E), delta before its bias (B, L, E), B and C (B, L, N) of one direction."""
+        conv: nn.Conv1d = getattr(self, f"conv1d{suffix}")
+        x = causal_conv1d(x, conv.weight[:, 0], conv.bias, activation="silu", reverse=suffix == "_b")
+        raw = getattr(self, f"x_proj{suffix}")(x)
+        delta, B, C = raw.split([self.rank, self.d_state, self.d_state], dim=-1)
+        return x, F.linear(delta, getattr(self, f"dt_proj{suffix}").weight), B, C
+
+    def forward(self, u: Tensor, *, branches: bool = False, tokens: Tensor | None = None) -> Mixed:
+        """u (B, L, D) -> `Mixed`; `branches` asks for the spread, on `tokens` (positions) or on all."""
+        x, z = self.in_proj(u).chunk(2, dim=-1)
+        if self.gate_bias is not None:
+            z = z + self.gate_bias
+        x_f, delta_f, B_f, C_f = self._direction(x, "")
+        x_b, delta_b, B_b, C_b = self._direction(x, "_b")
+        scanned = bidirectional_scan(
+            x_f,
+            x_b,
+            delta_f,
+            delta_b,
+            -self.A_log.float().exp(),
+            -self.A_b_log.float().exp(),
+            B_f,
+            B_b,
+            C_f,
+            C_b,
+            D=self.D.float(),
+            D_b=self.D_b.float(),
+            z=z,
+            delta_bias=self.dt_proj.bias.float(),
+            delta_bias_b=self.dt_proj_b.bias.float(),
+            delta_softplus=True,
+            return_branches=branches,
+        )
+        parts = {"B": B_f, "C": C_f, "B_b": B_b, "C_b": C_b}
+        if not branches:
+            return Mixed(self.out_proj(scanned), parts=parts)
+        merged, y_f, y_b = scanned
+        half = (y_f - y_b) * 0.5
+        half = half if tokens is None else half[:, tokens]
+        spread = F.linear(half, self.out_proj.weight)
+        return Mixed(self.out_proj(merged), spread=spread, parts=parts)
+
+    @torch.no_grad()
+    def mimic_(self) -> None:
+        """Start as close to a plain linear value path as the parameters allow: identity convolutions, and a
+        neutral gate where there is a bias to hold it."""
+        for conv in (self.conv1d, self.conv1d_b):
+            conv.weight.zero_()
+            conv.weight[:, 0, -1] = 1.0
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        gate: Tensor | None = self.gate_bias
+        if gate is None and self.in_proj.bias is not None:
+            gate = self.in_proj.bias[self.inner :]
+        if gate is not None:
+            gate.fill_(NEUTRAL_GATE)
+            self.in_proj.weight[self.inner :].zero_()
+
+    def has_identity_conv(self) -> bool:
+        """Whether both convolutions pass their input through (up to their bias)."""
+        return all(
+            bool((conv.weight[:, 0, -1] == 1).all()) and not bool(conv.weight[:, 0, :-1].any())
+            for conv in (self.conv1d, self.conv1d_b)
+        )
+
+
+def _init_delta(linear: nn.Linear) -> None:
+    """Mamba's initialisation: softplus(bias) log-uniform in 0.001..0.1, weights uniform in +-rank^-1/2."""
+    bound = linear.in_features**-0.5
+    nn.init.uniform_(linear.weight, -bound, bound)
+    low, high = (math.log(value) for value in _DELTA_RANGE)
+    delta = torch.empty(linear.out_features).uniform_(low, high).exp().clamp(min=1e-4)
+    with torch.no_grad():
+        linear.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus

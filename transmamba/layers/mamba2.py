@@ -1,0 +1,100 @@
+"""A bidirectional Mamba-2 mixer in the place of softmax attention, with attention's heads.
+
+[proposal, not the paper's] C takes the queries' place, B the keys', x the values', the output projection
+stays;
+the state size is the head size. Both directions share all that attention shares: the projections, a centred
+convolution and delta; only the decays are their own. Shapes: B images, L tokens, D = H * P channels, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transmamba_kernels import bidirectional_ssd
+
+from .bidirectional import NEUTRAL_GATE
+from .mixed import Mixed
+
+
+class BidirectionalSSD(nn.Module):
+    """Drop-in for timm's `Attention` in a vision transformer block.
+
+    `length` sets where delta starts: 1 / length, so that a sum over the image begins as an average.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        length: int,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        conv_kernel: int = 3,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)  # C, B, x in the order of q, k, v
+        self.conv1d = nn.Conv1d(3 * dim, 3 * dim, conv_kernel, padding=conv_kernel // 2, groups=3 * dim)
+        self.gate = nn.Linear(dim, dim)
+        self.dt_proj = nn.Linear(dim, num_heads)
+        self.A_log = nn.Parameter(torch.empty(num_heads))
+        self.A_b_log = nn.Parameter(torch.empty(num_heads))
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.length = length
+        self.neutral_()
+
+    @torch.no_grad()
+    def neutral_(self) -> None:
+        """Identity convolution, open gate, delta = 1 / length, decays of 1/4 to 4 image lengths."""
+        self.conv1d.weight.zero_()
+        self.conv1d.weight[:, 0, self.conv1d.kernel_size[0] // 2] = 1.0
+        nn.init.zeros_(self.conv1d.bias)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, NEUTRAL_GATE)
+        nn.init.zeros_(self.dt_proj.weight)
+        nn.init.constant_(self.dt_proj.bias, math.log(math.expm1(1 / self.length)))
+        rates = torch.logspace(-2, 2, self.num_heads, base=2) if self.num_heads > 1 else torch.ones(1)
+        self.A_log.copy_(rates.log())
+        self.A_b_log.copy_(rates.log())
+
+    def forward(self, u: Tensor, *, branches: bool = False, tokens: Tensor | None = None) -> Mixed:
+        """u (B, L, D) -> `Mixed`; `branches` asks for the spread, on `tokens` (positions) or on all."""
+        mixed = self.qkv(u)
+        mixed = self.conv1d(mixed.transpose(1, 2)).transpose(1, 2)
+        C, B, x = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in mixed.chunk(3, dim=-1))
+        gate = F.silu(self.gate(u))
+        y = bidirectional_ssd(
+            x,
+            self.dt_proj(u),
+            -self.A_log.float().exp(),
+            B,
+            C * self.head_dim**-0.5,
+            A_b=-self.A_b_log.float().exp(),
+            delta_softplus=True,
+            return_branches=branches,
+        )
+        parts = {"B": B.flatten(2), "C": C.flatten(2)}
+        if not branches:
+            return Mixed(self.proj(y.flatten(2) * gate), parts=parts)
+        y, y_f, y_b = y
+        half = ((y_f - y_b) * 0.5).flatten(2) * gate
+        half = half if tokens is None else half[:, tokens]
+        return Mixed(self.proj(y.flatten(2) * gate), spread=F.linear(half, self.proj.weight), parts=parts)
+
+
+class SSDAttention(BidirectionalSSD):
+    """`BidirectionalSSD` with the call signature of timm's `Attention`."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:  # type: ignore[override]
+        if attn_mask is not None or is_causal:
+            raise ValueError("an SSD mixer takes no attention mask")
+        return super().forward(x).output
+
+    def mix(self, u: Tensor, *, branches: bool = False, tokens: Tensor | None = None) -> Mixed:
+        return super().forward(u, branches=branches, tokens=tokens)

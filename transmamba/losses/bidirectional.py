@@ -1,0 +1,35 @@
+"""Adaptive bidirectional distillation: each scan direction's own feature against the teacher's, layer by
+layer.
+
+TransMamba (arXiv 2502.15130), as third parties report it, compares the backward branch with the teacher's
+features
+reversed along the tokens. Bringing the branch back to raster order and comparing it with the unreversed
+teacher is
+the same number (a test holds that), so one teacher tensor serves both directions [proposal D4]. Adaptive
+weights:
+`feature.adaptive_weights` [proposal D3].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..registry import LOSSES
+from ..signals import Geometry
+from .feature import CosineLoss, Weighting
+
+
+@LOSSES.register("bidirectional")
+@dataclass(frozen=True, kw_only=True)
+class Bidirectional:
+    """mean over directions m and layers i of w_im (1 - c_im); 0..2 an image.
+
+    momentum: of the running mean cosine from which the weights of the next step come
+    """
+
+    weight: float = 1.0
+    weighting: Weighting = "adaptive"
+    momentum: float = 0.9
+
+    def build(self, geometry: Geometry) -> CosineLoss:
+        return CosineLoss(geometry, self.weight, self.weighting, self.momentum, directions=2)

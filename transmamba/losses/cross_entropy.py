@@ -1,0 +1,41 @@
+"""Cross-entropy with hard or soft targets and label smoothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..outputs import Term
+from ..registry import LOSSES
+from ..signals import Geometry, Loss, Signals
+
+
+@LOSSES.register("cross_entropy")
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Task loss in nats an image. `label_smoothing` in 0..1 also applies to mixup's soft targets."""
+
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+
+    def build(self, geometry: Geometry | None = None) -> CrossEntropyLoss:
+        return CrossEntropyLoss(self)
+
+
+class CrossEntropyLoss(Loss):
+    needs_teacher = False
+    uses_logits = True
+
+    def __init__(self, config: CrossEntropy) -> None:
+        super().__init__(config.weight)
+        self.label_smoothing = config.label_smoothing
+
+    def forward(self, signals: Signals) -> Term:
+        logits = signals.student.logits
+        assert isinstance(logits, Tensor), "an end-to-end pass has logits"
+        loss = F.cross_entropy(
+            logits.float(), signals.targets, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        return Term(loss, self.count(signals.targets))

@@ -1,0 +1,105 @@
+"""Cosine distance between residual streams, layer by layer, on the merged output of each layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..outputs import Capture, Term
+from ..registry import LOSSES
+from ..signals import Geometry, Loss, Signals, cosine, stack_parts
+
+Weighting = Literal["adaptive", "uniform", "linear_depth"]
+
+
+@LOSSES.register("feature")
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """mean over layers of w_i (1 - c_i), c_i the mean cosine of matched tokens; 0..2 an image.
+
+    weighting: `uniform`; `linear_depth` (weights grow with depth, what the namesake's released code does);
+        `adaptive` (less aligned layers weigh more, see `adaptive_weights`)
+    """
+
+    weight: float = 1.0
+    weighting: Weighting = "uniform"
+    momentum: float = 0.9
+
+    def build(self, geometry: Geometry) -> CosineLoss:
+        return CosineLoss(geometry, self.weight, self.weighting, self.momentum, directions=1)
+
+
+class CosineLoss(Loss):
+    """Both the fused (`directions=1`) and the bidirectional (`directions=2`) feature loss."""
+
+    running: Tensor
+
+    def __init__(
+        self, geometry: Geometry, weight: float, weighting: Weighting, momentum: float, directions: int
+    ) -> None:
+        super().__init__(weight)
+        self.pairs, self.weighting, self.momentum, self.directions = (
+            geometry.pairs,
+            weighting,
+            momentum,
+            directions,
+        )
+        # NaN until the first step was observed; then the running mean cosine, (directions, layers)
+        self.register_buffer("running", torch.full((directions, len(self.pairs)), torch.nan))
+
+    def student_capture(self) -> Capture:
+        layers = frozenset(self.pairs)
+        return Capture(branches=layers) if self.directions == 2 else Capture(hidden=layers)
+
+    def teacher_capture(self) -> Capture:
+        return Capture(hidden=frozenset(self.pairs.values()))
+
+    def projections(self) -> set[int]:
+        return set(self.pairs)
+
+    def part_names(self) -> list[str]:
+        sides = ("/fwd", "/bwd") if self.directions == 2 else ("",)
+        return [f"{k}{side}" for side in sides for k in self.pairs]
+
+    def weights(self) -> Tensor:
+        """Loss weight of each (direction, layer), mean 1 a direction before the cap; constants to
+        autograd."""
+        if self.weighting == "linear_depth":
+            depth = torch.arange(1, len(self.pairs) + 1, device=self.running.device, dtype=torch.float32)
+            return (depth / depth.mean()).expand_as(self.running)
+        if self.weighting == "uniform" or bool(self.running.isnan().any()):
+            return torch.ones_like(self.running)
+        return adaptive_weights(self.running)
+
+    def observe(self, parts: Tensor) -> None:
+        mean = parts.to(self.running.device)
+        seen = not bool(self.running.isnan().any())
+        self.running.copy_(self.momentum * self.running + (1 - self.momentum) * mean if seen else mean)
+
+    def forward(self, signals: Signals) -> Term:
+        similarity: list[list[Tensor]] = [[] for _ in range(self.directions)]
+        for k, t in self.pairs.items():
+            wanted = signals.teacher_hidden(t)
+            features = signals.student_branches(k) if self.directions == 2 else (signals.student_hidden(k),)
+            for direction, feature in enumerate(features):
+                similarity[direction].append(cosine(feature, wanted))
+        cosines = torch.stack([torch.stack(row) for row in similarity])  # (directions, layers, B)
+        weighted = self.weights()[..., None] * (1 - cosines)
+        parts = torch.stack([stack_parts(row) for row in similarity])
+        return Term(weighted.mean(dim=(0, 1)).sum(), self.count(signals.targets), parts)
+
+
+def adaptive_weights(similarity: Tensor, floor: float = 0.1, cap: float = 5.0) -> Tensor:
+    """w_i = mean_j(c_j) / c_i with c clamped to floor..1, scaled to mean 1 and capped; (..., N) -> (..., N).
+
+    The published rule, as third parties report it, is (sum_j c_j) / c_i on raw, attached cosines: that
+    explodes
+    near c = 0, changes sign below it, grows with depth and pushes aligned layers apart. Detached, clamped and
+    mean-normalised [proposal D3] it keeps the intent: the less aligned a layer, the more it weighs.
+    """
+    clamped = similarity.detach().clamp(floor, 1.0)
+    weights = clamped.mean(dim=-1, keepdim=True) / clamped
+    return (weights / weights.mean(dim=-1, keepdim=True)).clamp(max=cap)

@@ -1,0 +1,47 @@
+"""KL divergence from the teacher's softened class distribution (Hinton et al., arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..outputs import Term
+from ..registry import LOSSES
+from ..signals import Geometry, Loss, Signals
+
+
+@LOSSES.register("kl")
+@dataclass(frozen=True, kw_only=True)
+class KL:
+    """T² KL(teacher ‖ student) in nats an image at temperature T."""
+
+    weight: float = 1.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; write a number above 0")
+
+    def build(self, geometry: Geometry | None = None) -> KLLoss:
+        return KLLoss(self)
+
+
+class KLLoss(Loss):
+    uses_logits = True
+
+    def __init__(self, config: KL) -> None:
+        super().__init__(config.weight)
+        self.temperature = config.temperature
+
+    def forward(self, signals: Signals) -> Term:
+        student, teacher = signals.student.logits, signals.guide.logits
+        assert isinstance(student, Tensor) and isinstance(teacher, Tensor), "an end-to-end pass has logits"
+        loss = F.kl_div(
+            F.log_softmax(student.float() / self.temperature, dim=-1),
+            F.log_softmax(teacher.float() / self.temperature, dim=-1),
+            reduction="sum",
+            log_target=True,
+        )
+        return Term(loss * self.temperature**2, self.count(signals.targets))

@@ -1,0 +1,105 @@
+"""What losses may read: `Output`s of teacher and student, and what they return: `Term(sum, count)`.
+
+Shapes: B images, L tokens, D channels, K classes, H heads, P channels a head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Where each token of a sequence comes from.
+
+    `special` names the tokens that are no image patch and their position in the sequence; all others are the
+    patches of `grid` (rows, columns) in raster order.
+    """
+
+    grid: tuple[int, int]
+    special: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def length(self) -> int:
+        return self.grid[0] * self.grid[1] + len(self.special)
+
+    @property
+    def patches(self) -> list[int]:
+        """Sequence positions of the patch tokens, in raster order."""
+        taken = {position for _, position in self.special}
+        return [position for position in range(self.length) if position not in taken]
+
+    def match(self, target: TokenLayout) -> tuple[Tensor, Tensor]:
+        """Positions here and positions in `target` of the tokens that both have, in the target's order.
+
+        Raises ValueError when the patch grids differ: the aligner resizes them before it asks.
+        """
+        if self.grid != target.grid:
+            raise ValueError(f"patch grids differ: {self.grid} and {target.grid}")
+        here = dict(self.special)
+        pairs = [(here[name], position) for name, position in target.special if name in here]
+        pairs += list(zip(self.patches, target.patches, strict=True))
+        pairs.sort(key=lambda pair: pair[1])
+        source, wanted = zip(*pairs, strict=True)
+        return torch.tensor(source), torch.tensor(wanted)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Which intermediate results a forward pass should keep, by block index.
+
+    hidden:   residual stream after block k, (B, L, D)
+    branches: forward and backward branch features of student layer k, each (B, L, D); their mean is
+    `hidden[k]`
+    mixers:   what the sequence mixer of block k saw and made (teacher: q, k, input, output; student: B, C
+    ...)
+    tokens:   positions to keep in `branches` (they cost a projection each); None keeps all
+    """
+
+    hidden: frozenset[int] = frozenset()
+    branches: frozenset[int] = frozenset()
+    mixers: frozenset[int] = frozenset()
+    tokens: Tensor | None = None
+
+    def union(self, other: Capture) -> Capture:
+        if self.tokens is not None and other.tokens is not None and self.tokens is not other.tokens:
+            raise ValueError("two captures ask for different token subsets")
+        return Capture(
+            hidden=self.hidden | other.hidden,
+            branches=self.branches | other.branches,
+            mixers=self.mixers | other.mixers,
+            tokens=other.tokens if self.tokens is None else self.tokens,
+        )
+
+
+@dataclass
+class Output:
+    """One forward pass of a teacher or a student."""
+
+    logits: Tensor | None
+    layout: TokenLayout
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    branches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    mixers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def detached(self) -> Output:
+        """The same values without gradient history: a perfect student for tests."""
+        return dataclasses.replace(self, logits=None if self.logits is None else self.logits.detach())
+
+
+@dataclass
+class Term:
+    """A loss before it is averaged: the trainer divides by the count over all ranks and micro-batches.
+
+    sum:   scalar tensor, the loss summed over the items of this micro-batch
+    count: how many items that was (a number the batch alone determines)
+    parts: optional detached (M, N) or (N,) sums of per-layer similarity, for logging and adaptive weights
+    """
+
+    sum: Tensor
+    count: int
+    parts: Tensor | None = None

@@ -1,0 +1,145 @@
+"""The recipe: everything a run is told, as frozen dataclasses. Derived values live on the built objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from .config import Part
+from .losses.cross_entropy import CrossEntropy
+from .registry import LOSSES, STUDENTS, TASKS, TEACHERS
+from .subclone import SubcloneConfig
+from .tracking import WandbConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stretch of training with its own losses, optimizer and schedule.
+
+    Length: exactly one of steps, epochs, samples, percent (share of the optimizer steps of all stages).
+    trainable: `mixers` (the Mamba mixers and the projections), `all`, or `auto`: mixers where every loss is
+        teacher-forced, else all
+    lr, min_lr: peak and end of a cosine after `warmup` (share of the stage); per optimizer step of the
+    global batch
+    cloned_lr_scale: factor on the learning rate of tensors that came from the teacher
+    token_fraction: share of the tokens that feature losses look at, drawn anew each step
+    """
+
+    losses: tuple[Annotated[Any, Part(LOSSES)], ...]
+    name: str = "distill"
+    steps: int | None = None
+    epochs: float | None = None
+    samples: int | None = None
+    percent: float | None = None
+    trainable: Literal["auto", "all", "mixers"] = "auto"
+    lr: float = 5e-4
+    min_lr: float = 1e-5
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    cloned_lr_scale: float = 1.0
+    token_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        lengths = {key: getattr(self, key) for key in ("steps", "epochs", "samples", "percent")}
+        given = {key: value for key, value in lengths.items() if value is not None}
+        if len(given) != 1:
+            shown = ", ".join(given) or "none"
+            raise ValueError(f"give exactly one of steps, epochs, samples, percent; given: {shown}")
+        key, value = next(iter(given.items()))
+        if value <= 0 or (key == "percent" and value >= 100):
+            raise ValueError(
+                f"{key} is {value}; write a number above 0" + (" and below 100" * (key == "percent"))
+            )
+        if not self.losses:
+            raise ValueError("losses is empty; name at least one, such as cross_entropy")
+        if not 0 < self.token_fraction <= 1:
+            raise ValueError(f"token_fraction is {self.token_fraction}; write a share above 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How the loop runs. batch_size is per process and micro-batch; a step takes batch_size * accumulation *
+    processes images. Evaluation and saving are counted in optimizer steps; 0 means only at the end of a
+    stage."""
+
+    batch_size: int = 64
+    accumulation: int = 1
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    eval_batch_size: int = 256
+    save_every: int = 200
+    keep: int = 2
+    max_skipped: int = 10
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "accumulation", "log_every", "eval_batch_size", "keep"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)}; write a number of at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """The same student trained from scratch with the same data and steps, for comparison (RUN/scratch).
+
+    losses, lr, weight_decay: its own, since what suits distillation need not suit it
+    """
+
+    losses: tuple[Annotated[Any, Part(LOSSES)], ...] = (CrossEntropy(),)
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """teacher -> student -> init -> stages -> RUN (output_dir). Without a teacher: training from labels
+    alone.
+
+    teacher_recipe: path of a recipe whose run makes the teacher; run first where its results are missing
+    scratch: also train the same student from labels alone, for comparison
+    """
+
+    output_dir: str
+    task: Annotated[Any, Part(TASKS)]
+    student: Annotated[Any, Part(STUDENTS)]
+    stages: tuple[Stage, ...]
+    teacher: Annotated[Any, Part(TEACHERS)] | None = None
+    teacher_recipe: str | None = None
+    init: SubcloneConfig | None = field(default_factory=SubcloneConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    scratch: Scratch | None = None
+    wandb: WandbConfig | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages is empty; give at least one")
+        if sum(stage.percent or 0 for stage in self.stages) >= 100:
+            raise ValueError(
+                "the stages' percents reach 100; at least one stage needs steps, epochs or samples"
+            )
+
+
+def stage_steps(stages: tuple[Stage, ...], num_train: int, global_batch: int) -> list[int]:
+    """Optimizer steps of each stage, at least 1, for `num_train` images and `global_batch` images a step."""
+    steps: list[int | None] = []
+    for stage in stages:
+        if stage.steps is not None:
+            steps.append(stage.steps)
+        elif stage.epochs is not None:
+            steps.append(max(1, round(stage.epochs * num_train / global_batch)))
+        elif stage.samples is not None:
+            steps.append(max(1, round(stage.samples / global_batch)))
+        else:
+            steps.append(None)
+    fixed = sum(count for count in steps if count is not None)
+    share = sum(stage.percent or 0 for stage in stages) / 100
+    total = fixed / (1 - share)
+    return [
+        max(1, round(total * (stage.percent or 0) / 100)) if count is None else count
+        for stage, count in zip(stages, steps, strict=True)
+    ]

@@ -1,0 +1,361 @@
+"""A vision transformer with attention alone replaced by a bidirectional Mamba-2 mixer of the same heads.
+
+[proposal, not the paper's] MLPs, norms, embeddings and head are the teacher's, bit for bit; `qkv` and `proj`
+of
+attention become C, B, x and the output projection with their biases. Chosen layers may keep their attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ..canonical import Affine, View
+from ..errors import UserError
+from ..layers.mamba2 import SSDAttention
+from ..outputs import Capture, Output, TokenLayout
+from ..registry import STUDENTS
+from ..student import Sublayer, depth_map
+from ..subclone import Dropped, Selection, Take
+from .vim import _cfg
+
+
+class SSDVisionTransformer(VisionTransformer):
+    """timm's VisionTransformer whose blocks mix tokens with `SSDAttention`, but for `attention_layers`."""
+
+    def __init__(self, *, attention_layers: Sequence[int] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        depth = len(self.blocks)
+        if any(layer not in range(depth) for layer in attention_layers):
+            raise ValueError(f"attention_layers is {list(attention_layers)}; the layers are 0 to {depth - 1}")
+        self.attention_layers = tuple(attention_layers)
+        for k, block in enumerate(self.blocks):
+            if k not in attention_layers:
+                block.attn = SSDAttention(
+                    self.embed_dim,
+                    block.attn.num_heads,
+                    length=self.patch_embed.num_patches + self.num_prefix_tokens,
+                    qkv_bias=block.attn.qkv.bias is not None,
+                    proj_bias=block.attn.proj.bias is not None,
+                )
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        decays = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log"))}
+        return super().no_weight_decay() | decays
+
+    # --- the student's interface
+    # ------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> TokenLayout:
+        names = (["cls"] if self.has_class_token else []) + [f"reg{i}" for i in range(self.num_reg_tokens)]
+        rows, columns = self.patch_embed.grid_size
+        return TokenLayout(grid=(rows, columns), special=tuple((name, i) for i, name in enumerate(names)))
+
+    @property
+    def width(self) -> int:
+        return self.embed_dim
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def state_width(self) -> int:
+        return self.embed_dim
+
+    def run(self, images: Tensor, capture: Capture) -> Output:
+        output = Output(logits=None, layout=self.layout)
+        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
+        for k, block in enumerate(self.blocks):
+            x, spread, parts = self._block(k, block, x, capture)
+            if k in capture.hidden:
+                output.hidden[k] = x
+            if k in capture.branches:
+                here = x if capture.tokens is None else x[:, capture.tokens]
+                output.branches[k] = (here, here) if spread is None else (here + spread, here - spread)
+            if k in capture.mixers:
+                output.mixers[k] = parts
+        output.logits = self.forward_head(self.norm(x))
+        return output
+
+    def _block(
+        self, k: int, block: Any, x: Tensor, capture: Capture
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        spread, parts = None, {}
+        if k in self.attention_layers:
+            mixed = block.attn(block.norm1(x))
+        else:
+            out = block.attn.mix(block.norm1(x), branches=k in capture.branches, tokens=capture.tokens)
+            mixed, parts = out.output, out.parts
+            spread = out.spread
+        survives = block.drop_path1(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
+        spread = None if spread is None else survives * block.ls1(spread)
+        x = x + survives * block.ls1(mixed)
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), spread, parts
+
+    def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
+        block: Any = self.blocks[k]
+        out = block.attn.mix(block.norm1(hidden))
+        return block.ls1(out.output), out.parts
+
+    def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
+        sources = depth_map(self.num_layers, num_blocks)
+        return {k: (t, "attention") for k, t in enumerate(sources) if k not in self.attention_layers}
+
+    def mixer_parameters(self) -> set[str]:
+        kept = {f"blocks.{k}." for k in self.attention_layers}
+        return {
+            name
+            for name, _ in self.named_parameters()
+            if ".attn." in name and not name.startswith(tuple(kept))
+        }
+
+    def plan(self, view: View, select: Selection) -> Iterator[Take | Dropped]:
+        if view.width != self.width:
+            raise UserError(
+                f"ssd_vit keeps the teacher's width {view.width}, but the student is {self.width} wide; "
+                f"set student.kwargs.embed_dim={view.width}, or choose a vim student to shrink"
+            )
+        yield from _plan_ends(self, view)
+        for k, t in enumerate(depth_map(self.num_layers, len(view.blocks))):
+            yield from _plan_block(self, view, k, t)
+
+
+def _plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dropped]:
+    embedding = view.embedding
+    mine, theirs = student.layout, view.layout
+    if mine.grid != theirs.grid:
+        raise UserError(
+            f"teacher has a {theirs.grid} patch grid, ssd_vit {mine.grid}; use the same size and patch"
+        )
+    yield Take(target="patch_embed.proj.weight", source="embedding.weight", tensor=embedding.weight)
+    yield from _bias("patch_embed.proj.bias", "embedding.bias", Affine(embedding.weight, embedding.bias))
+    rows = [name for name, _ in theirs.special]
+    for name, _ in mine.special:
+        if name not in rows:
+            raise UserError(
+                f"ssd_vit has a {name} token and the teacher none; set student.kwargs.class_token=false"
+            )
+    for name in rows:
+        if name not in dict(mine.special):
+            yield Dropped(source=f"embedding.special.{name}", why="the student has no such token")
+    if "cls" in rows:
+        row = rows.index("cls")
+        yield Take(target="cls_token", source="embedding.special.cls", tensor=embedding.special[row])
+    registers = [i for i, name in enumerate(rows) if name.startswith("reg")]
+    if registers:
+        index = torch.tensor(registers)
+        yield Take(
+            target="reg_token",
+            source="embedding.special.reg",
+            tensor=embedding.special.index_select(0, index.to(embedding.special.device)),
+        )
+    if student.pos_embed is not None:
+        source, _ = theirs.match(mine)
+        position = embedding.position
+        if student.pos_embed.shape[1] != mine.length:
+            source = source[len(mine.special) :]
+        yield Take(target="pos_embed", source="embedding.position", tensor=position, index=(source,))
+    if view.norm is not None:
+        prefix = "fc_norm" if view.norm_after_pooling else "norm"
+        if view.norm.weight is not None:
+            yield Take(target=f"{prefix}.weight", source="norm.weight", tensor=view.norm.weight)
+        if view.norm.bias is not None:
+            yield Take(target=f"{prefix}.bias", source="norm.bias", tensor=view.norm.bias)
+    if view.num_classes == student.num_classes:
+        yield Take(target="head.weight", source="head.weight", tensor=view.heads[0][1].weight)
+        yield from _bias("head.bias", "head.bias", view.heads[0][1])
+    for token, _ in view.heads[1:]:
+        yield Dropped(source=f"head.{token}", why="the student has one head")
+
+
+def _bias(target: str, source: str, affine: Affine, layer: int | None = None) -> Iterator[Take]:
+    if affine.bias is not None:
+        yield Take(target=target, source=source, tensor=affine.bias, layer=layer)
+
+
+def _plan_block(student: SSDVisionTransformer, view: View, k: int, t: int) -> Iterator[Take | Dropped]:
+    block, into, source = view.blocks[t], f"blocks.{k}", f"blocks.{t}"
+    attention, mlp = block.attention, block.mlp
+    if attention.heads != student.blocks[k].attn.num_heads:
+        raise UserError(
+            f"teacher has {attention.heads} heads, ssd_vit {student.blocks[k].attn.num_heads}; "
+            f"set student.kwargs.num_heads={attention.heads}"
+        )
+    for name, norm in (("norm1", attention.norm), ("norm2", mlp.norm)):
+        kind = "attention" if name == "norm1" else "mlp"
+        if norm.weight is not None:
+            yield Take(
+                target=f"{into}.{name}.weight",
+                source=f"{source}.{kind}.norm.weight",
+                tensor=norm.weight,
+                layer=k,
+            )
+        if norm.bias is not None:
+            yield Take(
+                target=f"{into}.{name}.bias", source=f"{source}.{kind}.norm.bias", tensor=norm.bias, layer=k
+            )
+    for third, name in enumerate(("q", "k", "v")):
+        projection: Affine = getattr(attention, name)
+        rows = slice(third * view.width, (third + 1) * view.width)
+        yield Take(
+            target=f"{into}.attn.qkv.weight",
+            source=f"{source}.attention.{name}.weight",
+            tensor=projection.weight,
+            into=rows,
+            layer=k,
+        )
+        if projection.bias is not None:
+            yield Take(
+                target=f"{into}.attn.qkv.bias",
+                source=f"{source}.attention.{name}.bias",
+                tensor=projection.bias,
+                into=rows,
+                layer=k,
+            )
+    for target, name, affine in (
+        ("attn.proj", "attention.o", attention.o),
+        ("mlp.fc1", "mlp.up", mlp.up),
+        ("mlp.fc2", "mlp.down", mlp.down),
+    ):
+        yield Take(
+            target=f"{into}.{target}.weight", source=f"{source}.{name}.weight", tensor=affine.weight, layer=k
+        )
+        yield from _bias(f"{into}.{target}.bias", f"{source}.{name}.bias", affine, layer=k)
+    for target, scale in (("ls1", attention.scale), ("ls2", mlp.scale)):
+        if scale is not None:
+            yield Take(target=f"{into}.{target}.gamma", source=f"{source}.{target}", tensor=scale, layer=k)
+    if attention.q_norm is not None and k not in student.attention_layers:
+        yield Dropped(source=f"{source}.attention.q_norm", why="an SSD mixer has no query and key norms")
+
+
+# --- timm registration
+# ---------------------------------------------------------------------------------------
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"ssd_{name}": _cfg(size, num_classes=classes, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+        for name, size, classes in (
+            ("vit_tiny_patch16_224", 224, 1000),
+            ("vit_small_patch16_224", 224, 1000),
+            ("vit_base_patch16_224", 224, 1000),
+            ("vit_mini_patch4_32", 32, 10),
+            ("vit_micro_patch2_8", 8, 10),
+        )
+    }
+)
+
+
+def _create(
+    variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]
+) -> SSDVisionTransformer:
+    out_indices = kwargs.pop("out_indices", 3)
+    model = build_model_with_cfg(
+        SSDVisionTransformer,
+        variant,
+        pretrained,
+        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+        **{**defaults, **kwargs},
+    )
+    model.transmamba_args = {
+        key: value
+        for key, value in kwargs.items()
+        if key not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only")
+    }
+    return model
+
+
+@register_model
+def ssd_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """The shape of ViT/DeiT-Tiny."""
+    defaults = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
+    return _create("ssd_vit_tiny_patch16_224", pretrained, defaults, kwargs)
+
+
+@register_model
+def ssd_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """The shape of ViT/DeiT-Small."""
+    defaults = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
+    return _create("ssd_vit_small_patch16_224", pretrained, defaults, kwargs)
+
+
+@register_model
+def ssd_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """The shape of ViT/DeiT-Base."""
+    defaults = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
+    return _create("ssd_vit_base_patch16_224", pretrained, defaults, kwargs)
+
+
+@register_model
+def ssd_vit_mini_patch4_32(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """For 32-pixel images: 64 patches, 6 blocks of 192, 3 heads."""
+    defaults = dict(img_size=32, patch_size=4, embed_dim=192, depth=6, num_heads=3)
+    return _create("ssd_vit_mini_patch4_32", pretrained, defaults, kwargs)
+
+
+@register_model
+def ssd_vit_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """For 8-pixel images: 16 patches, 6 blocks of 64, 4 heads."""
+    defaults = dict(img_size=8, patch_size=2, embed_dim=64, depth=6, num_heads=4)
+    return _create("ssd_vit_micro_patch2_8", pretrained, defaults, kwargs)
+
+
+@STUDENTS.register("ssd_vit")
+@dataclass(frozen=True, kw_only=True)
+class SsdVit:
+    """An ssd_vit; without `model` its shape is the teacher's."""
+
+    model: str | None = None
+    attention_layers: tuple[int, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(
+        self, *, num_classes: int, input_size: tuple[int, int, int] | None = None, view: View | None = None
+    ) -> nn.Module:
+        from ..teachers.timm_vit import create_timm
+
+        shape: dict[str, Any] = {}
+        if self.model is None:
+            if view is None:
+                raise UserError(
+                    "student ssd_vit takes its shape from a teacher; name one, or set student.model"
+                )
+            shape = shape_of(view)
+        size: dict[str, Any] = dict(num_classes=num_classes)
+        if input_size is not None:
+            size |= dict(in_chans=input_size[0], img_size=list(input_size[1:]))
+        if self.attention_layers:
+            size["attention_layers"] = list(self.attention_layers)
+        name = self.model or "ssd_vit_small_patch16_224"
+        return create_timm(name, pretrained=False, **{**size, **shape, **self.kwargs})
+
+
+def shape_of(view: View) -> dict[str, Any]:
+    """Constructor arguments of the vision transformer that has this view's shape."""
+    special = [name for name, _ in view.layout.special]
+    first = view.blocks[0]
+    eps = {block.attention.norm.eps for block in view.blocks}
+    return dict(
+        patch_size=view.embedding.weight.shape[-1],
+        embed_dim=view.width,
+        depth=len(view.blocks),
+        num_heads=first.attention.heads,
+        mlp_ratio=first.mlp.up.weight.shape[0] / view.width,
+        qkv_bias=first.attention.q.bias is not None,
+        class_token="cls" in special,
+        reg_tokens=sum(name.startswith("reg") for name in special),
+        global_pool="token" if view.heads[0][0] == "cls" else "avg",
+        final_norm=view.norm is not None,
+        fc_norm=view.norm_after_pooling,
+        init_values=1.0 if first.attention.scale is not None else None,
+        **({} if eps == {1e-6} else {"norm_layer": "layernorm"}),
+    )

@@ -1,0 +1,28 @@
+"""Any timm classifier as the model that a recipe trains: teachers, fine-tuning, baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..canonical import View
+from ..registry import STUDENTS
+
+
+@STUDENTS.register("timm")
+@dataclass(frozen=True, kw_only=True)
+class TimmModel:
+    """`model`: a timm name, `hf-hub:ID` or a folder; `kwargs` go to timm.create_model (its own names)."""
+
+    model: str
+    pretrained: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(
+        self, *, num_classes: int, input_size: tuple[int, int, int] | None = None, view: View | None = None
+    ) -> nn.Module:
+        from ..teachers.timm_vit import create_timm
+
+        return create_timm(self.model, pretrained=self.pretrained, num_classes=num_classes, **self.kwargs)

@@ -1,0 +1,570 @@
+"""Vision Mamba (Zhu et al., arXiv 2401.09417) as a timm model: official names and shapes, no compiled
+extension.
+
+One layer is one residual sublayer; the class token sits in the middle of the sequence. Shapes: B images,
+L tokens, D channels, E inner channels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed, resample_patch_embed, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..canonical import Affine, View
+from ..errors import UserError
+from ..layers.bidirectional import BidirectionalMamba
+from ..outputs import Capture, Output, TokenLayout
+from ..registry import STUDENTS
+from ..student import Sublayer, depth_map
+from ..subclone import Dropped, Selection, Take, multiplicity
+
+
+class VimLayer(nn.Module):
+    """x + mixer(norm(x)), the residual stream in float32 whatever the mixer's precision."""
+
+    def __init__(self, dim: int, drop_path: float, **mixer: Any) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.mixer = BidirectionalMamba(dim, **mixer)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.mixer(self.norm(x)).output)
+
+
+class VisionMamba(nn.Module):
+    """Vim, bidirectional v2, class token in the middle.
+
+    Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, and the additions to the official model
+    `proj_bias`, `gate_bias`, `vim_compat_init` (see `BidirectionalMamba`).
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        expand: int = 2,
+        d_conv: int = 4,
+        proj_bias: bool = False,
+        gate_bias: bool = False,
+        vim_compat_init: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if global_pool not in ("", "token", "avg"):
+            raise ValueError(f"global_pool is {global_pool!r}; write 'token', 'avg' or ''")
+        self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_prefix_tokens = 1
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        num_patches = self.patch_embed.num_patches
+        self.cls_position = num_patches // 2
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
+        mixer = dict(
+            d_state=d_state,
+            expand=expand,
+            d_conv=d_conv,
+            proj_bias=proj_bias,
+            gate_bias=gate_bias,
+            vim_compat_init=vim_compat_init,
+        )
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.layers = nn.ModuleList(VimLayer(embed_dim, rate, **mixer) for rate in rates)
+        self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        reduction = self.patch_embed.feat_ratio()
+        self.feature_info = [
+            dict(module=f"layers.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)
+        ]
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Truncated normals as in DeiT, output projections scaled down by sqrt(layers) as in GPT-2 and
+        Mamba."""
+        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
+        for layer in self.layers:
+            layer.mixer.out_proj.weight.div_(len(self.layers) ** 0.5)  # type: ignore[union-attr,operator]
+        for linear in self.modules():
+            if isinstance(linear, BidirectionalMamba):
+                for projection in (linear.in_proj, linear.out_proj):
+                    if projection.bias is not None:
+                        nn.init.zeros_(projection.bias)
+        if isinstance(self.head, nn.Linear):
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    # --- timm's interface
+    # -------------------------------------------------------------------------------------
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        names = {"pos_embed", "cls_token"}
+        own = ("A_log", "A_b_log", "D", "D_b", "gate_bias")
+        return names | {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in own}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^cls_token|pos_embed|patch_embed",
+            blocks=[(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        if global_pool is not None:
+            if global_pool not in ("", "token", "avg"):
+                raise ValueError(f"global_pool is {global_pool!r}; write 'token', 'avg' or ''")
+            self.global_pool = global_pool
+        device = self.pos_embed.device
+        self.head = (
+            nn.Linear(self.embed_dim, num_classes, device=device) if num_classes > 0 else nn.Identity()
+        )
+
+    def _embed(self, x: Tensor) -> Tensor:
+        patches = self.patch_embed(x)
+        cls_token = self.cls_token.expand(len(x), -1, -1).to(patches.dtype)
+        before, after = patches[:, : self.cls_position], patches[:, self.cls_position :]
+        return torch.cat([before, cls_token, after], dim=1) + self.pos_embed
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order."""
+        x = self._embed(x)
+        for layer in self.layers:
+            use_checkpoint = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
+            x = checkpoint(layer, x, use_reentrant=False) if use_checkpoint else layer(x)
+        return self.norm_f(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.global_pool == "token":
+            x = x[:, self.cls_position]
+        elif self.global_pool == "avg":
+            x = x[:, self.layout.patches].mean(dim=1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """timm's intermediates: patch tokens as (B, D, h, w) or (B, h * w, D), the class token beside
+        them."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}; write 'NCHW' or 'NLC'")
+        take, last = feature_take_indices(len(self.layers), indices)
+        kept = []
+        x = self._embed(x)
+        for i, layer in enumerate(self.layers[: last + 1] if stop_early else self.layers):
+            x = layer(x)
+            if i in take:
+                kept.append(self.norm_f(x) if norm else x)
+        patches: list[Any] = [feature[:, self.layout.patches] for feature in kept]
+        if output_fmt == "NCHW":
+            patches = [p.transpose(1, 2).unflatten(2, self.layout.grid).contiguous() for p in patches]
+        if return_prefix_tokens:
+            prefix = [feature[:, self.cls_position : self.cls_position + 1] for feature in kept]
+            patches = list(zip(patches, prefix, strict=True))
+        return patches if intermediates_only else (self.norm_f(x), patches)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        take, last = feature_take_indices(len(self.layers), indices)
+        self.layers = self.layers[: last + 1]
+        if prune_norm:
+            self.norm_f = nn.Identity()  # type: ignore[assignment]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    # --- the student's interface
+    # ------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> TokenLayout:
+        rows, columns = self.patch_embed.grid_size
+        return TokenLayout(grid=(rows, columns), special=(("cls", self.cls_position),))
+
+    @property
+    def width(self) -> int:
+        return self.embed_dim
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def state_width(self) -> int:
+        return self.layers[0].mixer.d_state  # type: ignore[union-attr,return-value]
+
+    def run(self, images: Tensor, capture: Capture) -> Output:
+        output = Output(logits=None, layout=self.layout)
+        x = self._embed(images)
+        layer: Any
+        for k, layer in enumerate(self.layers):
+            branches = k in capture.branches
+            mixed = layer.mixer(layer.norm(x), branches=branches, tokens=capture.tokens)
+            survives = layer.drop_path(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
+            x = x + survives * mixed.output
+            if k in capture.hidden:
+                output.hidden[k] = x
+            if branches:
+                spread = survives * mixed.spread
+                here = x if capture.tokens is None else x[:, capture.tokens]
+                output.branches[k] = (here + spread, here - spread)
+            if k in capture.mixers:
+                output.mixers[k] = mixed.parts
+        output.logits = self.forward_head(self.norm_f(x))
+        return output
+
+    def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
+        layer: Any = self.layers[k]
+        mixed = layer.mixer(layer.norm(hidden))
+        return mixed.output, mixed.parts
+
+    def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
+        sources = depth_map(self.num_layers, 2 * num_blocks)
+        return {k: (s // 2, "attention" if s % 2 == 0 else "mlp") for k, s in enumerate(sources)}
+
+    def mixer_parameters(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if ".mixer." in name}
+
+    def plan(self, view: View, select: Selection) -> Iterator[Take | Dropped]:
+        yield from _plan_ends(self, view, select)
+        for k, (t, sublayer) in self.mixer_sources(len(view.blocks)).items():
+            yield from _plan_layer(self, view, select, k, t, sublayer)
+
+
+def _plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[Take | Dropped]:
+    """Embeddings, final norm and head."""
+    embedding, keep = view.embedding, select.residual
+    if embedding.weight.shape[1] != student.in_chans:
+        raise UserError(
+            f"teacher has {embedding.weight.shape[1]} input channels, student {student.in_chans}; "
+            "set student.kwargs.in_chans"
+        )
+    patch = student.patch_embed.patch_size
+    weight = embedding.weight
+    if tuple(weight.shape[-2:]) != tuple(patch):
+        weight = resample_patch_embed(weight, list(patch))
+    yield Take(
+        target="patch_embed.proj.weight",
+        source="embedding.weight",
+        tensor=weight,
+        index=(keep, None, None, None),
+    )
+    if embedding.bias is not None:
+        yield Take(
+            target="patch_embed.proj.bias", source="embedding.bias", tensor=embedding.bias, index=(keep,)
+        )
+    special = [name for name, _ in view.layout.special]
+    position = embedding.position
+    grid = (*view.layout.grid,)
+    patches = position[len(special) :]
+    if grid != student.layout.grid:
+        patches = resample_abs_pos_embed(
+            patches[None], list(student.layout.grid), list(grid), num_prefix_tokens=0
+        )[0]
+    middle = student.cls_position
+    if "cls" in special:
+        row = special.index("cls")
+        yield Take(
+            target="cls_token", source="embedding.special.cls", tensor=embedding.special[row], index=(keep,)
+        )
+        cls_position = position[row : row + 1]
+    else:
+        cls_position = torch.zeros_like(patches[:1])
+    rows = torch.cat([patches[:middle], cls_position, patches[middle:]])
+    yield Take(target="pos_embed", source="embedding.position", tensor=rows, index=(None, keep), moved=True)
+    for name in special:
+        if name != "cls":
+            yield Dropped(source=f"embedding.special.{name}", why="the student has a class token alone")
+    if view.norm is not None and view.norm.weight is not None:
+        yield Take(target="norm_f.weight", source="norm.weight", tensor=view.norm.weight, index=(keep,))
+    if view.norm is not None and view.norm.bias is not None:
+        yield Dropped(source="norm.bias", why="RMSNorm has no bias")
+    if view.num_classes == student.num_classes:
+        head = view.heads[0][1]
+        yield Take(target="head.weight", source="head.weight", tensor=head.weight, index=(None, keep))
+        if head.bias is not None:
+            yield Take(target="head.bias", source="head.bias", tensor=head.bias)
+
+
+def _plan_layer(
+    student: VisionMamba, view: View, select: Selection, k: int, t: int, sublayer: Sublayer
+) -> Iterator[Take | Dropped]:
+    """Layer k from attention t (V into the x half, O out) or from MLP t (up into the x half, down out)."""
+    block = view.blocks[t]
+    mixer: Any = student.layers[k].mixer
+    source = f"blocks.{t}.{sublayer}"
+    if sublayer == "attention":
+        attention = block.attention
+        read, write, norm, scale = attention.v, attention.o, attention.norm, attention.scale
+        channels = select.values(t, read.weight.shape[0], mixer.inner)
+    else:
+        read, write, norm, scale = block.mlp.up, block.mlp.down, block.mlp.norm, block.mlp.scale
+        channels = select.neurons(t, read.weight.shape[0], mixer.inner)
+    if scale is not None:
+        write = Affine(write.weight * scale[:, None], None if write.bias is None else write.bias * scale)
+    keep, into = select.residual, f"layers.{k}.mixer"
+    names = ("v", "o") if sublayer == "attention" else ("up", "down")
+    if norm.weight is not None:
+        yield Take(
+            target=f"layers.{k}.norm.weight",
+            source=f"{source}.norm.weight",
+            tensor=norm.weight,
+            index=(keep,),
+            layer=k,
+        )
+    yield Take(
+        target=f"{into}.in_proj.weight",
+        source=f"{source}.{names[0]}.weight",
+        tensor=read.weight,
+        index=(channels, keep),
+        into=slice(0, mixer.inner),
+        layer=k,
+    )
+    yield Take(
+        target=f"{into}.out_proj.weight",
+        source=f"{source}.{names[1]}.weight",
+        tensor=write.weight,
+        index=(keep, channels),
+        scale=multiplicity(channels, read.weight.shape[0]),
+        layer=k,
+    )
+    yield from _plan_biases(mixer, read, write, norm.bias, channels, keep, source, names, into, k)
+
+
+def _plan_biases(
+    mixer: Any,
+    read: Affine,
+    write: Affine,
+    norm_bias: Tensor | None,
+    channels: Tensor,
+    keep: Tensor,
+    source: str,
+    names: tuple[str, str],
+    into: str,
+    k: int,
+) -> Iterator[Take | Dropped]:
+    """Biases where the student has a place for them; dropped, and said so, where it has none."""
+    if norm_bias is not None:
+        yield Dropped(source=f"{source}.norm.bias", why="RMSNorm has no bias")
+    has_place = mixer.in_proj.bias is not None
+    if read.bias is not None and has_place:
+        yield Take(
+            target=f"{into}.in_proj.bias",
+            source=f"{source}.{names[0]}.bias",
+            tensor=read.bias,
+            index=(channels,),
+            into=slice(0, mixer.inner),
+            layer=k,
+        )
+    elif read.bias is not None and mixer.has_identity_conv():
+        # behind an identity convolution its bias does what the projection's would
+        for conv in ("conv1d", "conv1d_b"):
+            yield Take(
+                target=f"{into}.{conv}.bias",
+                source=f"{source}.{names[0]}.bias",
+                tensor=read.bias,
+                index=(channels,),
+                layer=k,
+            )
+    elif read.bias is not None:
+        yield Dropped(source=f"{source}.{names[0]}.bias", why="in_proj has no bias; set proj_bias")
+    if write.bias is not None and has_place:
+        yield Take(
+            target=f"{into}.out_proj.bias",
+            source=f"{source}.{names[1]}.bias",
+            tensor=write.bias,
+            index=(keep,),
+            layer=k,
+        )
+    elif write.bias is not None:
+        yield Dropped(source=f"{source}.{names[1]}.bias", why="out_proj has no bias; set proj_bias")
+
+
+# --- timm registration and official checkpoints
+# --------------------------------------------------------------
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: VisionMamba) -> dict[str, Tensor]:
+    """Official hustvl/Vim names are ours; this unwraps the training checkpoint and resizes positions and
+    patches.
+
+    The class token's position is split off at the middle, where it is, not at row 0 as the official script
+    does.
+    """
+    state = dict(state_dict.get("model", state_dict))
+    weight = state.get("patch_embed.proj.weight")
+    if weight is not None and weight.shape[-2:] != model.patch_embed.proj.weight.shape[-2:]:
+        state["patch_embed.proj.weight"] = resample_patch_embed(
+            weight, list(model.patch_embed.proj.weight.shape[-2:])
+        )
+    position = state.get("pos_embed")
+    if position is not None and position.shape != model.pos_embed.shape:
+        middle = (position.shape[1] - 1) // 2
+        cls_position = position[:, middle : middle + 1]
+        patches = torch.cat([position[:, :middle], position[:, middle + 1 :]], dim=1)
+        patches = resample_abs_pos_embed(patches, list(model.patch_embed.grid_size), num_prefix_tokens=0)
+        here = model.cls_position
+        state["pos_embed"] = torch.cat([patches[:, :here], cls_position, patches[:, here:]], dim=1)
+    return state
+
+
+def read_official_checkpoint(path: Path) -> dict[str, Any]:
+    """A hustvl/Vim `.pth`. Its pickle holds an argparse.Namespace, the one class allowed beside tensors.
+
+    Raises UserError when the file needs any other class, or holds no Vim.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {str(path)!r} does not exist") from None
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint {str(path)!r} is refused: {first}") from error
+    state = state.get("model", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or "layers.0.mixer.A_b_log" not in state:
+        raise UserError(f"checkpoint {str(path)!r} is no Vim of hustvl/Vim (it lacks layers.0.mixer.A_b_log)")
+    return state
+
+
+def _cfg(size: int = 224, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "",
+        "num_classes": 1000,
+        "input_size": (3, size, size),
+        "pool_size": None,
+        "crop_pct": 0.9 if size == 224 else 1.0,
+        "interpolation": "bicubic",
+        "fixed_input_size": True,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "vim_tiny_patch16_224": _cfg(),
+        "vim_small_patch16_224": _cfg(),
+        "vim_base_patch16_224": _cfg(),
+        "vim_mini_patch4_32": _cfg(32, num_classes=10),
+        "vim_micro_patch2_8": _cfg(8, num_classes=10),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> VisionMamba:
+    out_indices = kwargs.pop("out_indices", 3)
+    model = build_model_with_cfg(
+        VisionMamba,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+        **{**defaults, **kwargs},
+    )
+    recorded = {
+        key: value
+        for key, value in kwargs.items()
+        if key not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only")
+    }
+    model.transmamba_args = recorded
+    return model
+
+
+@register_model
+def vim_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-Tiny: 24 layers of 192, 7 M parameters."""
+    return _create("vim_tiny_patch16_224", pretrained, dict(embed_dim=192, depth=24), kwargs)
+
+
+@register_model
+def vim_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-Small: 24 layers of 384, 26 M parameters."""
+    return _create("vim_small_patch16_224", pretrained, dict(embed_dim=384, depth=24), kwargs)
+
+
+@register_model
+def vim_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-Base: 24 layers of 768, 98 M parameters."""
+    return _create("vim_base_patch16_224", pretrained, dict(embed_dim=768, depth=24), kwargs)
+
+
+@register_model
+def vim_mini_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """For 32-pixel images: 64 patches, 12 layers of 192."""
+    defaults = dict(img_size=32, patch_size=4, embed_dim=192, depth=12)
+    return _create("vim_mini_patch4_32", pretrained, defaults, kwargs)
+
+
+@register_model
+def vim_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """For 8-pixel images: 16 patches, 12 layers of 64, state 8."""
+    defaults = dict(img_size=8, patch_size=2, embed_dim=64, depth=12, d_state=8)
+    return _create("vim_micro_patch2_8", pretrained, defaults, kwargs)
+
+
+@STUDENTS.register("vim")
+@dataclass(frozen=True, kw_only=True)
+class Vim:
+    """A Vim by timm name; image size, channels and classes follow the teacher and the data unless `kwargs`
+    says otherwise. For its width and depth, `kwargs` takes embed_dim and depth."""
+
+    model: str = "vim_small_patch16_224"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(
+        self, *, num_classes: int, input_size: tuple[int, int, int] | None = None, view: View | None = None
+    ) -> nn.Module:
+        from ..teachers.timm_vit import create_timm
+
+        size: dict[str, Any] = dict(num_classes=num_classes)
+        if input_size is not None:
+            size |= dict(in_chans=input_size[0], img_size=list(input_size[1:]))
+        return create_timm(self.model, pretrained=False, **{**size, **self.kwargs})

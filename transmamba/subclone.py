@@ -1,0 +1,331 @@
+"""Weight subcloning: a student's tensors taken from the teacher's canonical tensors.
+
+The student's `plan` says what goes where; this file chooses the coordinates, executes the plan and reports
+it. It
+knows no model by name. Sources: Samragh et al., "Weight subcloning" (arXiv 2312.09299) for the activation
+criterion, one permutation of the residual stream and the rescaling; Xu et al., "Initializing models with
+larger
+ones" (ICLR 2024) for the data-free uniform choice; TransMamba (arXiv 2502.15130), as reported by third
+parties,
+for "weights that change little between pretraining and fine-tuning" and for the early layers first. The
+tensor map from attention and MLP sublayers to Mamba layers is this project's own proposal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .canonical import View, fold
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .student import Student
+    from .teacher import Teacher
+
+Importance = Literal["activation", "uniform", "change"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubcloneConfig:
+    """How the student starts.
+
+    layers:     "all", "half", or how many of the first student layers are cloned; 0 clones nothing at all
+    importance: which coordinates a narrower student keeps: `activation` (mean magnitude on calibration
+    images),
+                `uniform` (evenly spaced, no data), `change` (those that moved least since `base`)
+    base:       for `change`: the teacher before fine-tuning (name, id or folder)
+    calibration_images: how many training images (no labels) `activation` looks at
+    rescale:    multiply a matrix by sqrt(full / kept) where it lost inputs, which keeps the output's scale
+    mimic:      start convolutions as the identity and gates (where they have a bias) as neutral
+    fold:       fold LayerNorms and LayerScale into the linears first, so that an RMSNorm student loses
+    nothing
+    """
+
+    layers: int | Literal["all", "half"] = "half"
+    importance: Importance = "activation"
+    base: str | None = None
+    calibration_images: int = 256
+    rescale: bool = True
+    mimic: bool = False
+    fold: bool = False
+
+    def __post_init__(self) -> None:
+        if self.importance == "change" and not self.base:
+            raise ValueError("importance 'change' compares with the teacher before fine-tuning; set `base`")
+        if isinstance(self.layers, int) and self.layers < 0:
+            raise ValueError(
+                f"layers is {self.layers}; write 'all', 'half' or a number of layers, 0 for none"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """One student tensor (or the part `into` of it) taken from one teacher tensor.
+
+    index: per dimension of the source, the positions to take (repeats allowed) or None for all of them
+    scale: a factor, or one per kept position of the last dimension
+    moved: the plan itself reordered or resampled the source, so that it counts as permuted at best
+    layer: the student layer it belongs to; None for embeddings, final norm and head
+    """
+
+    target: str
+    source: str
+    tensor: Tensor
+    index: tuple[Tensor | None, ...] = ()
+    into: slice | None = None
+    scale: Tensor | float = 1.0
+    layer: int | None = None
+    moved: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A teacher tensor for which the student has no place."""
+
+    source: str
+    why: str
+
+
+@dataclass
+class Row:
+    target: str
+    source: str
+    kind: str
+    shape: tuple[int, ...]
+    elements: int
+
+
+@dataclass
+class Report:
+    """What was cloned: rows of (target, source, kind, shape), the biases dropped, the share covered."""
+
+    rows: list[Row] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    total: int = 0
+
+    @property
+    def covered(self) -> float:
+        """Share of the student's parameters that came from the teacher, 0..1."""
+        return sum(row.elements for row in self.rows if row.kind != "fresh") / max(self.total, 1)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        counted = Counter(row.kind for row in self.rows)
+        return {kind: counted.get(kind, 0) for kind in ("copied", "sliced", "permuted", "fresh")}
+
+    @property
+    def cloned(self) -> set[str]:
+        """Names of the student tensors that came, at least in part, from the teacher."""
+        return {row.target for row in self.rows if row.kind != "fresh"}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "covered": self.covered,
+            "counts": self.counts,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "dropped_biases": [drop.source for drop in self.dropped if drop.source.endswith("bias")],
+            "dropped": [dataclasses.asdict(drop) for drop in self.dropped],
+        }
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps(self.to_dict(), indent=1))
+
+    def __str__(self) -> str:
+        width = max((len(row.target) for row in self.rows), default=6)
+        lines = [f"{row.target:<{width}}  {row.kind:<8}  {row.source}" for row in self.rows]
+        counts = ", ".join(f"{number} {kind}" for kind, number in self.counts.items())
+        lines.append(
+            f"{counts}; {100 * self.covered:.1f} % of the student's {self.total:,} parameters covered"
+        )
+        if self.dropped:
+            names = [drop.source for drop in self.dropped]
+            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+            lines.append(f"{len(names)} teacher tensors dropped: {shown}")
+        return "\n".join(lines)
+
+
+class Selection:
+    """Which coordinates of the teacher a student of width `width` keeps.
+
+    `scores` maps `residual` (D,), `value.{t}` (D,) and `neuron.{t}` (F,) to importance; a missing name means
+    the uniform choice.
+    """
+
+    def __init__(self, view: View, width: int, scores: Mapping[str, Tensor] | None = None) -> None:
+        self._scores = scores or {}
+        self.residual = self._choose("residual", view.width, width)
+
+    def values(self, block: int, full: int, count: int) -> Tensor:
+        """`count` of the `full` value channels of attention `block`."""
+        return self._choose(f"value.{block}", full, count)
+
+    def neurons(self, block: int, full: int, count: int) -> Tensor:
+        """`count` of the `full` hidden neurons of MLP `block`."""
+        return self._choose(f"neuron.{block}", full, count)
+
+    def _choose(self, name: str, full: int, count: int) -> Tensor:
+        """`count` positions: whole cycles of all of them first, then the most important ones in their
+        order."""
+        cycles, rest = divmod(count, full)
+        whole = torch.arange(full).repeat(cycles)
+        if not rest:
+            return whole
+        score = self._scores.get(name)
+        if score is None:
+            picked = torch.arange(rest) * full // rest
+        else:
+            picked = score.topk(rest).indices.sort().values
+        return torch.cat([whole, picked.to(whole.device)])
+
+
+def multiplicity(index: Tensor, full: int) -> Tensor:
+    """1 / how often each chosen position is chosen: the factor that keeps a sum over repeats unchanged."""
+    return 1.0 / torch.bincount(index, minlength=full)[index].float()
+
+
+@torch.no_grad()
+def activation_scores(teacher: Teacher, batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Mean |activation| of every residual coordinate (over all blocks), value channel and neuron.
+
+    `batches` yields images (B, C, H, W) as the teacher wants them. Raises UserError when there are none.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
+
+    def observe(name: str, tensor: Tensor) -> None:
+        key = "residual" if name.startswith("residual") else name
+        flat = tensor.float().abs().flatten(0, -2)
+        sums[key] = sums.get(key, 0) + flat.sum(dim=0)
+        counts[key] += len(flat)
+
+    for images in batches:
+        teacher.view.run(images, observe=observe)
+    if not sums:
+        raise UserError("subcloning by activation needs calibration images; set init.importance to 'uniform'")
+    return {key: (total / counts[key]).cpu() for key, total in sums.items()}
+
+
+@torch.no_grad()
+def change_scores(view: View, base: View) -> dict[str, Tensor]:
+    """Minus the summed |fine-tuned - base| of every weight that touches a coordinate: what moved least
+    matters
+    most (the criterion reported of arXiv 2502.15130). Raises UserError when the two teachers differ in
+    shape."""
+    if view.width != base.width or len(view.blocks) != len(base.blocks):
+        raise UserError(
+            "init.base has another width or depth than the teacher; give its own pretrained version"
+        )
+    residual = torch.zeros(view.width)
+    scores: dict[str, Tensor] = {}
+    for t, (block, old) in enumerate(zip(view.blocks, base.blocks, strict=True)):
+        moved_v = (block.attention.v.weight - old.attention.v.weight).abs().cpu()
+        moved_o = (block.attention.o.weight - old.attention.o.weight).abs().cpu()
+        moved_up = (block.mlp.up.weight - old.mlp.up.weight).abs().cpu()
+        moved_down = (block.mlp.down.weight - old.mlp.down.weight).abs().cpu()
+        residual += moved_v.sum(0) + moved_o.sum(1) + moved_up.sum(0) + moved_down.sum(1)
+        scores[f"value.{t}"] = -(moved_v.sum(1) + moved_o.sum(0))
+        scores[f"neuron.{t}"] = -(moved_up.sum(1) + moved_down.sum(0))
+    return {**scores, "residual": -residual}
+
+
+@torch.no_grad()
+def subclone(
+    student: Student, teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor] = ()
+) -> tuple[Report, Selection]:
+    """Overwrite the student's tensors by its own plan. Returns the report and the coordinates chosen.
+
+    Raises UserError where shapes cannot meet (the plan says which).
+    """
+    assert isinstance(student, nn.Module), "a student is a module"
+    view = fold(teacher.view) if config.fold else teacher.view
+    scores: dict[str, Tensor] = {}
+    if student.width != view.width or config.importance == "change":
+        scores = _scores(teacher, config, calibration)
+    elif config.importance == "activation" and calibration:
+        scores = activation_scores(teacher, calibration)
+    select = Selection(view, student.width, scores)
+    parameters = dict(student.named_parameters())
+    report = Report(total=sum(p.numel() for p in parameters.values()))
+    limit = _layer_limit(config.layers, student.num_layers)
+    if limit and config.mimic:
+        mimic(student, limit)
+    if limit:
+        for item in student.plan(view, select):
+            if isinstance(item, Dropped):
+                report.dropped.append(item)
+            elif item.layer is None or item.layer < limit:
+                report.rows.append(_execute(item, parameters, config.rescale))
+    taken = report.cloned
+    report.rows += [
+        Row(name, "initialisation", "fresh", tuple(p.shape), p.numel())
+        for name, p in parameters.items()
+        if name not in taken
+    ]
+    return report, select
+
+
+def mimic(student: Student, layers: int) -> None:
+    """Let the first `layers` mixers that know how begin as a plain value path."""
+    assert isinstance(student, nn.Module), "a student is a module"
+    able: list[Any] = [module for module in student.modules() if hasattr(module, "mimic_")]
+    for module in able[:layers]:
+        module.mimic_()
+
+
+def _layer_limit(layers: int | str, num_layers: int) -> int:
+    if isinstance(layers, int):
+        return layers
+    return num_layers if layers == "all" else num_layers // 2
+
+
+def _scores(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor]) -> dict[str, Tensor]:
+    if config.importance == "activation":
+        return activation_scores(teacher, calibration)
+    if config.importance == "change":
+        from .teacher import load_teacher
+
+        assert config.base is not None, "checked by SubcloneConfig"
+        return change_scores(teacher.view, load_teacher(config.base).view)
+    return {}
+
+
+def _execute(take: Take, parameters: Mapping[str, nn.Parameter], rescale: bool) -> Row:
+    target = parameters[take.target]
+    place = target.data if take.into is None else target.data[take.into]
+    value = take.tensor.detach().to(place.device, place.dtype)
+    kinds = ["permuted"] if take.moved else []
+    for dim, index in enumerate(take.index):
+        if index is None:
+            continue
+        full = value.shape[dim]
+        kinds.append(_kind(index, full))
+        value = value.index_select(dim, index.to(value.device))
+        if rescale and dim == 1 and take.target.endswith("weight") and len(index.unique()) < full:
+            value = value * (full / len(index.unique())) ** 0.5
+    scale = take.scale if isinstance(take.scale, float) else take.scale.to(value.device, value.dtype)
+    if isinstance(scale, Tensor) or scale != 1.0:
+        value = value * scale
+    if value.numel() != place.numel():
+        raise UserError(
+            f"{take.target} {tuple(place.shape)} cannot take {take.source} {tuple(value.shape)}; "
+            "choose a student of the same image size, patch and number of classes"
+        )
+    place.copy_(value.reshape(place.shape))
+    kind = max(kinds, key=("copied", "permuted", "sliced").index, default="copied")
+    return Row(take.target, take.source, kind, tuple(target.shape), place.numel())
+
+
+def _kind(index: Tensor, full: int) -> str:
+    """copied: every position in order, perhaps repeated; permuted: all of them in another order; sliced."""
+    if len(index) % full == 0 and torch.equal(index.cpu(), torch.arange(full).repeat(len(index) // full)):
+        return "copied"
+    return "permuted" if len(index.unique()) == full else "sliced"

@@ -1,0 +1,1 @@
+"""Tasks: data and metrics of one kind of problem, each a configuration dataclass in the registry TASKS."""

@@ -1,0 +1,86 @@
+"""A teacher: a canonical view that only looks, with what its images must look like.
+
+It is deliberately no `nn.Module`: nothing can register it, so it is never in DDP, in an optimizer, in a
+checkpoint or in train mode (the second invariant, kept by construction).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .canonical import View, map_tensors
+from .data.preprocessing import Preprocessing
+from .errors import UserError
+from .outputs import Capture, Output, TokenLayout
+from .registry import TEACHERS
+
+
+class Teacher:
+    """Frozen; call it with images (B, C, H, W) for an `Output`."""
+
+    def __init__(self, view: View, *, source: str, preprocessing: Preprocessing, num_params: int) -> None:
+        self.view: View = map_tensors(view, lambda tensor: tensor.detach())
+        self.source = source
+        self.preprocessing = preprocessing
+        self.num_params = num_params
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self.view.layout
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.view.blocks)
+
+    @property
+    def num_classes(self) -> int:
+        return self.view.num_classes
+
+    def to(self, device: torch.device | str) -> Teacher:
+        self.view = map_tensors(self.view, lambda tensor: tensor.to(device))
+        return self
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, capture: Capture | None = None) -> Output:
+        return self.view.run(images, capture)
+
+
+def adapt_teacher(module: nn.Module) -> Teacher:
+    """The teacher in a module the user already holds, by the first registered adapter that knows its
+    class."""
+    for name in TEACHERS:
+        adapter = TEACHERS[name]
+        if hasattr(adapter, "accepts") and adapter.accepts(module):
+            return adapter.adapt(module, source=type(module).__name__)
+    raise UserError(
+        f"no teacher adapter for {type(module).__module__}.{type(module).__qualname__}; "
+        "known: timm VisionTransformer, transformers ViT/DeiTForImageClassification "
+        "(docs/adding_a_part.md shows how to add one)"
+    )
+
+
+def load_teacher(source: str | Path) -> Teacher:
+    """The teacher named by `source`: a run or model folder, a timm name, or a Hugging Face id.
+
+    Raises UserError with what was tried.
+    """
+    for name in TEACHERS:
+        part = TEACHERS[name]
+        recognised = part.recognise(str(source)) if hasattr(part, "recognise") else None
+        if recognised is not None:
+            return recognised.build()
+    raise UserError(
+        f"teacher {str(source)!r}: no such folder, timm model or Hugging Face id; write a folder that holds "
+        "config.json, a timm name such as deit_small_patch16_224, or an id such as "
+        "google/vit-base-patch16-224"
+    )
+
+
+def refuse(what: str, why: str, **values: Any) -> UserError:
+    """The error for a block that the canonical view cannot express: refused by name, never approximated."""
+    shown = "".join(f" ({key}={value})" for key, value in values.items())
+    return UserError(f"teacher {what}{shown} cannot be expressed: {why}")

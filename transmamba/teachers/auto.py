@@ -1,0 +1,19 @@
+"""A teacher by what the user calls it: a folder, a timm name or a Hugging Face id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..registry import TEACHERS
+from ..teacher import Teacher, load_teacher
+
+
+@TEACHERS.register("auto")
+@dataclass(frozen=True, kw_only=True)
+class Auto:
+    """`model`: a run or model folder, a timm name, or a Hugging Face id."""
+
+    model: str
+
+    def build(self) -> Teacher:
+        return load_teacher(self.model)

@@ -1,0 +1,184 @@
+"""Hugging Face ViTForImageClassification and DeiTForImageClassification(WithTeacher) as teachers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..canonical import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
+from ..data.preprocessing import Preprocessing
+from ..errors import UserError
+from ..folders import model_folder, read_model_config
+from ..outputs import TokenLayout
+from ..registry import TEACHERS
+from ..teacher import Teacher, refuse
+
+_MODEL_TYPES = ("vit", "deit")
+
+
+@TEACHERS.register("hf_vit")
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceVit:
+    """`model`: a Hugging Face id or a folder with config.json and safetensors. Pickled weights are
+    refused."""
+
+    model: str
+    revision: str | None = None
+
+    def build(self) -> Teacher:
+        return self.adapt(load_hugging_face(self.model, self.revision), source=self.model)
+
+    @staticmethod
+    def recognise(source: str) -> HuggingFaceVit | None:
+        if model_folder(source):
+            known = read_model_config(source).get("model_type") in _MODEL_TYPES
+            return HuggingFaceVit(model=str(model_folder(source))) if known else None
+        looks_like_an_id = source.count("/") == 1 and not source.startswith((".", "/", "~", "timm/"))
+        return HuggingFaceVit(model=source) if looks_like_an_id and not Path(source).exists() else None
+
+    @staticmethod
+    def accepts(module: nn.Module) -> bool:
+        return type(module).__name__ in _VIEWS
+
+    @staticmethod
+    def adapt(module: nn.Module, *, source: str) -> Teacher:
+        model: Any = module
+        return Teacher(
+            hugging_face_view(model),
+            source=source,
+            preprocessing=hugging_face_preprocessing(model.config, source),
+            num_params=sum(p.numel() for p in model.parameters()),
+        )
+
+
+def load_hugging_face(name: str, revision: str | None = None, num_classes: int | None = None) -> nn.Module:
+    """AutoModelForImageClassification of a ViT or DeiT, from safetensors only; with `num_classes` its head is
+    made anew where that differs. Raises UserError in one line."""
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageClassification,
+        DeiTForImageClassificationWithTeacher,
+    )
+
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        if config.model_type not in _MODEL_TYPES:
+            raise refuse(f"{name!r}", "only ViT and DeiT classifiers are known", model_type=config.model_type)
+        # the distilled DeiT has two heads; AutoModel would drop one of them
+        with_teacher = "DeiTForImageClassificationWithTeacher" in (config.architectures or [])
+        loader: Any = (
+            DeiTForImageClassificationWithTeacher if with_teacher else AutoModelForImageClassification
+        )
+        head = {} if num_classes is None else {"num_labels": num_classes, "ignore_mismatched_sizes": True}
+        return loader.from_pretrained(name, revision=revision, use_safetensors=True, **head).eval()
+    except UserError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"Hugging Face model {name!r} could not be loaded: {first}") from error
+
+
+def hugging_face_preprocessing(config: Any, source: str) -> Preprocessing:
+    """Mean, std, size and resampling of the folder's image processor; ViT's own defaults without one."""
+    processor = _processor_config(source)
+    size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    modes = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+    target = (processor.get("size") or {}).get("shortest_edge", size)
+    return Preprocessing(
+        input_size=(config.num_channels, size, size),
+        mean=tuple(processor.get("image_mean") or (0.5,) * config.num_channels),
+        std=tuple(processor.get("image_std") or (0.5,) * config.num_channels),
+        interpolation=modes.get(processor.get("resample", 2), "bilinear"),
+        crop_pct=size / target if processor.get("do_center_crop") and target else 1.0,
+        # ViT's processor squashes the whole picture to a square; DeiT's crops its middle
+        crop_mode="center" if processor.get("do_center_crop") else "squash",
+    )
+
+
+def _processor_config(source: str) -> dict[str, Any]:
+    folder = Path(source)
+    if folder.is_dir():
+        path = folder / "preprocessor_config.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+    if "/" not in source:
+        return {}
+    from transformers import AutoImageProcessor
+
+    return dict(AutoImageProcessor.from_pretrained(source).to_dict())
+
+
+def hugging_face_view(model: Any) -> View:
+    """The canonical view of a ViT/DeiT classifier; its tensors are the model's own, no copies."""
+    if type(model).__name__ not in _VIEWS:
+        raise refuse(type(model).__name__, "only the ViT and DeiT classifiers are known")
+    base = model.vit if hasattr(model, "vit") else model.deit
+    blocks = tuple(_block(layer) for layer in _layers(base))
+    if type(model).__name__ == "DeiTForImageClassificationWithTeacher":
+        heads = (("cls", _affine(model.cls_classifier)), ("dist", _affine(model.distillation_classifier)))
+    else:
+        heads = (("cls", _affine(model.classifier)),)  # type: ignore[assignment]
+    embedding, layout = _embedding(base.embeddings)
+    return View(embedding=embedding, blocks=blocks, norm=_norm(base.layernorm), heads=heads, layout=layout)
+
+
+_VIEWS = ("ViTForImageClassification", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher")
+
+
+def _layers(base: Any) -> Any:
+    return base.encoder.layer if hasattr(base, "encoder") else base.layers
+
+
+def _affine(linear: Any) -> Affine:
+    if not isinstance(linear, nn.Linear):
+        raise refuse("head", "the model has no linear classifier", kind=type(linear).__name__)
+    return Affine(linear.weight, linear.bias)
+
+
+def _norm(module: nn.LayerNorm) -> Norm:
+    return Norm(module.weight, module.bias, module.eps)
+
+
+def _block(layer: Any) -> Block:
+    attention = layer.attention
+    if hasattr(attention, "q_proj"):
+        q, k, v, o = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        heads = attention.num_attention_heads
+        up, down, act = layer.mlp.fc1, layer.mlp.fc2, layer.mlp.activation_fn
+    else:  # the module tree before transformers 5.2x
+        inner = attention.attention
+        q, k, v, o = inner.query, inner.key, inner.value, attention.output.dense
+        heads = inner.num_attention_heads
+        up, down, act = layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn
+    return Block(
+        Attention(
+            norm=_norm(layer.layernorm_before),
+            q=_affine(q),
+            k=_affine(k),
+            v=_affine(v),
+            o=_affine(o),
+            heads=heads,
+        ),
+        Mlp(norm=_norm(layer.layernorm_after), up=_affine(up), down=_affine(down), act=act),
+    )
+
+
+def _embedding(embeddings: Any) -> tuple[ImageEmbedding, TokenLayout]:
+    projection = embeddings.patch_embeddings.projection
+    special = [("cls", embeddings.cls_token[0])]
+    if getattr(embeddings, "distillation_token", None) is not None:
+        special.append(("dist", embeddings.distillation_token[0]))
+    image, patch = embeddings.patch_embeddings.image_size, embeddings.patch_embeddings.patch_size
+    grid = (image[0] // patch[0], image[1] // patch[1])
+    layout = TokenLayout(grid=grid, special=tuple((name, i) for i, (name, _) in enumerate(special)))
+    embedding = ImageEmbedding(
+        weight=projection.weight,
+        bias=projection.bias,
+        special=torch.cat([token for _, token in special]),
+        position=embeddings.position_embeddings[0],
+    )
+    return embedding, layout

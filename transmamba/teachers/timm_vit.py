@@ -1,0 +1,227 @@
+"""timm's VisionTransformer and distilled DeiT as teachers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..canonical import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
+from ..data.preprocessing import Preprocessing
+from ..errors import UserError, suggest
+from ..folders import model_folder, read_model_config
+from ..outputs import TokenLayout
+from ..registry import TEACHERS
+from ..teacher import Teacher, refuse
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+
+@TEACHERS.register("timm_vit")
+@dataclass(frozen=True, kw_only=True)
+class TimmVit:
+    """A timm ViT or DeiT. `model`: a timm name, `hf-hub:ID`, or a folder that timm or transmamba wrote."""
+
+    model: str
+    pretrained: bool = True
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Teacher:
+        return self.adapt(
+            create_timm(self.model, pretrained=self.pretrained, **self.kwargs), source=self.model
+        )
+
+    @staticmethod
+    def recognise(source: str) -> TimmVit | None:
+        import timm
+
+        if model_folder(source):
+            return TimmVit(model=source) if "architecture" in read_model_config(source) else None
+        if source.startswith(("hf-hub:", "timm/")) or timm.is_model(source):
+            return TimmVit(model=source if not source.startswith("timm/") else f"hf-hub:{source}")
+        return None
+
+    @staticmethod
+    def accepts(module: nn.Module) -> bool:
+        from timm.models.vision_transformer import VisionTransformer
+
+        return isinstance(module, VisionTransformer) and type(module).__module__.startswith("timm.")
+
+    @staticmethod
+    def adapt(module: nn.Module, *, source: str) -> Teacher:
+        model: Any = module
+        return Teacher(
+            timm_view(model),
+            source=source,
+            preprocessing=Preprocessing.from_pretrained_cfg(timm_preprocessing(model)),
+            num_params=sum(p.numel() for p in model.parameters()),
+        )
+
+
+def timm_preprocessing(model: Any) -> dict[str, Any]:
+    """The model's pretrained_cfg with the input size it was really built for."""
+    config = dict(model.pretrained_cfg)
+    patch_embed = getattr(model, "patch_embed", None)
+    if patch_embed is not None and getattr(patch_embed, "img_size", None):
+        size = tuple(patch_embed.img_size)
+        if size != tuple(config["input_size"][1:]):
+            # a model rebuilt at another size sees the whole picture: timm's crop is tuned for the old one
+            config["crop_pct"] = 1.0
+        config["input_size"] = (model.patch_embed.proj.weight.shape[1], *size)
+    return config
+
+
+def create_timm(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """timm.create_model with our students registered; every failure is a UserError in one line."""
+    import timm
+
+    from .. import students as _students  # noqa: F401  (registers our models in timm)
+
+    folder = model_folder(name)
+    target = f"local-dir:{folder}" if folder else name
+    if not folder and ":" not in name and not timm.is_model(name):
+        if "/" in name or name.startswith("."):
+            raise UserError(f"model folder {name!r} does not exist or holds no config.json")
+        raise UserError(f"unknown timm model {name!r}{suggest(name, timm.list_models())}")
+    try:
+        return timm.create_model(target, pretrained=pretrained, **kwargs)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"timm model {name!r} could not be made: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def timm_view(model: VisionTransformer) -> View:
+    """The canonical view of a timm ViT; its tensors are the model's own, no copies.
+
+    Raises UserError for what the view cannot express (parallel blocks, attention pooling, gated attention
+    ...).
+    """
+    from timm.models.vision_transformer import Block as TimmBlock
+
+    name = type(model).__name__
+    if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
+        raise refuse(name, "only class-token and average pooling are known", global_pool=model.global_pool)
+    if model.pool_include_prefix:
+        raise refuse(name, "pooling over the prefix tokens is not covered")
+    blocks = []
+    for index, block in enumerate(model.blocks):
+        if type(block) is not TimmBlock:
+            raise refuse(
+                f"block {index}", "only the plain pre-norm block is known", kind=type(block).__name__
+            )
+        blocks.append(Block(_attention(block), _mlp(block)))
+    embedding, layout = _embedding(model)
+    after_pooling = not isinstance(model.fc_norm, nn.Identity)
+    token = "cls" if model.global_pool == "token" else "mean"
+    heads: list[tuple[str, Affine]] = [(token, _affine(model.head))]
+    if hasattr(model, "head_dist"):
+        heads.append(("dist", _affine(model.head_dist)))
+    return View(
+        embedding=embedding,
+        blocks=tuple(blocks),
+        norm=norm_view(model.fc_norm if after_pooling else model.norm),
+        heads=tuple(heads),
+        layout=layout,
+        norm_after_pooling=after_pooling,
+    )
+
+
+def norm_view(module: nn.Module) -> Norm | None:
+    """A LayerNorm or RMSNorm module as a `Norm`; None for an identity."""
+    if isinstance(module, nn.Identity):
+        return None
+    if isinstance(module, nn.LayerNorm):
+        return Norm(module.weight, module.bias, module.eps)
+    if "RmsNorm" in type(module).__name__ or isinstance(module, nn.RMSNorm):
+        return Norm(getattr(module, "weight", None), None, float(module.eps or 1e-6), rms=True)  # type: ignore[arg-type]
+    raise refuse("norm", "only LayerNorm and RMSNorm are known", kind=type(module).__name__)
+
+
+def _affine(linear: Any) -> Affine:
+    if not isinstance(linear, nn.Linear):
+        raise refuse("head", "the model has no linear classifier", kind=type(linear).__name__)
+    return Affine(linear.weight, linear.bias)
+
+
+def _split(linear: nn.Linear) -> list[Affine]:
+    weights = linear.weight.chunk(3)
+    biases: Any = linear.bias.chunk(3) if linear.bias is not None else (None, None, None)
+    return [Affine(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+
+
+def _attention(block: Any) -> Attention:
+    attn = block.attn
+    if type(attn).__name__ != "Attention" or getattr(attn, "gate", None) is not None:
+        raise refuse("attention", "only plain softmax attention is known", kind=type(attn).__name__)
+    if not isinstance(attn.norm, nn.Identity):
+        raise refuse("attention", "a norm before the output projection is not covered")
+    q, k, v = _split(attn.qkv)
+    norm = norm_view(block.norm1)
+    assert norm is not None, "a pre-norm block has a norm"
+    return Attention(
+        norm=norm,
+        q=q,
+        k=k,
+        v=v,
+        o=_affine(attn.proj),
+        heads=attn.num_heads,
+        q_norm=norm_view(attn.q_norm),
+        k_norm=norm_view(attn.k_norm),
+        scale=getattr(block.ls1, "gamma", None),
+    )
+
+
+def _mlp(block: Any) -> Mlp:
+    mlp = block.mlp
+    if type(mlp).__name__ != "Mlp" or not isinstance(mlp.norm, nn.Identity):
+        raise refuse("MLP", "only the plain two-layer MLP is known", kind=type(mlp).__name__)
+    norm = norm_view(block.norm2)
+    assert norm is not None, "a pre-norm block has a norm"
+    return Mlp(
+        norm=norm,
+        up=_affine(mlp.fc1),
+        down=_affine(mlp.fc2),
+        act=mlp.act,
+        scale=getattr(block.ls2, "gamma", None),
+    )
+
+
+def _embedding(model: Any) -> tuple[ImageEmbedding, TokenLayout]:
+    patch = model.patch_embed
+    if type(patch).__name__ != "PatchEmbed" or not isinstance(patch.norm, nn.Identity):
+        raise refuse("patch embedding", "only one convolution is known", kind=type(patch).__name__)
+    names: list[str] = []
+    tokens: list[Tensor] = []
+    if model.cls_token is not None:
+        names.append("cls")
+        tokens.append(model.cls_token[0])
+    if getattr(model, "dist_token", None) is not None:
+        names.append("dist")
+        tokens.append(model.dist_token[0])
+    if model.reg_token is not None:
+        names += [f"reg{i}" for i in range(model.reg_token.shape[1])]
+        tokens.append(model.reg_token[0])
+    width = patch.proj.weight.shape[0]
+    special = torch.cat(tokens) if tokens else patch.proj.weight.new_zeros(0, width)
+    length = patch.num_patches + len(names)
+    position = special.new_zeros(length, width) if model.pos_embed is None else model.pos_embed[0]
+    if len(position) == patch.num_patches:
+        position = torch.cat([special.new_zeros(len(names), width), position])
+    layout = TokenLayout(grid=tuple(patch.grid_size), special=tuple((n, i) for i, n in enumerate(names)))
+    embedding = ImageEmbedding(
+        weight=patch.proj.weight,
+        bias=patch.proj.bias,
+        special=special,
+        position=position,
+        norm=norm_view(model.norm_pre),
+    )
+    return embedding, layout
