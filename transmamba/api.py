@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import config as configs
 from .data.preprocessing import Preprocessing
-from .errors import UserError
+from .errors import UserError, suggest
 from .evaluation import agreement, predict, summarise
 from .folders import model_folder
 from .recipe import Recipe
@@ -64,14 +64,19 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
     )
     if name in STUDENTS:
         part = STUDENTS[name](kwargs=kwargs)
-    elif name.startswith(("vim", "ssd_vit")):
+    elif name in student_models():
         kind = "ssd_vit" if name.startswith("ssd_vit") else "vim"
         part = STUDENTS[kind](model=name, kwargs=kwargs)
     else:
-        raise UserError(
-            f"unknown student {name!r}; write vim_small_patch16_224, ssd_vit, or see `transmamba list`"
-        )
+        raise UserError(f"unknown student {name!r}{suggest(name, [*student_models(), 'ssd_vit'])}")
     return part.build(**size)
+
+
+def student_models() -> list[str]:
+    """The timm names of our students."""
+    import timm
+
+    return [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
 
 
 def distill(recipe: Recipe | str | Path, *overrides: str, overwrite: bool = False) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def evaluate(
 
     Returns {"student": {...}} or, with a teacher, {"student", "teacher", "agreement"}; percent but for nll.
     """
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = _device(device)
     if not isinstance(model, nn.Module):
         model = _load_any(model)
     built = task.build(preprocessing_of(model))
@@ -136,7 +141,6 @@ def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token:
     Raises UserError when the folder holds no student or the Hub refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     folder = model_folder(path)
     if folder is None or not (folder / "model.safetensors").is_file():
@@ -145,7 +149,9 @@ def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token:
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Upload student")
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (
+        Exception
+    ) as error:  # the HTTP library below, and so its errors, changes with the Hub client's version
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"upload of {folder} to {repo_id!r} failed: {first}") from error
     return str(done)
@@ -154,6 +160,15 @@ def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token:
 def save_student(student: nn.Module, folder: str | Path, preprocessing: Preprocessing | None = None) -> None:
     """Write a student as timm does; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it."""
     save_model(student, Path(folder), preprocessing)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # an unknown kind, or one that this machine lacks
+        raise UserError(f"device {name!r} cannot be used here; write cuda or cpu") from error
 
 
 def _as_teacher(model: nn.Module | Teacher | str | Path) -> Teacher:

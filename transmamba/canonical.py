@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .errors import UserError
 from .outputs import Capture, Output, TokenLayout
 
 Observer = Callable[[str, Tensor], None]
@@ -209,14 +210,17 @@ def fold(view: View) -> View:
     """The same function with plain RMSNorms: LayerScale goes into the projections, every write to the
     residual stream is centred, and each LayerNorm's weight and bias go into the linear that reads it.
 
-    A LayerNorm of a centred vector is an RMSNorm of it, so nothing is lost. Raises ValueError for a view that
+    A LayerNorm of a centred vector is an RMSNorm of it, so nothing is lost. Raises UserError for a view that
     already has an RMSNorm or a head without a norm (its stream need not be centred), or a norm right after
     the embedding.
     """
-    if view.norm is None or view.norm.rms or view.embedding.norm is not None:
-        raise ValueError(
-            "this view cannot be folded: it lacks a final LayerNorm or has a norm after its embedding"
+    norms = [view.norm, *(norm for b in view.blocks for norm in (b.attention.norm, b.mlp.norm))]
+    if any(norm is None or norm.rms for norm in norms) or view.embedding.norm is not None:
+        raise UserError(
+            "this teacher cannot be folded: every block and its end need a LayerNorm, its embedding none; "
+            "set fold to false"
         )
+    assert view.norm is not None, "checked above"
     embedding = dataclasses.replace(
         view.embedding,
         weight=view.embedding.weight - view.embedding.weight.mean(dim=0, keepdim=True),

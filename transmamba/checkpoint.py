@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or not there.
 
 A checkpoint is written into a hidden folder, flushed to the disk, and renamed: the one step that cannot be
-torn. What a killed run left half-written is never picked and is swept away by the next save.
+torn. What a killed run left half-written is never picked, and swept away by the next.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import errno
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from .errors import UserError
 
@@ -25,8 +27,8 @@ _PREFIX, _TEMPORARY = "step-", ".saving-"
 
 @dataclass
 class Progress:
-    """Where a run is: stage by number, steps done in it, steps and samples done in all, rows logged
-    (bytes)."""
+    """Where a run is: stage by number, steps done in it, steps and samples done in all, rows logged (bytes),
+    what was summed since the last row."""
 
     stage: int = 0
     stage_step: int = 0
@@ -35,6 +37,8 @@ class Progress:
     seconds: float = 0.0
     skipped: int = 0
     metrics_offset: int = 0
+    processes: int = 1
+    window: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int) -> Path:
@@ -46,15 +50,15 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     final, temporary = folder / name, folder / f"{_TEMPORARY}{name}"
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        sweep(folder)
         temporary.mkdir()
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(temporary))
         if accelerator.is_main_process:
             (temporary / PROGRESS_FILE).write_text(json.dumps(asdict(progress)))
-    except (OSError, RuntimeError) as error:
+            _flush(temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:
         if not _disk_is_full(error, folder):
             raise
         shutil.rmtree(temporary, ignore_errors=True)
@@ -64,15 +68,20 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
         ) from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _flush(temporary)
-        if final.exists():  # the same step saved again, by a run that was resumed from it
-            shutil.rmtree(final)
         temporary.rename(final)
         _flush_folder(folder)
         for old in list_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            doomed = folder / f"{_TEMPORARY}{old.name}"  # so that half of it is never taken for a whole one
+            old.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left half-written or half-removed."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -95,7 +104,9 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
     try:
         accelerator.load_state(str(checkpoint))
     except (RuntimeError, ValueError, KeyError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # torch's first line only says that there is more
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        first = lines[min(1, len(lines) - 1)].strip()
         raise UserError(
             f"{checkpoint}: does not fit this recipe's student ({first}); "
             "use the recipe it was saved by, another output_dir, or --overwrite"
@@ -105,9 +116,11 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
 def _disk_is_full(error: BaseException, folder: Path) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
+    if "os error 28" in str(error):  # safetensors' way of saying ENOSPC
+        return True
     # torch's own writer reports a full disk as a RuntimeError without an errno
-    writing = "write" in str(error).lower() or "PytorchStreamWriter" in str(error)
-    return writing and isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 1 << 20
+    torch_writer = any(word in str(error) for word in ("write", "Writer", "inline_container", "iostream"))
+    return torch_writer and isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 1 << 20
 
 
 def _flush(folder: Path) -> None:

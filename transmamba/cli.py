@@ -7,44 +7,47 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, suggest
 from .launch import guarded, recipe_parser, results_table, run_recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-
     def go() -> int:
-        arguments = parser.parse_args(argv)
-        return arguments.run(arguments)
+        chosen = _parser().parse_args(argv)
+        if chosen.verb not in VERBS:
+            raise UserError(f"unknown verb {chosen.verb!r}{suggest(chosen.verb, VERBS)}")
+        verb = VERBS[chosen.verb]
+        parser = argparse.ArgumentParser(prog=f"transmamba {chosen.verb}", description=verb.text)
+        verb.add(parser)
+        # not sub-parsers, which take key=value only before the first option
+        return verb.run(parser.parse_intermixed_args(chosen.arguments))
 
     return guarded(go)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="transmamba", description="Turn a Transformer into a Mamba student."
+        prog="transmamba",
+        description="Turn a Transformer into a Mamba student.",
+        epilog="\n".join(["verbs:", *(f"  {name:<10} {verb.text}" for name, verb in VERBS.items())]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    _verb(
-        verbs, "convert", _convert, "write a student that starts from a teacher's weights", _convert_arguments
-    )
-    _verb(verbs, "distill", run_recipe, "run a recipe on this process", recipe_parser)
-    _verb(verbs, "evaluate", _evaluate, "measure a model, and its teacher beside it", _evaluate_arguments)
-    _verb(verbs, "report", _report, "write RUN/report.html again", lambda p: p.add_argument("run_folder"))
-    _verb(verbs, "list", _list, "what is registered", lambda p: p.add_argument("kind", nargs="?"))
-    _verb(verbs, "push", _push, "upload a student to the Hugging Face Hub", _push_arguments)
-    _verb(verbs, "bench", _bench, "measure what a recipe's distillation step costs", _bench_arguments)
+    parser.add_argument("verb", metavar="VERB")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="transmamba VERB --help")
     return parser
 
 
-def _verb(verbs: Any, name: str, run: Callable[[Any], int], text: str, add: Callable[[Any], Any]) -> None:
-    parser = verbs.add_parser(name, help=text, description=text)
-    add(parser)
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class Verb:
+    """What a verb runs, in a few words, and the arguments it adds to a parser."""
+
+    run: Callable[[argparse.Namespace], int]
+    text: str
+    add: Callable[[argparse.ArgumentParser], Any]
 
 
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +57,9 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help="images for the activation criterion: a reader, or a folder (see evaluate)"
     )
-    parser.add_argument("--layers", default="all", help="all, half, or a number of student layers to clone")
+    parser.add_argument(
+        "--layers", type=_layers, default="all", help="all, half, or a number of student layers to clone"
+    )
     parser.add_argument("--mimic", action="store_true", help="identity convolutions, neutral gates")
     parser.add_argument("--fold", action="store_true", help="fold LayerNorms into the linears first")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
@@ -96,6 +101,22 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
 
 
+def _report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", help="RUN")
+
+
+def _list_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "kind", nargs="?", help="teachers, students, losses, tasks or readers; all if left out"
+    )
+
+
+def _layers(text: str) -> int | str:
+    if text not in ("all", "half") and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither all, half nor a number of layers")
+    return int(text) if text.isdigit() else text
+
+
 def _convert(arguments: argparse.Namespace) -> int:
     from .convert import convert_checkpoint
 
@@ -104,7 +125,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         Path(arguments.out),
         student=arguments.student,
         data=task_of(arguments.data, []) if arguments.data else None,
-        layers=int(arguments.layers) if arguments.layers.isdigit() else arguments.layers,
+        layers=arguments.layers,
         mimic=arguments.mimic,
         fold=arguments.fold,
         overwrite=arguments.overwrite,
@@ -152,13 +173,16 @@ def task_of(
         )
         if saved is None:
             raise UserError(
-                "no --data, and no config.yaml beside the model; write --data FOLDER, or a reader's name"
+                f"{run or 'model'}: no run there whose data to use; write --data FOLDER, or a reader's name"
             )
         return configs.load(Recipe, saved / "config.yaml").task
     values: dict[str, Any] = {"name": data, **_pairs(options)}
     path = Path(data).expanduser()
-    if data not in READERS and path.exists():
-        values = {**_pairs(options), **_guess_reader(path)}
+    if data not in READERS:
+        if path.exists():
+            values = {**_pairs(options), **_guess_reader(path)}
+        elif path.name != data:
+            raise UserError(f"--data {data}: no such file or folder; write one, or a reader's name")
     return configs.parse(TASKS[task], {"data": values}, "--data")
 
 
@@ -216,10 +240,9 @@ def _list(arguments: argparse.Namespace) -> int:
                 fields = ", ".join(field.name for field in dataclasses.fields(parts[name]))
                 print(f"  {name}: {fields}")
     if arguments.kind in (None, "students"):
-        import timm
+        from .api import student_models
 
-        names = [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
-        print(f"student models (timm names): {', '.join(names)}")
+        print(f"student models (timm names): {', '.join(student_models())}")
     return 0
 
 
@@ -238,6 +261,17 @@ def _bench(arguments: argparse.Namespace) -> int:
     result = bench_recipe(configs.load(Recipe, arguments.config, arguments.overrides), steps=arguments.steps)
     print(json.dumps(result, indent=2) if arguments.json else bench_table(result))
     return 0
+
+
+VERBS = {
+    "convert": Verb(_convert, "write a student that starts from a teacher's weights", _convert_arguments),
+    "distill": Verb(run_recipe, "run a recipe on this process", recipe_parser),
+    "evaluate": Verb(_evaluate, "measure a model, and its teacher beside it", _evaluate_arguments),
+    "report": Verb(_report, "write RUN/report.html again", _report_arguments),
+    "list": Verb(_list, "what is registered", _list_arguments),
+    "push": Verb(_push, "upload a student to the Hugging Face Hub", _push_arguments),
+    "bench": Verb(_bench, "measure what a recipe's distillation step costs", _bench_arguments),
+}
 
 
 if __name__ == "__main__":

@@ -147,14 +147,14 @@ def save_yaml(obj: Any, path: str | Path, header: str = "") -> None:
 
 
 def _check(cls: type, data: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """The object, or None and what is wrong. Numbers written as text are repaired, in a copy."""
+    """The object, or None and what is wrong. What YAML misread is repaired, in a copy."""
     plain = _plain(data)
     while True:
         try:
             return _adapter(cls).validate_json(json.dumps(plain)), []
         except pydantic.ValidationError as error:
             found = [_Problem.locate(cls, plain, details) for details in error.errors(include_url=False)]
-        # Every repair turns text into a number or 8.0 into 8, so this ends.
+        # Every repair turns text into a number, 8.0 into 8 or false into text, so this ends.
         if sum(problem.repair(plain) for problem in found) == 0:
             return None, _lines(found)
 
@@ -188,15 +188,17 @@ class _Problem:
         return cls(path=tuple(path), value=value, owners=owners, details=details)
 
     def repair(self, data: Any) -> bool:
-        """Puts the number into `data` where text such as 1e-4, no number to YAML 1.1, stands for it."""
+        """Puts into `data` what YAML 1.1 misread: the number that 1e-4 is, the word `no` that it calls false."""
         kind = self.details["type"]
         convert = {"float_type": _float, "int_type": _whole, "int_from_float": _whole}.get(kind)
-        number = convert(self.value) if convert else None
-        if number is None or not self.path:
+        repaired: Any = convert(self.value) if convert else None
+        if kind == "literal_error" and self.value is False and "'no'" in self.details["ctx"]["expected"]:
+            repaired = "no"
+        if repaired is None or not self.path:
             return False
         for step in self.path[:-1]:
             data = data[step]
-        data[self.path[-1]] = number
+        data[self.path[-1]] = repaired
         return True
 
     @property

@@ -42,7 +42,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
         results = run(recipe, overwrite=arguments.overwrite, accelerator=accelerator)
     except Interrupted:
         if accelerator.is_main_process:
-            _write(f"stopped by SIGTERM; saved. Resume with: {' '.join(['the same command:', *sys.argv])}\n")
+            _write("stopped by SIGTERM, and saved; resume with the command that started it\n")
         return 0
     if accelerator.is_main_process:
         _write(results_table(results) + "\n")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import config as configs
+from .checkpoint import list_checkpoints
 from .data.preprocessing import Preprocessing
 from .distiller import Distiller, geometry_of, make_aligner
 from .errors import UserError
@@ -30,7 +31,7 @@ from .report import write_report
 from .student import Student, save_model
 from .subclone import subclone
 from .teacher import Teacher
-from .tracking import Tracker
+from .tracking import METRICS_FILE, Tracker
 from .trainer import Trainer
 
 RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
@@ -312,7 +313,7 @@ def make_accelerator(recipe: Recipe) -> Any:
     # a stage without a loss on logits leaves the head without a gradient
     unused = any(
         not any(loss.name in ("cross_entropy", "kl") for loss in stage.losses)
-        and not all(loss.name == "mixer" for loss in stage.losses)
+        and (stage.trainable == "all" or not all(loss.name == "mixer" for loss in stage.losses))
         for stage in recipe.stages
     )
     kwargs = DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
@@ -329,24 +330,36 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir {str(folder)!r} is a file; write a folder")
     if folder.exists() and any(folder.iterdir()):
+        _refuse_what_is_no_run(folder)
         if overwrite:
             shutil.rmtree(folder)
-        else:
+        elif _has_begun(folder):
             _refuse_another_run(folder, recipe)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / CONFIG).is_file():
+        if not _has_begun(folder):
             configs.save_yaml(recipe, folder / CONFIG)
         (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
 
 
+def _has_begun(folder: Path) -> bool:
+    """Whether there is a row or a checkpoint to continue. Before that a mistake in its recipe may have stopped
+    the run, and the mended recipe takes its place."""
+    rows = folder / METRICS_FILE
+    return bool(list_checkpoints(folder / "checkpoints")) or (rows.is_file() and rows.stat().st_size > 0)
+
+
+def _refuse_what_is_no_run(folder: Path) -> None:
+    """Not even with `overwrite`: what is there may be dear to the user. A run killed while it wrote its first
+    file is one."""
+    names = {path.name for path in folder.iterdir()}
+    if CONFIG not in names and names != {f"{CONFIG}.partial"}:
+        raise UserError(f"output_dir {str(folder)!r} holds something that is no run; choose another folder")
+
+
 def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
-    if not (folder / CONFIG).is_file():
-        raise UserError(
-            f"output_dir {str(folder)!r} holds something that is no run; choose another, or --overwrite"
-        )
     old = configs.load(Recipe, folder / CONFIG)
     changes = list(differences(configs.dump(old), configs.dump(recipe)))
     if changes:

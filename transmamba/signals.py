@@ -6,14 +6,17 @@ Shapes: B images, M matched tokens (or the m of them that were drawn), T teacher
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .aligner import Aligner
 from .outputs import Capture, Output, Term
 from .student import Sublayer
+
+_EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Signals:
     aligner: Aligner | None = None
     tokens: Tensor | None = None
     _teacher_cache: dict[int, Tensor] = field(default_factory=dict)
+    _norm_cache: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def guide(self) -> Output:
@@ -60,6 +64,12 @@ class Signals:
             x = self.bridge.teacher_tokens(self.guide.hidden[block])
             self._teacher_cache[block] = x if self.tokens is None else x[:, self.tokens]
         return self._teacher_cache[block]
+
+    def teacher_norms(self, block: int) -> Tensor:
+        """Lengths of the tokens of `teacher_hidden(block)`, (B, m)."""
+        if block not in self._norm_cache:
+            self._norm_cache[block] = token_norms(self.teacher_hidden(block))
+        return self._norm_cache[block]
 
     def student_hidden(self, k: int) -> Tensor:
         """The student's residual stream after layer k in the teacher's space, (B, m, T)."""
@@ -117,9 +127,39 @@ class Loss(nn.Module):
         raise NotImplementedError
 
 
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Mean cosine over tokens of each image: (B, M, T), (B, M, T) -> (B,), in float32."""
-    return F.cosine_similarity(a.float(), b.float(), dim=-1, eps=1e-6).mean(dim=-1)
+class _TokenCosine(torch.autograd.Function):
+    """Cosine of each token pair; the teacher's side is a constant. Few passes over the features, none of them in
+    a wider type than they came in: with the composed operators it cost more than the student's own layers."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, norm_b: Tensor) -> Tensor:
+        b = b.to(a.dtype)
+        norm_a = token_norms(a)
+        value = (a * b).sum(dim=-1, dtype=norm_a.dtype) / (norm_a * norm_b)
+        ctx.save_for_backward(a, b, norm_a, norm_b, value)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        a, b, norm_a, norm_b, value = ctx.saved_tensors
+        toward = (grad / (norm_a * norm_b)).to(a.dtype).unsqueeze(-1)
+        along = (-grad * value / norm_a.square()).to(a.dtype).unsqueeze(-1)
+        return torch.addcmul(b * toward, a, along), None, None
+
+
+def cosine(a: Tensor, b: Tensor, norm_b: Tensor | None = None) -> Tensor:
+    """Mean cosine over tokens of each image: (B, M, T), (B, M, T) -> (B,) float32. No gradient reaches b, whose
+    norms (B, M) may be given."""
+    if norm_b is None:
+        norm_b = token_norms(b)
+    return _TokenCosine.apply(a, b.detach(), norm_b).mean(dim=-1)
+
+
+def token_norms(x: Tensor) -> Tensor:
+    """Lengths of the tokens, (B, M, T) -> (B, M), at least 1e-6; float64 stays, all else becomes float32."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(x, dim=-1, dtype=wide).clamp_min(_EPSILON)
 
 
 def stack_parts(values: list[Tensor]) -> Tensor:

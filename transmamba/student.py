@@ -18,6 +18,21 @@ from .subclone import Dropped, Selection, Take
 
 Sublayer = Literal["attention", "mlp"]
 
+# what timm gives a model's constructor beside the arguments that rebuild it
+_NOT_SAVED = frozenset(
+    [
+        "num_classes",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_model_args",
+        "cache_dir",
+        "features_only",
+        "device",
+        "dtype",
+    ]
+)
+
 
 @runtime_checkable
 class Student(Protocol):
@@ -56,8 +71,13 @@ class Student(Protocol):
 
 def feature_pairs(num_layers: int, num_blocks: int) -> dict[int, int]:
     """Student layer -> teacher block whose residual streams are compared: block t with layer
-    floor((t + 1) Ls / Lt) - 1 [proposal D4 of the method notes]; for Vim with 2 layers a block, 2 t + 1."""
-    pairs = {(t + 1) * num_layers // num_blocks - 1: t for t in range(num_blocks)}
+    floor((t + 1) Ls / Lt) - 1 [proposal D4 of the method notes]; for Vim with 2 layers a block, 2 t + 1.
+
+    Where several blocks share a layer, the first has it: it is as deep in the teacher as the layer is in the
+    student."""
+    pairs: dict[int, int] = {}
+    for t in range(num_blocks):
+        pairs.setdefault((t + 1) * num_layers // num_blocks - 1, t)
     return {k: t for k, t in pairs.items() if k >= 0}
 
 
@@ -73,9 +93,13 @@ def depth_map(num_layers: int, num_sources: int) -> list[int]:
 
 def model_args(model: nn.Module) -> dict[str, Any]:
     """The keyword arguments that rebuild this timm model, beside its architecture and number of classes."""
-    args = dict(getattr(model, "_model_args", None) or {})
-    args.update(getattr(model, "transmamba_args", None) or {})
-    return {key: value for key, value in args.items() if key not in ("num_classes", "pretrained")}
+    args = dict(getattr(model, "transmamba_args", None) or {})
+    args.update(getattr(model, "_model_args", None) or {})
+    args.pop("global_pool", None)  # reset_classifier may have changed it since
+    pool = getattr(model, "global_pool", None)
+    if isinstance(pool, str):
+        args["global_pool"] = pool
+    return {key: value for key, value in args.items() if key not in _NOT_SAVED}
 
 
 def save_model(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = None) -> None:

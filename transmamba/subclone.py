@@ -89,10 +89,11 @@ class Take:
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """A teacher tensor for which the student has no place."""
+    """A teacher tensor for which the student has no place; `layer` as in `Take`."""
 
     source: str
     why: str
+    layer: int | None = None
 
 
 @dataclass
@@ -260,9 +261,11 @@ def subclone(
         mimic(student, limit)
     if limit:
         for item in student.plan(view, select):
+            if item.layer is not None and item.layer >= limit:
+                continue
             if isinstance(item, Dropped):
                 report.dropped.append(item)
-            elif item.layer is None or item.layer < limit:
+            else:
                 report.rows.append(_execute(item, parameters, config.rescale))
     taken = report.cloned
     report.rows += [
@@ -299,6 +302,11 @@ def _scores(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tens
 
 
 def _execute(take: Take, parameters: Mapping[str, nn.Parameter], rescale: bool) -> Row:
+    if take.target not in parameters:
+        raise UserError(
+            f"the student has no {take.target} to take the teacher's {take.source}; "
+            "choose one of the teacher's shape, or leave student.model out where its kind allows"
+        )
     target = parameters[take.target]
     place = target.data if take.into is None else target.data[take.into]
     value = take.tensor.detach().to(place.device, place.dtype)
@@ -314,7 +322,8 @@ def _execute(take: Take, parameters: Mapping[str, nn.Parameter], rescale: bool) 
     scale = take.scale if isinstance(take.scale, float) else take.scale.to(value.device, value.dtype)
     if isinstance(scale, Tensor) or scale != 1.0:
         value = value * scale
-    if value.numel() != place.numel():
+    shared = place.shape[-value.dim() :]  # the student's tensor may have dimensions of 1 before
+    if value.shape != shared or value.numel() != place.numel():
         raise UserError(
             f"{take.target} {tuple(place.shape)} cannot take {take.source} {tuple(value.shape)}; "
             "choose a student of the same image size, patch and number of classes"

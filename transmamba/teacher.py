@@ -6,6 +6,7 @@ checkpoint or in train mode (the second invariant, kept by construction).
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from .canonical import View, map_tensors
 from .data.preprocessing import Preprocessing
 from .errors import UserError
+from .folders import model_folder
 from .outputs import Capture, Output, TokenLayout
 from .registry import TEACHERS
 
@@ -73,11 +75,23 @@ def load_teacher(source: str | Path) -> Teacher:
         recognised = part.recognise(str(source)) if hasattr(part, "recognise") else None
         if recognised is not None:
             return recognised.build()
+    if model_folder(source):
+        raise UserError(
+            f"teacher {str(source)!r}: its config.json names neither a timm `architecture` nor a known "
+            "`model_type` (vit, deit)"
+        )
     raise UserError(
-        f"teacher {str(source)!r}: no such folder, timm model or Hugging Face id; write a folder that holds "
-        "config.json, a timm name such as deit_small_patch16_224, or an id such as "
+        f"teacher {str(source)!r}: no such folder, timm model or Hugging Face id{_hint(str(source))}; "
+        "write a folder that holds config.json, a timm name such as deit_small_patch16_224, or an id such as "
         "google/vit-base-patch16-224"
     )
+
+
+def _hint(name: str) -> str:
+    import timm
+
+    close = difflib.get_close_matches(name, timm.list_models(["*vit*", "*deit*"]), n=1, cutoff=0.7)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def refuse(what: str, why: str, **values: Any) -> UserError:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Progress, list_checkpoints, load_checkpoint, read_progress, save_checkpoint
+from .checkpoint import Progress, list_checkpoints, load_checkpoint, read_progress, save_checkpoint, sweep
 from .data.hashing import hash64
 from .distiller import Distiller
 from .errors import UserError
@@ -47,6 +47,16 @@ class Window:
     waited: float = 0.0
     grad_norm: float = 0.0
 
+    def saved(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint between two log lines."""
+        return {**vars(self), "parts": {name: part.tolist() for name, part in self.parts.items()}}
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> Window:
+        """Inverse of `saved`; of nothing, an empty window."""
+        parts = {name: torch.tensor(part) for name, part in saved.get("parts", {}).items()}
+        return cls(**{**saved, "parts": parts})
+
 
 class Trainer:
     """Runs stages one after the other on what `accelerator` was launched with.
@@ -71,17 +81,25 @@ class Trainer:
         self.checkpoints = folder / "checkpoints"
         self.batches, self.mix, self.evaluate, self.seed = batches, mix, evaluate, seed
         self.global_batch = config.batch_size * config.accumulation * accelerator.num_processes
-        self.progress = Progress()
+        self.progress = Progress(processes=accelerator.num_processes)
         self._stop = False
         self._resume_from: Path | None = None
 
     def resume(self) -> bool:
         """Find the newest whole checkpoint; its weights are loaded when its stage is prepared."""
+        if self.accelerator.is_main_process:
+            sweep(self.checkpoints)
         found = list_checkpoints(self.checkpoints)
         if not found:
             return False
         self._resume_from = found[-1]
         self.progress = read_progress(found[-1])
+        if self.progress.processes != self.accelerator.num_processes:
+            raise UserError(
+                f"{self.checkpoints.parent} was started on {self.progress.processes} processes, this is "
+                f"{self.accelerator.num_processes}: its steps would see other images; launch as many again, or "
+                "--overwrite"
+            )
         self.tracker.rewind(self.progress.metrics_offset)
         return True
 
@@ -116,10 +134,10 @@ class Trainer:
             load_checkpoint(self.accelerator, self._resume_from)
             self._resume_from = None
         else:
-            self.progress.stage, self.progress.stage_step = index, 0
+            self.progress.stage, self.progress.stage_step, self.progress.window = index, 0, {}
         self.tracker.say(f"stage {index + 1} {stage.name}: {steps} steps of {self.global_batch} images")
         stream = self.batches(self.progress.stage_step, steps, index)
-        window = Window()
+        window = Window.restored(self.progress.window)
         while self.progress.stage_step < steps:
             self._step(model, distiller, optimizer, stage, steps, stream, window)
             done = self.progress.stage_step == steps
@@ -133,6 +151,7 @@ class Trainer:
             stopping = self._should_stop()
             if stopping or _due(self.progress.stage_step, self.config.save_every, done):
                 self.progress.metrics_offset = self.tracker.offset()
+                self.progress.window = window.saved()
                 save_checkpoint(self.accelerator, self.checkpoints, self.progress, self.config.keep)
             if stopping:
                 raise Interrupted
@@ -239,7 +258,7 @@ class Trainer:
         row["seconds"] = round(self.progress.seconds, 3)
         row |= {key: value / window.steps for key, value in window.sums.items()}
         for name, part in window.parts.items():
-            labels = distiller.losses[name].part_names()  # type: ignore[union-attr,operator]
+            labels = distiller.losses[name].part_names()  # type: ignore[operator]
             for label, value in zip(labels, (part / window.steps).flatten().tolist(), strict=True):
                 row[f"similarity/{name}/{label}"] = value
         row["lr"] = max(group["lr"] for group in optimizer.param_groups)

@@ -1,5 +1,4 @@
-"""How fast paths are compared with references: outputs and every gradient, relative to the reference's
-norm."""
+"""How fast paths are compared with references: outputs and all gradients, relative to the reference."""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ def assert_close(found: Results, expected: Results, forward: float, gradients: f
 
 @pytest.fixture
 def agree() -> Callable[..., None]:
-    """agree(fast, truth, arguments): both in `dtype` against float64; `truth` gets the same rounded
-    inputs."""
+    """agree(fast, truth, arguments): `fast` in `dtype` against `truth` in float64, same inputs."""
 
     def check(
         fast: Callable[..., Any],

@@ -9,6 +9,7 @@ convolution and delta; only the decays are their own. Shapes: B images, L tokens
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,7 @@ class BidirectionalSSD(nn.Module):
         """Identity convolution, open gate, delta = 1 / length, decays of 1/4 to 4 image lengths."""
         self.conv1d.weight.zero_()
         self.conv1d.weight[:, 0, self.conv1d.kernel_size[0] // 2] = 1.0
-        nn.init.zeros_(self.conv1d.bias)
+        nn.init.zeros_(self.conv1d.bias)  # type: ignore[arg-type]
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, NEUTRAL_GATE)
         nn.init.zeros_(self.dt_proj.weight)
@@ -69,7 +70,7 @@ class BidirectionalSSD(nn.Module):
         mixed = self.conv1d(mixed.transpose(1, 2)).transpose(1, 2)
         C, B, x = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in mixed.chunk(3, dim=-1))
         gate = F.silu(self.gate(u))
-        y = bidirectional_ssd(
+        y: Any = bidirectional_ssd(
             x,
             self.dt_proj(u),
             -self.A_log.float().exp(),
@@ -78,13 +79,13 @@ class BidirectionalSSD(nn.Module):
             A_b=-self.A_b_log.float().exp(),
             delta_softplus=True,
             return_branches=branches,
+            branch_tokens=tokens,
         )
         parts = {"B": B.flatten(2), "C": C.flatten(2)}
         if not branches:
             return Mixed(self.proj(y.flatten(2) * gate), parts=parts)
         y, y_f, y_b = y
-        half = ((y_f - y_b) * 0.5).flatten(2) * gate
-        half = half if tokens is None else half[:, tokens]
+        half = ((y_f - y_b) * 0.5).flatten(2) * (gate if tokens is None else gate[:, tokens])
         return Mixed(self.proj(y.flatten(2) * gate), spread=F.linear(half, self.proj.weight), parts=parts)
 
 

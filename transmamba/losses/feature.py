@@ -82,10 +82,10 @@ class CosineLoss(Loss):
     def forward(self, signals: Signals) -> Term:
         similarity: list[list[Tensor]] = [[] for _ in range(self.directions)]
         for k, t in self.pairs.items():
-            wanted = signals.teacher_hidden(t)
+            wanted, norms = signals.teacher_hidden(t), signals.teacher_norms(t)
             features = signals.student_branches(k) if self.directions == 2 else (signals.student_hidden(k),)
             for direction, feature in enumerate(features):
-                similarity[direction].append(cosine(feature, wanted))
+                similarity[direction].append(cosine(feature, wanted, norms))
         cosines = torch.stack([torch.stack(row) for row in similarity])  # (directions, layers, B)
         weighted = self.weights()[..., None] * (1 - cosines)
         parts = torch.stack([stack_parts(row) for row in similarity])

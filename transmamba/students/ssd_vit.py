@@ -7,7 +7,7 @@ attention become C, B, x and the output projection with their biases. Chosen lay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..canonical import Affine, View
+from ..canonical import Affine, Norm, View
 from ..errors import UserError
 from ..layers.mamba2 import SSDAttention
 from ..outputs import Capture, Output, TokenLayout
@@ -28,10 +28,19 @@ from .vim import _cfg
 
 
 class SSDVisionTransformer(VisionTransformer):
-    """timm's VisionTransformer whose blocks mix tokens with `SSDAttention`, but for `attention_layers`."""
+    """timm's VisionTransformer whose blocks mix tokens with `SSDAttention`, but for `attention_layers`.
 
-    def __init__(self, *, attention_layers: Sequence[int] = (), **kwargs: Any) -> None:
+    norm_eps: epsilon of every norm, where the teacher's is not timm's 1e-6
+    """
+
+    def __init__(
+        self, *, attention_layers: Sequence[int] = (), norm_eps: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
+        if norm_eps is not None:
+            for module in self.modules():
+                if hasattr(module, "eps"):
+                    module.eps = norm_eps
         depth = len(self.blocks)
         if any(layer not in range(depth) for layer in attention_layers):
             raise ValueError(f"attention_layers is {list(attention_layers)}; the layers are 0 to {depth - 1}")
@@ -139,6 +148,8 @@ def _plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dro
         )
     yield Take(target="patch_embed.proj.weight", source="embedding.weight", tensor=embedding.weight)
     yield from _bias("patch_embed.proj.bias", "embedding.bias", Affine(embedding.weight, embedding.bias))
+    if embedding.norm is not None:
+        yield from _norm("norm_pre", "embedding.norm", embedding.norm)
     rows = [name for name, _ in theirs.special]
     for name, _ in mine.special:
         if name not in rows:
@@ -166,11 +177,7 @@ def _plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dro
             source = source[len(mine.special) :]
         yield Take(target="pos_embed", source="embedding.position", tensor=position, index=(source,))
     if view.norm is not None:
-        prefix = "fc_norm" if view.norm_after_pooling else "norm"
-        if view.norm.weight is not None:
-            yield Take(target=f"{prefix}.weight", source="norm.weight", tensor=view.norm.weight)
-        if view.norm.bias is not None:
-            yield Take(target=f"{prefix}.bias", source="norm.bias", tensor=view.norm.bias)
+        yield from _norm("fc_norm" if view.norm_after_pooling else "norm", "norm", view.norm)
     if view.num_classes == student.num_classes:
         yield Take(target="head.weight", source="head.weight", tensor=view.heads[0][1].weight)
         yield from _bias("head.bias", "head.bias", view.heads[0][1])
@@ -183,6 +190,12 @@ def _bias(target: str, source: str, affine: Affine, layer: int | None = None) ->
         yield Take(target=target, source=source, tensor=affine.bias, layer=layer)
 
 
+def _norm(target: str, source: str, norm: Norm, layer: int | None = None) -> Iterator[Take]:
+    for name, tensor in (("weight", norm.weight), ("bias", norm.bias)):
+        if tensor is not None:
+            yield Take(target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, layer=layer)
+
+
 def _plan_block(student: SSDVisionTransformer, view: View, k: int, t: int) -> Iterator[Take | Dropped]:
     block, into, source = view.blocks[t], f"blocks.{k}", f"blocks.{t}"
     attention, mlp = block.attention, block.mlp
@@ -193,17 +206,7 @@ def _plan_block(student: SSDVisionTransformer, view: View, k: int, t: int) -> It
         )
     for name, norm in (("norm1", attention.norm), ("norm2", mlp.norm)):
         kind = "attention" if name == "norm1" else "mlp"
-        if norm.weight is not None:
-            yield Take(
-                target=f"{into}.{name}.weight",
-                source=f"{source}.{kind}.norm.weight",
-                tensor=norm.weight,
-                layer=k,
-            )
-        if norm.bias is not None:
-            yield Take(
-                target=f"{into}.{name}.bias", source=f"{source}.{kind}.norm.bias", tensor=norm.bias, layer=k
-            )
+        yield from _norm(f"{into}.{name}", f"{source}.{kind}.norm", norm, layer=k)
     for third, name in enumerate(("q", "k", "v")):
         projection: Affine = getattr(attention, name)
         rows = slice(third * view.width, (third + 1) * view.width)
@@ -234,8 +237,15 @@ def _plan_block(student: SSDVisionTransformer, view: View, k: int, t: int) -> It
     for target, scale in (("ls1", attention.scale), ("ls2", mlp.scale)):
         if scale is not None:
             yield Take(target=f"{into}.{target}.gamma", source=f"{source}.{target}", tensor=scale, layer=k)
-    if attention.q_norm is not None and k not in student.attention_layers:
-        yield Dropped(source=f"{source}.attention.q_norm", why="an SSD mixer has no query and key norms")
+    for name, per_head in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
+        if per_head is not None and k in student.attention_layers:
+            yield from _norm(f"{into}.attn.{name}", f"{source}.attention.{name}", per_head, layer=k)
+        elif per_head is not None:
+            yield Dropped(
+                source=f"{source}.attention.{name}",
+                why="an SSD mixer has no query and key norms",
+                layer=k,
+            )
 
 
 # --- timm registration
@@ -266,11 +276,7 @@ def _create(
         feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **{**defaults, **kwargs},
     )
-    model.transmamba_args = {
-        key: value
-        for key, value in kwargs.items()
-        if key not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only")
-    }
+    model.transmamba_args = kwargs
     return model
 
 
@@ -351,11 +357,30 @@ def shape_of(view: View) -> dict[str, Any]:
         num_heads=first.attention.heads,
         mlp_ratio=first.mlp.up.weight.shape[0] / view.width,
         qkv_bias=first.attention.q.bias is not None,
+        qk_norm=first.attention.q_norm is not None,
+        proj_bias=first.attention.o.bias is not None,
         class_token="cls" in special,
         reg_tokens=sum(name.startswith("reg") for name in special),
         global_pool="token" if view.heads[0][0] == "cls" else "avg",
+        pre_norm=view.embedding.norm is not None,
         final_norm=view.norm is not None,
         fc_norm=view.norm_after_pooling,
         init_values=1.0 if first.attention.scale is not None else None,
-        **({} if eps == {1e-6} else {"norm_layer": "layernorm"}),
+        act_layer=activation_name(first.mlp.act),
+        norm_layer="rmsnorm" if first.attention.norm.rms else None,
+        norm_eps=None if eps == {1e-6} else eps.pop(),
     )
+
+
+def activation_name(act: Callable[[Tensor], Tensor]) -> str | None:
+    """timm's name of an activation, found by what it computes; None for GELU, timm's default.
+
+    Raises UserError for one that timm's vision transformer cannot be given by name.
+    """
+    from timm.layers import get_act_fn
+
+    grid = torch.linspace(-4, 4, 65)
+    for name in ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu"):
+        if torch.allclose(act(grid), get_act_fn(name)(grid), atol=1e-6):
+            return None if name == "gelu" else name
+    raise UserError("ssd_vit copies the teacher's MLPs, but their activation has no name in timm; choose vim")

@@ -296,6 +296,8 @@ def _plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[
         yield Take(
             target="patch_embed.proj.bias", source="embedding.bias", tensor=embedding.bias, index=(keep,)
         )
+    if embedding.norm is not None:
+        yield Dropped(source="embedding.norm", why="the student has no norm after its embedding")
     special = [name for name, _ in view.layout.special]
     position = embedding.position
     grid = (*view.layout.grid,)
@@ -324,9 +326,17 @@ def _plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[
         yield Dropped(source="norm.bias", why="RMSNorm has no bias")
     if view.num_classes == student.num_classes:
         head = view.heads[0][1]
-        yield Take(target="head.weight", source="head.weight", tensor=head.weight, index=(None, keep))
+        yield Take(
+            target="head.weight",
+            source="head.weight",
+            tensor=head.weight,
+            index=(None, keep),
+            scale=multiplicity(keep, view.width),
+        )
         if head.bias is not None:
             yield Take(target="head.bias", source="head.bias", tensor=head.bias)
+    for token, _ in view.heads[1:]:
+        yield Dropped(source=f"head.{token}", why="the student has one head")
 
 
 def _plan_layer(
@@ -361,6 +371,7 @@ def _plan_layer(
         tensor=read.weight,
         index=(channels, keep),
         into=slice(0, mixer.inner),
+        scale=multiplicity(keep, view.width),
         layer=k,
     )
     yield Take(
@@ -388,7 +399,7 @@ def _plan_biases(
 ) -> Iterator[Take | Dropped]:
     """Biases where the student has a place for them; dropped, and said so, where it has none."""
     if norm_bias is not None:
-        yield Dropped(source=f"{source}.norm.bias", why="RMSNorm has no bias")
+        yield Dropped(source=f"{source}.norm.bias", why="RMSNorm has no bias", layer=k)
     has_place = mixer.in_proj.bias is not None
     if read.bias is not None and has_place:
         yield Take(
@@ -410,7 +421,7 @@ def _plan_biases(
                 layer=k,
             )
     elif read.bias is not None:
-        yield Dropped(source=f"{source}.{names[0]}.bias", why="in_proj has no bias; set proj_bias")
+        yield Dropped(source=f"{source}.{names[0]}.bias", why="in_proj has no bias; set proj_bias", layer=k)
     if write.bias is not None and has_place:
         yield Take(
             target=f"{into}.out_proj.bias",
@@ -420,7 +431,7 @@ def _plan_biases(
             layer=k,
         )
     elif write.bias is not None:
-        yield Dropped(source=f"{source}.{names[1]}.bias", why="out_proj has no bias; set proj_bias")
+        yield Dropped(source=f"{source}.{names[1]}.bias", why="out_proj has no bias; set proj_bias", layer=k)
 
 
 # --- timm registration and official checkpoints
@@ -509,12 +520,7 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
         feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
         **{**defaults, **kwargs},
     )
-    recorded = {
-        key: value
-        for key, value in kwargs.items()
-        if key not in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only")
-    }
-    model.transmamba_args = recorded
+    model.transmamba_args = kwargs
     return model
 
 

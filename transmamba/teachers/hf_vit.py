@@ -38,7 +38,8 @@ class HuggingFaceVit:
         if model_folder(source):
             known = read_model_config(source).get("model_type") in _MODEL_TYPES
             return HuggingFaceVit(model=str(model_folder(source))) if known else None
-        looks_like_an_id = source.count("/") == 1 and not source.startswith((".", "/", "~", "timm/"))
+        another = source.startswith((".", "/", "~", "timm/", "hf-hub:"))
+        looks_like_an_id = source.count("/") == 1 and not another
         return HuggingFaceVit(model=source) if looks_like_an_id and not Path(source).exists() else None
 
     @staticmethod

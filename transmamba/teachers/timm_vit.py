@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from ..folders import model_folder, read_model_config
 from ..outputs import TokenLayout
 from ..registry import TEACHERS
 from ..teacher import Teacher, refuse
-
-if TYPE_CHECKING:
-    from timm.models.vision_transformer import VisionTransformer
 
 
 @TEACHERS.register("timm_vit")
@@ -99,15 +96,18 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def timm_view(model: VisionTransformer) -> View:
+def timm_view(model: Any) -> View:
     """The canonical view of a timm ViT; its tensors are the model's own, no copies.
 
     Raises UserError for what the view cannot express (parallel blocks, attention pooling, gated attention
     ...).
     """
     from timm.models.vision_transformer import Block as TimmBlock
+    from timm.models.vision_transformer import VisionTransformer
 
     name = type(model).__name__
+    if not isinstance(model, VisionTransformer):
+        raise refuse(name, "only timm's VisionTransformer and distilled DeiT are known")
     if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
         raise refuse(name, "only class-token and average pooling are known", global_pool=model.global_pool)
     if model.pool_include_prefix:
@@ -142,7 +142,11 @@ def norm_view(module: nn.Module) -> Norm | None:
     if isinstance(module, nn.LayerNorm):
         return Norm(module.weight, module.bias, module.eps)
     if "RmsNorm" in type(module).__name__ or isinstance(module, nn.RMSNorm):
-        return Norm(getattr(module, "weight", None), None, float(module.eps or 1e-6), rms=True)  # type: ignore[arg-type]
+        weight: Any = getattr(module, "weight", None)
+        eps: Any = module.eps
+        if eps is None:  # torch's RMSNorm then takes the smallest step of its input's type
+            eps = torch.finfo(torch.float32 if weight is None else weight.dtype).eps
+        return Norm(weight, None, float(eps), rms=True)
     raise refuse("norm", "only LayerNorm and RMSNorm are known", kind=type(module).__name__)
 
 

@@ -24,6 +24,7 @@ def bidirectional_ssd(
     delta_softplus: bool = False,
     return_branches: bool = False,
     quadratic_limit: int = 1024,
+    branch_tokens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """y = scan_f + scan_b - own, where own_t = (C_t . B_t) dt_t x_t is what both scans hold of a token
     itself.
@@ -31,7 +32,8 @@ def bidirectional_ssd(
     Shapes as in `ssd_scan`: x, y (B, L, H, P), delta (B, L, H), A (H,), B and C (B, L, G, N), delta_bias
     (H,). A_b (H,) and delta_b (B, L, H) belong to the backward scan and default to A and delta; `delta_bias`
     and the softplus apply to both. With two deltas own is the mean of both own terms. `return_branches` gives
-    (y, y_f, y_b) with y_f = 2 scan_f - own_f and y_b = 2 scan_b - own_b, whose mean is y. Up to
+    (y, y_f, y_b) with y_f = 2 scan_f - own_f and y_b = 2 scan_b - own_b, whose mean is y; with
+    `branch_tokens` (m,) int64 on those positions alone, (B, m, H, P), for a share of the cost. Up to
     `quadratic_limit` tokens the mixer is one masked matrix product, (C B') o decay; beyond, two chunked
     scans. y has x's dtype.
 
@@ -43,8 +45,8 @@ def bidirectional_ssd(
     path = choose("bidirectional_ssd", x)
     if path == "reference":
         return reference.bidirectional_ssd(
-            x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches
+            x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches, branch_tokens
         )
     quadratic = x.shape[1] <= quadratic_limit
     run = cpu.by_matrix if quadratic else cpu.by_scans
-    return run(x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches)
+    return run(x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches, branch_tokens)

@@ -9,7 +9,7 @@ from ..backend import compute_dtype
 from ..ssd_scan import cpu
 from ..ssd_scan.decay import TwoWayDecay
 from ..ssd_scan.reference import step_size
-from .reference import with_scan
+from .reference import with_scan, with_tokens
 
 
 def by_scans(
@@ -23,11 +23,13 @@ def by_scans(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     return_branches: bool,
+    branch_tokens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Arguments as in `transmamba_kernels.bidirectional_ssd`; memory linear in L."""
-    return with_scan(
+    out = with_scan(
         cpu.ssd_scan, x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches
     )
+    return with_tokens(*out, branch_tokens) if isinstance(out, tuple) else out
 
 
 def by_matrix(
@@ -41,6 +43,7 @@ def by_matrix(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     return_branches: bool,
+    branch_tokens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Arguments as in `transmamba_kernels.bidirectional_ssd`; (B, H, L, L) matrices."""
     dtype = compute_dtype(x, delta, A, B, C, A_b, delta_b, delta_bias)
@@ -54,12 +57,22 @@ def by_matrix(
     match = C.to(dtype).transpose(1, 2) @ B.to(dtype).permute(0, 2, 3, 1)  # (B, G, L, L)
     weights = match.unsqueeze(2) * decay.unflatten(1, (groups, heads // groups))
     weights = weights.flatten(1, 2)
+    if return_branches and delta_b is None:
+        # The halves differ in sign alone: + before the diagonal, - behind it, and nothing on it.
+        steps = values * dt.unsqueeze(-1)
+        y = whole = _by_token(weights @ steps, x)
+        sides = _sides(length, weights)
+        if branch_tokens is not None:
+            y = whole[:, branch_tokens]
+            weights, sides = weights.index_select(2, branch_tokens), sides[branch_tokens]
+        half = _by_token((weights * sides) @ steps, x)
+        return whole, y + half, y - half
     if return_branches:
         # Own terms stand once in 2 scan - own, all others twice.
         twice = weights.new_full((length, length), 2.0).tril_().fill_diagonal_(1.0)
         y_f = _by_token((weights * twice) @ (values * dt.unsqueeze(-1)), x)
         y_b = _by_token((weights * twice.T) @ (values * dt_b.unsqueeze(-1)), x)
-        return (y_f + y_b) * 0.5, y_f, y_b
+        return with_tokens((y_f + y_b) * 0.5, y_f, y_b, branch_tokens)
     if delta_b is None:
         return _by_token(weights @ (values * dt.unsqueeze(-1)), x)
     share = weights.new_ones(length, length).tril_().fill_diagonal_(0.5)  # of the forward step size
@@ -76,6 +89,12 @@ def two_way_decay(dt: Tensor, dt_b: Tensor, A: Tensor, A_b: Tensor, dtype: torch
     ahead = (dt * A.to(dtype).unsqueeze(-1)).cumsum(-1, dtype=exact)
     back = (dt_b * A_b.to(dtype).unsqueeze(-1)).flip(-1).cumsum(-1, dtype=exact).flip(-1)
     return TwoWayDecay.apply(ahead, back, dtype)
+
+
+def _sides(length: int, like: Tensor) -> Tensor:
+    """(L, L): 1 below the diagonal, -1 above it, 0 on it."""
+    ones = like.new_ones(length, length)
+    return ones.tril(-1) - ones.triu(1)
 
 
 def _by_token(y: Tensor, x: Tensor) -> Tensor:

@@ -24,11 +24,18 @@ def bidirectional_ssd(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     return_branches: bool,
+    branch_tokens: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Arguments as in `transmamba_kernels.bidirectional_ssd`: y (B, L, H, P), or (y, y_f, y_b)."""
-    return with_scan(
+    out = with_scan(
         reference.ssd_scan, x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches
     )
+    return with_tokens(*out, branch_tokens) if isinstance(out, tuple) else out
+
+
+def with_tokens(y: Tensor, y_f: Tensor, y_b: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The branches on the chosen tokens alone."""
+    return (y, y_f, y_b) if tokens is None else (y, y_f[:, tokens], y_b[:, tokens])
 
 
 def with_scan(

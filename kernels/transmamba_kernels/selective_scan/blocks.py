@@ -19,7 +19,7 @@ LOG2_E = math.log2(math.e)
 
 # Elements of one buffer, of which the backward holds three. Smaller ones cost more in calls than cache saves.
 CPU_BUFFER = 1 << 20
-GPU_BUFFER = 1 << 24
+GPU_BUFFER = 1 << 26
 # Below this many steps a chunk, the kept states would outweigh the inputs.
 FEWEST_STEPS = 16
 

@@ -32,7 +32,7 @@ class CausalDecay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (decay,) = ctx.saved_tensors
-        product = grad * decay
+        product = _off_diagonal(grad * decay)
         return product.sum(-1) - product.sum(-2)
 
 
@@ -59,10 +59,16 @@ class TwoWayDecay(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         (decay,) = ctx.saved_tensors
-        product = grad * decay
+        product = _off_diagonal(grad * decay)
         rows, columns = product.sum(-1), product.sum(-2)
         product = product.tril_()
         lower_rows, lower_columns = product.sum(-1), product.sum(-2)
         ahead = lower_rows - lower_columns
         back = (rows - lower_rows) - (columns - lower_columns)
         return ahead.to(ctx.dtypes[0]), back.to(ctx.dtypes[1]), None
+
+
+def _off_diagonal(product: Tensor) -> Tensor:
+    """The diagonal is constant; its large entries would cancel between the sums, but not exactly."""
+    product.diagonal(dim1=-2, dim2=-1).zero_()
+    return product

@@ -1,0 +1,65 @@
+# Everything is installed into .venv, once; change pyproject.toml or constraints.txt and it is installed again.
+#   make demo        train, convert and distil on the CPU, end to end (again: print the finished run's table)
+#   make test        the tests;  make test-all: the slow ones too;  make lint types
+# PYTHON=python3.12 chooses the interpreter, VENV=/elsewhere the environment, OVERWRITE=1 a demo from the start.
+
+PYTHON ?= python3
+VENV ?= .venv
+# A model as small as the demo's gains nothing from more threads.
+THREADS ?= 2
+# Two processes of one thread each: on two cores quicker than one process of two.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+DEMO := runs/digits_vit_to_vim
+
+.PHONY: help demo demo-clean test test-all lint format types docker clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(if $(OVERWRITE),demo-clean) $(VENV)/.installed-demo
+	@OMP_NUM_THREADS=$(THREADS) $(BIN)/accelerate launch --quiet --config_file recipes/accelerate/cpu.yaml \
+		recipes/distill.py --config recipes/configs/digits_vit_to_vim.yaml
+	@$(BIN)/python scripts/check_demo.py $(DEMO)
+
+demo-clean:
+	rm -rf $(DEMO) runs/digits_vit
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
+
+docker:
+	docker build -f docker/Dockerfile -t transmamba .
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not installed; write make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "transmamba needs Python 3.11 or newer, but $$($(PYTHON) --version) is $(PYTHON); write make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[data]" -c constraints.txt
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	@touch $@

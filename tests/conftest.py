@@ -1,0 +1,81 @@
+"""Models small enough for a CPU, with parameters that no initialisation would give.
+
+Fresh models have zero biases, unit norms and tiny embeddings, and would hide every mistake with them; so all
+parameters here are random numbers of a healthy size.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED_DATA = Path(os.environ.get("TRANSMAMBA_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+# 17 tokens of 64 channels: a gray 8 x 8 picture in patches of 2
+TINY = dict(
+    img_size=8, patch_size=2, in_chans=1, embed_dim=64, depth=3, num_heads=4, num_classes=10, pretrained=False
+)
+
+
+@torch.no_grad()
+def randomise_(module: nn.Module, seed: int = 0) -> None:
+    """Every parameter random: matrices keep their input's scale, norms are near 1, biases are not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name and name.endswith("weight"):
+            noise = 1 + 0.3 * noise
+        elif parameter.dim() >= 2 and "token" not in name and "pos" not in name:
+            noise = noise / parameter[0].numel() ** 0.5
+        else:
+            noise = 0.3 * noise
+        parameter.copy_(noise)
+
+
+def timm_vit(seed: int = 0, name: str = "vit_tiny_patch16_224", **kwargs: Any) -> nn.Module:
+    """A tiny timm model in evaluation mode, all its parameters random."""
+    import timm
+
+    model = timm.create_model(name, **{**TINY, **kwargs})
+    randomise_(model, seed)
+    return model.eval()
+
+
+@pytest.fixture
+def make_vit() -> Callable[..., nn.Module]:
+    return timm_vit
+
+
+@pytest.fixture
+def randomise() -> Callable[..., None]:
+    return randomise_
+
+
+@pytest.fixture
+def make_teacher() -> Callable[..., Any]:
+    """make_teacher(**timm kwargs): the `Teacher` of a tiny random timm ViT."""
+    from transmamba import adapt_teacher
+
+    return lambda **kwargs: adapt_teacher(timm_vit(**kwargs))
+
+
+@pytest.fixture
+def gray_images() -> Tensor:
+    """(3, 1, 8, 8)"""
+    return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of shared data sets and checkpoints; skips where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} is absent; set TRANSMAMBA_DATA to the folder of shared data")
+    return SHARED_DATA

@@ -1,0 +1,140 @@
+"""Two processes over gloo are one process with twice the batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transmamba.recipe import Recipe
+
+
+def recipe_of(folder: Path, name: str, batch: int, **changes: Any) -> Recipe:
+    """Without stochastic depth, whose draws belong to a micro-batch; 11 test images, which 2 does not divide."""
+    changes = dict(student__kwargs=dict(harness.VIM), trainer__batch_size=batch) | changes
+    return harness.tiny_recipe(folder, output_dir=str(folder / name), **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`one`: one process, 4 images a micro-batch; `two`: two with 2 each. Both finished."""
+    folder = tmp_path_factory.mktemp("processes")
+    harness.finish(harness.start(harness.run_quietly, recipe_of(folder, "one", 4)))
+    harness.in_ranks(2, count_writes, recipe_of(folder, "two", 2), folder)
+    return folder
+
+
+def count_writes(recipe: Recipe, folder: Path) -> None:
+    """Runs; each rank notes what it wrote and what it was given back."""
+    import transmamba.run
+
+    real, written = transmamba.run.Line.write, []
+
+    def write(self: Any, *arguments: Any) -> None:
+        written.append(1)
+        real(self, *arguments)
+
+    transmamba.run.Line.write = write  # type: ignore[method-assign]
+    results = harness.run_quietly(recipe)
+    note = {"written": len(written), "results": harness.without_timing(results)}
+    (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(note))
+
+
+def near(a: Any, b: Any) -> None:
+    """Equal but for rounding, which five digits cover after thirteen steps."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            near(a[key], b[key])
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=2e-3, abs=1e-4)
+    else:
+        assert a == b
+
+
+def test_the_same_losses(folder: Path) -> None:
+    one, two = harness.metrics_rows(folder / "one"), harness.metrics_rows(folder / "two")
+    assert len(one) == len(two)
+    for ours, theirs in zip(two, one, strict=True):
+        near(ours, theirs)
+
+
+def test_the_same_student(folder: Path) -> None:
+    one, two = (load_file(folder / name / "student/model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    gap = sum((one[name] - two[name]).square().sum() for name in one)
+    assert float((gap / sum(weight.square().sum() for weight in one.values())).sqrt()) < 1e-4
+
+
+def test_the_same_results_written_once(folder: Path) -> None:
+    """The test images of both ranks come together in order, each once."""
+    notes = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert [note["written"] for note in notes] == [1, 0]
+    assert notes[0]["results"] == notes[1]["results"]
+    one, two = (
+        harness.without_timing(json.loads((folder / name / "results.json").read_text()))
+        for name in ("one", "two")
+    )
+    near(one, two)
+    assert two == notes[0]["results"]
+
+
+def stop_one_rank(recipe: Recipe) -> None:
+    """SIGTERM reaches rank 1 alone: both stop at the same step."""
+    import transmamba.trainer
+
+    real = transmamba.trainer.Trainer._step
+
+    def step(self: Any, *arguments: Any) -> None:
+        real(self, *arguments)
+        if self.progress.step == 7 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    transmamba.trainer.Trainer._step = step  # type: ignore[method-assign]
+    harness.run_quietly(recipe)
+    raise AssertionError("the run did not stop")
+
+
+def test_stopped_and_resumed(folder: Path) -> None:
+    """Bit for bit again, with the same number of processes."""
+    recipe = recipe_of(folder, "stopped", 2)
+    harness.in_ranks(2, stop_one_rank, recipe)
+    saved = folder / "stopped/checkpoints/step-00000007"
+    assert {path.name for path in saved.iterdir()} >= {"random_states_0.pkl", "random_states_1.pkl"}
+    harness.in_ranks(2, harness.run_quietly, recipe)
+    ours, theirs = (load_file(folder / name / "student/model.safetensors") for name in ("stopped", "two"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert harness.metrics_rows(folder / "stopped") == harness.metrics_rows(folder / "two")
+    shutil.rmtree(folder / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("losses", "trainable"),
+    [
+        (["mixer"], "all"),
+        (["mixer", "kl"], "auto"),
+        (["feature"], "auto"),
+        (["cab"], "mixers"),
+        (["cross_entropy"], "mixers"),
+        (["bidirectional", "mixer"], "auto"),
+    ],
+)
+def test_stages_that_leave_parameters_without_a_gradient(
+    folder: Path, losses: list[str], trainable: str
+) -> None:
+    """DDP waits for every gradient unless it is told which will not come."""
+    stages = [dict(losses=losses, steps=2, trainable=trainable)]
+    name = "-".join([*losses, trainable])
+    trainer = dict(batch_size=2, accumulation=2, eval_batch_size=8)
+    recipe = recipe_of(folder, name, 2, stages=stages, trainer=trainer)
+    harness.in_ranks(2, harness.run_quietly, recipe)
+    assert (folder / name / "results.json").is_file()

@@ -1,0 +1,175 @@
+"""What holds for every registered loss, with both students; a new loss is tested by existing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import harness
+import pytest
+import torch
+from torch import Tensor
+
+from transmamba.canonical import map_tensors
+from transmamba.distiller import Distiller
+from transmamba.outputs import Output, Term
+from transmamba.registry import LOSSES
+from transmamba.signals import Signals
+
+STUDENTS = ("vim", "ssd_vit")
+BATCH = 6
+# The least a loss can be: where the student says what the teacher says, or for cross-entropy what the labels say.
+PERFECT: dict[str, float] = {
+    "bidirectional": 0.0,
+    "cab": 0.0,
+    "cross_entropy": 0.0,
+    "feature": 0.0,
+    "kl": 0.0,
+    "mixer": 0.0,
+}
+
+
+def build(name: str, kind: str = "vim") -> Distiller:
+    return Distiller(harness.tiny_student(kind), harness.tiny_teacher(), (name,)).eval()
+
+
+def terms_of(distiller: Distiller, size: int = BATCH) -> Term:
+    (term,) = distiller(*harness.tiny_batch(size)).values()
+    return term
+
+
+def test_every_loss_states_its_least_value() -> None:
+    assert sorted(PERFECT) == sorted(LOSSES), "say in PERFECT what a new loss is for a perfect student"
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_finite_with_a_count_and_labelled_parts(name: str, kind: str) -> None:
+    distiller = build(name, kind)
+    term = terms_of(distiller)
+    assert term.sum.shape == () and torch.isfinite(term.sum)
+    assert term.count == BATCH == distiller.counts(harness.tiny_batch(BATCH)[1])[name]
+    labels = distiller.losses[name].part_names()  # type: ignore[operator]
+    assert len(set(labels)) == len(labels) == (0 if term.parts is None else term.parts.numel())
+    assert term.parts is None or (not term.parts.requires_grad and (term.parts.abs() <= BATCH + 1e-4).all())
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_gradient_reaches_the_student_and_never_the_teacher(name: str, kind: str) -> None:
+    vit = harness.tiny_vit()
+    distiller = Distiller(harness.tiny_student(kind), vit, (name,))
+    terms_of(distiller).sum.backward()
+    reached = [p for p in distiller.student.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert len(reached) > 5
+    assert all(p.grad is None for p in vit.parameters())
+    wanted = distiller.used_projections()
+    if wanted:
+        assert distiller.aligner is not None
+        for k, projection in distiller.aligner.projections.items():
+            assert int(k) in wanted and projection.weight.grad.abs().sum() > 0  # type: ignore[union-attr,operator]
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_sums_not_means(name: str, kind: str) -> None:
+    """What 5 and 3 images add up to is what 8 images are: sum, count and parts."""
+    distiller = build(name, kind)
+    images, targets = harness.tiny_batch(8)
+    whole = distiller(images, targets)[name]
+    parts = [distiller(images[rows], targets[rows])[name] for rows in (slice(0, 5), slice(5, 8))]
+    torch.testing.assert_close(sum(part.sum for part in parts), whole.sum, rtol=1e-5, atol=1e-6)
+    assert sum(part.count for part in parts) == whole.count == 8
+    if whole.parts is not None:
+        torch.testing.assert_close(sum(part.parts for part in parts), whole.parts, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_each_image_counts_alone(name: str) -> None:
+    """The sum over a batch is the sum over its images: nothing is coupled across the batch."""
+    distiller = build(name)
+    images, targets = harness.tiny_batch(4)
+    alone = sum(distiller(images[i : i + 1], targets[i : i + 1])[name].sum for i in range(4))
+    torch.testing.assert_close(alone, distiller(images, targets)[name].sum, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_least_for_a_perfect_student(name: str) -> None:
+    distiller = build(name)
+    term = distiller.losses[name](perfect_signals(distiller, name))
+    assert float(term.sum.detach()) / BATCH == pytest.approx(PERFECT[name], abs=1e-5)
+
+
+def perfect_signals(distiller: Distiller, name: str) -> Signals:
+    """Signals of a student whose outputs are what the teacher's are, after the projection."""
+    images, targets = harness.tiny_batch(BATCH)
+    teacher = distiller.teacher
+    assert teacher is not None
+    loss: Any = distiller.losses[name]
+    guide = teacher(images, loss.teacher_capture())
+    student = Output(logits=guide.logits, layout=teacher.layout)
+    bridge = Mirror()
+    if name == "cross_entropy":
+        student.logits = 100.0 * torch.nn.functional.one_hot(targets, 3)
+    if name in ("feature", "bidirectional"):
+        student.hidden = {k: guide.hidden[t] for k, t in loss.pairs.items()}
+        student.branches = {k: (guide.hidden[t], guide.hidden[t]) for k, t in loss.pairs.items()}
+    if name == "mixer":
+        student.mixers = {
+            k: {"output": guide.mixers[t][f"{sublayer}_output"]} for k, (t, sublayer) in loss.sources.items()
+        }
+    if name == "cab":
+        for key in loss.nets:
+            loss.nets[key] = torch.nn.Identity()
+        for k, t in loss.blocks.items():
+            keys, queries = (guide.mixers[t][n].transpose(1, 2).flatten(2) for n in ("k", "q"))
+            student.mixers[k] = {"B": keys, "C": queries, "B_b": keys, "C_b": queries}
+    return Signals(student, guide, targets, bridge)  # type: ignore[arg-type]
+
+
+class Mirror:
+    """An aligner between equals."""
+
+    def teacher_tokens(self, x: Tensor) -> Tensor:
+        return x
+
+    student_tokens = teacher_tokens
+
+    def project(self, k: int, x: Tensor) -> Tensor:
+        return x
+
+
+def test_the_teacher_gives_no_gradient_even_if_its_tensors_could() -> None:
+    """Not because its tensors are constants, but because its pass records nothing."""
+    distiller = Distiller(harness.tiny_student(), harness.tiny_teacher(), sorted(LOSSES))
+    assert distiller.teacher is not None
+    distiller.teacher.view = map_tensors(distiller.teacher.view, lambda t: t.clone().requires_grad_())
+    leaves: list[Tensor] = []
+    map_tensors(distiller.teacher.view, lambda t: leaves.append(t) or t)
+    sum(term.sum for term in distiller(*harness.tiny_batch(4)).values()).backward()  # type: ignore[union-attr]
+    assert len(leaves) > 20 and all(leaf.grad is None for leaf in leaves)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_the_same_in_half_precision_outputs(name: str) -> None:
+    """Losses compute in float32 whatever autocast made of the features."""
+    distiller = build(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        term = terms_of(distiller)
+    assert term.sum.dtype == torch.float32
+    exact = terms_of(distiller).sum.item()
+    assert term.sum.item() == pytest.approx(exact, rel=0.1, abs=0.05)
+
+
+def test_weights_are_not_inside_the_term() -> None:
+    """The trainer weighs, once: a loss that did so itself would count twice."""
+    for name in LOSSES:
+        config = LOSSES[name]()
+        heavy = Distiller(
+            harness.tiny_student(), harness.tiny_teacher(), (replace(config, weight=7.0),)
+        ).eval()
+        torch.manual_seed(5)
+        plain = Distiller(harness.tiny_student(), harness.tiny_teacher(), (config,)).eval()
+        heavy.load_state_dict(plain.state_dict())
+        assert heavy.weights == {name: 7.0}
+        torch.testing.assert_close(terms_of(heavy).sum, terms_of(plain).sum)

@@ -1,0 +1,155 @@
+"""The aligner: widths by a projection that starts as padding, tokens by name, grids by resampling."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transmamba.aligner import Aligner
+from transmamba.outputs import TokenLayout
+
+VIT = TokenLayout(grid=(4, 4), special=(("cls", 0),))
+VIM = TokenLayout(grid=(4, 4), special=(("cls", 8),))
+DEIT = TokenLayout(grid=(4, 4), special=(("cls", 0), ("dist", 1)))
+REGISTERS = TokenLayout(grid=(4, 4), special=(("cls", 0), ("reg0", 1), ("reg1", 2)))
+BARE = TokenLayout(grid=(4, 4))
+
+
+def make(
+    student: int,
+    teacher: int,
+    kept: Tensor | None = None,
+    layouts: tuple[TokenLayout, TokenLayout] = (VIM, VIT),
+) -> Aligner:
+    return Aligner(*layouts, student, teacher, layers=[5, 1, 3, 3], kept=kept)
+
+
+@pytest.mark.parametrize(("student", "left", "right"), [(6, 2, 2), (5, 2, 3), (9, 0, 1), (10, 0, 0)])
+def test_projections_start_as_centred_zero_padding(student: int, left: int, right: int) -> None:
+    aligner = make(student, 10)
+    x = torch.randn(2, 17, student)
+    for k in (1, 3, 5):
+        assert torch.equal(aligner.project(k, x), F.pad(x, (left, right)))
+    assert list(aligner.projections) == ["1", "3", "5"], "one a layer, whatever the order asked"
+
+
+def test_kept_coordinates_are_scattered_to_their_places() -> None:
+    kept = torch.tensor([7, 0, 4])
+    aligner = make(3, 9, kept)
+    x = torch.randn(2, 17, 3)
+    expected = torch.zeros(2, 17, 9)
+    expected[..., 7], expected[..., 0], expected[..., 4] = x[..., 0], x[..., 1], x[..., 2]
+    assert torch.equal(aligner.project(3, x), expected)
+    teacher = torch.randn(2, 17, 9)
+    back = aligner.to_student(teacher)
+    assert torch.equal(aligner.project(3, back)[..., kept], aligner.teacher_tokens(teacher)[..., kept])
+
+
+def test_equal_widths_start_as_the_identity() -> None:
+    aligner = make(8, 8, torch.arange(8))
+    x = torch.randn(2, 17, 8)
+    assert torch.equal(aligner.project(1, x), x)
+
+
+def test_a_wider_student_is_read_at_its_first_coordinates() -> None:
+    aligner = make(12, 8)
+    x = torch.randn(2, 17, 12)
+    assert torch.equal(aligner.project(1, x), x[..., :8])
+    teacher = torch.randn(2, 17, 8)
+    narrow = aligner.to_student(teacher)
+    assert narrow.shape == (2, 17, 12)
+    assert torch.equal(narrow[..., :8], aligner.teacher_tokens(teacher)) and not narrow[..., 8:].any()
+
+
+def test_class_token_moves_to_the_student_s_middle() -> None:
+    aligner = make(8, 8)
+    x = torch.arange(17.0).view(1, 17, 1).expand(1, 17, 8)
+    assert aligner.teacher_tokens(x)[0, :, 0].tolist() == [*range(1, 9), 0, *range(9, 17)]
+    assert torch.equal(aligner.student_tokens(x), x)
+
+
+@pytest.mark.parametrize(("teacher", "prefix"), [(DEIT, 2), (REGISTERS, 3)])
+def test_tokens_the_student_lacks_are_left_out(teacher: TokenLayout, prefix: int) -> None:
+    aligner = make(8, 8, layouts=(VIM, teacher))
+    x = torch.arange(16.0 + prefix).view(1, -1, 1).expand(-1, -1, 8)
+    patches = [float(i) for i in range(prefix, prefix + 16)]
+    assert aligner.teacher_tokens(x)[0, :, 0].tolist() == [*patches[:8], 0, *patches[8:]]
+    assert aligner.num_tokens == 17
+
+
+def test_a_student_without_class_token_is_compared_on_patches() -> None:
+    aligner = make(8, 8, layouts=(BARE, VIT))
+    x = torch.arange(17.0).view(1, 17, 1).expand(1, 17, 8)
+    assert aligner.teacher_tokens(x)[0, :, 0].tolist() == list(range(1, 17))
+    mine = torch.randn(1, 16, 8)
+    assert torch.equal(aligner.student_tokens(mine), mine)
+
+
+def test_a_teacher_without_class_token_leaves_the_student_s_out() -> None:
+    aligner = make(8, 8, layouts=(VIM, BARE))
+    mine = torch.arange(17.0).view(1, 17, 1).expand(1, 17, 8)
+    assert aligner.num_tokens == 16
+    assert aligner.student_tokens(mine)[0, :, 0].tolist() == [*range(8), *range(9, 17)]
+    full = aligner.to_student(torch.arange(1.0, 17).view(1, 16, 1).expand(1, 16, 8))
+    assert full[0, :, 0].tolist() == [*range(1, 9), 0, *range(9, 17)]
+
+
+@pytest.mark.parametrize("teacher_grid", [(2, 2), (8, 8), (3, 6)])
+@pytest.mark.parametrize("special", [(), (("cls", 0),), (("cls", 0), ("dist", 1))])
+def test_another_grid_is_resampled(
+    teacher_grid: tuple[int, int], special: tuple[tuple[str, int], ...]
+) -> None:
+    teacher = TokenLayout(grid=teacher_grid, special=special)
+    aligner = make(8, 8, layouts=(VIM, teacher))
+    x = torch.randn(2, teacher.length, 8)
+    found = aligner.teacher_tokens(x)
+    cls = bool(special)
+    assert found.shape == (2, 16 + cls, 8)
+    grid = x[:, len(special) :].mT.unflatten(2, teacher_grid)
+    smooth = F.interpolate(grid, size=(4, 4), mode="bilinear", antialias=True, align_corners=False)
+    patches = [i for i in range(16 + cls) if not (cls and i == 8)]
+    torch.testing.assert_close(found[:, patches], smooth.flatten(2).mT)
+    if cls:
+        assert torch.equal(found[:, 8], x[:, 0]), "special tokens are not resampled"
+    flat = torch.full((1, teacher.length, 8), 3.0)
+    torch.testing.assert_close(aligner.teacher_tokens(flat), torch.full((1, 16 + cls, 8), 3.0))
+
+
+def test_averaging_a_grid_twice_as_fine_keeps_each_region() -> None:
+    aligner = make(1, 1, layouts=(BARE, TokenLayout(grid=(8, 8))))
+    quadrants = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    found = aligner.teacher_tokens(quadrants.view(1, 64, 1)).view(4, 4)
+    for (row, column), value in {(0, 0): 0.0, (0, 3): 1.0, (3, 0): 2.0, (3, 3): 3.0}.items():
+        assert float(found[row, column]) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize("kept", [None, torch.tensor([1, 6, 3, 8])])
+def test_to_student_inverts_the_projection_on_kept_coordinates(kept: Tensor | None) -> None:
+    aligner = make(4, 10, kept)
+    mine = torch.randn(2, 17, 4)
+    teacher = torch.zeros(2, 17, 10)
+    order, _ = VIM.match(VIT)
+    teacher[:, :] = aligner.project(1, mine)[:, order]
+    assert torch.equal(aligner.to_student(teacher), mine)
+
+
+def test_places_are_saved_and_positions_are_not() -> None:
+    aligner = make(3, 9, torch.tensor([7, 0, 4]))
+    state = aligner.state_dict()
+    assert set(state) == {"places", *(f"projections.{k}.weight" for k in (1, 3, 5))}
+    other = make(3, 9)
+    other.load_state_dict(state)
+    x = torch.randn(1, 17, 9)
+    assert torch.equal(other.to_student(x), aligner.to_student(x))
+    assert all(parameter.requires_grad for parameter in aligner.parameters())
+
+
+def test_gradients_reach_the_student_s_side_alone() -> None:
+    aligner = make(4, 8)
+    mine, theirs = torch.randn(1, 17, 4, requires_grad=True), torch.randn(1, 17, 8)
+    loss = 1 - F.cosine_similarity(aligner.project(1, mine), aligner.teacher_tokens(theirs), dim=-1)
+    loss.sum().backward()
+    assert mine.grad is not None and aligner.projections["1"].weight.grad is not None
+    assert aligner.projections["3"].weight.grad is None

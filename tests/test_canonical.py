@@ -1,0 +1,337 @@
+"""The canonical view against each teacher's own code: logits and the residual stream after every block."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transmamba import adapt_teacher
+from transmamba.canonical import Norm, fold, map_tensors
+from transmamba.errors import UserError
+from transmamba.outputs import Capture
+from transmamba.registry import TEACHERS
+from transmamba.teacher import Teacher
+
+TIMM: dict[str, dict[str, Any]] = {
+    "cls": {},
+    "avg": dict(global_pool="avg"),
+    "avg_norm_first": dict(global_pool="avg", fc_norm=False),
+    "no_cls": dict(global_pool="avg", class_token=False),
+    "cls_fc_norm": dict(fc_norm=True),
+    "layer_scale": dict(init_values=0.1),
+    "registers": dict(reg_tokens=4),
+    "registers_avg": dict(reg_tokens=2, global_pool="avg", class_token=False),
+    "deit3": dict(no_embed_class=True, init_values=1e-5),
+    "deit3_registers": dict(no_embed_class=True, reg_tokens=2),
+    "qk_norm": dict(qk_norm=True),
+    "pre_norm": dict(pre_norm=True),
+    "no_qkv_bias": dict(qkv_bias=False),
+    "no_proj_bias": dict(proj_bias=False),
+    "rms_norm": dict(norm_layer="rmsnorm"),
+    "quick_gelu": dict(act_layer="quick_gelu"),
+    "no_positions": dict(pos_embed="none"),
+    "no_final_norm": dict(final_norm=False),
+    "oblong": dict(img_size=(8, 12)),
+    "dynamic": dict(dynamic_img_size=True),
+    "drop_rates": dict(drop_rate=0.5, drop_path_rate=0.5, attn_drop_rate=0.5, patch_drop_rate=0.5),
+    "distilled": dict(name="deit_tiny_distilled_patch16_224"),
+    "deit": dict(name="deit_tiny_patch16_224"),
+}
+HUGGING_FACE = {
+    "vit": ("ViTConfig", "ViTForImageClassification", {}),
+    "vit_relu_no_bias": ("ViTConfig", "ViTForImageClassification", dict(hidden_act="relu", qkv_bias=False)),
+    "deit": ("DeiTConfig", "DeiTForImageClassification", {}),
+    "deit_two_heads": ("DeiTConfig", "DeiTForImageClassificationWithTeacher", {}),
+}
+# every registered teacher and the test below that holds it against its own code
+COVERED = {
+    "timm_vit": "test_timm_view_equals_timm",
+    "hf_vit": "test_hugging_face_view_equals_transformers",
+    "vit_mnist_mit": "test_mnist_view_equals_multihead_attention",
+    "auto": "test_auto_is_the_teacher_it_finds",
+}
+
+
+def test_every_registered_teacher_is_held_against_its_own_code() -> None:
+    assert set(TEACHERS.names()) == set(COVERED), "add the new teacher and its test to COVERED"
+    assert all(callable(globals()[test]) for test in COVERED.values())
+
+
+@contextmanager
+def after_each(blocks: Any) -> Iterator[list[Tensor]]:
+    """What each block returned, by the model's own forward."""
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [block.register_forward_hook(keep) for block in blocks]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def assert_same_stream(teacher: Teacher, images: Tensor, logits: Tensor, streams: list[Tensor]) -> None:
+    every = frozenset(range(len(streams)))
+    output = teacher(images, Capture(hidden=every))
+    assert teacher.num_blocks == len(streams) and set(output.hidden) == every
+    torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
+    for k, stream in enumerate(streams):
+        assert stream.shape[1] == teacher.layout.length
+        torch.testing.assert_close(output.hidden[k], stream, rtol=1e-5, atol=1e-5)
+
+
+def images_for(options: dict[str, Any]) -> Tensor:
+    height, width = options.get("img_size", (8, 8))
+    return torch.randn(3, 1, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("case", TIMM)
+def test_timm_view_equals_timm(case: str, make_vit: Callable[..., Any]) -> None:
+    model = make_vit(**TIMM[case])
+    images = images_for(TIMM[case])
+    with torch.no_grad(), after_each(model.blocks) as streams:
+        logits = model(images)
+    assert logits.std() > 0.1, "a test of nothing"
+    assert_same_stream(adapt_teacher(model), images, logits, streams)
+
+
+def write_hugging_face(folder: Path, case: str, randomise: Callable[..., None]) -> nn.Module:
+    import transformers
+
+    config_class, model_class, options = HUGGING_FACE[case]
+    config = getattr(transformers, config_class)(
+        image_size=8,
+        patch_size=2,
+        num_channels=1,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=48,
+        num_labels=7,
+        **options,
+    )
+    model = getattr(transformers, model_class)(config)
+    randomise(model)
+    model.eval().save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("case", HUGGING_FACE)
+def test_hugging_face_view_equals_transformers(
+    case: str, tmp_path: Path, randomise: Callable[..., None], gray_images: Tensor
+) -> None:
+    from transformers import AutoModelForImageClassification  # noqa: F401  (the import is what costs time)
+
+    model: Any = write_hugging_face(tmp_path, case, randomise)
+    teacher = TEACHERS["hf_vit"](model=str(tmp_path)).build()
+    body = model.vit if hasattr(model, "vit") else model.deit
+    layers = body.layers if hasattr(body, "layers") else body.encoder.layer
+    with torch.no_grad(), after_each(layers) as streams:
+        output = model(gray_images, output_hidden_states=True)
+    assert_same_stream(teacher, gray_images, output.logits, streams)
+    # transformers lists the embeddings first; its last entry may already be normalised
+    for mine, theirs in zip(streams[:-1], output.hidden_states[1:-1], strict=True):
+        assert torch.equal(mine, theirs)
+    assert (teacher.layout.special[-1][0] == "dist") == case.startswith("deit")
+
+
+def test_auto_is_the_teacher_it_finds(
+    tmp_path: Path, randomise: Callable[..., None], gray_images: Tensor
+) -> None:
+    model: Any = write_hugging_face(tmp_path, "vit", randomise)
+    teacher = TEACHERS["auto"](model=str(tmp_path)).build()
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(gray_images).logits, model(gray_images).logits)
+
+
+class MnistVit(nn.Module):
+    """The checkpoint's description, written anew on nn.MultiheadAttention: doubled projections, one norm."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.state = state
+        width = state["embedding.cls_token"].shape[-1]
+        self.attention = nn.ModuleList()
+        for k in range(5):
+            attention = nn.MultiheadAttention(width, 7, batch_first=True)
+            prefix = f"layers.{k}.multihead_attention.multihead_attention."
+            attention.load_state_dict(
+                {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            )
+            self.attention.append(attention)
+        self.eval()
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        return F.linear(x, self.state[f"{name}.weight"], self.state[f"{name}.bias"])
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        s = self.state
+        patches = F.conv2d(
+            images, s["embedding.div_img.weight"], s["embedding.div_img.bias"], stride=7
+        ).flatten(2)
+        cls = s["embedding.cls_token"].expand(len(images), -1, -1)
+        x = torch.cat([cls, patches.mT], dim=1) + s["embedding.position_div_imgs"]
+        streams = []
+        for k, attention in enumerate(self.attention):
+            at = f"layers.{k}."
+            norm = (s[f"{at}norm.weight"], s[f"{at}norm.bias"])
+            n = F.layer_norm(x, x.shape[-1:], *norm)
+            q, key, v = (
+                self.linear(f"{at}multihead_attention.{name}", n) for name in ("query", "key", "value")
+            )
+            x = x + attention(q, key, v)[0]
+            n = F.layer_norm(x, x.shape[-1:], *norm)
+            x = x + self.linear(f"{at}FFL.3", F.gelu(self.linear(f"{at}FFL.0", n)))
+            streams.append(x)
+        return self.linear("classifer", x[:, 0]), streams
+
+
+@pytest.mark.shared_data
+def test_mnist_view_equals_multihead_attention(shared_data: Path) -> None:
+    path = shared_data / "checkpoints" / "vit_mnist_mit" / "vit_mnist_model.pth"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+    teacher = TEACHERS["vit_mnist_mit"](checkpoint=str(path)).build()
+    state = torch.load(path, weights_only=True)
+    images = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        logits, streams = MnistVit(state)(images)
+    assert_same_stream(teacher, images, logits, streams)
+    assert teacher.num_params == sum(tensor.numel() for tensor in state.values())
+
+
+@pytest.mark.shared_data
+def test_mnist_teacher_reaches_its_author_s_accuracy(shared_data: Path) -> None:
+    checkpoint = shared_data / "checkpoints" / "vit_mnist_mit" / "vit_mnist_model.pth"
+    data = shared_data / "mnist" / "mnist.npz"
+    if not (checkpoint.is_file() and data.is_file()):
+        pytest.skip(f"{checkpoint} or {data} is absent")
+    teacher = TEACHERS["vit_mnist_mit"](checkpoint=str(checkpoint)).build()
+    with np.load(data) as arrays:
+        images, labels = arrays["test_images"][:2000], arrays["test_labels"][:2000]
+    looks = teacher.preprocessing
+    pixels = (torch.from_numpy(images)[:, None].float() / 255 - looks.mean[0]) / looks.std[0]
+    right = (teacher(pixels).logits.argmax(1).numpy() == labels).mean()
+    assert right > 0.96  # 98.09 % of the whole test set; its first half is the harder one
+
+
+@pytest.mark.shared_data
+def test_mnist_view_cannot_be_folded(shared_data: Path) -> None:
+    path = shared_data / "checkpoints" / "vit_mnist_mit" / "vit_mnist_model.pth"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+    with pytest.raises(UserError, match="cannot be folded"):
+        fold(TEACHERS["vit_mnist_mit"](checkpoint=str(path)).build().view)
+
+
+FOLDABLE = [case for case in TIMM if case not in ("pre_norm", "rms_norm", "no_final_norm")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("case", FOLDABLE)
+def test_fold_keeps_the_function_and_centres_the_stream(
+    case: str, dtype: torch.dtype, make_vit: Callable[..., Any]
+) -> None:
+    view = adapt_teacher(make_vit(**TIMM[case]).to(dtype)).view
+    folded = fold(view)
+    images = images_for(TIMM[case]).to(dtype)
+    capture = Capture(hidden=frozenset(range(3)))
+    with torch.no_grad():
+        before, after = view.run(images, capture), folded.run(images, capture)
+    accuracy = 1e-5 if dtype is torch.float32 else 1e-10
+    assert before.logits is not None
+    scale = float(before.logits.abs().max())
+    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=accuracy * scale)
+    for k, stream in before.hidden.items():
+        centred = stream - stream.mean(dim=-1, keepdim=True)
+        torch.testing.assert_close(
+            after.hidden[k], centred, rtol=0, atol=accuracy * float(stream.abs().max())
+        )
+    assert folded.norm is not None
+    norms = [folded.norm, *(b.attention.norm for b in folded.blocks), *(b.mlp.norm for b in folded.blocks)]
+    assert all(norm.rms and norm.weight is None and norm.bias is None for norm in norms)
+    assert all(b.attention.scale is None and b.mlp.scale is None for b in folded.blocks)
+
+
+@pytest.mark.parametrize("case", ["pre_norm", "rms_norm", "no_final_norm"])
+def test_fold_refuses_what_it_cannot_express(case: str, make_vit: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="cannot be folded"):
+        fold(adapt_teacher(make_vit(**TIMM[case])).view)
+
+
+def test_fold_refuses_one_rms_norm_among_layer_norms(make_vit: Callable[..., Any]) -> None:
+    view = adapt_teacher(make_vit()).view
+    block = view.blocks[1]
+    rms = dataclasses.replace(block.mlp, norm=Norm(block.mlp.norm.weight, None, 1e-6, rms=True))
+    mixed = dataclasses.replace(
+        view, blocks=(view.blocks[0], dataclasses.replace(block, mlp=rms), view.blocks[2])
+    )
+    with pytest.raises(UserError, match="cannot be folded"):
+        fold(mixed)
+
+
+def test_observer_sees_streams_values_and_neurons(make_vit: Callable[..., Any], gray_images: Tensor) -> None:
+    model = make_vit()
+    seen: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
+    for k, block in enumerate(model.blocks):
+        block.attn.proj.register_forward_pre_hook(
+            lambda _, args, k=k: inputs.__setitem__(f"value.{k}", args[0])
+        )
+        block.mlp.fc2.register_forward_pre_hook(
+            lambda _, args, k=k: inputs.__setitem__(f"neuron.{k}", args[0])
+        )
+        block.register_forward_hook(lambda _, __, y, k=k: inputs.__setitem__(f"residual.{k}", y))
+    with torch.no_grad():
+        model(gray_images)
+        adapt_teacher(model).view.run(gray_images, observe=seen.__setitem__)
+    assert seen.keys() == inputs.keys()
+    for name, expected in inputs.items():
+        torch.testing.assert_close(seen[name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_mixers_are_what_attention_and_mlp_saw_and_made(
+    make_vit: Callable[..., Any], gray_images: Tensor
+) -> None:
+    model = make_vit(qk_norm=True, init_values=0.5)
+    block, made = model.blocks[1], dict[str, Tensor]()
+    block.register_forward_pre_hook(lambda _, args: made.__setitem__("attention_input", args[0]))
+    block.ls1.register_forward_hook(lambda _, __, y: made.__setitem__("attention_output", y))
+    block.norm2.register_forward_pre_hook(lambda _, args: made.__setitem__("mlp_input", args[0]))
+    block.ls2.register_forward_hook(lambda _, __, y: made.__setitem__("mlp_output", y))
+    block.attn.q_norm.register_forward_hook(lambda _, __, y: made.__setitem__("q", y))
+    block.attn.k_norm.register_forward_hook(lambda _, __, y: made.__setitem__("k", y))
+    with torch.no_grad():
+        model(gray_images)
+    mixers = adapt_teacher(model)(gray_images, Capture(mixers=frozenset({1}))).mixers
+    assert set(mixers) == {1} and mixers[1].keys() == made.keys()
+    for name, expected in made.items():
+        torch.testing.assert_close(mixers[1][name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_map_tensors_reaches_every_tensor(make_vit: Callable[..., Any]) -> None:
+    view = adapt_teacher(make_vit(init_values=0.1, qk_norm=True, reg_tokens=1)).view
+    zero = map_tensors(view, torch.zeros_like)
+    count: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        count.append(tensor)
+        return tensor
+
+    map_tensors(zero, collect)
+    # per block: 2 norms, 2 per-head norms and 2 scales (2 + 2, 2 + 2, 1 + 1), 6 linears
+    assert len(count) == 4 + 3 * (4 + 4 + 2 + 12) + 2 + 2
+    assert not any(tensor.any() for tensor in count)
+    assert zero.layout == view.layout and zero.blocks[0].attention.heads == 4

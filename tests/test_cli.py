@@ -1,0 +1,417 @@
+"""The command line: every verb; every mistake a user can make ends in one clear line and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from harness import TEACHER, VIM, tiny_recipe, tiny_vit
+from PIL import Image
+
+from transmamba import cli, launch
+from transmamba import config as configs
+from transmamba.recipe import Recipe
+from transmamba.run import claim_folder
+from transmamba.student import save_model
+
+ROOT = Path(__file__).parents[1]
+SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]
+STUDENT = ["--student", "vim_micro_patch2_8", *(f"{key}={value}" for key, value in VIM.items())]
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str]) -> Command:
+    """command("list", "losses"): `transmamba list losses` in-process; recipe=True: recipes/distill.py."""
+
+    def run(*words: Any, recipe: bool = False) -> Done:
+        capfd.readouterr()
+        main: Callable[[Sequence[str]], int] = launch.main if recipe else cli.main
+        try:
+            code: Any = main([str(word) for word in words])
+        except SystemExit as stop:  # argparse's own way
+            code = stop.code
+        out, err = capfd.readouterr()
+        return Done(code, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved ViT for three classes of 8 x 8 images."""
+    folder = tmp_path_factory.mktemp("teacher")
+    save_model(tiny_vit(), folder)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """A recipe file whose whole run takes a second."""
+    path = tmp_path / "recipe.yaml"
+    configs.save_yaml(tiny_recipe(tmp_path, trainer__save_every=0, trainer__eval_every=0), path)
+    return path
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing it takes longer than the runs here."""
+    monkeypatch.setattr("transmamba.run.write_report", lambda folder: None)
+
+
+def assert_mistake(done: Done, *says: str) -> None:
+    assert done.code == 2, done
+    assert "Traceback" not in done.err + done.out
+    lines = done.err.strip().splitlines()
+    assert lines[-1].startswith("error: ") or lines[0].startswith("config error: "), done.err
+    if lines[-1].startswith("error: "):
+        messages = [line for line in lines if line.startswith("error: ")]
+        assert len(messages) == 1, done.err
+    for text in says:
+        assert text in done.err, f"{text!r} is not in {done.err!r}"
+
+
+# --- verbs ---
+
+
+def test_list_names_every_part(command: Command) -> None:
+    done = command("list")
+    assert done.code == 0
+    for name in ("timm_vit", "ssd_vit", "bidirectional", "image_classification", "hf_dataset"):
+        assert name in done.out
+    assert "vim_tiny_patch16_224" in done.out
+    assert "vim_tiny" not in command("list", "losses").out
+
+
+def test_help_names_every_verb(command: Command) -> None:
+    done = command("--help")
+    assert done.code == 0
+    assert all(f"  {verb}" in done.out for verb in cli.VERBS)
+    assert "--student" in command("convert", "--help").out
+
+
+def test_convert_writes_a_student_that_loads(command: Command, teacher: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = command("convert", teacher, out, *STUDENT, "proj_bias=true")
+    assert done.code == 0, done.err
+    assert "copied" in done.out and "parameters covered" in done.out
+    assert {path.name for path in out.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "subclone.json",
+    }
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    assert model(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+    assert model.layers[0].mixer.in_proj.bias is not None
+
+
+def test_convert_reports_as_json_and_ranks_by_activation(
+    command: Command, teacher: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(12) % 3
+    np.savez(data, train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
+    done = command("convert", teacher, tmp_path / "out", *STUDENT, "--data", data, "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert 0 < report["covered"] < 1 and report["counts"]["fresh"] > 0
+    assert any(name.endswith("norm.bias") for name in report["dropped_biases"])
+
+
+def test_convert_script_is_the_verb(teacher: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "scripts/convert_checkpoint.py",
+            teacher,
+            tmp_path / "out",
+            "--student",
+            "vimm",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert_mistake(Done(done.returncode, done.stdout, done.stderr), "unknown student 'vimm'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_distil_evaluate_and_report(command: Command, recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = command("distill", "--config", recipe, "stages.0.steps=1", "stages.1.steps=2")
+    assert done.code == 0, done.err
+    assert "teacher" in done.out and f"student: {run}/student" in done.out
+    again = command("--config", recipe, "stages.0.steps=1", "stages.1.steps=2", recipe=True)
+    assert again.out == done.out, "a finished run is found, not repeated"
+
+    results = json.loads((run / "results.json").read_text())
+    for model in (run, run / "student"):
+        done = command("evaluate", model, "--teacher", tmp_path / "teacher", "--json")
+        assert done.code == 0, done.err
+        measured = json.loads(done.out)
+        assert measured["agreement"] == results["agreement"]
+        for name in ("student", "teacher"):
+            for metric in ("top1", "top5", "ece", "params"):
+                assert measured[name][metric] == pytest.approx(results[name][metric])
+    assert "student" in command("evaluate", run).out
+
+    (run / "report.html").unlink()
+    done = command("report", run)
+    assert done.code == 0 and (run / "report.html").is_file()
+
+
+def test_evaluate_measures_a_transformer_too(command: Command, teacher: Path) -> None:
+    done = command("evaluate", teacher, *SYNTHETIC, "--split", "train", "--batch-size", "5", "--json")
+    assert done.code == 0, done.err
+    assert set(json.loads(done.out)) == {"student"}
+
+
+def test_bench_compares_with_plain_training(command: Command, recipe: Path) -> None:
+    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "--json", "trainer.batch_size=2")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["overhead"] > 0 and result["batch_size"] == 2
+    table = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.batch_size=2").out
+    assert "cross_entropy_step" in table
+
+
+def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_path: Path) -> None:
+    done = command("--config", recipe, "--dry-run", "stages.0.lr=1e-4", recipe=True)
+    assert done.code == 0
+    assert yaml.safe_load(done.out)["stages"][0]["lr"] == 1e-4
+    assert not (tmp_path / "run").exists()
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["distil"], "unknown verb 'distil'; did you mean 'distill'?"),
+        (["list", "loss"], "unknown kind 'loss'"),
+        (["convert", "deit_smal_patch16_224", "OUT"], "did you mean 'deit_small_patch16_224'?"),
+        (["convert", "./nothing", "OUT"], "'./nothing': no such folder"),
+        (["convert", "nobody/nothing", "OUT"], "'nobody/nothing' could not be loaded"),
+        (["convert", "TEACHER", "OUT", "--student", "vim_micro_patch2_9"], "mean 'vim_micro_patch2_8'?"),
+        (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depht=3"], "'depht'"),
+        (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depth"], "'depth' is no key=value"),
+        (
+            ["convert", "TEACHER", "OUT", "--data", "/no/such/folder"],
+            "/no/such/folder: no such file or folder",
+        ),
+        (["convert", "missing.pth", "OUT"], "'missing.pth' does not exist"),
+        (["evaluate", "/no/such/run"], "/no/such/run"),
+        (["evaluate", "TEACHER"], "write --data"),
+        (["evaluate", "TEACHER", "--data", "digit"], "did you mean 'digits'?"),
+        (["evaluate", "TEACHER", "--data", "digits", "--task", "image_clasification"], "mean 'image_class"),
+        (["evaluate", "TEACHER", "--data", "digits", "fodl=1"], "did you mean 'fold'?"),
+        (["evaluate", "TEACHER", "--data", "digits", "--device", "gpu"], "device 'gpu'"),
+        (["evaluate", "TEACHER", *SYNTHETIC, "--split", "tset"], "split 'tset'"),
+        (["evaluate", "TEACHER", *SYNTHETIC, "num_classes=7"], "has 3 classes but the data has 7"),
+        (
+            ["evaluate", "TEACHER", *SYNTHETIC, "--teacher", "vit_tinny_patch16_224"],
+            "mean 'vit_tiny_patch16_2",
+        ),
+        (["report", "/no/such/run"], "/no/such/run"),
+        (["push", "/no/such/run", "me/model"], "no student there"),
+        (["distill", "--config", "recipes/configs/digits_vit_to_vin.yaml"], "digits_vit_to_vim.yaml"),
+    ],
+)
+def test_mistake(words: list[str], says: str, command: Command, teacher: Path, tmp_path: Path) -> None:
+    names = {"TEACHER": teacher, "OUT": tmp_path / "out"}
+    assert_mistake(command(*(names.get(word, word) for word in words)), says)
+    assert list(tmp_path.iterdir()) == [], "nothing may be left half-written"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "VERB"),
+        (["convert", "teacher"], "out"),
+        (["convert", "teacher", "out", "--layers", "most"], "'most' is neither all, half nor a number"),
+        (["evaluate", "model", "--batch-size", "many"], "many"),
+        (["distill"], "--config"),
+    ],
+)
+def test_wrong_usage_is_argparse_s_own_message(words: list[str], says: str, command: Command) -> None:
+    done = command(*words)
+    assert done.code == 2
+    assert done.err.startswith("usage:") and says in done.err
+
+
+def test_all_typos_of_a_recipe_at_once(command: Command, recipe: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    typos = [
+        "student.name=vimm",
+        "stages.0.lrr=1",
+        "trainer.precision=fp61",
+        "stages.1.losses.1=kll",
+        "sead=1",
+    ]
+    done = command("--config", recipe, *typos, recipe=True)
+    assert_mistake(done, "5 problems")
+    for line in (
+        "student: unknown student 'vimm'; did you mean 'vim'?",
+        "stages.0.lrr: unknown key; did you mean 'lr'?",
+        "trainer.precision: unknown value 'fp61'; did you mean 'fp16'?",
+        "stages.1.losses.1: unknown loss 'kll'; did you mean 'kl'?",
+        "sead: unknown key; did you mean 'seed'?",
+    ):
+        assert f"\n  {line}" in done.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("teacher.model=/no/such/folder", "'/no/such/folder' does not exist"),
+        ("teacher_recipe=/no/such.yaml", "no such file"),
+        ("task.data={name: image_folder, root: /no/such/images}", "/no/such/images does not exist"),
+        ("task.data.num_classes=5", "teacher has 3 classes but the data has 5"),
+        ("student.model=vim_micro_patch2_9", "vim_micro_patch2_8"),
+        ("student.kwargs.dpeth=1", "'dpeth'"),
+        ("teacher=null", "loss mixer needs"),
+    ],
+)
+def test_mistake_in_a_recipe_claims_nothing(
+    override: str, says: str, command: Command, recipe: Path, tmp_path: Path
+) -> None:
+    """The mended recipe must not be told that its folder holds another run."""
+    assert_mistake(command("--config", recipe, override, recipe=True), says)
+    claim_folder(tmp_path / "run", configs.load(Recipe, recipe), overwrite=False)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_folder_that_holds_another_run(command: Command, recipe: Path, tmp_path: Path) -> None:
+    short = ["stages.0.steps=1", "stages.1.steps=1"]
+    assert command("--config", recipe, *short, recipe=True).code == 0
+    before = (tmp_path / "run" / "results.json").read_bytes()
+    done = command("--config", recipe, *short, "seed=7", recipe=True)
+    assert_mistake(done, "holds another run", "seed: 3 there, 7 here", "--overwrite")
+    assert (tmp_path / "run" / "results.json").read_bytes() == before
+    assert command("--config", recipe, *short, "seed=7", "--overwrite", recipe=True).code == 0
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["seed"] == 7
+
+    done = command("convert", tmp_path / "teacher", tmp_path / "run" / "student", *STUDENT)
+    assert_mistake(done, "is not empty", "--overwrite")
+
+
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_an_output_folder_that_cannot_be(place: str, command: Command, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert_mistake(command("--config", recipe, f"output_dir={tmp_path / place}", recipe=True), "file")
+    assert_mistake(command("convert", tmp_path / "teacher", tmp_path / place, *STUDENT), "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_teacher_of_another_kind(command: Command, tmp_path: Path) -> None:
+    save_model(timm.create_model("resnet10t", num_classes=3), tmp_path / "resnet")
+    done = command("convert", tmp_path / "resnet", tmp_path / "out", *STUDENT)
+    assert_mistake(done)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_architecture(command: Command, teacher: Path, tmp_path: Path) -> None:
+    """A folder whose config.json and model.safetensors do not belong together; an official checkpoint too."""
+    save_model(tiny_vit(), tmp_path / "mixed")
+    other = {**TEACHER, "embed_dim": 24}
+    wrong = timm.create_model("vit_tiny_patch16_224", num_classes=3, **other)
+    save_model(wrong, tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "mixed" / "model.safetensors")
+    assert_mistake(command("evaluate", tmp_path / "mixed", *SYNTHETIC), "mixed")
+
+    torch.save({"model": {"layers.0.mixer.A_b_log": torch.zeros(2)}}, tmp_path / "vim.pth")
+    done = command("convert", tmp_path / "vim.pth", tmp_path / "out", "--student", "vim_micro_patch2_8")
+    assert_mistake(done, "does not fit vim_micro_patch2_8")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_checkpoint_of_another_architecture(command: Command, recipe: Path, tmp_path: Path) -> None:
+    """Resuming is refused: the student in checkpoints/ is not the recipe's."""
+    short = ["stages.0.steps=1", "stages.1.steps=1"]
+    assert command("--config", recipe, *short, recipe=True).code == 0
+    run = tmp_path / "run"
+    (run / "results.json").unlink()
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    saved["student"]["kwargs"]["embed_dim"] = 10
+    (run / "config.yaml").write_text(yaml.safe_dump(saved))
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    progress = json.loads((newest / "progress.json").read_text())
+    (newest / "progress.json").write_text(json.dumps({**progress, "stage_step": 0}))
+    done = command("--config", recipe, *short, "student.kwargs.embed_dim=10", recipe=True)
+    assert_mistake(done, "does not fit this recipe's student", "--overwrite")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Image folders of three classes, one of their training files no image."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("ant", "bee", "cat"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "images/train/bee/broken.png").write_bytes(b"no image")
+    return tmp_path / "images"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_an_image_that_does_not_decode(
+    command: Command, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    short = ["stages.0.steps=1", "stages.1.steps=1", "trainer.batch_size=10", "trainer.accumulation=1"]
+    data = f"task.data={{name: image_folder, root: {images}}}"
+    done = command("--config", recipe, *short, data, recipe=True)
+    assert_mistake(done, "broken.png")
+    done = command("--config", recipe, *short, data, "task.data.on_error=skip", "--overwrite", recipe=True)
+    assert done.code == 0, done.err
+    done = command("evaluate", tmp_path / "teacher", "--data", images, "--split", "train", "--json")
+    assert_mistake(done, "broken.png")
+    skipping = ["--data", images, "on_error=skip", "--split", "train", "--json"]
+    assert command("evaluate", tmp_path / "teacher", *skipping).code == 0
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        [ROOT / "recipes" / "distill.py", "--config"],
+        ["-m", "transmamba.cli", "distill", "--config"],
+    ],
+    ids=["recipe", "verb"],
+)
+def test_a_process_of_its_own(launcher: list[Any], recipe: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, *launcher, recipe, "trainer.bach_size=2"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert_mistake(Done(done.returncode, done.stdout, done.stderr), "trainer.bach_size", "mean 'batch_size'?")
+    assert len(done.stderr.splitlines()) == 2 and done.stdout == ""
+    assert sorted(tmp_path.iterdir()) == before

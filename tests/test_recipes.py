@@ -1,0 +1,275 @@
+"""Every recipe in recipes/ loads, says how it is run, and trains; every accelerate configuration is valid."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import timm
+import torch
+from harness import run_quietly
+
+from transmamba import config as configs
+from transmamba.data.synthetic import Synthetic
+from transmamba.recipe import Recipe
+from transmamba.student import save_model
+from transmamba.teachers.timm_vit import TimmVit
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+LAUNCHERS = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+
+# what keeps a 224-pixel recipe within a test: its own options otherwise
+SMALL_VIM = ["student.kwargs.embed_dim=32", "student.kwargs.depth=4"]
+SMALL = {
+    "imagenet_deit_s_to_vim_s": SMALL_VIM,
+    "cifar10_vit": ["student.kwargs.embed_dim=24", "student.kwargs.depth=2"],
+    "cifar10_vit_to_vim": SMALL_VIM,
+}
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+def load(path: Path, *overrides: str) -> Recipe:
+    return configs.load(Recipe, path, overrides)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_round_trips(path: Path, tmp_path: Path) -> None:
+    recipe = load(path)
+    configs.save_yaml(recipe, tmp_path / "saved.yaml")
+    assert load(tmp_path / "saved.yaml") == recipe
+    assert recipe.output_dir == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_says_how_it_is_run(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    header = "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+    command = re.search(r"accelerate launch .*?(recipes/\w+\.py)", header.replace("\\\n#", " "), re.DOTALL)
+    assert command, "the header comment holds the command"
+    assert (ROOT / command[1]).is_file()
+    assert f"recipes/configs/{path.name}" in header
+    expected = "recipes/finetune.py" if load(path).teacher is None else "recipes/distill.py"
+    assert command[1] == expected
+    for launcher in re.findall(r"recipes/accelerate/\w+\.yaml", header):
+        assert (ROOT / launcher).is_file()
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps a stage on random images of its own shape, all other settings but the size as they are."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    recipe = load(
+        path,
+        *SMALL.get(path.stem, []),
+        f"output_dir={tmp_path / 'run'}",
+        "trainer.batch_size=2",
+        "trainer.workers=0",
+        "trainer.eval_batch_size=4",
+        "trainer.eval_every=0",
+        "trainer.precision=no",  # text, though to YAML it is false
+    )
+    size, classes = shape(path.stem)
+    data = Synthetic(num_train=20, num_test=4, num_classes=classes, size=size)
+    task = dataclasses.replace(recipe.task, data=data, fraction=1.0)
+    stages = tuple(
+        dataclasses.replace(stage, steps=2, epochs=None, percent=None, samples=None)
+        for stage in recipe.stages
+    )
+    init = recipe.init and dataclasses.replace(recipe.init, calibration_images=4)
+    recipe = dataclasses.replace(recipe, task=task, stages=stages, init=init, wandb=None, teacher_recipe=None)
+    if recipe.teacher is not None:
+        recipe = dataclasses.replace(recipe, teacher=teacher_for(path.stem, recipe, tmp_path))
+    results = run_quietly(recipe)
+    assert np.isfinite(results["student"]["nll"])
+    assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
+
+
+def shape(name: str) -> tuple[int, int]:
+    """(pixels, classes) of a recipe's images."""
+    if name.startswith("imagenet"):
+        return 224, 5
+    return {"digits": (8, 10), "cifar10": (32, 10), "mnist": (28, 10)}[name.split("_")[0]]
+
+
+def teacher_for(name: str, recipe: Recipe, folder: Path) -> Any:
+    """A saved random ViT of the shape that the recipe's own teacher has, in few blocks."""
+    size, classes = shape(name)
+    options = dict(img_size=size, depth=2, num_heads=2, num_classes=classes)
+    options |= {
+        "digits": dict(patch_size=2, in_chans=1, embed_dim=64),
+        "cifar10": dict(patch_size=4, embed_dim=48),
+        "mnist": dict(patch_size=7, in_chans=1, embed_dim=28),
+        "imagenet": dict(patch_size=16, embed_dim=48),
+    }[name.split("_")[0]]
+    torch.manual_seed(0)
+    save_model(timm.create_model("vit_tiny_patch16_224", **options), folder / "teacher")
+    return TimmVit(model=str(folder / "teacher"))
+
+
+@pytest.mark.parametrize("path", LAUNCHERS, ids=name_of)
+def test_launcher_is_one_that_accelerate_reads(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes == (2 if path.stem == "ddp" else 1)
+    assert config.mixed_precision == "no", "the recipe decides"
+    assert f"recipes/accelerate/{path.name}" in path.read_text(), "the header comment holds the command"
+
+
+def test_the_recipe_s_precision_wins(tmp_path: Path) -> None:
+    """accelerate passes its configuration's precision on as an environment variable."""
+    code = (
+        "from transmamba.run import make_accelerator; from transmamba import config; "
+        "from transmamba.recipe import Recipe; import sys; "
+        "recipe = config.load(Recipe, sys.argv[1], ['trainer.precision=bf16']); "
+        "print(make_accelerator(recipe).mixed_precision)"
+    )
+    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(RECIPES[0])], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.strip() == "bf16", done.stderr
+
+
+def test_accelerate_launch_says_a_mistake_in_one_line(tmp_path: Path) -> None:
+    """With --quiet there is nothing but our own line; accelerate turns every failure into exit status 1."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+    command += ["--config_file", str(ROOT / "recipes/accelerate/cpu.yaml"), str(ROOT / "recipes/distill.py")]
+    done = subprocess.run(
+        [*command, "--config", str(tmp_path / "nothing.yaml")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("config error: ") and len(done.stderr.splitlines()) == 2, done.stderr
+
+
+# --- scripts ---
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Script = Callable[..., Done]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
+    """script("check_demo.py", "runs/x"): as `python scripts/check_demo.py runs/x`, in this process."""
+
+    def run(name: str, *words: Any) -> Done:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+        return Done(int(stop.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def write_metrics(folder: Path, *losses: float, seconds: float = 1.0) -> Path:
+    folder.mkdir()
+    rows = [{"step": 10 * i, "loss": loss, "seconds": seconds * i} for i, loss in enumerate(losses, start=1)]
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return folder
+
+
+def test_compare_losses(script: Script, tmp_path: Path) -> None:
+    old = write_metrics(tmp_path / "old", 3.0, 2.0, 1.0)
+    slower = write_metrics(tmp_path / "slower", 3.0, 2.0, 1.0, seconds=9.0)
+    done = script("compare_losses.py", old, slower / "metrics.jsonl")
+    assert (done.code, done.out) == (0, "identical: 3 rows to step 30\n")
+
+    other = write_metrics(tmp_path / "other", 3.0, 2.0000001, 1.5)
+    done = script("compare_losses.py", old, other)
+    assert done.code == 1
+    assert done.out.startswith("first differing step: 20 (2 of 3 rows differ)\n  loss: 2.0 in OLD")
+    done = script("compare_losses.py", old, other, "--tolerance", "1e-3")
+    assert done.out.startswith("first differing step: 30")
+
+    shorter = write_metrics(tmp_path / "shorter", 3.0)
+    assert "logged in OLD alone" in script("compare_losses.py", old, shorter).out
+    done = script("compare_losses.py", old, tmp_path / "nothing")
+    assert done.code == 2 and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "code", "says"),
+    [(98.0, 96.0, 0, "passed"), (96.9, 96.9, 1, "less than 97 %"), (99.0, 95.9, 1, "more than 3 points")],
+)
+def test_check_demo(
+    teacher: float, student: float, code: int, says: str, script: Script, tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(
+        json.dumps({"teacher": {"top1": teacher}, "student": {"top1": student}})
+    )
+    done = script("check_demo.py", tmp_path)
+    assert done.code == code and says in done.out + done.err
+    assert (done.out + done.err).count("\n") == 1
+
+
+def test_check_demo_without_a_run(script: Script, tmp_path: Path) -> None:
+    done = script("check_demo.py", tmp_path)
+    assert done.code == 2 and done.err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_digits_crossval(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folds of single steps: every image is tested once, and a second call trains nothing."""
+    monkeypatch.setattr("transmamba.run.write_report", lambda folder: None)
+    small = ["student.kwargs.embed_dim=16", "student.kwargs.depth=2"]
+    words = [
+        "--folds",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+        *small,
+        "stages.0.steps=1",
+        "stages.1.steps=1",
+    ]
+    for option in ("epochs=null", "steps=1"):
+        words += ["--teacher", f"stages.0.{option}"]
+    words += ["--teacher", "student.kwargs.depth=1"]
+    assert script("digits_crossval.py", *words).code == 0
+    summary = json.loads((tmp_path / "out" / "crossval.json").read_text())
+    assert summary["images"] == 1797
+    assert set(summary["top1"]) == {"teacher", "student", "scratch"}
+    gap = summary["student_minus_scratch"]
+    assert gap["mean"] == pytest.approx(summary["top1"]["student"] - summary["top1"]["scratch"])
+    assert gap["low"] <= gap["mean"] <= gap["high"]
+
+    first = (tmp_path / "out" / "fold-1" / "distil" / "metrics.jsonl").stat().st_mtime_ns
+    assert script("digits_crossval.py", *words).code == 0
+    assert (tmp_path / "out" / "fold-1" / "distil" / "metrics.jsonl").stat().st_mtime_ns == first
+
+
+def test_digits_crossval_pools_images() -> None:
+    """Three folds' worth of images count alike, whatever their fold; the interval is of paired differences."""
+    module = runpy.run_path(str(ROOT / "scripts/digits_crossval.py"))
+    right = np.ones(300, dtype=bool)
+    student, scratch = right.copy(), right.copy()
+    student[:3], scratch[:12] = False, False
+    summary = module["summarise"]({"teacher": right, "student": student, "scratch": scratch})
+    assert summary["images"] == 300
+    assert summary["top1"] == pytest.approx({"teacher": 100.0, "student": 99.0, "scratch": 96.0})
+    gap = summary["student_minus_scratch"]
+    assert gap["mean"] == pytest.approx(3.0) and 0 < gap["low"] < 3 < gap["high"]
+    assert "student - scratch" in module["table"](summary)

@@ -1,0 +1,225 @@
+"""The loop's parts: schedule, lengths, what is trained and how, steps without a finite loss."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import torch
+from accelerate import Accelerator
+
+from transmamba.data.batch import Batch
+from transmamba.distiller import Distiller
+from transmamba.errors import UserError
+from transmamba.recipe import Stage, TrainerConfig, stage_steps
+from transmamba.registry import LOSSES
+from transmamba.tracking import Tracker, read_metrics
+from transmamba.trainer import Trainer, learning_rate, parameter_groups, set_trainable
+
+CE = (LOSSES["cross_entropy"](),)
+MIXER = (LOSSES["mixer"](),)
+
+
+def stage(losses: Any = CE, **options: Any) -> Stage:
+    return Stage(losses=losses, **({"steps": 4} | options))
+
+
+# --- schedule and lengths ---------------------------------------------------------------------------------
+
+
+def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
+    plan = stage(lr=1.0, min_lr=0.2, warmup=0.25)
+    rates = [learning_rate(plan, step, 20) for step in range(20)]
+    assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    expected = [0.2 + 0.4 * (1 + math.cos(math.pi * i / 15)) for i in range(15)]
+    assert rates[5:] == pytest.approx(expected)
+    assert all(a >= b for a, b in zip(rates[5:], rates[6:], strict=False)) and rates[-1] > 0.2
+
+
+def test_learning_rate_without_warmup_and_below_its_minimum() -> None:
+    assert learning_rate(stage(lr=1e-3, warmup=0.0), 0, 10) == 1e-3
+    tiny = stage(lr=1e-6, min_lr=1e-5, warmup=0.0)
+    assert {learning_rate(tiny, step, 5) for step in range(5)} == {1e-6}
+    assert learning_rate(stage(warmup=1.0, lr=1.0), 3, 4) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([dict(steps=7)], [7]),
+        ([dict(epochs=3)], [38]),  # 3 * 100 / 8
+        ([dict(epochs=0.01)], [1]),
+        ([dict(samples=100)], [12]),
+        ([dict(percent=20), dict(steps=80)], [20, 80]),
+        ([dict(steps=10), dict(percent=50), dict(samples=80)], [10, 20, 10]),
+        ([dict(percent=30), dict(percent=30), dict(steps=40)], [30, 30, 40]),
+        ([dict(percent=0.1), dict(steps=2)], [1, 2]),
+    ],
+)
+def test_stage_lengths(lengths: list[dict[str, Any]], expected: list[int]) -> None:
+    stages = tuple(Stage(losses=CE, **length) for length in lengths)
+    assert stage_steps(stages, num_train=100, global_batch=8) == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        ({}, "given: none"),
+        (dict(steps=1, epochs=2), "given: steps, epochs"),
+        (dict(steps=0), "steps is 0; write a number above 0"),
+        (dict(percent=100), "percent is 100; .*below 100"),
+        (dict(steps=1, token_fraction=0), "token_fraction is 0"),
+    ],
+)
+def test_impossible_stages(length: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Stage(losses=CE, **length)
+
+
+# --- what is trained, and how -----------------------------------------------------------------------------
+
+
+def distiller(losses: Any, kind: str = "vim") -> Distiller:
+    return Distiller(harness.tiny_student(kind), harness.tiny_teacher(), losses)
+
+
+def trained(model: Distiller) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("kind", ["vim", "ssd_vit"])
+def test_teacher_forced_stages_train_the_mixers_alone(kind: str) -> None:
+    model = distiller(MIXER, kind)
+    set_trainable(model, stage(MIXER))
+    inside = ".mixer." if kind == "vim" else ".attn."
+    names = trained(model)
+    assert all(inside in name or name.startswith("aligner.projections") for name in names)
+    assert {inside in name for name in names} == {True, False}
+    everything = {name for name, _ in model.student.named_parameters()}
+    set_trainable(model, stage(MIXER, trainable="all"))
+    assert {name.removeprefix("student.") for name in trained(model)} >= everything
+    set_trainable(model, stage(CE, trainable="mixers"))
+    assert all(inside in name for name in trained(model) if name.startswith("student."))
+
+
+def test_a_later_stage_trains_what_an_earlier_one_froze() -> None:
+    model = distiller(MIXER)
+    set_trainable(model, stage(MIXER))
+    later = Distiller(model.student, model.teacher, CE, aligner=model.aligner)
+    set_trainable(later, stage(CE))
+    names = trained(later)
+    assert "student.head.weight" in names
+    assert not any(name.startswith("aligner") for name in names), "no loss reads a projection"
+
+
+def test_mixers_of_a_model_that_has_none() -> None:
+    model = Distiller(harness.tiny_vit(), None, CE)
+    with pytest.raises(UserError, match="has no mixers to train alone; use trainable: all"):
+        set_trainable(model, stage(CE, trainable="mixers"))
+
+
+@pytest.mark.parametrize("kind", ["vim", "ssd_vit"])
+def test_parameter_groups(kind: str) -> None:
+    model = distiller((*CE, *MIXER), kind)
+    plan = stage((*CE, *MIXER), weight_decay=0.3, cloned_lr_scale=0.1, trainable="all")
+    set_trainable(model, plan)
+    cloned = {"head.weight", "patch_embed.proj.weight", "patch_embed.proj.bias"}
+    groups = parameter_groups(model, plan, cloned)
+    assert {(g["weight_decay"], g["lr_scale"]) for g in groups} == {(0.3, 1), (0.3, 0.1), (0, 1), (0, 0.1)}
+    place = {id(p): group for group in groups for p in group["params"]}
+    assert len(place) == sum(len(group["params"]) for group in groups) == len(trained(model))
+    for name, parameter in model.named_parameters():
+        group = place[id(parameter)]
+        own = name.removeprefix("student.")
+        last = name.rsplit(".", 1)[-1]
+        spared = parameter.ndim == 1 or last in ("A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed")
+        assert group["weight_decay"] == (0 if spared else 0.3), name
+        assert group["lr_scale"] == (0.1 if own in cloned else 1), name
+
+
+# --- steps without a finite loss --------------------------------------------------------------------------
+
+
+def batches(size: int, poisoned: set[int], start: int, steps: int) -> Iterator[Batch]:
+    for step in range(start, steps):
+        images, targets = harness.tiny_batch(size, seed=step)
+        if step in poisoned:
+            images[0, 0, 0, 0] = math.nan
+        yield Batch(images, targets, torch.arange(size))
+
+
+def train(folder: Path, poisoned: set[int], steps: int = 8, **options: Any) -> tuple[Any, list[Any]]:
+    """A run with NaN images at the steps `poisoned`; the weights after every step."""
+    config = TrainerConfig(**({"batch_size": 4, "log_every": 1, "save_every": 0} | options))
+    weights: list[Any] = []
+    with Tracker(folder, quiet=True) as tracker:
+        trainer = Trainer(
+            Accelerator(cpu=True),
+            config,
+            folder,
+            tracker,
+            batches=lambda start, count, _: batches(4, poisoned, start, count),
+        )
+        real = trainer._apply
+
+        def watched(optimizer: Any, loss: float, norm: float, model: Distiller, parts: Any) -> None:
+            real(optimizer, loss, norm, model, parts)
+            moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+            loss_state = model.losses["feature"].running.clone()  # type: ignore[operator,union-attr]
+            weights.append(([p.detach().clone() for p in model.parameters()], moments, loss_state))
+
+        trainer._apply = watched  # type: ignore[method-assign]
+        losses = (*CE, LOSSES["feature"](weighting="adaptive"))
+        model = distiller(losses)
+        trainer.run(lambda _: model, [(stage(losses, steps=steps, lr=1e-2), steps)], set())
+    return trainer, weights
+
+
+def test_a_step_without_a_finite_loss_changes_nothing(tmp_path: Path) -> None:
+    trainer, weights = train(tmp_path, poisoned={3, 4, 6})
+    for step in (3, 4, 6):
+        for ours, theirs in zip(weights[step], weights[step - 1], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for step in (1, 2, 5, 7):
+        assert not all(torch.equal(a, b) for a, b in zip(weights[step][0], weights[step - 1][0], strict=True))
+    assert trainer.progress.step == 8 and trainer.progress.skipped == 0
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if row["loss"] is None] == [4, 5, 7]
+    assert all(json.dumps(row) for row in rows)
+
+
+def test_an_infinite_gradient_is_skipped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finite loss whose gradient overflows."""
+    real = Accelerator.clip_grad_norm_
+    calls = 0
+
+    def overflow(self: Accelerator, parameters: Any, limit: float) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            parameters[0].grad.fill_(math.inf)
+        return real(self, parameters, limit)
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", overflow)
+    _, weights = train(tmp_path, poisoned=set(), steps=4)
+    assert all(torch.equal(a, b) for a, b in zip(weights[2][0], weights[1][0], strict=True))
+    assert all(torch.isfinite(p).all() for p in weights[3][0])
+
+
+def test_too_many_in_a_row_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3 steps in a row had no finite loss .*lower stages\.lr") as caught:
+        train(tmp_path, poisoned={0, 1, 4, 5, 6}, steps=9, max_skipped=3)
+    assert "last at step 6" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_sigterm_is_given_back(tmp_path: Path) -> None:
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    train(tmp_path, poisoned=set(), steps=1)
+    assert signal.getsignal(signal.SIGTERM) is before
