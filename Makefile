@@ -5,9 +5,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# A model as small as the demo's gains nothing from more threads.
-THREADS ?= 2
-# Two processes of one thread each: on two cores quicker than one process of two.
+# On cores with other work a second thread made the demo's small steps 2 to 5 times slower, waiting for the first.
+THREADS ?= 1
+# Test processes, of one thread each.
 WORKERS ?= 2
 PYTEST_ARGS ?=
 

@@ -30,7 +30,9 @@ from transmamba.student import save_model
 from transmamba.teacher import Teacher, adapt_teacher
 from transmamba.trainer import Interrupted
 
-TIMING = ("waited", "seconds", "samples_per_second", "data_wait", "peak_memory_mb", "minutes", "images_per_second")
+TIMING = frozenset(
+    {"waited", "seconds", "samples_per_second", "data_wait", "peak_memory_mb", "minutes", "images_per_second"}
+)
 TEACHER = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 VIM = dict(patch_size=4, embed_dim=12, depth=4, d_state=4)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.server
 import json
+import pkgutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,13 @@ def tiny_hugging_face() -> Any:
 
 
 # --- convert ---
+
+
+def test_public_names_are_not_hidden_by_modules() -> None:
+    """Importing a submodule sets its name on the package, over a function of that name."""
+    for module in pkgutil.iter_modules(transmamba.__path__):
+        assert module.name not in transmamba.__all__
+    assert all(hasattr(transmamba, name) for name in transmamba.__all__)
 
 
 @pytest.mark.parametrize("make", [tiny_vit, tiny_hugging_face], ids=["timm", "transformers"])

@@ -42,7 +42,8 @@ def prepared(width: int = 4) -> tuple[Accelerator, torch.nn.Module]:
 
 def test_round_trip(tmp_path: Path) -> None:
     accelerator, model = prepared()
-    progress = Progress(stage=1, stage_step=2, step=7, samples=56, seconds=1 / 3, window={"sums": {"loss": 0.1}})
+    window = {"sums": {"loss": 0.1}}
+    progress = Progress(stage=1, stage_step=2, step=7, samples=56, seconds=1 / 3, window=window)
     saved = save_checkpoint(accelerator, tmp_path, progress, keep=2)
     assert read_progress(saved) == progress
     weight = model.weight.detach().clone()

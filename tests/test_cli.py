@@ -21,6 +21,7 @@ from PIL import Image
 from transmamba import cli, launch
 from transmamba import config as configs
 from transmamba.recipe import Recipe
+from transmamba.report import write_report
 from transmamba.run import claim_folder
 from transmamba.student import save_model
 
@@ -155,7 +156,10 @@ def test_convert_script_is_the_verb(teacher: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_distil_evaluate_and_report(command: Command, recipe: Path, tmp_path: Path) -> None:
+def test_distil_evaluate_and_report(
+    command: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transmamba.run.write_report", write_report)  # which other tests may have replaced
     run = tmp_path / "run"
     done = command("distill", "--config", recipe, "stages.0.steps=1", "stages.1.steps=2")
     assert done.code == 0, done.err

@@ -62,7 +62,7 @@ def test_cross_entropy_alone_needs_no_teacher_and_any_module() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Distiller(harness.tiny_student(), None, ("cross_entropy", "kl")), "loss kl needs .* teacher"),
+        (lambda: Distiller(harness.tiny_student(), None, ("kl", "cross_entropy")), "kl needs .* teacher"),
         (lambda: Distiller(harness.tiny_student(), harness.tiny_vit(), ()), "no losses; name at least one"),
         (lambda: Distiller(harness.tiny_student(), harness.tiny_vit(), ("kll",)), "unknown loss 'kll'.*'kl'"),
         (
@@ -96,7 +96,10 @@ def test_pairs_of_layers(kind: str) -> None:
 # --- the token draw ---------------------------------------------------------------------------------------
 
 
-def drawing(fraction: float, seed: int = 0, losses: tuple[str, ...] = ("bidirectional", "feature")) -> Distiller:
+FEATURES = ("bidirectional", "feature")
+
+
+def drawing(fraction: float, seed: int = 0, losses: tuple[str, ...] = FEATURES) -> Distiller:
     return Distiller(
         harness.tiny_student(), harness.tiny_teacher(), losses, token_fraction=fraction, seed=seed
     ).eval()

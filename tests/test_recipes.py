@@ -262,7 +262,7 @@ def test_digits_crossval(script: Script, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_digits_crossval_pools_images() -> None:
-    """Three folds' worth of images count alike, whatever their fold; the interval is of paired differences."""
+    """Images count alike, whatever their fold; the interval is of paired differences."""
     module = runpy.run_path(str(ROOT / "scripts/digits_crossval.py"))
     right = np.ones(300, dtype=bool)
     student, scratch = right.copy(), right.copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def test_learning_rate_warms_up_and_follows_a_cosine() -> None:
     assert rates[:6] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
     expected = [0.2 + 0.4 * (1 + math.cos(math.pi * i / 15)) for i in range(15)]
     assert rates[5:] == pytest.approx(expected)
-    assert all(a >= b for a, b in zip(rates[5:], rates[6:], strict=False)) and rates[-1] > 0.2
+    assert all(a >= b for a, b in itertools.pairwise(rates[5:])) and rates[-1] > 0.2
 
 
 def test_learning_rate_without_warmup_and_below_its_minimum() -> None:

@@ -118,7 +118,7 @@ def _layers(text: str) -> int | str:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from .convert import convert_checkpoint
+    from .conversion import convert_checkpoint
 
     report = convert_checkpoint(
         arguments.teacher,

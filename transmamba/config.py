@@ -188,7 +188,8 @@ class _Problem:
         return cls(path=tuple(path), value=value, owners=owners, details=details)
 
     def repair(self, data: Any) -> bool:
-        """Puts into `data` what YAML 1.1 misread: the number that 1e-4 is, the word `no` that it calls false."""
+        """Puts into `data` what YAML 1.1 misread: the number that 1e-4 is, the word `no` that it takes for
+        false."""
         kind = self.details["type"]
         convert = {"float_type": _float, "int_type": _whole, "int_from_float": _whole}.get(kind)
         repaired: Any = convert(self.value) if convert else None

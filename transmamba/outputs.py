@@ -5,7 +5,6 @@ Shapes: B images, L tokens, D channels, K classes, H heads, P channels a head.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -85,10 +84,6 @@ class Output:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     branches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     mixers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-
-    def detached(self) -> Output:
-        """The same values without gradient history: a perfect student for tests."""
-        return dataclasses.replace(self, logits=None if self.logits is None else self.logits.detach())
 
 
 @dataclass

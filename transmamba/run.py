@@ -151,7 +151,7 @@ class Line:
             kept = select.residual
             if self.accelerator.is_main_process:
                 report.save(folder / SUBCLONE)
-            tracker.say(str(report).rsplit("\n", 2)[-1] if report.total else "")
+            tracker.say(report.summary())
         elif self.accelerator.is_main_process and not resumed:
             (folder / SUBCLONE).unlink(missing_ok=True)
         if self.teacher is not None and isinstance(self.student, Student):
@@ -345,8 +345,8 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
 
 
 def _has_begun(folder: Path) -> bool:
-    """Whether there is a row or a checkpoint to continue. Before that a mistake in its recipe may have stopped
-    the run, and the mended recipe takes its place."""
+    """Whether there is a row or a checkpoint to continue. Before that a mistake in its recipe may have
+    stopped the run, and the mended recipe takes its place."""
     rows = folder / METRICS_FILE
     return bool(list_checkpoints(folder / "checkpoints")) or (rows.is_file() and rows.stat().st_size > 0)
 

@@ -128,8 +128,8 @@ class Loss(nn.Module):
 
 
 class _TokenCosine(torch.autograd.Function):
-    """Cosine of each token pair; the teacher's side is a constant. Few passes over the features, none of them in
-    a wider type than they came in: with the composed operators it cost more than the student's own layers."""
+    """Cosine of each token pair; the teacher's side is a constant. Few passes over the features, none in a
+    wider type than they came in: the composed operators cost more than the student's own layers."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, norm_b: Tensor) -> Tensor:
@@ -149,8 +149,8 @@ class _TokenCosine(torch.autograd.Function):
 
 
 def cosine(a: Tensor, b: Tensor, norm_b: Tensor | None = None) -> Tensor:
-    """Mean cosine over tokens of each image: (B, M, T), (B, M, T) -> (B,) float32. No gradient reaches b, whose
-    norms (B, M) may be given."""
+    """Mean cosine over tokens of each image: (B, M, T), (B, M, T) -> (B,) float32. No gradient reaches b,
+    whose norms (B, M) may be given."""
     if norm_b is None:
         norm_b = token_norms(b)
     return _TokenCosine.apply(a, b.detach(), norm_b).mean(dim=-1)

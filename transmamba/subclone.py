@@ -142,11 +142,13 @@ class Report:
 
     def __str__(self) -> str:
         width = max((len(row.target) for row in self.rows), default=6)
-        lines = [f"{row.target:<{width}}  {row.kind:<8}  {row.source}" for row in self.rows]
+        rows = [f"{row.target:<{width}}  {row.kind:<8}  {row.source}" for row in self.rows]
+        return "\n".join([*rows, self.summary()])
+
+    def summary(self) -> str:
+        """How much was cloned, and what was dropped, in a line each."""
         counts = ", ".join(f"{number} {kind}" for kind, number in self.counts.items())
-        lines.append(
-            f"{counts}; {100 * self.covered:.1f} % of the student's {self.total:,} parameters covered"
-        )
+        lines = [f"{counts}; {100 * self.covered:.1f} % of the student's {self.total:,} parameters covered"]
         if self.dropped:
             names = [drop.source for drop in self.dropped]
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -97,8 +97,8 @@ class Trainer:
         if self.progress.processes != self.accelerator.num_processes:
             raise UserError(
                 f"{self.checkpoints.parent} was started on {self.progress.processes} processes, this is "
-                f"{self.accelerator.num_processes}: its steps would see other images; launch as many again, or "
-                "--overwrite"
+                f"{self.accelerator.num_processes}: its steps would see other images; launch as many again, "
+                "or --overwrite"
             )
         self.tracker.rewind(self.progress.metrics_offset)
         return True

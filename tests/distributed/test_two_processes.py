@@ -18,7 +18,7 @@ from transmamba.recipe import Recipe
 
 
 def recipe_of(folder: Path, name: str, batch: int, **changes: Any) -> Recipe:
-    """Without stochastic depth, whose draws belong to a micro-batch; 11 test images, which 2 does not divide."""
+    """No stochastic depth, whose draws belong to a micro-batch; 11 test images, not divisible by 2."""
     changes = dict(student__kwargs=dict(harness.VIM), trainer__batch_size=batch) | changes
     return harness.tiny_recipe(folder, output_dir=str(folder / name), **changes)
 

@@ -28,7 +28,7 @@ DIVISIONS = [(1, 8, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)]
 
 @dataclass(frozen=True, kw_only=True)
 class FirstClasses:
-    """Cross-entropy of the images of classes 0 and 1: its count differs between micro-batches, down to none."""
+    """Cross-entropy of the images of classes 0 and 1: its count differs by micro-batch, down to none."""
 
     name = "first_classes"
     weight: float = 0.7
@@ -53,7 +53,7 @@ class FirstClassesLoss(Loss):
 
 
 def recipe_of(folder: Path, division: tuple[int, int, int], steps: int) -> Recipe:
-    batch, accumulation, world = division
+    batch, accumulation, _ = division
     recipe = harness.tiny_recipe(
         folder,
         output_dir=str(folder / "-".join(map(str, (*division, steps)))),
@@ -126,7 +126,8 @@ def test_one_steps_gradients(recorded: Any, division: tuple[int, int, int]) -> N
     assert len(whole) > 50 and all(gradient.abs().sum() > 0 for gradient in whole.values())
     assert distance(divided, whole) < 1e-6
     for name, gradient in whole.items():
-        torch.testing.assert_close(divided[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+        near_nothing = 1e-6 * float(gradient.abs().max())
+        torch.testing.assert_close(divided[name], gradient, rtol=1e-4, atol=near_nothing)
 
 
 @pytest.mark.parametrize("division", DIVISIONS)

@@ -135,14 +135,18 @@ def kill_and_resume(whole: Path, folder: Path, kills: int, seed: int) -> tuple[i
 
 
 def _wait_for_saving(process: BaseProcess, run: Path, limit: float = 10) -> None:
+    """Until a new folder appears among the checkpoints, whatever its name."""
     until = time.monotonic() + limit
-    checkpoints = run / "checkpoints"
-    while process.is_alive() and time.monotonic() < until:
-        try:
-            if any(name.startswith(".saving-") for name in os.listdir(checkpoints)):  # noqa: PTH208
-                return
-        except FileNotFoundError:
-            time.sleep(0.001)
+    seen = _listed(run / "checkpoints")
+    while process.is_alive() and time.monotonic() < until and _listed(run / "checkpoints") <= seen:
+        pass
+
+
+def _listed(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))  # noqa: PTH208
+    except FileNotFoundError:
+        return set()
 
 
 def test_killed_five_times(whole: Path, tmp_path: Path) -> None:
@@ -226,12 +230,12 @@ def die_at(whole: Path, folder: Path, number: int) -> None:
 
 
 def test_killed_at_file_operations(whole: Path, tmp_path: Path) -> None:
-    """At one operation of each kind: the first file of all, then within the second checkpoint."""
+    """At one operation of each kind: the first file of all, then around the third checkpoint."""
     operations = operations_of(whole, tmp_path)
-    saving = [i for i, name in enumerate(operations) if ".saving-step-00000008" in name]
-    chosen = {1, saving[0] + 1, saving[-1], saving[-1] + 1}
+    third = [i for i, name in enumerate(operations) if "step-00000008" in name]
+    renamed = next(i for i in third if operations[i].startswith("os.rename"))
     removal = [i for i, name in enumerate(operations) if "step-00000003" in name and "remove" in name]
-    chosen |= {removal[-1]}
+    chosen = {1, third[0] + 1, renamed, renamed + 1, removal[-1]}
     for number in sorted(chosen):
         die_at(whole, tmp_path, number)
 

@@ -15,7 +15,7 @@ from transmamba.distiller import Distiller
 from transmamba.losses.bidirectional import Bidirectional
 from transmamba.losses.feature import CosineLoss, Feature, adaptive_weights
 from transmamba.outputs import Output
-from transmamba.signals import Geometry, Signals
+from transmamba.signals import Geometry, Signals, cosine
 
 
 def test_adaptive_weights_by_hand() -> None:
@@ -104,14 +104,43 @@ def test_formula(part: Any, weighting: Any) -> None:
     loss.observe(seen)
     term = loss(signals(forward, backward, wanted))
     cosines = np.stack([numpy_cosines(x, wanted) for x in (forward, backward)[: loss.directions]])
+    inverse = 1 / seen.numpy().clip(0.1)
     weights = {
         "uniform": np.ones((loss.directions, 4)),
         "linear_depth": np.tile(np.array([1, 2, 3, 4]) / 2.5, (loss.directions, 1)),
-        "adaptive": np.stack([(1 / c.clip(0.1)) / (1 / c.clip(0.1)).mean() for c in seen.numpy()]).clip(max=5),
+        "adaptive": (inverse / inverse.mean(1, keepdims=True)).clip(max=5),
     }[weighting]
     expected = (weights[..., None] * (1 - cosines)).mean((0, 1)).sum()
     assert float(term.sum) == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(term.parts, cosines.sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_cosine_against_torchs_own() -> None:
+    """Value and gradient, in float64 to rounding; the teacher's side is a constant."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=generator).unbind()
+    a.requires_grad_()
+    wanted = torch.nn.functional.cosine_similarity(a, b, dim=-1).mean(dim=-1)
+    made = cosine(a, b)
+    torch.testing.assert_close(made, wanted)
+    upstream = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    (theirs,) = torch.autograd.grad(wanted, a, upstream)
+    (ours,) = torch.autograd.grad(made, a, upstream)
+    torch.testing.assert_close(ours, theirs)
+    b.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: cosine(x, b), a)
+    cosine(a, b).sum().backward()
+    assert b.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cosine_of_nothing_and_of_huge_features_is_finite(dtype: torch.dtype) -> None:
+    """A zero token has no direction: 0, with a finite gradient. Sums of squares do not overflow."""
+    a = torch.tensor([[[0.0, 0.0], [1e15, 1e15], [3.0, -4.0]]], dtype=dtype, requires_grad=True)
+    value = cosine(a, torch.tensor([[[1.0, 0.0], [1e15, 1e15], [-3.0, 4.0]]], dtype=dtype))
+    assert value.dtype == torch.float32 and float(value.detach()) == pytest.approx(0, abs=0.01)
+    value.sum().backward()
+    assert a.grad is not None and torch.isfinite(a.grad).all()
 
 
 def test_linear_depth_grows_and_has_mean_one() -> None:

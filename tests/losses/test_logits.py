@@ -22,9 +22,7 @@ MIXED = GENERATOR.dirichlet(np.ones(5), 7)
 
 
 def signals(targets: np.ndarray) -> Signals:
-    student, teacher = (
-        Output(torch.tensor(x, dtype=torch.float32), LAYOUT).detached() for x in (STUDENT, TEACHER)
-    )
+    student, teacher = (Output(torch.tensor(x, dtype=torch.float32), LAYOUT) for x in (STUDENT, TEACHER))
     wanted = torch.tensor(targets)
     return Signals(student, teacher, wanted.float() if wanted.ndim == 2 else wanted)
 

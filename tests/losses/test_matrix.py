@@ -18,7 +18,7 @@ from transmamba.signals import Signals
 
 STUDENTS = ("vim", "ssd_vit")
 BATCH = 6
-# The least a loss can be: where the student says what the teacher says, or for cross-entropy what the labels say.
+# The least a loss can be: where the student says what the teacher (for cross-entropy: the label) says.
 PERFECT: dict[str, float] = {
     "bidirectional": 0.0,
     "cab": 0.0,

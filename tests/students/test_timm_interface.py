@@ -23,6 +23,7 @@ from transmamba.errors import UserError
 from transmamba.outputs import Capture
 from transmamba.registry import STUDENTS
 from transmamba.student import Student, save_model
+from transmamba.teachers.timm_vit import create_timm
 
 MODELS = [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
 ALL = Capture(hidden=frozenset(range(3)), branches=frozenset(range(3)), mixers=frozenset(range(3)))
@@ -183,6 +184,19 @@ class TestEveryModel:
         if not training:
             assert all((ahead - back).abs().max() > 1e-3 for ahead, back in output.branches.values())
 
+    def test_a_dropped_sample_has_no_branches(self, name: str, make_student: Make) -> None:
+        model = make_student(name, drop_path_rate=0.5).train()
+        for block in model.blocks if name.startswith("ssd") else ():
+            nn.init.zeros_(block.mlp.fc2.weight)  # the mixer alone moves the stream
+            nn.init.zeros_(block.mlp.fc2.bias)
+        torch.manual_seed(2)
+        with torch.no_grad():
+            output = model.run(torch.randn(24, 1, 32, 32), ALL)
+        ahead, back = output.branches[2]
+        dropped = (output.hidden[2] == output.hidden[1]).all(dim=(1, 2))
+        assert 0 < int(dropped.sum()) < 24
+        assert torch.equal((ahead == back).all(dim=(1, 2)), dropped)
+
     def test_token_subset_is_an_index_into_all(self, name: str, make_student: Make, images: Tensor) -> None:
         model = make_student(name)
         positions = torch.tensor([16, 0, 5])
@@ -340,3 +354,15 @@ def test_other_students_train_any_timm_or_hugging_face_model(tmp_path: Path) -> 
     ViTForImageClassification(config).save_pretrained(tmp_path)
     model: nn.Module = STUDENTS["hf_vit"](model=str(tmp_path)).build(num_classes=3)
     assert model(torch.zeros(1, 3, 8, 8)).logits.shape == (1, 3) and model.num_classes == 3
+
+
+def test_saving_does_not_rely_on_timms_own_record_of_arguments(tmp_path):
+    """timm before 1.0.30 kept none for its own models."""
+    shape = dict(img_size=8, patch_size=2, embed_dim=33, depth=2)
+    model = create_timm("vit_tiny_patch16_224", pretrained=False, **shape)
+    if hasattr(model, "_model_args"):
+        del model._model_args
+    save_model(model, tmp_path)
+    again = create_timm(str(tmp_path), pretrained=True)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(again.eval()(images), model.eval()(images))

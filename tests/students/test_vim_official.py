@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import transmamba  # noqa: F401  (registers the students in timm)
-from transmamba.convert import convert_checkpoint
+from transmamba.conversion import convert_checkpoint
 from transmamba.errors import UserError
 from transmamba.students.vim import checkpoint_filter_fn, read_official_checkpoint
 

@@ -8,7 +8,9 @@ sees the same items however it is divided, and an item's augmentation depends on
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,9 +182,9 @@ def _batches(dataset: Any, sampler: Any, batch_size: int, workers: int, pin_memo
     pin_memory = pin_memory and torch.cuda.is_available()
     indexed = dataset.array is not None and batch_size * dataset.array[0].size <= _SMALL
     if workers == 0 or indexed:
-        for items in sampler:
-            batch = dataset.batch(items)
-            yield batch.pin_memory() if pin_memory else batch
+        made = (dataset.batch(items) for items in sampler)
+        # On a GPU's host a thread makes the next batches while the device works on this one.
+        yield from _ahead(batch.pin_memory() for batch in made) if pin_memory else made
         return
     # Its own generator: by default a loader draws its workers' seed from the global one.
     loader = DataLoader(
@@ -197,6 +199,19 @@ def _batches(dataset: Any, sampler: Any, batch_size: int, workers: int, pin_memo
         if isinstance(batch, Failure):
             raise UserError(batch.message)
         yield batch
+
+
+def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
+    """The same batches, up to `depth` of them made beforehand by a thread."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting: deque[Future[Batch | None]] = deque()
+        while True:
+            while len(waiting) < depth:
+                waiting.append(thread.submit(next, batches, None))
+            batch = waiting.popleft().result()
+            if batch is None:
+                return
+            yield batch
 
 
 def _as_is(batch: Any) -> Any:

@@ -83,8 +83,12 @@ def create_timm(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
         if "/" in name or name.startswith("."):
             raise UserError(f"model folder {name!r} does not exist or holds no config.json")
         raise UserError(f"unknown timm model {name!r}{suggest(name, timm.list_models())}")
+    saved = read_model_config(folder).get("model_args", {}) if folder else {}
     try:
-        return timm.create_model(target, pretrained=pretrained, **kwargs)
+        model = timm.create_model(target, pretrained=pretrained, **kwargs)
+        # what rebuilds it: timm itself has recorded that only since 1.0.30
+        model.transmamba_args = {**saved, **kwargs}
+        return model
     except UserError:
         raise
     except Exception as error:
@@ -92,8 +96,9 @@ def create_timm(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # torch names the model first, and what does not fit on the next line
+    return " ".join(line.strip() for line in lines[:2]) if "loading state_dict" in lines[0] else lines[0]
 
 
 def timm_view(model: Any) -> View:

@@ -1,0 +1,180 @@
+"""README and docs: what they name exists, and their code runs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import timm
+import torch
+from harness import TEACHER, run_quietly, tiny_batch, tiny_recipe
+
+import transmamba
+from transmamba import cli
+from transmamba import config as configs
+from transmamba.recipe import Recipe
+from transmamba.registry import LOSSES
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [body for name, body in found if name == language]
+
+
+def commands() -> list[list[str]]:
+    """Every command in README's bash blocks, continued lines joined."""
+    text = "\n".join(blocks(README, "bash")).replace("\\\n", " ")
+    return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_commands_exist(words: list[str]) -> None:
+    if words[0] == "make":
+        assert set(words[1:]) <= targets()
+        return
+    for word in words:
+        if word.startswith(("recipes/", "scripts/")):
+            assert (ROOT / word).is_file(), word
+    if words[0] == "transmamba":
+        verb = cli.VERBS[words[1]]
+        parser = argparse.ArgumentParser()
+        verb.add(parser)
+        parser.parse_intermixed_args(words[2:])
+    if "--config" in words:
+        overrides = [word for word in words if re.match(r"[a-z_.0-9]+=", word)]
+        configs.load(Recipe, ROOT / words[words.index("--config") + 1], overrides)
+
+
+def test_the_two_commands_exist() -> None:
+    assert commands()[:2] == [["make", "demo"], ["make", "test"]]
+
+
+def test_make_targets_that_pages_name_exist() -> None:
+    for page in PAGES:
+        named = set(re.findall(r"`make ([a-z-]+)", page.read_text()))
+        assert named <= targets(), page.name
+
+
+def tree() -> list[tuple[str, str]]:
+    """(path, what it is) of every line of README's tree."""
+    (block,) = [block for block in blocks(README, "") if block.startswith("Makefile")]
+    lines, folders = [], [""]
+    for line in block.splitlines():
+        match = re.match(r"( *)(.+?)(?:  +(.+))?$", line)
+        assert match, line
+        depth, names, text = len(match[1]) // 2, match[2], match[3] or ""
+        del folders[depth + 1 :]
+        for name in names.split(", "):
+            lines.append((folders[depth] + name, text))
+        if names.endswith("/") and not text:
+            folders.append(folders[depth] + names)
+    return lines
+
+
+def test_the_tree_names_what_exists() -> None:
+    for path, _ in tree():
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("folder", ["transmamba", "scripts", "docs", "recipes"])
+def test_what_exists_is_in_the_tree(folder: str) -> None:
+    named = {path.rstrip("/") for path, _ in tree()}
+    for path in (ROOT / folder).iterdir():
+        hidden = path.name.startswith(("_", ".")) or path.suffix in (".jinja", ".typed")
+        if not hidden and not path.name.endswith(".egg-info"):
+            assert f"{folder}/{path.name}" in named, f"{path.name} is not in README's tree"
+
+
+def test_links_lead_to_what_exists() -> None:
+    for page in PAGES:
+        text = re.sub(r"`[^`]*`", "", page.read_text())
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_files_that_pages_name_exist() -> None:
+    pattern = r"`((?:transmamba|recipes|scripts|tests|docs|kernels)/[\w./-]+\.\w+)`"
+    for page in PAGES:
+        if page.name == "LOG.md":  # a lab book may name what is gone
+            continue
+        for name in re.findall(pattern, page.read_text()):
+            assert (ROOT / name).exists() or name == "transmamba/convert.py", f"{page.name}: {name}"
+
+
+# --- code ---
+
+
+def run_block(text: str, **names: Any) -> dict[str, Any]:
+    """Run the page's one Python block, with `names` defined; what is defined afterwards."""
+    (block,) = blocks(text, "python")
+    module = ModuleType("documentation")
+    vars(module).update(names)
+    sys.modules["documentation"] = module  # where dataclasses look their annotations up
+    try:
+        exec(compile(block, "documentation", "exec", dont_inherit=True), vars(module))
+    finally:
+        del sys.modules["documentation"]
+    return vars(module)
+
+
+def test_the_readme_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_block(README)
+    assert names["report"].covered > 0.1
+    assert (tmp_path / "my_student" / "model.safetensors").is_file()
+
+
+def test_the_loop_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten lines, in which the loss goes down."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "your_own_loop.md").read_text()
+    lines = [line for line in blocks(text, "python")[0].splitlines() if line and "import" not in line]
+    assert len(lines) <= 10
+    torch.manual_seed(0)
+    teacher = timm.create_model("vit_tiny_patch16_224", num_classes=3, in_chans=1, **TEACHER).eval()
+    loader = [(images[:, :1], targets) for images, targets in (tiny_batch(4) for _ in range(4))]
+    seen: list[float] = []
+    plain = transmamba.Distiller.loss
+
+    def watched(self: Any, *arguments: Any) -> Any:
+        total, parts = plain(self, *arguments)
+        seen.append(float(total.detach()))
+        return total, parts
+
+    monkeypatch.setattr(transmamba.Distiller, "loss", watched)
+    run_block(text, teacher=teacher, loader=loader)
+    assert len(seen) == 4 and seen[-1] < seen[0]
+    assert (tmp_path / "my_student" / "config.json").is_file()
+
+
+def test_the_example_of_a_part_trains(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "adding_a_part.md").read_text()
+    try:
+        run_block(text)
+        recipe = tiny_recipe(
+            tmp_path,
+            stages=[{"name": "distill", "losses": [{"name": "squared", "weight": 0.1}, "kl"], "steps": 2}],
+        )
+        assert run_quietly(recipe)["student"]["nll"] > 0
+    finally:
+        LOSSES._parts.pop("squared", None)
+
+
+def test_every_loss_is_in_the_method_page() -> None:
+    text = (ROOT / "docs" / "method.md").read_text()
+    for name in LOSSES:
+        assert f"`{name}`" in text or name == "bidirectional", name
