@@ -47,6 +47,7 @@ class Aligner(nn.Module):
         self.register_buffer("from_teacher", from_teacher, persistent=False)
         self.register_buffer("from_student", from_student, persistent=False)
         self.num_tokens = len(from_teacher)
+        self.same_order = from_teacher.tolist() == list(range(self.resized.length))
         places = _places(student_width, teacher_width, kept)
         self.register_buffer("places", places)  # saved: a resumed run does not subclone again
         self.projections = nn.ModuleDict()
@@ -58,17 +59,24 @@ class Aligner(nn.Module):
                 linear.weight[places[:shared], torch.arange(shared)] = 1.0
             self.projections[str(k)] = linear
 
-    def student_tokens(self, x: Tensor) -> Tensor:
-        """(B, L, S) -> the matched tokens (B, M, S)."""
-        return x if self.num_tokens == x.shape[1] else x[:, self.from_student]
+    def student_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """(B, L, S) -> the matched tokens (B, M, S), or those at the positions `drawn` among them."""
+        if drawn is None and self.num_tokens == x.shape[1]:
+            return x
+        # index_select: the backward of x[:, index] sorts its positions first
+        return x.index_select(1, self.from_student if drawn is None else self.from_student[drawn])
 
     def project(self, k: int, x: Tensor) -> Tensor:
         """Student features of layer k in the teacher's space, (..., S) -> (..., T)."""
         return self.projections[str(k)](x)
 
-    def teacher_tokens(self, x: Tensor) -> Tensor:
-        """Teacher features (B, L_T, T) on the student's grid and in its order, (B, M, T)."""
-        return self._resize(x)[:, self.from_teacher]
+    def teacher_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
+        """Teacher features (B, L_T, T) on the student's grid and in its order, (B, M, T), or those at the
+        positions `drawn` among them."""
+        resized = self._resize(x)
+        if drawn is None and self.same_order:
+            return resized
+        return resized.index_select(1, self.from_teacher if drawn is None else self.from_teacher[drawn])
 
     def to_student(self, x: Tensor) -> Tensor:
         """A teacher residual stream as the student's mixers would see it, (B, L_T, T) -> (B, L, S): the kept

@@ -61,8 +61,7 @@ class Signals:
     def teacher_hidden(self, block: int) -> Tensor:
         """The teacher's residual stream after `block` on the matched tokens, (B, m, T)."""
         if block not in self._teacher_cache:
-            x = self.bridge.teacher_tokens(self.guide.hidden[block])
-            self._teacher_cache[block] = x if self.tokens is None else x[:, self.tokens]
+            self._teacher_cache[block] = self.bridge.teacher_tokens(self.guide.hidden[block], self.tokens)
         return self._teacher_cache[block]
 
     def teacher_norms(self, block: int) -> Tensor:
@@ -73,8 +72,7 @@ class Signals:
 
     def student_hidden(self, k: int) -> Tensor:
         """The student's residual stream after layer k in the teacher's space, (B, m, T)."""
-        x = self.bridge.student_tokens(self.student.hidden[k])
-        return self.bridge.project(k, x if self.tokens is None else x[:, self.tokens])
+        return self.bridge.project(k, self.bridge.student_tokens(self.student.hidden[k], self.tokens))
 
     def student_branches(self, k: int) -> tuple[Tensor, Tensor]:
         """Layer k's forward and backward branch features in the teacher's space, each (B, m, T)."""

@@ -64,8 +64,8 @@ def geometry(layers: int, width: int = 3) -> Geometry:
 
 
 class Plain:
-    def student_tokens(self, x: Tensor) -> Tensor:
-        return x
+    def student_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
+        return x if drawn is None else x[:, drawn]
 
     teacher_tokens = student_tokens
 

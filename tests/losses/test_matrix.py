@@ -130,8 +130,8 @@ def perfect_signals(distiller: Distiller, name: str) -> Signals:
 class Mirror:
     """An aligner between equals."""
 
-    def teacher_tokens(self, x: Tensor) -> Tensor:
-        return x
+    def teacher_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
+        return x if drawn is None else x[:, drawn]
 
     student_tokens = teacher_tokens
 

@@ -106,7 +106,7 @@ class BidirectionalMamba(nn.Module):
             return Mixed(self.out_proj(scanned), parts=parts)
         merged, y_f, y_b = scanned
         half = (y_f - y_b) * 0.5
-        half = half if tokens is None else half[:, tokens]
+        half = half if tokens is None else half.index_select(1, tokens)
         spread = F.linear(half, self.out_proj.weight)
         return Mixed(self.out_proj(merged), spread=spread, parts=parts)
 

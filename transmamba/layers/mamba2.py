@@ -85,7 +85,7 @@ class BidirectionalSSD(nn.Module):
         if not branches:
             return Mixed(self.proj(y.flatten(2) * gate), parts=parts)
         y, y_f, y_b = y
-        half = ((y_f - y_b) * 0.5).flatten(2) * (gate if tokens is None else gate[:, tokens])
+        half = ((y_f - y_b) * 0.5).flatten(2) * (gate if tokens is None else gate.index_select(1, tokens))
         return Mixed(self.proj(y.flatten(2) * gate), spread=F.linear(half, self.proj.weight), parts=parts)
 
 

@@ -70,14 +70,15 @@ class CosineLoss(Loss):
         if self.weighting == "linear_depth":
             depth = torch.arange(1, len(self.pairs) + 1, device=self.running.device, dtype=torch.float32)
             return (depth / depth.mean()).expand_as(self.running)
-        if self.weighting == "uniform" or bool(self.running.isnan().any()):
+        if self.weighting == "uniform":
             return torch.ones_like(self.running)
-        return adaptive_weights(self.running)
+        # before the first step all are alike; asked without a branch, which would wait for the GPU
+        return adaptive_weights(self.running.nan_to_num(1.0))
 
     def observe(self, parts: Tensor) -> None:
         mean = parts.to(self.running.device)
-        seen = not bool(self.running.isnan().any())
-        self.running.copy_(self.momentum * self.running + (1 - self.momentum) * mean if seen else mean)
+        moved = self.momentum * self.running + (1 - self.momentum) * mean
+        self.running.copy_(torch.where(self.running.isnan(), mean, moved))
 
     def forward(self, signals: Signals) -> Term:
         similarity: list[list[Tensor]] = [[] for _ in range(self.directions)]

@@ -89,7 +89,7 @@ class SSDVisionTransformer(VisionTransformer):
             if k in capture.hidden:
                 output.hidden[k] = x
             if k in capture.branches:
-                here = x if capture.tokens is None else x[:, capture.tokens]
+                here = x if capture.tokens is None else x.index_select(1, capture.tokens)
                 output.branches[k] = (here, here) if spread is None else (here + spread, here - spread)
             if k in capture.mixers:
                 output.mixers[k] = parts

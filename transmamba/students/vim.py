@@ -249,7 +249,7 @@ class VisionMamba(nn.Module):
                 output.hidden[k] = x
             if branches:
                 spread = survives * mixed.spread
-                here = x if capture.tokens is None else x[:, capture.tokens]
+                here = x if capture.tokens is None else x.index_select(1, capture.tokens)
                 output.branches[k] = (here + spread, here - spread)
             if k in capture.mixers:
                 output.mixers[k] = mixed.parts

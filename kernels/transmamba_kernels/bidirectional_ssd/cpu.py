@@ -63,7 +63,7 @@ def by_matrix(
         y = whole = _by_token(weights @ steps, x)
         sides = _sides(length, weights)
         if branch_tokens is not None:
-            y = whole[:, branch_tokens]
+            y = whole.index_select(1, branch_tokens)
             weights, sides = weights.index_select(2, branch_tokens), sides[branch_tokens]
         half = _by_token((weights * sides) @ steps, x)
         return whole, y + half, y - half
