@@ -1,7 +1,7 @@
 """Turn a Transformer into a Mamba student.
 
-    accelerate launch recipes/distill.py --config recipes/configs/digits_vit_to_vim.yaml
-    accelerate launch --config_file recipes/accelerate/ddp.yaml recipes/distill.py \
+    accelerate launch --quiet recipes/distill.py --config recipes/configs/digits_vit_to_vim.yaml
+    accelerate launch --quiet --config_file recipes/accelerate/ddp.yaml recipes/distill.py \
         --config recipes/configs/imagenet_deit_s_to_vim_s.yaml task.data.root=/data/imagenet
 
 Every key of the recipe can be overridden: `stages.0.lr=1e-3 trainer.batch_size=128`. Started again, the same

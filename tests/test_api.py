@@ -171,6 +171,33 @@ def test_evaluate_in_half_precision_agrees_roughly(task: ImageClassificationConf
     assert half["nll"] == pytest.approx(full["nll"], rel=0.05)
 
 
+def test_a_teacher_or_model_of_other_classes_is_refused(task: ImageClassificationConfig) -> None:
+    other = timm.create_model("vit_tiny_patch16_224", num_classes=5, **TEACHER)
+    with pytest.raises(transmamba.UserError, match="teacher has 5 classes but the data has 3"):
+        transmamba.evaluate(tiny_student(), task, teacher=other)
+    hugging_face = tiny_hugging_face()
+    hugging_face.config.num_labels = 5
+    with pytest.raises(transmamba.UserError, match="model has 5 classes but the data has 3"):
+        transmamba.evaluate(hugging_face, task)
+
+
+def test_evaluate_takes_a_hugging_face_id(
+    task: ImageClassificationConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        return tiny_hugging_face()
+
+    monkeypatch.setattr("transmamba.teachers.hf_vit.load_hugging_face", load)
+    assert "top1" in transmamba.evaluate("somebody/vit", task)["student"]
+    assert asked == ["somebody/vit"]
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(transmamba.UserError, match=r"config\.json: cannot be read as JSON"):
+        transmamba.evaluate(tmp_path, task)
+
+
 # --- runs and folders ---
 
 

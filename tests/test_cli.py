@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -17,9 +19,11 @@ import torch
 import yaml
 from harness import TEACHER, VIM, tiny_recipe, tiny_vit
 from PIL import Image
+from safetensors import SafetensorError
 
 from transmamba import cli, launch
 from transmamba import config as configs
+from transmamba.errors import UserError
 from transmamba.recipe import Recipe
 from transmamba.report import write_report
 from transmamba.run import claim_folder
@@ -219,6 +223,9 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
         (["convert", "TEACHER", "OUT", "--student", "vim_micro_patch2_9"], "mean 'vim_micro_patch2_8'?"),
         (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depht=3"], "'depht'"),
         (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depth"], "'depth' is no key=value"),
+        (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depth=[1"], "'[1' is no YAML value"),
+        (["convert", "TEACHER", "OUT", "--student", "timm"], "'timm' takes no teacher's weights; write vim"),
+        (["convert", "TEACHER", "OUT", "--student", "hf_vit"], "write vim or ssd_vit"),
         (
             ["convert", "TEACHER", "OUT", "--data", "/no/such/folder"],
             "/no/such/folder: no such file or folder",
@@ -365,6 +372,111 @@ def test_a_checkpoint_of_another_architecture(command: Command, recipe: Path, tm
     (newest / "progress.json").write_text(json.dumps({**progress, "stage_step": 0}))
     done = command("--config", recipe, *short, "student.kwargs.embed_dim=10", recipe=True)
     assert_mistake(done, "does not fit this recipe's student", "--overwrite")
+
+
+def test_convert_overwrites_models_alone(
+    command: Command, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+
+    def only_out() -> bool:
+        return list(tmp_path.iterdir()) == [out]
+
+    (out / "thesis.txt").write_text("mine")
+    done = command("convert", teacher, out, *STUDENT, "--overwrite")
+    assert_mistake(done, "holds no model")
+    assert (out / "thesis.txt").read_text() == "mine" and only_out()
+
+    (out / "config.json").write_text("{}")
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.startswith(".converting-"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        done = command("convert", teacher, out, *STUDENT, "--overwrite")
+    assert_mistake(done, "out: cannot be written: Input/output error")
+    assert (out / "thesis.txt").read_text() == "mine" and only_out()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("transmamba.conversion.save_model", raising(SafetensorError("os error 28")))
+        done = command("convert", teacher, out, *STUDENT, "--overwrite")
+    assert_mistake(done, "out: cannot be written: os error 28")
+    assert (out / "thesis.txt").read_text() == "mine" and only_out()
+
+    assert command("convert", teacher, out, *STUDENT, "--overwrite").code == 0
+    assert (out / "model.safetensors").is_file() and not (out / "thesis.txt").exists()
+    assert only_out()
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def function(*_: Any) -> Any:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "runs/metrics.jsonl"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_one_line_wherever_it_happens(
+    error: Exception, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.guarded(raising(error)) == 2
+    out, err = capfd.readouterr()
+    assert_mistake(Done(2, out, err), "error: disk full: ", "earlier checkpoints are whole")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_fault_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(OSError, match="Input/output"):
+        launch.guarded(raising(OSError(errno.EIO, "Input/output error")))
+
+
+def test_every_process_says_its_mistake_the_first_at_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("transmamba.launch.time.sleep", waited.append)
+    for rank, says, waits in (("0", "error: torn.png\n", []), ("3", "[rank 3] error: torn.png\n", [5.0])):
+        monkeypatch.setenv("RANK", rank)
+        assert launch.guarded(raising(UserError("torn.png"))) == 2
+        assert capfd.readouterr().err == says and waited == waits
+
+
+def test_an_unknown_kernel_path_is_one_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", "fast")
+    done = command("list")
+    assert_mistake(done, "TRANSMAMBA_KERNELS='fast' names no path; write one of reference, ")
+    assert done.out == ""
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
+    assert command("list", "losses").code == 0
+
+
+def test_the_table_has_a_row_a_model_with_memory_and_minutes() -> None:
+    row = {"top1": 90.0, "top5": 99.0, "ece": 1.0, "params": 123_456_789, "images_per_second": 12345.6}
+    teacher = {**row, "peak_memory_mb": 1234.5, "minutes": 3.21}
+    results = {"teacher": teacher, "student": {**row, "peak_memory_mb": 99999.0}, "agreement": 95.0}
+    title, _, first, second = launch.results_table(results).replace("│", " ").splitlines()
+    assert "peak MiB" in title and title.rstrip().endswith("minutes")
+    assert first.split()[-2:] == ["1,234", "3.2"] and second.split()[-2:] == ["99,999", "-"]
+
+
+def test_printed_commands_launch_quietly() -> None:
+    """Without it accelerate's own traceback stands below our one line."""
+    pages = [ROOT / "README.md", *ROOT.glob("recipes/*.py"), *ROOT.glob("recipes/configs/*.yaml")]
+    for page in pages:
+        found = re.findall(r"accelerate launch (\S+)", page.read_text())
+        assert found and set(found) == {"--quiet"}, page.name
 
 
 @pytest.fixture

@@ -137,6 +137,13 @@ def test_predict_times_a_single_batch() -> None:
     assert made.images_per_second > 0 and len(made.labels) == 3
 
 
+def test_predict_of_no_batches_is_empty() -> None:
+    """A process that has no share of a small split."""
+    made = predict(harness.tiny_student(), [], CPU, contextlib.nullcontext)
+    assert made.logits.shape == (0, 0) and made.labels.shape == (0,) and made.labels.dtype == torch.int64
+    assert made.images_per_second == 0
+
+
 def test_student_and_teacher_under_one_evaluator() -> None:
     vit = harness.tiny_vit()
     whole = predict(vit, batches((4, 2)), CPU, contextlib.nullcontext)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # what a user who only converts a model need not wait for, or have
-HEAVY = ("sklearn", "datasets", "wandb", "deepspeed", "pandas")
+HEAVY = ("sklearn", "datasets", "wandb", "deepspeed", "pandas", "matplotlib")
 
 
 def test_kernels_is_no_package() -> None:

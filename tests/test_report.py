@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -147,7 +148,7 @@ def test_everything_is_on_the_page() -> None:
             "from scratch",
             "Loss terms",
             "Learning rate",
-            "Top-1 on the test set",
+            "Top-1 on the test split",
             "feature, bwd",
             "feature, fwd",
         ),
@@ -302,10 +303,21 @@ def test_model_card(tmp_path: Path) -> None:
         "| | teacher | student | scratch |",
         "|---|---:|---:|---:|",
         "| Top-1 accuracy | 91.50 % | 90.25 % | 60.50 % |",
-        "Student and teacher give the same top-1 answer on 94.75 % of the test images.",
+        "Student and teacher give the same top-1 answer on 94.75 % of its images.",
+        "## Results on the test split",
     ):
         assert line in text.splitlines(), line
     assert "\n\n\n" not in text
+
+
+def test_a_held_out_share_is_not_called_test() -> None:
+    """Where `task.validation` holds images out, nothing was measured on the test split."""
+    config = CONFIG | {"task": {"name": "image_classification", "validation": 0.1}}
+    card = render_model_card(results=RESULTS, config=config)
+    assert "## Results on the validation split" in card and "test" not in card
+    page = render(dataclasses.replace(full_run(), config=config))
+    assert "Top-1 on the validation split" in page and "60 validation images" in page
+    assert "test split" not in page and "test images" not in page
 
 
 def test_model_card_of_a_student_without_a_run() -> None:

@@ -109,8 +109,8 @@ class TestEqualWidth:
     def test_fold_takes_the_folded_tensors(self, make_vit: Callable[..., Any]) -> None:
         _, teacher = vit_of(dict(init_values=0.1, mlp_ratio=2), make_vit)
         student = make_vim(proj_bias=True)
-        report = clone(student, teacher, fold=True)
         view: Any = fold(teacher.view)
+        report = clone(student, teacher, fold=True)
         block, attention = view.blocks[1], student.layers[2].mixer
         assert torch.equal(attention.in_proj.weight[:64], block.attention.v.weight)
         assert torch.equal(attention.in_proj.bias[:64], block.attention.v.bias)

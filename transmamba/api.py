@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,16 @@ from . import config as configs
 from .data.preprocessing import Preprocessing
 from .errors import UserError, suggest
 from .evaluation import agreement, predict, summarise
-from .folders import model_folder
+from .folders import model_folder, read_model_config
 from .recipe import Recipe
 from .registry import STUDENTS
 from .run import preprocessing_of, run
 from .student import save_model
 from .subclone import Report, SubcloneConfig, subclone
 from .teacher import Teacher, adapt_teacher, load_teacher
+
+# registered students that are any classifier of a library: fine-tuned, not converted to
+_TRAINED_AS_THEY_ARE = ("timm", "hf_vit")
 
 
 def convert(
@@ -62,6 +64,10 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
         input_size=teacher.preprocessing.input_size,
         view=teacher.view,
     )
+    if name in _TRAINED_AS_THEY_ARE:
+        raise UserError(
+            f"student {name!r} takes no teacher's weights; write vim or ssd_vit, or a timm name of ours"
+        )
     if name in STUDENTS:
         part = STUDENTS[name](kwargs=kwargs)
     elif name in student_models():
@@ -115,7 +121,11 @@ def evaluate(
     if not isinstance(model, nn.Module):
         model = _load_any(model)
     built = task.build(preprocessing_of(model))
-    built.check_classes(getattr(model, "num_classes", built.num_classes), "model")
+    labels = getattr(getattr(model, "config", None), "num_labels", built.num_classes)  # Hugging Face's name
+    built.check_classes(getattr(model, "num_classes", labels), "model")
+    guide = None if teacher is None else _as_teacher(teacher)
+    if guide is not None:
+        built.check_classes(guide.num_classes, "teacher")
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
     def autocast() -> Any:
@@ -126,10 +136,9 @@ def evaluate(
 
     made = predict(model.to(target), batches(built), target, autocast)
     results: dict[str, Any] = {"student": summarise(made, sum(p.numel() for p in model.parameters()))}
-    if teacher is not None:
-        guide = _as_teacher(teacher).to(target)
+    if guide is not None:
         theirs = built if guide.preprocessing == built.preprocessing else task.build(guide.preprocessing)
-        predicted = predict(guide, batches(theirs), target, autocast)
+        predicted = predict(guide.to(target), batches(theirs), target, autocast)
         results["teacher"] = summarise(predicted, guide.num_params)
         results["agreement"] = agreement(predicted, made)
     return results
@@ -178,10 +187,12 @@ def _as_teacher(model: nn.Module | Teacher | str | Path) -> Teacher:
 
 
 def _load_any(source: str | Path) -> nn.Module:
-    from .teachers.hf_vit import load_hugging_face
+    from .teachers.hf_vit import HuggingFaceVit, load_hugging_face
     from .teachers.timm_vit import create_timm
 
     folder = model_folder(source)
-    if folder is not None and "architecture" not in json.loads((folder / "config.json").read_text()):
+    if folder is not None and "architecture" not in read_model_config(folder):
         return load_hugging_face(str(folder))
+    if folder is None and (named := HuggingFaceVit.recognise(str(source))):
+        return load_hugging_face(named.model)
     return create_timm(str(source), pretrained=True).eval()

@@ -208,7 +208,10 @@ def _pairs(options: list[str]) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals:
             raise UserError(f"option {option!r} is no key=value")
-        pairs[key] = yaml.safe_load(value)
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"option {option!r}: {value!r} is no YAML value; put it in quotes") from error
     return pairs
 
 

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .api import convert
@@ -40,8 +41,7 @@ def convert_checkpoint(
 
     Raises UserError for whatever cannot be read, met or written; `out` is then as it was.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise UserError(f"{out}: is not empty; write another folder, or --overwrite")
+    _check_place(out, overwrite)
     model: nn.Module
     preprocessing: Preprocessing | None = None
     if Path(teacher).suffix == ".pth":
@@ -59,6 +59,18 @@ def convert_checkpoint(
         model, report = convert(guide, student, init=init, calibration=batches, **(options or {}))
     _write(model, out, preprocessing, report, teacher)
     return report
+
+
+def _check_place(out: Path, overwrite: bool) -> None:
+    """Raises UserError where something is lost: without --overwrite anything, with it what is no model."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise UserError(f"{out}: is not empty; write another folder, or --overwrite")
+    if not (out / "config.json").is_file():
+        raise UserError(
+            f"{out}: holds no model (no config.json), so it is not overwritten; write another folder"
+        )
 
 
 def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tuple[nn.Module, Report]:
@@ -87,7 +99,7 @@ def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tupl
 def _write(
     model: nn.Module, out: Path, preprocessing: Preprocessing | None, report: Report, teacher: str
 ) -> None:
-    """All or nothing: written beside `out`, then moved there."""
+    """All or nothing: written beside `out`, then moved there; what was there is gone only after that."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=out.parent))
@@ -98,10 +110,27 @@ def _write(
         report.save(partial / "subclone.json")
         write_model_card(partial, results={}, config={"teacher": {"name": "auto", "model": teacher}})
         partial.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+        _replace(partial, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(new: Path, out: Path) -> None:
+    """Move `new` to `out`; where that fails, `out` is what it was. Raises OSError."""
+    if not out.exists():
+        new.rename(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=".replaced-", dir=out.parent))
+    try:
+        old = out.rename(aside / out.name)
+        try:
+            new.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+    except OSError:
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -80,10 +80,6 @@ class Distiller(nn.Module):
         """Whether no loss asks for an end-to-end pass of the student."""
         return all(loss.teacher_forced for loss in self._losses().values())
 
-    @property
-    def uses_logits(self) -> bool:
-        return any(loss.uses_logits for loss in self._losses().values())
-
     def used_projections(self) -> set[int]:
         return set().union(*(loss.projections() for loss in self._losses().values()))
 

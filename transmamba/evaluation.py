@@ -45,7 +45,8 @@ def predict(
     """Run `model` over `batches` in evaluation mode (restored afterwards).
 
     images_per_second counts forward passes of full batches only, with the device waited for, without the
-    first; where there is but one batch it is run once more for the clock.
+    first; where there is but one batch it is run once more for the clock. Of no batches at all (a process
+    that has no share of a small split) come logits (0, 0).
     """
     was_training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
@@ -53,7 +54,7 @@ def predict(
     reset_peak_memory(device)
     logits, labels, timed, seconds = [], [], 0, 0.0
     full = 0
-    last: Batch | None = None
+    first: Batch | None = None
     for batch in batches:
         batch = batch.to(device)
         started = _now(device)
@@ -63,16 +64,18 @@ def predict(
         if full and len(batch) == full:
             timed, seconds = timed + len(batch), seconds + elapsed
         full = full or len(batch)
-        last = last or batch
+        first = first or batch
         logits.append(out)
         labels.append(batch.targets.cpu())
-    if not timed and last is not None:
+    if not timed and first is not None:
         started = _now(device)
         with autocast():
-            logits_of(model, last.images)
-        timed, seconds = len(last), _now(device) - started
+            logits_of(model, first.images)
+        timed, seconds = len(first), _now(device) - started
     if isinstance(model, nn.Module):
         model.train(was_training)
+    if not logits:
+        return Predictions(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), 0.0, peak_memory_mb(device))
     rate = timed / seconds if seconds else 0.0
     return Predictions(torch.cat(logits), torch.cat(labels), rate, peak_memory_mb(device))
 

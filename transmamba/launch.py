@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from transmamba_kernels import backend
 
 from .errors import UserError
 
 USER_MISTAKE = 2
+# Where all processes fail alike, the launcher ends the others within this time of the first one's exit.
+SECONDS_BEFORE_REPEATING = 5.0
 
 
 def recipe_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -51,16 +57,45 @@ def run_recipe(arguments: argparse.Namespace) -> int:
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Run `main`; a user's mistake is printed by the first process alone, without a traceback."""
+    """Run `main`; a user's mistake, or a full disk, is said in one line, without a traceback."""
     try:
+        _check_kernels()
         return main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"{_prefixed(error)}\n")
-        return USER_MISTAKE
+        return _say_mistake(_prefixed(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except Exception as error:  # safetensors and torch have errors of their own for a full disk
+        if not _disk_is_full(error):
+            raise
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return _say_mistake(f"error: disk full: {first}; earlier checkpoints are whole")
+
+
+def _say_mistake(line: str) -> int:
+    """The first process speaks at once, another one only if it lives on: then the mistake is its alone."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(SECONDS_BEFORE_REPEATING)
+        line = f"[rank {rank}] {line}"
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+    return USER_MISTAKE
+
+
+def _disk_is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error) for sign in ("os error 28", "No space left"))
+
+
+def _check_kernels() -> None:
+    """What the first scan would find out, after minutes of loading."""
+    forced = os.environ.get(backend.VARIABLE, "")
+    if forced and forced not in backend.PATHS:
+        known = ", ".join(backend.PATHS)
+        raise UserError(f"{backend.VARIABLE}={forced!r} names no path; write one of {known}, or unset it")
 
 
 def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
@@ -83,6 +118,7 @@ def results_table(results: dict[str, Any]) -> str:
         ("agreement %", ">", lambda name, row: _agreement(name, results)),
         ("parameters", ">", lambda name, row: f"{row['params']:,}"),
         ("images/s", ">", lambda name, row: f"{row['images_per_second']:,.0f}"),
+        ("peak MiB", ">", lambda name, row: f"{row['peak_memory_mb']:,.0f}"),
         ("minutes", ">", lambda name, row: f"{row['minutes']:.1f}" if "minutes" in row else "-"),
     ]
     for title, align, _ in columns:

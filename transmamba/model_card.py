@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from .folders import read_model_config
-from .report import METRICS, part_label
+from .report import METRICS, evaluated_split, part_label
 
 TRANSFORMERS, TIMM = "transformers", "timm"
 
@@ -43,6 +42,8 @@ def render_model_card(
     library: str = TIMM,
 ) -> str:
     """The card, from values alone. A run without a teacher claims no distillation."""
+    import jinja2  # here, for it is slow and only a card needs it
+
     task = config.get("task") or {}
     data = task.get("data") if isinstance(task, Mapping) else None
     teacher = _public(part_label(config.get("teacher"), ""))
@@ -76,6 +77,7 @@ def render_model_card(
         models=[name for name in ("teacher", "student", "scratch") if results.get(name)],
         metrics=_metrics(results),
         agreement=results.get("agreement"),
+        split=evaluated_split(config),
     )
 
 

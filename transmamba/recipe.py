@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -56,6 +57,12 @@ class Stage:
             raise ValueError("losses is empty; name at least one, such as cross_entropy")
         if not 0 < self.token_fraction <= 1:
             raise ValueError(f"token_fraction is {self.token_fraction}; write a share above 0, at most 1")
+        check_optimizer(self)
+        for key in ("min_lr", "clip", "cloned_lr_scale"):
+            if not 0 <= getattr(self, key) < math.inf:
+                raise ValueError(f"{key} is {getattr(self, key)}; write 0 or a number above it")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}; write two numbers from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +81,15 @@ class TrainerConfig:
     save_every: int = 200
     keep: int = 2
     max_skipped: int = 10
+    grad_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("batch_size", "accumulation", "log_every", "eval_batch_size", "keep"):
+        for key in ("batch_size", "accumulation", "log_every", "eval_batch_size", "keep", "max_skipped"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; write a number of at least 1")
+        for key in ("workers", "eval_every", "save_every"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key} is {getattr(self, key)}; write 0 or a number above it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +103,19 @@ class Scratch:
     lr: float = 1e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_optimizer(self)
+
+
+def check_optimizer(settings: Stage | Scratch) -> None:
+    """Raises ValueError for a rate, decay or warm-up that no schedule can use."""
+    if not 0 < settings.lr < math.inf:
+        raise ValueError(f"lr is {settings.lr}; write a number above 0, such as 5e-4")
+    if not 0 <= settings.weight_decay < math.inf:
+        raise ValueError(f"weight_decay is {settings.weight_decay}; write 0 or a number above it")
+    if not 0 <= settings.warmup <= 1:
+        raise ValueError(f"warmup is {settings.warmup}; write a share of the stage, from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

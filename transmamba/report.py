@@ -14,21 +14,19 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-import matplotlib
 import numpy as np
 import yaml
-from markupsafe import Markup
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullFormatter
 from PIL import Image
 
 from .errors import UserError
 from .folders import STUDENT_FOLDER
 from .tracking import METRICS_FILE, read_metrics
+
+if TYPE_CHECKING:  # matplotlib is imported where it draws: who only converts a model need not wait for it
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
 
 STUDENT, TEACHER, SCRATCH = "#2f7fd6", "#d9822b", "#8b8f98"
 SERIES = (STUDENT, TEACHER, "#2a9d74", "#b0569b", "#b59a1f", "#7a68d8", "#c8574f", SCRATCH)
@@ -75,7 +73,7 @@ METRICS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 class RunData:
     """What a run folder holds; an absent file is an empty value.
 
-    samples: labels, student_pred, teacher_pred (N,) over the test set, class_names (K,);
+    samples: labels, student_pred, teacher_pred (N,) over the evaluated split, class_names (K,);
              images (M, H, W, 3) uint8 and image_index (M,), their places in the predictions
     """
 
@@ -124,6 +122,9 @@ def read_run(run: Path) -> RunData:
 
 def render(run: RunData) -> str:
     """The page, from values alone."""
+    import jinja2
+    import matplotlib
+
     with matplotlib.rc_context(STYLE):
         sections: dict[str, Any] = {
             "curves": _curves(run),
@@ -150,6 +151,7 @@ def render(run: RunData) -> str:
         teacher=part_label(run.config.get("teacher"), "" if run.config else "teacher"),
         student=part_label(run.config.get("student"), "student"),
         tiles=_tiles(run.results),
+        split=evaluated_split(run.config),
         subclone=run.subclone,
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
         absent=[name for name, missing in absent.items() if missing],
@@ -162,6 +164,12 @@ def part_label(part: Any, default: str) -> str:
     if isinstance(part, Mapping):
         return str(part.get("model") or part.get("name") or default)
     return str(part) if part else default
+
+
+def evaluated_split(config: Mapping[str, Any]) -> str:
+    """What a run's results were measured on: a share of the training images where the recipe held one out."""
+    task = config.get("task")
+    return "validation" if isinstance(task, Mapping) and task.get("validation") else "test"
 
 
 # --- numbers ---
@@ -243,7 +251,7 @@ def _curves(run: RunData) -> list[tuple[str, Markup]]:
             key.removeprefix("loss/"): (run.rows, key, SERIES[index % len(SERIES)])
             for index, key in enumerate(terms)
         },
-        "Top-1 on the test set": {
+        f"Top-1 on the {evaluated_split(run.config)} split": {
             "student": (run.rows, "eval/top1", STUDENT),
             "from scratch": (run.scratch_rows, "eval/top1", SCRATCH),
         },
@@ -266,6 +274,8 @@ def _chart(
     teacher: float | None,
     marked: bool,
 ) -> Markup:
+    from matplotlib.ticker import EngFormatter, NullFormatter
+
     figure, axes = _axes(height=2.4)
     for index, (name, start, end) in enumerate(stages if len(stages) > 1 else []):
         if index % 2 == 0:
@@ -314,6 +324,8 @@ def _similarity(rows: list[dict[str, Any]]) -> list[tuple[str, Markup]]:
 
 def _heatmap(name: str, layers: list[int], x: np.ndarray, values: np.ndarray) -> Markup:
     """Cosine similarities (layers, len(x)); not a number where a layer was not logged."""
+    from matplotlib.ticker import EngFormatter
+
     figure, axes = _axes(height=1.0 + 0.15 * min(len(layers), 24))
     edges = np.concatenate([x[:1], (x[1:] + x[:-1]) / 2, x[-1:] + (len(x) == 1)])
     rows = np.arange(len(layers) + 1) - 0.5
@@ -330,6 +342,8 @@ def _heatmap(name: str, layers: list[int], x: np.ndarray, values: np.ndarray) ->
 
 def _confusion(samples: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The student's confusion matrix, rows normalised, and the pairs of classes it confuses most."""
+    from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+
     if not {"labels", "student_pred"} <= samples.keys():
         return {}
     labels, predicted = samples["labels"].astype(int), samples["student_pred"].astype(int)
@@ -369,6 +383,8 @@ def _confusion(samples: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _axes(height: float, width: float = 5.4) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
@@ -378,6 +394,8 @@ def _axes(height: float, width: float = 5.4) -> tuple[Figure, Any]:
 
 def _svg(figure: Figure, name: str) -> Markup:
     """The figure as an SVG element that scales, takes the page's colours and shares no id with others."""
+    from markupsafe import Markup
+
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
     text = buffer.getvalue()

@@ -3,14 +3,10 @@ call."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import platform
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import metadata
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from . import config as configs
-from .checkpoint import list_checkpoints
 from .data.preprocessing import Preprocessing
 from .distiller import Distiller, geometry_of, make_aligner
 from .errors import UserError
@@ -28,15 +23,13 @@ from .folders import STUDENT_FOLDER
 from .model_card import write_model_card
 from .recipe import Recipe, Scratch, Stage, stage_steps
 from .report import write_report
+from .run_folder import INDICES, REPORT, RESULTS, SAMPLES, SUBCLONE, claim_folder, cloned_tensors
 from .student import Student, save_model
 from .subclone import subclone
 from .teacher import Teacher
-from .tracking import METRICS_FILE, Tracker
+from .tracking import Tracker
 from .trainer import Trainer
 
-RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
-SUBCLONE, SAMPLES = "subclone.json", "samples.npz"
-_PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "transmamba")
 _NUM_SAMPLES = 24
 
 
@@ -56,8 +49,9 @@ def run(
         if accelerator.is_main_process and not (folder / REPORT).is_file():  # killed between the two
             write_report(folder)
         return json.loads((folder / RESULTS).read_text())
+    taught: dict[str, Any] = {}
     if recipe.teacher_recipe is not None:
-        _run_teacher_recipe(recipe, accelerator, quiet)
+        taught = {"minutes": _run_teacher_recipe(recipe, accelerator, quiet)["student"]["minutes"]}
     line = assemble(recipe, accelerator)
     predictions = line.train(folder, quiet)
     results: dict[str, Any] = {"student": predictions.summary}
@@ -67,7 +61,7 @@ def run(
         )["student"]
     if line.teacher is not None:
         guide = line.predict(line.teacher)
-        results["teacher"] = summarise(guide, line.teacher.num_params)
+        results["teacher"] = summarise(guide, line.teacher.num_params) | taught
         results["agreement"] = agreement(guide, predictions.predictions)
     else:
         guide = None
@@ -119,13 +113,16 @@ class Line:
                 evaluate=self._evaluate,
                 seed=recipe.seed,
             )
+            if self.accelerator.is_main_process:
+                np.save(folder / INDICES, self.task.train_indices)
             resumed = trainer.resume()
             if resumed:
                 tracker.say(f"resuming {folder} at step {trainer.progress.step} of {self.total_steps}")
             else:
                 tracker.rewind(0)
             self._initialise(folder, resumed, tracker)
-            cloned = _cloned(folder)
+            self.accelerator.wait_for_everyone()  # the main process has written what all now read
+            cloned = cloned_tensors(folder)
             trainer.run(self._distiller, self.stages, cloned)
             student = self.predict(self.student)
             if self.accelerator.is_main_process:
@@ -208,9 +205,12 @@ class Line:
             return mine
         shards = gather_object([mine])
         total = sum(len(shard.labels) for shard in shards)
-        logits = mine.logits.new_empty(total, mine.logits.shape[1])
+        classes = max(shard.logits.shape[1] for shard in shards)  # a rank may have had no image
+        logits = mine.logits.new_empty(total, classes)
         labels = mine.labels.new_empty(total)
         for r, shard in enumerate(shards):
+            if not len(shard.labels):
+                continue
             logits[r::world], labels[r::world] = shard.logits, shard.labels
         rate = sum(shard.images_per_second for shard in shards)
         return Predictions(logits, labels, rate, max(shard.peak_memory_mb for shard in shards))
@@ -254,15 +254,21 @@ def assemble(recipe: Recipe, accelerator: Any) -> Line:
         probe = recipe.student.build(num_classes=2)
         task = recipe.task.build(preprocessing_of(probe))
     else:
-        task = recipe.task.build(teacher.preprocessing)
-        if any(loss.name == "kl" for stage in recipe.stages for loss in stage.losses):
-            task.check_classes(teacher.num_classes)
+        with accelerator.local_main_process_first():  # what it finds out about the files, the others read
+            task = recipe.task.build(teacher.preprocessing)
+        task.check_classes(teacher.num_classes)
+        if recipe.init is not None and recipe.init.fold:
+            teacher.fold()  # here and not in subcloning, which a resumed run leaves out
     torch.manual_seed(recipe.seed)
     student = recipe.student.build(
         num_classes=task.num_classes,
         input_size=None if teacher is None else teacher.preprocessing.input_size,
         view=None if teacher is None else teacher.view,
     )
+    if recipe.trainer.grad_checkpointing:
+        if not hasattr(student, "set_grad_checkpointing"):
+            raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")
+        student.set_grad_checkpointing(True)
     return Line(recipe, accelerator, teacher, student.to(accelerator.device), task)
 
 
@@ -298,126 +304,47 @@ def scratch_recipe(recipe: Recipe, steps: int) -> Recipe:
     )
 
 
-def _run_teacher_recipe(recipe: Recipe, accelerator: Any, quiet: bool) -> None:
+def _run_teacher_recipe(recipe: Recipe, accelerator: Any, quiet: bool) -> dict[str, Any]:
+    """The results of the teacher's own run, made first where they are missing.
+
+    It shares this launch's Accelerator, so it is refused where it wants another precision. Its wandb run is
+    left out: the one that was asked for is the student's.
+    """
     assert recipe.teacher_recipe is not None, "the caller asked"
-    path = Path(recipe.teacher_recipe)
-    teacher_recipe = configs.load(Recipe, path)
-    run(teacher_recipe, accelerator=accelerator, quiet=quiet)
+    source = recipe.teacher_recipe
+    teaching = configs.load(Recipe, Path(source))
+    if teaching.trainer.precision != recipe.trainer.precision:
+        raise UserError(
+            f"{source} trains with precision {teaching.trainer.precision}, this recipe with "
+            f"{recipe.trainer.precision}; run it by itself first: recipes/finetune.py --config {source}"
+        )
+    try:
+        return run(replace(teaching, wandb=None), accelerator=accelerator, quiet=quiet)
+    except UserError as error:
+        raise UserError(f"teacher_recipe {source}: {error}") from error
 
 
 def make_accelerator(recipe: Recipe) -> Any:
     """An Accelerator for this recipe's precision and tracking, on whatever `accelerate launch` set up."""
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     # a stage without a loss on logits leaves the head without a gradient
     unused = any(
-        not any(loss.name in ("cross_entropy", "kl") for loss in stage.losses)
-        and (stage.trainable == "all" or not all(loss.name == "mixer" for loss in stage.losses))
+        not any(getattr(loss, "uses_logits", False) for loss in stage.losses)
+        and (
+            stage.trainable == "all"
+            or not all(getattr(loss, "teacher_forced", False) for loss in stage.losses)
+        )
         for stage in recipe.stages
     )
-    kwargs = DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False)
+    handlers = [
+        DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False),
+        # one rank may look through a large data set while the others wait for it
+        InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+    ]
     return Accelerator(
         mixed_precision=recipe.trainer.precision,
         log_with="wandb" if recipe.wandb is not None else None,
-        kwargs_handlers=[kwargs],
+        kwargs_handlers=handlers,
     )
-
-
-def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Make `folder` this recipe's, or find that it already is. Another run's is refused, or with `overwrite`
-    removed. Raises UserError naming the first differences."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir {str(folder)!r} is a file; write a folder")
-    if folder.exists() and any(folder.iterdir()):
-        _refuse_what_is_no_run(folder)
-        if overwrite:
-            shutil.rmtree(folder)
-        elif _has_begun(folder):
-            _refuse_another_run(folder, recipe)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not _has_begun(folder):
-            configs.save_yaml(recipe, folder / CONFIG)
-        (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
-
-
-def _has_begun(folder: Path) -> bool:
-    """Whether there is a row or a checkpoint to continue. Before that a mistake in its recipe may have
-    stopped the run, and the mended recipe takes its place."""
-    rows = folder / METRICS_FILE
-    return bool(list_checkpoints(folder / "checkpoints")) or (rows.is_file() and rows.stat().st_size > 0)
-
-
-def _refuse_what_is_no_run(folder: Path) -> None:
-    """Not even with `overwrite`: what is there may be dear to the user. A run killed while it wrote its first
-    file is one."""
-    names = {path.name for path in folder.iterdir()}
-    if CONFIG not in names and names != {f"{CONFIG}.partial"}:
-        raise UserError(f"output_dir {str(folder)!r} holds something that is no run; choose another folder")
-
-
-def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
-    old = configs.load(Recipe, folder / CONFIG)
-    changes = list(differences(configs.dump(old), configs.dump(recipe)))
-    if changes:
-        shown = "; ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
-        raise UserError(
-            f"output_dir {str(folder)!r} holds another run ({shown}); "
-            "choose another output_dir, or --overwrite"
-        )
-
-
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """`path: old there, new here` for every leaf that differs, but for how it is launched and tracked."""
-    if path in (
-        "wandb",
-        "output_dir",
-        "trainer.workers",
-        "trainer.log_every",
-        "trainer.save_every",
-        "trainer.keep",
-    ):
-        return
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            below = f"{path}.{key}" if path else key
-            yield from differences(old.get(key), new.get(key), below)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from differences(a, b, f"{path}.{index}")
-    elif old != new:
-        yield f"{path}: {old} there, {new} here"
-
-
-def environment() -> dict[str, Any]:
-    """Versions, hardware and commit, for whoever reads the run later."""
-    versions = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    return {"packages": versions, "python": platform.python_version(), "device": device, "commit": _commit()}
-
-
-def _commit() -> str | None:
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
-
-
-def _cloned(folder: Path) -> set[str]:
-    path = folder / SUBCLONE
-    if not path.is_file():
-        return set()
-    return {row["target"] for row in json.loads(path.read_text())["rows"] if row["kind"] != "fresh"}

@@ -5,6 +5,7 @@ Shapes: B images, M matched tokens (or the m of them that were drawn), T teacher
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,25 +126,34 @@ class Loss(nn.Module):
         raise NotImplementedError
 
 
+def check_weight(weight: float, momentum: float = 0.0) -> None:
+    """Raises ValueError for a loss weight, or the momentum of a running mean, that cannot be meant."""
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight is {weight}; write 0 or a number above it")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; write a number from 0 to below 1")
+
+
 class _TokenCosine(torch.autograd.Function):
     """Cosine of each token pair; the teacher's side is a constant. Few passes over the features, none in a
     wider type than they came in: the composed operators cost more than the student's own layers."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, norm_b: Tensor) -> Tensor:
-        b = b.to(a.dtype)
+        # the teacher's tokens at length 1: the product of two raw streams overflows in float16
+        unit_b = (b / norm_b.unsqueeze(-1)).to(a.dtype)
         norm_a = token_norms(a)
-        value = (a * b).sum(dim=-1, dtype=norm_a.dtype) / (norm_a * norm_b)
-        ctx.save_for_backward(a, b, norm_a, norm_b, value)
+        value = (a * unit_b).sum(dim=-1, dtype=norm_a.dtype) / norm_a
+        ctx.save_for_backward(a, unit_b, norm_a, value)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        a, b, norm_a, norm_b, value = ctx.saved_tensors
-        toward = (grad / (norm_a * norm_b)).to(a.dtype).unsqueeze(-1)
+        a, unit_b, norm_a, value = ctx.saved_tensors
+        toward = (grad / norm_a).to(a.dtype).unsqueeze(-1)
         along = (-grad * value / norm_a.square()).to(a.dtype).unsqueeze(-1)
-        return torch.addcmul(b * toward, a, along), None, None
+        return torch.addcmul(unit_b * toward, a, along), None, None
 
 
 def cosine(a: Tensor, b: Tensor, norm_b: Tensor | None = None) -> Tensor:

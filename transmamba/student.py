@@ -39,6 +39,7 @@ class Student(Protocol):
     """A Mamba student, as the distiller, the aligner and the subcloner see it."""
 
     num_classes: int
+    cloned_by_default: Literal["all", "half"]
 
     @property
     def layout(self) -> TokenLayout: ...

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .canonical import View, fold
+from .canonical import View
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ Importance = Literal["activation", "uniform", "change"]
 class SubcloneConfig:
     """How the student starts.
 
-    layers:     "all", "half", or how many of the first student layers are cloned; 0 clones nothing at all
+    layers:     "all", "half", or how many of the first student layers are cloned; 0 clones nothing at all. By
+                default what the student says: half of a Vim (the early layers first), all of an ssd_vit
     importance: which coordinates a narrower student keeps: `activation` (mean magnitude on calibration
     images),
                 `uniform` (evenly spaced, no data), `change` (those that moved least since `base`)
@@ -50,7 +51,7 @@ class SubcloneConfig:
     nothing
     """
 
-    layers: int | Literal["all", "half"] = "half"
+    layers: int | Literal["all", "half"] | None = None
     importance: Importance = "activation"
     base: str | None = None
     calibration_images: int = 256
@@ -61,7 +62,8 @@ class SubcloneConfig:
     def __post_init__(self) -> None:
         if self.importance == "change" and not self.base:
             raise ValueError("importance 'change' compares with the teacher before fine-tuning; set `base`")
-        if isinstance(self.layers, int) and self.layers < 0:
+        known = isinstance(self.layers, int) or self.layers in ("all", "half", None)
+        if not known or (isinstance(self.layers, int) and self.layers < 0):
             raise ValueError(
                 f"layers is {self.layers}; write 'all', 'half' or a number of layers, 0 for none"
             )
@@ -143,7 +145,8 @@ class Report:
     def __str__(self) -> str:
         width = max((len(row.target) for row in self.rows), default=6)
         rows = [f"{row.target:<{width}}  {row.kind:<8}  {row.source}" for row in self.rows]
-        return "\n".join([*rows, self.summary()])
+        drops = [f"{drop.source:<{width}}  dropped   {drop.why}" for drop in self.dropped]
+        return "\n".join([*rows, *drops, self.summary()])
 
     def summary(self) -> str:
         """How much was cloned, and what was dropped, in a line each."""
@@ -249,7 +252,9 @@ def subclone(
     Raises UserError where shapes cannot meet (the plan says which).
     """
     assert isinstance(student, nn.Module), "a student is a module"
-    view = fold(teacher.view) if config.fold else teacher.view
+    if config.fold:
+        teacher.fold()
+    view = teacher.view
     scores: dict[str, Tensor] = {}
     if student.width != view.width or config.importance == "change":
         scores = _scores(teacher, config, calibration)
@@ -258,7 +263,8 @@ def subclone(
     select = Selection(view, student.width, scores)
     parameters = dict(student.named_parameters())
     report = Report(total=sum(p.numel() for p in parameters.values()))
-    limit = _layer_limit(config.layers, student.num_layers)
+    layers = student.cloned_by_default if config.layers is None else config.layers
+    limit = _layer_limit(layers, student.num_layers)
     if limit and config.mimic:
         mimic(student, limit)
     if limit:
@@ -299,7 +305,10 @@ def _scores(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tens
         from .teacher import load_teacher
 
         assert config.base is not None, "checked by SubcloneConfig"
-        return change_scores(teacher.view, load_teacher(config.base).view)
+        base = load_teacher(config.base).to(teacher.view.embedding.weight.device)
+        if config.fold:
+            base.fold()
+        return change_scores(teacher.view, base.view)
     return {}
 
 

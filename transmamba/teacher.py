@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .canonical import View, map_tensors
+from .canonical import View, fold, map_tensors
 from .data.preprocessing import Preprocessing
 from .errors import UserError
 from .folders import model_folder
@@ -29,6 +29,7 @@ class Teacher:
         self.source = source
         self.preprocessing = preprocessing
         self.num_params = num_params
+        self.folded = False
 
     @property
     def layout(self) -> TokenLayout:
@@ -46,8 +47,17 @@ class Teacher:
         self.view = map_tensors(self.view, lambda tensor: tensor.to(device))
         return self
 
+    def fold(self) -> None:
+        """Fold LayerScale and the LayerNorms into the linears: the same logits, but a centred residual stream
+        as an RMSNorm student needs it, here and wherever the student is compared. Once is enough."""
+        if not self.folded:
+            self.view = fold(self.view)
+            self.folded = True
+
     @torch.no_grad()
     def __call__(self, images: Tensor, capture: Capture | None = None) -> Output:
+        if images.device != self.view.embedding.weight.device:
+            self.to(images.device)  # it follows its images: no module moves it along
         return self.view.run(images, capture)
 
 

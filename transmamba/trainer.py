@@ -197,19 +197,22 @@ class Trainer:
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trained, stage.clip if stage.clip > 0 else math.inf)
         total = sum(distiller.weights[name] * value for name, value in means.items())
-        self._apply(optimizer, total, float(norm), distiller, part_means)
+        stepped = self._apply(optimizer, total, float(norm), distiller, part_means)
         self.progress.step += 1
         self.progress.stage_step += 1
         self.progress.samples += self.global_batch
         elapsed = time.perf_counter() - started
         self.progress.seconds += elapsed
-        _add(window, means, part_means, total, self.global_batch, elapsed, waited, float(norm))
+        if stepped:  # a skipped step's losses are said above; in the mean they would hide the others
+            _add(window, means, part_means, total, self.global_batch, elapsed, waited, float(norm))
 
     def _apply(
         self, optimizer: Any, loss: float, norm: float, distiller: Distiller, parts: dict[str, Tensor]
-    ) -> None:
-        """Step, unless the loss or the gradient is not finite: skipped, counted, refused after too many."""
-        if math.isfinite(loss) and math.isfinite(norm):
+    ) -> bool:
+        """Step, unless the loss or the gradient is not finite: skipped, counted, refused after too many.
+        Returns whether it stepped."""
+        stepped = math.isfinite(loss) and math.isfinite(norm)
+        if stepped:
             optimizer.step()
             distiller.observe(parts)
             self.progress.skipped = 0
@@ -226,6 +229,7 @@ class Trainer:
                     f"{self.progress.step}); lower stages.lr, or use trainer.precision=no"
                 )
         optimizer.zero_grad(set_to_none=True)
+        return stepped
 
     def _global_counts(self, distiller: Distiller, micro: list[Any]) -> dict[str, float]:
         names = list(distiller.weights)
@@ -254,6 +258,8 @@ class Trainer:
         return means, part_means
 
     def _log(self, distiller: Distiller, optimizer: Any, index: int, stage: Stage, window: Window) -> None:
+        if not window.steps:
+            return  # all of them were skipped, and said so
         row: dict[str, Any] = {"stage": index, "stage_name": stage.name, "samples": self.progress.samples}
         row["seconds"] = round(self.progress.seconds, 3)
         row |= {key: value / window.steps for key, value in window.sums.items()}

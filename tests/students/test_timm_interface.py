@@ -366,3 +366,21 @@ def test_saving_does_not_rely_on_timms_own_record_of_arguments(tmp_path):
     again = create_timm(str(tmp_path), pretrained=True)
     images = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(again.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["vim_micro_patch2_8", "ssd_vit_micro_patch2_8"])
+def test_distillation_features_with_checkpointing_have_the_same_gradients(name):
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model(name, depth=2, embed_dim=32, in_chans=1).train()
+        model.set_grad_checkpointing(checkpointing)
+        torch.manual_seed(1)
+        capture = Capture(branches=frozenset({1}), mixers=frozenset({0}))
+        output = model.run(torch.randn(2, 1, 8, 8), capture)
+        forward, backward = output.branches[1]
+        (output.logits.sum() + forward.square().mean() + backward.mean()).backward()
+        gradients.append({key: p.grad for key, p in model.named_parameters()})
+    for key, gradient in gradients[0].items():
+        assert gradient is not None, key
+        torch.testing.assert_close(gradients[1][key], gradient)

@@ -69,6 +69,104 @@ def test_hugging_face_folder(tmp_path: Path) -> None:
     assert [name for name, _ in teacher.view.heads] == ["cls", "dist"]
     assert teacher.preprocessing.input_size == (3, 8, 8)
     assert teacher.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert teacher.preprocessing.crop_pct == pytest.approx(8 / 10)
+    assert teacher.preprocessing.crop_mode == "center" and teacher.preprocessing.interpolation == "bicubic"
+
+
+def hf_model(kind: str = "ViT", image_size: int = 8) -> Any:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        image_size=image_size,
+        patch_size=4,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_labels=3,
+    )
+    return getattr(transformers, f"{kind}ForImageClassification")(config)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop"),
+    [
+        ({"height": 256, "width": 256}, {"height": 224, "width": 224}),  # transformers 5
+        ({"shortest_edge": 256}, {"height": 224, "width": 224}),
+        (256, 224),  # before 4.26
+        ([256, 256], [224, 224]),
+    ],
+)
+def test_every_way_a_processor_gives_its_size(size: Any, crop: Any, tmp_path: Path) -> None:
+    hf_model("DeiT").save_pretrained(tmp_path)
+    processor = {"size": size, "crop_size": crop, "do_center_crop": True, "resample": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    looks = load_teacher(tmp_path).preprocessing
+    assert looks.crop_pct == pytest.approx(224 / 256) and looks.crop_mode == "center"
+    processor["do_center_crop"] = False
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    looks = load_teacher(tmp_path).preprocessing
+    assert looks.crop_pct == 1.0 and looks.crop_mode == "squash"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"size": "big", "do_center_crop": true}', '{"image_mean": 3}'])
+def test_damaged_processor_is_one_line(text: str, tmp_path: Path) -> None:
+    hf_model().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json") as error:
+        load_teacher(tmp_path)
+    assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
+
+
+def test_without_a_processor_the_defaults_are_the_kind_s_own() -> None:
+    looks = adapt_teacher(hf_model("DeiT")).preprocessing
+    assert looks.mean == (0.485, 0.456, 0.406) and looks.std == (0.229, 0.224, 0.225)
+    assert looks.interpolation == "bicubic" and looks.crop_mode == "center"
+    assert looks.crop_pct == pytest.approx(224 / 256)
+    looks = adapt_teacher(hf_model("ViT")).preprocessing
+    assert looks == Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0, "squash")
+
+
+def test_a_module_that_came_from_a_folder_brings_its_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hf_model().save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3]}))
+    module = type(hf_model()).from_pretrained(tmp_path)
+    teacher = adapt_teacher(module)
+    assert teacher.preprocessing.mean == (0.1, 0.2, 0.3)
+    assert teacher.source == "ViTForImageClassification"
+
+    def network(*_: Any, **__: Any) -> Any:
+        raise AssertionError("adapting a module reached for the network")
+
+    monkeypatch.setattr("transformers.utils.hub.cached_file", network)
+    module.name_or_path = module.config._name_or_path = "somebody/vit"
+    assert adapt_teacher(module).preprocessing.mean == (0.5, 0.5, 0.5)
+
+
+def test_the_processor_of_an_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+    answer: list[Any] = []
+
+    def cached_file(name: str, file: str, *, revision: str | None = None, **_: Any) -> Any:
+        asked.append((name, file, revision))
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        return answer[0]
+
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3]}))
+    monkeypatch.setattr("transformers.utils.hub.cached_file", cached_file)
+    monkeypatch.setattr("transmamba.teachers.hf_vit.load_hugging_face", lambda *_: hf_model())
+    named = TEACHERS["hf_vit"](model="somebody/vit", revision="abc")
+    answer[:] = [str(path)]
+    assert named.build().preprocessing.mean == (0.1, 0.2, 0.3)
+    assert asked == [("somebody/vit", "preprocessor_config.json", "abc")]
+    answer[:] = [None]  # the repository has none
+    assert named.build().preprocessing.mean == (0.5, 0.5, 0.5)
+    answer[:] = [OSError("We couldn't connect\nto the Hub")]
+    with pytest.raises(UserError, match=r"somebody/vit: .*couldn't connect$"):
+        named.build()
 
 
 def test_timm_name_becomes_a_timm_teacher(

@@ -72,11 +72,12 @@ class BidirectionalSSD(nn.Module):
         gate = F.silu(self.gate(u))
         y: Any = bidirectional_ssd(
             x,
-            self.dt_proj(u),
+            F.linear(u, self.dt_proj.weight),
             -self.A_log.float().exp(),
             B,
             C * self.head_dim**-0.5,
             A_b=-self.A_b_log.float().exp(),
+            delta_bias=self.dt_proj.bias.float(),  # in float32: bf16 steps by 3 % where it starts
             delta_softplus=True,
             return_branches=branches,
             branch_tokens=tokens,

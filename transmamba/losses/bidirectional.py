@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..registry import LOSSES
-from ..signals import Geometry
+from ..signals import Geometry, check_weight
 from .feature import CosineLoss, Weighting
 
 
@@ -30,6 +30,9 @@ class Bidirectional:
     weight: float = 1.0
     weighting: Weighting = "adaptive"
     momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, self.momentum)
 
     def build(self, geometry: Geometry) -> CosineLoss:
         return CosineLoss(geometry, self.weight, self.weighting, self.momentum, directions=2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..outputs import Capture, Term
 from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals, stack_parts
+from ..signals import Geometry, Loss, Signals, check_weight, stack_parts
 
 
 @LOSSES.register("cab")
@@ -26,6 +26,9 @@ class Cab:
 
     weight: float = 3.0
     hidden: int = 128
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
 
     def build(self, geometry: Geometry) -> CabLoss:
         if not geometry.state:

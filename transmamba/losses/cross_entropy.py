@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..outputs import Term
 from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals
+from ..signals import Geometry, Loss, Signals, check_weight
 
 
 @LOSSES.register("cross_entropy")
@@ -17,8 +18,15 @@ from ..signals import Geometry, Loss, Signals
 class CrossEntropy:
     """Task loss in nats an image. `label_smoothing` in 0..1 also applies to mixup's soft targets."""
 
+    uses_logits: ClassVar[bool] = True
+
     weight: float = 1.0
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; write a share from 0 to below 1")
 
     def build(self, geometry: Geometry | None = None) -> CrossEntropyLoss:
         return CrossEntropyLoss(self)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..outputs import Capture, Term
 from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals, cosine, stack_parts
+from ..signals import Geometry, Loss, Signals, check_weight, cosine, stack_parts
 
 Weighting = Literal["adaptive", "uniform", "linear_depth"]
 
@@ -20,13 +20,16 @@ Weighting = Literal["adaptive", "uniform", "linear_depth"]
 class Feature:
     """mean over layers of w_i (1 - c_i), c_i the mean cosine of matched tokens; 0..2 an image.
 
-    weighting: `uniform`; `linear_depth` (weights grow with depth, what the namesake's released code does);
+    weighting: `uniform`; `linear_depth` (weights grow with depth, as in the authors' released code);
         `adaptive` (less aligned layers weigh more, see `adaptive_weights`)
     """
 
     weight: float = 1.0
     weighting: Weighting = "uniform"
     momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, self.momentum)
 
     def build(self, geometry: Geometry) -> CosineLoss:
         return CosineLoss(geometry, self.weight, self.weighting, self.momentum, directions=1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..outputs import Term
 from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals
+from ..signals import Geometry, Loss, Signals, check_weight
 
 
 @LOSSES.register("kl")
@@ -17,10 +18,13 @@ from ..signals import Geometry, Loss, Signals
 class KL:
     """T² KL(teacher ‖ student) in nats an image at temperature T."""
 
+    uses_logits: ClassVar[bool] = True
+
     weight: float = 1.0
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
+        check_weight(self.weight)
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; write a number above 0")
 

@@ -1,19 +1,21 @@
 """Teacher-forced mixer alignment: every student mixer on the teacher's own input of its layer, all in
 parallel.
 
-Needs no labels. In every study of language models this stage was worth most (MOHAWK: +7.8 points of 62.7).
+Needs no labels. The measured figure is one ablation of a language model, MOHAWK's (arXiv 2408.10189): at a
+fixed 5B tokens this stage before end-to-end distillation was worth +7.8 points (54.5 -> 62.3 on average).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..outputs import Capture, Term
 from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals, stack_parts
+from ..signals import Geometry, Loss, Signals, check_weight, stack_parts
 
 
 @LOSSES.register("mixer")
@@ -22,7 +24,12 @@ class Mixer:
     """mean over mixers of |z - t|² / |t|² an image: z what the mixer adds to the residual stream, in the
     teacher's space, t what the teacher's sublayer adds; 1 for a mixer that does nothing."""
 
+    teacher_forced: ClassVar[bool] = True
+
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight)
 
     def build(self, geometry: Geometry) -> MixerLoss:
         return MixerLoss(geometry, self.weight)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..canonical import Affine, Norm, View
 from ..errors import UserError
@@ -32,6 +34,8 @@ class SSDVisionTransformer(VisionTransformer):
 
     norm_eps: epsilon of every norm, where the teacher's is not timm's 1e-6
     """
+
+    cloned_by_default: Literal["all", "half"] = "all"
 
     def __init__(
         self, *, attention_layers: Sequence[int] = (), norm_eps: float | None = None, **kwargs: Any
@@ -85,7 +89,11 @@ class SSDVisionTransformer(VisionTransformer):
         output = Output(logits=None, layout=self.layout)
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
         for k, block in enumerate(self.blocks):
-            x, spread, parts = self._block(k, block, x, capture)
+            run = partial(self._block, k, block, capture=capture)
+            if self.grad_checkpointing and self.training:
+                x, spread, parts = checkpoint(run, x, use_reentrant=False)
+            else:
+                x, spread, parts = run(x)
             if k in capture.hidden:
                 output.hidden[k] = x
             if k in capture.branches:

@@ -19,6 +19,20 @@ from ..registry import TEACHERS
 from ..teacher import Teacher, refuse
 
 _MODEL_TYPES = ("vit", "deit")
+_PROCESSOR = "preprocessor_config.json"
+_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+# What the published checkpoints of each were trained with, for a model that comes without a processor.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vit": {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5), "resample": 2},
+    "deit": {
+        "image_mean": (0.485, 0.456, 0.406),
+        "image_std": (0.229, 0.224, 0.225),
+        "resample": 3,
+        "do_center_crop": True,
+        "size": 256,
+        "crop_size": 224,
+    },
+}
 
 
 @TEACHERS.register("hf_vit")
@@ -31,7 +45,10 @@ class HuggingFaceVit:
     revision: str | None = None
 
     def build(self) -> Teacher:
-        return self.adapt(load_hugging_face(self.model, self.revision), source=self.model)
+        model: Any = load_hugging_face(self.model, self.revision)
+        return _teacher(
+            model, self.model, hugging_face_preprocessing(model.config, self.model, self.revision)
+        )
 
     @staticmethod
     def recognise(source: str) -> HuggingFaceVit | None:
@@ -49,12 +66,19 @@ class HuggingFaceVit:
     @staticmethod
     def adapt(module: nn.Module, *, source: str) -> Teacher:
         model: Any = module
-        return Teacher(
-            hugging_face_view(model),
-            source=source,
-            preprocessing=hugging_face_preprocessing(model.config, source),
-            num_params=sum(p.numel() for p in model.parameters()),
-        )
+        came_from = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
+        # a module that the user holds needs no network: only a folder is looked at
+        folder = came_from if came_from and Path(came_from).is_dir() else ""
+        return _teacher(model, source, hugging_face_preprocessing(model.config, folder))
+
+
+def _teacher(model: Any, source: str, preprocessing: Preprocessing) -> Teacher:
+    return Teacher(
+        hugging_face_view(model),
+        source=source,
+        preprocessing=preprocessing,
+        num_params=sum(p.numel() for p in model.parameters()),
+    )
 
 
 def load_hugging_face(name: str, revision: str | None = None, num_classes: int | None = None) -> nn.Module:
@@ -84,33 +108,62 @@ def load_hugging_face(name: str, revision: str | None = None, num_classes: int |
         raise UserError(f"Hugging Face model {name!r} could not be loaded: {first}") from error
 
 
-def hugging_face_preprocessing(config: Any, source: str) -> Preprocessing:
-    """Mean, std, size and resampling of the folder's image processor; ViT's own defaults without one."""
-    processor = _processor_config(source)
-    size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
-    modes = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-    target = (processor.get("size") or {}).get("shortest_edge", size)
-    return Preprocessing(
-        input_size=(config.num_channels, size, size),
-        mean=tuple(processor.get("image_mean") or (0.5,) * config.num_channels),
-        std=tuple(processor.get("image_std") or (0.5,) * config.num_channels),
-        interpolation=modes.get(processor.get("resample", 2), "bilinear"),
-        crop_pct=size / target if processor.get("do_center_crop") and target else 1.0,
-        # ViT's processor squashes the whole picture to a square; DeiT's crops its middle
-        crop_mode="center" if processor.get("do_center_crop") else "squash",
-    )
+def hugging_face_preprocessing(config: Any, source: str, revision: str | None = None) -> Preprocessing:
+    """Mean, std, size, crop and resampling of the image processor in `source` (a folder or an id); those of
+    the model's kind without one. Raises UserError for a processor that cannot be read."""
+    defaults = _DEFAULTS.get(config.model_type, _DEFAULTS["vit"])
+    processor = _processor_config(source, revision or getattr(config, "_commit_hash", None)) or defaults
+    sides = config.image_size
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    cropped = bool(processor.get("do_center_crop"))
+    try:
+        crop_pct = 1.0
+        if cropped:
+            crop_pct = _side(processor.get("crop_size"), height) / _side(processor.get("size"), height)
+        return Preprocessing.from_pretrained_cfg(
+            {
+                "input_size": (config.num_channels, height, width),
+                "mean": processor.get("image_mean") or defaults["image_mean"],
+                "std": processor.get("image_std") or defaults["image_std"],
+                "interpolation": _RESAMPLE.get(processor.get("resample", defaults["resample"]), "bilinear"),
+                "crop_pct": crop_pct,
+                # ViT's processor squashes the whole picture to a square; DeiT's crops its middle
+                "crop_mode": "center" if cropped else "squash",
+            }
+        )
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{source}: its {_PROCESSOR} cannot be understood: {error}") from error
 
 
-def _processor_config(source: str) -> dict[str, Any]:
+def _side(size: Any, default: int) -> int:
+    """Pixels of 256, [256, 256], {"height": 256, "width": 256} or {"shortest_edge": 256}: all are in use."""
+    if isinstance(size, dict):
+        return int(size.get("shortest_edge") or size.get("height") or default)
+    if isinstance(size, list | tuple):
+        return int(size[0]) if size else default
+    return default if size is None else int(size)
+
+
+def _processor_config(source: str, revision: str | None) -> dict[str, Any]:
+    """preprocessor_config.json of a folder or an id; empty where there is none."""
     folder = Path(source)
-    if folder.is_dir():
-        path = folder / "preprocessor_config.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
-    if "/" not in source:
-        return {}
-    from transformers import AutoImageProcessor
+    try:
+        if source and folder.is_dir():
+            found: str | Path | None = folder / _PROCESSOR if (folder / _PROCESSOR).is_file() else None
+        elif "/" in source:
+            from transformers.utils.hub import cached_file
 
-    return dict(AutoImageProcessor.from_pretrained(source).to_dict())
+            missing_is_fine: Any = {"_raise_exceptions_for_missing_entries": False}
+            found = cached_file(source, _PROCESSOR, revision=revision, **missing_is_fine)
+        else:
+            found = None
+        values = json.loads(Path(found).read_text(encoding="utf-8")) if found is not None else {}
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{source}: its {_PROCESSOR} cannot be read: {first}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: its {_PROCESSOR} holds no JSON object but a {type(values).__name__}")
+    return values
 
 
 def hugging_face_view(model: Any) -> View:

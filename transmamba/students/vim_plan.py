@@ -1,0 +1,182 @@
+"""Which canonical tensor each of Vim's own tensors takes, and how [proposal D2 of the method notes].
+
+One ViT block is two residual sublayers and one Vim layer is one: V and the output projection of attention, or
+the two matrices of an MLP, become the value path of a mixer. What has no place is yielded as `Dropped`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from torch import Tensor
+
+from ..canonical import Affine, View
+from ..errors import UserError
+from ..student import Sublayer
+from ..subclone import Dropped, Selection, Take, multiplicity
+
+if TYPE_CHECKING:
+    from .vim import VisionMamba
+
+
+def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[Take | Dropped]:
+    """Embeddings, final norm and head."""
+    embedding, keep = view.embedding, select.residual
+    if embedding.weight.shape[1] != student.in_chans:
+        raise UserError(
+            f"teacher has {embedding.weight.shape[1]} input channels, student {student.in_chans}; "
+            "set student.kwargs.in_chans"
+        )
+    patch = student.patch_embed.patch_size
+    weight = embedding.weight
+    if tuple(weight.shape[-2:]) != tuple(patch):
+        weight = resample_patch_embed(weight, list(patch))
+    yield Take(
+        target="patch_embed.proj.weight",
+        source="embedding.weight",
+        tensor=weight,
+        index=(keep, None, None, None),
+    )
+    if embedding.bias is not None:
+        yield Take(
+            target="patch_embed.proj.bias", source="embedding.bias", tensor=embedding.bias, index=(keep,)
+        )
+    if embedding.norm is not None:
+        yield Dropped(source="embedding.norm", why="the student has no norm after its embedding")
+    special = [name for name, _ in view.layout.special]
+    position = embedding.position
+    grid = (*view.layout.grid,)
+    patches = position[len(special) :]
+    if grid != student.layout.grid:
+        patches = resample_abs_pos_embed(
+            patches[None], list(student.layout.grid), list(grid), num_prefix_tokens=0
+        )[0]
+    middle = student.cls_position
+    if "cls" in special:
+        row = special.index("cls")
+        yield Take(
+            target="cls_token", source="embedding.special.cls", tensor=embedding.special[row], index=(keep,)
+        )
+        cls_position = position[row : row + 1]
+    else:
+        cls_position = torch.zeros_like(patches[:1])
+    rows = torch.cat([patches[:middle], cls_position, patches[middle:]])
+    yield Take(target="pos_embed", source="embedding.position", tensor=rows, index=(None, keep), moved=True)
+    for name in special:
+        if name != "cls":
+            yield Dropped(source=f"embedding.special.{name}", why="the student has a class token alone")
+    if view.norm is not None and view.norm.weight is not None:
+        yield Take(target="norm_f.weight", source="norm.weight", tensor=view.norm.weight, index=(keep,))
+    if view.norm is not None and view.norm.bias is not None:
+        yield Dropped(source="norm.bias", why="RMSNorm has no bias")
+    if view.num_classes == student.num_classes:
+        head = view.heads[0][1]
+        yield Take(
+            target="head.weight",
+            source="head.weight",
+            tensor=head.weight,
+            index=(None, keep),
+            scale=multiplicity(keep, view.width),
+        )
+        if head.bias is not None:
+            yield Take(target="head.bias", source="head.bias", tensor=head.bias)
+    for token, _ in view.heads[1:]:
+        yield Dropped(source=f"head.{token}", why="the student has one head")
+
+
+def plan_layer(
+    student: VisionMamba, view: View, select: Selection, k: int, t: int, sublayer: Sublayer
+) -> Iterator[Take | Dropped]:
+    """Layer k from attention t (V into the x half, O out) or from MLP t (up into the x half, down out)."""
+    block = view.blocks[t]
+    mixer: Any = student.layers[k].mixer
+    source = f"blocks.{t}.{sublayer}"
+    if sublayer == "attention":
+        attention = block.attention
+        read, write, norm, scale = attention.v, attention.o, attention.norm, attention.scale
+        channels = select.values(t, read.weight.shape[0], mixer.inner)
+    else:
+        read, write, norm, scale = block.mlp.up, block.mlp.down, block.mlp.norm, block.mlp.scale
+        channels = select.neurons(t, read.weight.shape[0], mixer.inner)
+    if scale is not None:
+        write = Affine(write.weight * scale[:, None], None if write.bias is None else write.bias * scale)
+    keep, into = select.residual, f"layers.{k}.mixer"
+    names = ("v", "o") if sublayer == "attention" else ("up", "down")
+    if norm.weight is not None:
+        yield Take(
+            target=f"layers.{k}.norm.weight",
+            source=f"{source}.norm.weight",
+            tensor=norm.weight,
+            index=(keep,),
+            layer=k,
+        )
+    yield Take(
+        target=f"{into}.in_proj.weight",
+        source=f"{source}.{names[0]}.weight",
+        tensor=read.weight,
+        index=(channels, keep),
+        into=slice(0, mixer.inner),
+        scale=multiplicity(keep, view.width),
+        layer=k,
+    )
+    yield Take(
+        target=f"{into}.out_proj.weight",
+        source=f"{source}.{names[1]}.weight",
+        tensor=write.weight,
+        index=(keep, channels),
+        scale=multiplicity(channels, read.weight.shape[0]),
+        layer=k,
+    )
+    yield from _plan_biases(mixer, read, write, norm.bias, channels, keep, source, names, into, k)
+
+
+def _plan_biases(
+    mixer: Any,
+    read: Affine,
+    write: Affine,
+    norm_bias: Tensor | None,
+    channels: Tensor,
+    keep: Tensor,
+    source: str,
+    names: tuple[str, str],
+    into: str,
+    k: int,
+) -> Iterator[Take | Dropped]:
+    """Biases where the student has a place for them; dropped, and said so, where it has none."""
+    if norm_bias is not None:
+        yield Dropped(source=f"{source}.norm.bias", why="RMSNorm has no bias", layer=k)
+    has_place = mixer.in_proj.bias is not None
+    if read.bias is not None and has_place:
+        yield Take(
+            target=f"{into}.in_proj.bias",
+            source=f"{source}.{names[0]}.bias",
+            tensor=read.bias,
+            index=(channels,),
+            into=slice(0, mixer.inner),
+            layer=k,
+        )
+    elif read.bias is not None and mixer.has_identity_conv():
+        # behind an identity convolution its bias does what the projection's would
+        for conv in ("conv1d", "conv1d_b"):
+            yield Take(
+                target=f"{into}.{conv}.bias",
+                source=f"{source}.{names[0]}.bias",
+                tensor=read.bias,
+                index=(channels,),
+                layer=k,
+            )
+    elif read.bias is not None:
+        yield Dropped(source=f"{source}.{names[0]}.bias", why="in_proj has no bias; set proj_bias", layer=k)
+    if write.bias is not None and has_place:
+        yield Take(
+            target=f"{into}.out_proj.bias",
+            source=f"{source}.{names[1]}.bias",
+            tensor=write.bias,
+            index=(keep,),
+            layer=k,
+        )
+    elif write.bias is not None:
+        yield Dropped(source=f"{source}.{names[1]}.bias", why="out_proj has no bias; set proj_bias", layer=k)
