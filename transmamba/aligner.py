@@ -70,6 +70,10 @@ class Aligner(nn.Module):
         """Student features of layer k in the teacher's space, (..., S) -> (..., T)."""
         return self.projections[str(k)](x)
 
+    def project_through(self, k: int, x: Tensor, weight: Tensor) -> Tensor:
+        """`project(k, x Wᵀ)` for x (..., E) and W (S, E), as one product of x."""
+        return F.linear(x, self.projections[str(k)].weight @ weight)  # type: ignore[operator]
+
     def teacher_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Teacher features (B, L_T, T) on the student's grid and in its order, (B, M, T), or those at the
         positions `drawn` among them."""

@@ -5,9 +5,11 @@ Shapes: B images, L tokens, D channels, K classes, H heads, P channels a head.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -75,6 +77,27 @@ class Capture:
         )
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Forward and backward branch features of one layer: merged + half Wᵀ and merged - half Wᵀ, each
+    (B, M, D); unpacks as that pair. Kept apart, so that whoever projects them on can fold W into it.
+
+    merged (B, M, D) the layer's output; half (B, M, E) half the directions' difference before the mixer's
+    output projection, None for a layer without directions; weight W (D, E)
+    """
+
+    merged: Tensor
+    half: Tensor | None = None
+    weight: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if self.half is None:
+            yield from (self.merged, self.merged)
+            return
+        spread = self.half if self.weight is None else F.linear(self.half, self.weight.to(self.half.dtype))
+        yield from (self.merged + spread, self.merged - spread)
+
+
 @dataclass
 class Output:
     """One forward pass of a teacher or a student."""
@@ -82,7 +105,7 @@ class Output:
     logits: Tensor | None
     layout: TokenLayout
     hidden: dict[int, Tensor] = field(default_factory=dict)
-    branches: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    branches: dict[int, Branches] = field(default_factory=dict)
     mixers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 

@@ -77,10 +77,17 @@ class Signals:
 
     def student_branches(self, k: int) -> tuple[Tensor, Tensor]:
         """Layer k's forward and backward branch features in the teacher's space, each (B, m, T)."""
-        forward, backward = self.student.branches[k]
+        branches, bridge = self.student.branches[k], self.bridge
+        merged, half = branches.merged, branches.half
         if self.tokens is None:
-            forward, backward = self.bridge.student_tokens(forward), self.bridge.student_tokens(backward)
-        return self.bridge.project(k, forward), self.bridge.project(k, backward)
+            merged = bridge.student_tokens(merged)
+            half = None if half is None else bridge.student_tokens(half)
+        merged = bridge.project(k, merged)
+        if half is None:
+            return merged, merged
+        # one product for W and the projection: the features in between are never needed
+        spread = half if branches.weight is None else bridge.project_through(k, half, branches.weight)
+        return merged + spread, merged - spread
 
 
 class Loss(nn.Module):

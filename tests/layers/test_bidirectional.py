@@ -81,8 +81,9 @@ def test_output_branches_and_gradients_equal_the_loop(
     u64, u32 = u.double().requires_grad_(), u.clone().requires_grad_()
     expected = vim_mixer(u64, truth)
     mixed = mixer(u32, branches=True)
-    assert mixed.spread is not None
-    found = (mixed.output, mixed.output + mixed.spread, mixed.output - mixed.spread)
+    assert mixed.half is not None
+    spread = mixed.half @ mixer.out_proj.weight.T
+    found = (mixed.output, mixed.output + spread, mixed.output - spread)
     for mine, wanted in zip(found, expected, strict=True):
         assert wanted.abs().max() > 0.1, "a test of nothing"
         torch.testing.assert_close(mine.double(), wanted, rtol=1e-4, atol=1e-5)
@@ -99,11 +100,11 @@ def test_without_branches_the_output_is_the_same(randomise: Callable[..., None])
     mixer = make(randomise)
     u = torch.randn(2, 7, 20)
     alone, both = mixer(u), mixer(u, branches=True)
-    assert alone.spread is None
+    assert alone.half is None
     torch.testing.assert_close(alone.output, both.output)
     positions = torch.tensor([5, 0, 2])
     subset = mixer(u, branches=True, tokens=positions)
-    torch.testing.assert_close(subset.spread, both.spread[:, positions])
+    torch.testing.assert_close(subset.half, both.half[:, positions])
     torch.testing.assert_close(subset.output, both.output)
     assert {name: part.shape for name, part in both.parts.items()} == dict.fromkeys(
         ("B", "C", "B_b", "C_b"), (2, 7, 5)
@@ -116,8 +117,9 @@ def test_each_branch_sees_one_side_only(randomise: Callable[..., None]) -> None:
     changed = u.clone()
     changed[:, 3] += 1
     first, second = mixer(u, branches=True), mixer(changed, branches=True)
-    ahead = ((second.output + second.spread) - (first.output + first.spread)).abs().amax(-1)[0] > 1e-6
-    back = ((second.output - second.spread) - (first.output - first.spread)).abs().amax(-1)[0] > 1e-6
+    spread = [mixed.half @ mixer.out_proj.weight.T for mixed in (first, second)]
+    ahead = ((second.output + spread[1]) - (first.output + spread[0])).abs().amax(-1)[0] > 1e-6
+    back = ((second.output - spread[1]) - (first.output - spread[0])).abs().amax(-1)[0] > 1e-6
     assert ahead.tolist() == [False] * 3 + [True] * 4
     assert back.tolist() == [True] * 4 + [False] * 3
 

@@ -74,8 +74,9 @@ def test_output_branches_and_gradients_equal_the_dense_sum(randomise: Callable[.
     u64, u32 = u.double().requires_grad_(), u.clone().requires_grad_()
     expected = dense(u64, truth, 3)
     mixed = mixer(u32, branches=True)
-    assert mixed.spread is not None
-    found = (mixed.output, mixed.output + mixed.spread, mixed.output - mixed.spread)
+    assert mixed.half is not None
+    spread = mixed.half @ mixer.proj.weight.T
+    found = (mixed.output, mixed.output + spread, mixed.output - spread)
     for mine, wanted in zip(found, expected, strict=True):
         assert wanted.std() > 0.1, "a test of nothing"
         torch.testing.assert_close(mine.double(), wanted, rtol=1e-4, atol=1e-5)
@@ -94,7 +95,7 @@ def test_token_subset_and_plain_pass_agree(randomise: Callable[..., None]) -> No
     alone, both = mixer(u), mixer(u, branches=True)
     torch.testing.assert_close(alone.output, both.output)
     positions = torch.tensor([4, 1])
-    torch.testing.assert_close(mixer(u, branches=True, tokens=positions).spread, both.spread[:, positions])
+    torch.testing.assert_close(mixer(u, branches=True, tokens=positions).half, both.half[:, positions])
     assert both.parts["B"].shape == both.parts["C"].shape == (2, 6, 12)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transmamba.distiller import Distiller
 from transmamba.losses.bidirectional import Bidirectional
 from transmamba.losses.feature import CosineLoss, Feature, adaptive_weights
-from transmamba.outputs import Output
+from transmamba.outputs import Branches, Output
 from transmamba.signals import Geometry, Signals, cosine
 
 
@@ -81,7 +81,9 @@ def features(layers: int, seed: int, batch: int = 4, tokens: int = 5) -> dict[in
 def signals(forward: dict[int, Tensor], backward: dict[int, Tensor], wanted: dict[int, Tensor]) -> Signals:
     layout: Any = None
     student = Output(None, layout, hidden=forward)
-    student.branches = {k: (forward[k], backward[k]) for k in forward}
+    student.branches = {
+        k: Branches((forward[k] + backward[k]) / 2, (forward[k] - backward[k]) / 2) for k in forward
+    }
     batch = len(next(iter(wanted.values())))
     return Signals(student, Output(None, layout, hidden=wanted), torch.zeros(batch), Plain())  # type: ignore[arg-type]
 

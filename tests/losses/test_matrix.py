@@ -12,7 +12,7 @@ from torch import Tensor
 
 from transmamba.canonical import map_tensors
 from transmamba.distiller import Distiller
-from transmamba.outputs import Output, Term
+from transmamba.outputs import Branches, Output, Term
 from transmamba.registry import LOSSES
 from transmamba.signals import Signals
 
@@ -113,7 +113,7 @@ def perfect_signals(distiller: Distiller, name: str) -> Signals:
         student.logits = 100.0 * torch.nn.functional.one_hot(targets, 3)
     if name in ("feature", "bidirectional"):
         student.hidden = {k: guide.hidden[t] for k, t in loss.pairs.items()}
-        student.branches = {k: (guide.hidden[t], guide.hidden[t]) for k, t in loss.pairs.items()}
+        student.branches = {k: Branches(guide.hidden[t]) for k, t in loss.pairs.items()}
     if name == "mixer":
         student.mixers = {
             k: {"output": guide.mixers[t][f"{sublayer}_output"]} for k, (t, sublayer) in loss.sources.items()

@@ -76,7 +76,7 @@ class BidirectionalMamba(nn.Module):
         return x, F.linear(delta, getattr(self, f"dt_proj{suffix}").weight), B, C
 
     def forward(self, u: Tensor, *, branches: bool = False, tokens: Tensor | None = None) -> Mixed:
-        """u (B, L, D) -> `Mixed`; `branches` asks for the spread, on `tokens` (positions) or on all."""
+        """u (B, L, D) -> `Mixed`; `branches` asks for its `half`, on `tokens` (positions) or on all."""
         x, z = self.in_proj(u).chunk(2, dim=-1)
         if self.gate_bias is not None:
             z = z + self.gate_bias
@@ -107,8 +107,7 @@ class BidirectionalMamba(nn.Module):
         merged, y_f, y_b = scanned
         half = (y_f - y_b) * 0.5
         half = half if tokens is None else half.index_select(1, tokens)
-        spread = F.linear(half, self.out_proj.weight)
-        return Mixed(self.out_proj(merged), spread=spread, parts=parts)
+        return Mixed(self.out_proj(merged), half=half, parts=parts)
 
     @torch.no_grad()
     def mimic_(self) -> None:

@@ -65,7 +65,7 @@ class BidirectionalSSD(nn.Module):
         self.A_b_log.copy_(rates.log())
 
     def forward(self, u: Tensor, *, branches: bool = False, tokens: Tensor | None = None) -> Mixed:
-        """u (B, L, D) -> `Mixed`; `branches` asks for the spread, on `tokens` (positions) or on all."""
+        """u (B, L, D) -> `Mixed`; `branches` asks for its `half`, on `tokens` (positions) or on all."""
         mixed = self.qkv(u)
         mixed = self.conv1d(mixed.transpose(1, 2)).transpose(1, 2)
         C, B, x = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in mixed.chunk(3, dim=-1))
@@ -87,7 +87,7 @@ class BidirectionalSSD(nn.Module):
             return Mixed(self.proj(y.flatten(2) * gate), parts=parts)
         y, y_f, y_b = y
         half = ((y_f - y_b) * 0.5).flatten(2) * (gate if tokens is None else gate.index_select(1, tokens))
-        return Mixed(self.proj(y.flatten(2) * gate), spread=F.linear(half, self.proj.weight), parts=parts)
+        return Mixed(self.proj(y.flatten(2) * gate), half=half, parts=parts)
 
 
 class SSDAttention(BidirectionalSSD):

@@ -12,12 +12,12 @@ class Mixed:
     """One mixer pass.
 
     output: (B, L, D) the merged result
-    spread: (B, M, D) half the difference of the two directions' results on the M captured tokens, so that the
-        forward branch is output + spread and the backward branch output - spread (the output projection is
-        linear, so one projection serves both); None where branches were not asked for
+    half:   (B, M, E) half the difference of the two directions before the output projection W (D, E), on the
+        M captured tokens; None where branches were not asked for. The projection is linear, so the forward
+        branch is output + half Wᵀ and the backward branch output - half Wᵀ.
     parts:  the mixer's inner tensors by name (B, C of each direction ...)
     """
 
     output: Tensor
-    spread: Tensor | None = None
+    half: Tensor | None = None
     parts: dict[str, Tensor] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from ..canonical import Affine, Norm, View
 from ..errors import UserError
 from ..layers.mamba2 import SSDAttention
-from ..outputs import Capture, Output, TokenLayout
+from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
 from ..student import Sublayer, depth_map
 from ..subclone import Dropped, Selection, Take
@@ -91,14 +91,14 @@ class SSDVisionTransformer(VisionTransformer):
         for k, block in enumerate(self.blocks):
             run = partial(self._block, k, block, capture=capture)
             if self.grad_checkpointing and self.training:
-                x, spread, parts = checkpoint(run, x, use_reentrant=False)
+                x, half, parts = checkpoint(run, x, use_reentrant=False)
             else:
-                x, spread, parts = run(x)
+                x, half, parts = run(x)
             if k in capture.hidden:
                 output.hidden[k] = x
             if k in capture.branches:
                 here = x if capture.tokens is None else x.index_select(1, capture.tokens)
-                output.branches[k] = (here, here) if spread is None else (here + spread, here - spread)
+                output.branches[k] = Branches(here, half, None if half is None else _written(block))
             if k in capture.mixers:
                 output.mixers[k] = parts
         output.logits = self.forward_head(self.norm(x))
@@ -107,17 +107,17 @@ class SSDVisionTransformer(VisionTransformer):
     def _block(
         self, k: int, block: Any, x: Tensor, capture: Capture
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        spread, parts = None, {}
+        half, parts = None, {}
         if k in self.attention_layers:
             mixed = block.attn(block.norm1(x))
         else:
             out = block.attn.mix(block.norm1(x), branches=k in capture.branches, tokens=capture.tokens)
             mixed, parts = out.output, out.parts
-            spread = out.spread
+            half = out.half
         survives = block.drop_path1(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
-        spread = None if spread is None else survives * block.ls1(spread)
+        half = None if half is None else half * survives.to(half.dtype)
         x = x + survives * block.ls1(mixed)
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), spread, parts
+        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), half, parts
 
     def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
         block: Any = self.blocks[k]
@@ -145,6 +145,12 @@ class SSDVisionTransformer(VisionTransformer):
         yield from _plan_ends(self, view)
         for k, t in enumerate(depth_map(self.num_layers, len(view.blocks))):
             yield from _plan_block(self, view, k, t)
+
+
+def _written(block: Any) -> Tensor:
+    """The matrix (D, D) through which a block's mixer writes, LayerScale included."""
+    weight = block.attn.proj.weight
+    return weight * block.ls1.gamma[:, None] if hasattr(block.ls1, "gamma") else weight
 
 
 def _plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dropped]:

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from ..canonical import View
 from ..errors import UserError
 from ..layers.bidirectional import BidirectionalMamba
-from ..outputs import Capture, Output, TokenLayout
+from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
 from ..student import Sublayer, depth_map
 from ..subclone import Dropped, Selection, Take
@@ -256,9 +256,9 @@ class VisionMamba(nn.Module):
             if k in capture.hidden:
                 output.hidden[k] = x
             if branches:
-                spread = survives * mixed.spread
+                half = mixed.half * survives.to(mixed.half.dtype)
                 here = x if capture.tokens is None else x.index_select(1, capture.tokens)
-                output.branches[k] = (here + spread, here - spread)
+                output.branches[k] = Branches(here, half, layer.mixer.out_proj.weight)
             if k in capture.mixers:
                 output.mixers[k] = mixed.parts
         output.logits = self.forward_head(self.norm_f(x))
