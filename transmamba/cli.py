@@ -223,8 +223,6 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    import dataclasses
-
     from . import registry
 
     kinds = {
@@ -240,8 +238,7 @@ def _list(arguments: argparse.Namespace) -> int:
         if arguments.kind in (None, kind):
             print(f"{kind}:")
             for name in parts:
-                fields = ", ".join(field.name for field in dataclasses.fields(parts[name]))
-                print(f"  {name}: {fields}")
+                print(f"  {name}: {', '.join(registry.options(parts[name]))}")
     if arguments.kind in (None, "students"):
         from .api import student_models
 

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from transmamba import UserError, adapt_teacher, convert
+from transmamba.outputs import Capture
 from transmamba.registry import STUDENTS
 from transmamba.students.ssd_vit import shape_of
 from transmamba.subclone import SubcloneConfig, subclone
@@ -179,3 +181,19 @@ def test_attention_layers_must_exist(make_vit: Callable[..., Any]) -> None:
 def test_an_activation_timm_lacks_is_refused(make_vit: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="activation"):
         convert(make_vit(act_layer=nn.Tanh), "ssd_vit")
+
+
+def test_branches_pass_through_layer_scale() -> None:
+    """The directions' difference is written as the block's output is: through `proj`, then `ls1`."""
+    model: Any = timm.create_model("ssd_vit_micro_patch2_8", depth=1, in_chans=1, init_values=0.3).eval()
+    with torch.no_grad():
+        model.blocks[0].ls1.gamma.uniform_(0.2, 2.0)
+        model.blocks[0].attn.A_b_log.add_(1.0)
+        images = torch.randn(2, 1, 8, 8)
+        forward, backward = model.run(images, Capture(branches=frozenset({0}))).branches[0]
+        block = model.blocks[0]
+        x = model._pos_embed(model.patch_embed(images))
+        half = block.attn.mix(block.norm1(x), branches=True).half
+        written = block.ls1(half @ block.attn.proj.weight.T)
+    torch.testing.assert_close(forward - backward, 2 * written, rtol=1e-4, atol=1e-5)
+    assert written.abs().max() > 1e-3
