@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -11,30 +12,75 @@ import torch
 from torch import Tensor
 
 VARIABLE = "TRANSMAMBA_KERNELS"
-PATHS = ("reference", "cpu")
+PATHS = ("reference", "cpu", "triton")
+# The oldest GPUs whose bfloat16 Triton's kernels can use (Ampere).
+CAPABILITY = (8, 0)
 
 logger = logging.getLogger("transmamba_kernels")
 
 
-def choose(op: str, tensor: Tensor) -> str:
-    """The path (one of `PATHS`) that operator `op` takes for inputs like `tensor`; logged once a path and
-    device.
+def choose(op: str, *tensors: Tensor | None) -> str:
+    """The path (one of `PATHS`) that operator `op` takes for these inputs; said once a path, device and reason.
 
-    Raises ValueError where the environment variable names no path.
+    Raises ValueError where the environment variable names no path, or forces one that cannot run here.
     """
+    device = next(x.device for x in tensors if x is not None)
     forced = os.environ.get(VARIABLE, "")
     if not forced:
-        _say(op, "cpu", tensor.device.type, "the fast PyTorch path, the best there is for this device")
+        if device.type != "cuda":
+            _say(op, "cpu", device.type, "the fast PyTorch path, the best there is for this device")
+            return "cpu"
+        obstacle = _obstacle(device, *tensors)
+        if obstacle is None:
+            _say(op, "triton", device.type, "Triton kernels")
+            return "triton"
+        _warn(op, "cpu", device.type, f"the PyTorch path, since {obstacle}")
         return "cpu"
     if forced not in PATHS:
         raise ValueError(f"{VARIABLE}={forced!r} names no path; write one of {', '.join(PATHS)}, or unset it")
-    _say(op, forced, tensor.device.type, f"forced by {VARIABLE}={forced}")
+    if forced == "triton":
+        obstacle = _obstacle(device, *tensors)
+        if obstacle is not None:
+            raise ValueError(f"{VARIABLE}=triton cannot run {op}: {obstacle}; write cpu, or unset it")
+    _say(op, forced, device.type, f"forced by {VARIABLE}={forced}")
     return forced
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _obstacle(device: torch.device, *tensors: Tensor | None) -> str | None:
+    """Why Triton's kernels cannot take these inputs; None where they can."""
+    if not _has_triton():
+        return "triton is not installed"
+    if any(x is not None and x.dtype == torch.float64 for x in tensors):
+        return "an input is float64, and the Triton kernels compute in float32"
+    if device.type != "cuda":
+        return None if interpreted() else f"the inputs are on {device.type}, Triton needs a CUDA device"
+    found = _capability(device.index or 0)
+    return None if found >= CAPABILITY else f"compute capability {found[0]}.{found[1]} is below 8.0"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 @functools.cache
 def _say(op: str, path: str, device: str, reason: str) -> None:
     logger.info("%s on %s: path %r (%s)", op, device, path, reason)
+
+
+@functools.cache
+def _warn(op: str, path: str, device: str, reason: str) -> None:
+    logger.warning("%s on %s: path %r (%s)", op, device, path, reason)
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

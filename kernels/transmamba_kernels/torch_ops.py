@@ -1,0 +1,115 @@
+"""One operator behind two doors: an autograd Function for eager calls, a registered torch op for torch.compile.
+
+Calling a registered op costs some 30 microseconds more than calling its Function, as much as a short kernel
+takes; torch.compile can only see the op. Both run the same forward and backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Outputs = tuple[Tensor, ...]
+
+
+class Operator:
+    """`transmamba::name`, differentiable once, its gradients by `transmamba::name_backward`.
+
+    schema: the arguments in torch's schema language, all tensors (`Tensor` or `Tensor?`) before all flags.
+    forward(*arguments) gives `visible` outputs and then what the backward needs, always the same number of
+    tensors; an output that was not asked for is empty, of shape (0,). backward(grads, tensors, saved, flags)
+    gives one gradient a tensor argument, of its shape and dtype, or an empty one; `grads` holds one tensor a
+    visible output. fake(*arguments) gives the outputs' shapes and dtypes as tensors that are never read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        visible: int,
+        forward: Callable[..., Outputs],
+        backward: Callable[[Outputs, tuple[Any, ...], Outputs, tuple[Any, ...]], Outputs],
+        fake: Callable[..., Outputs],
+        saved: int,
+    ) -> None:
+        arguments = [part.strip() for part in schema.split(",")]
+        self.tensors = sum(part.startswith("Tensor") for part in arguments)
+        self.visible, self._forward, self._backward = visible, forward, backward
+        flags = "".join(f", {part.split('=')[0]}" for part in arguments[self.tensors :])
+        results = ", ".join(["Tensor"] * (visible + saved))
+        self._op = torch.library.custom_op(
+            f"transmamba::{name}", forward, mutates_args=(), schema=f"({schema}) -> ({results})"
+        )
+        self._op.register_fake(fake)
+        self._op.register_autograd(self._differentiate_op, setup_context=self._remember)
+
+        def run_backward(grads: Any, tensors: Any, kept: Any, *values: Any) -> list[Tensor]:
+            return list(backward(tuple(grads), tuple(tensors), tuple(kept), values))
+
+        self._backward_op = torch.library.custom_op(
+            f"transmamba::{name}_backward",
+            run_backward,
+            mutates_args=(),
+            schema=f"(Tensor[] grads, Tensor?[] tensors, Tensor[] saved{flags}) -> Tensor[]",
+        )
+        self._backward_op.register_fake(_fake_gradients)
+        self._function = _function(self)
+
+    def __call__(self, *arguments: Any) -> Outputs:
+        """The visible outputs."""
+        if torch.compiler.is_compiling():
+            return tuple(self._op(*arguments)[: self.visible])
+        tensors = arguments[: self.tensors]
+        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+            return tuple(self._function.apply(*arguments)[: self.visible])
+        return tuple(self._forward(*arguments)[: self.visible])
+
+    def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+        kept = output[self.visible :]
+        ctx.mark_non_differentiable(*kept)
+        ctx.save_for_backward(*inputs[: self.tensors], *kept)
+        ctx.flags = inputs[self.tensors :]
+
+    def _differentiate_op(self, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        tensors, kept = ctx.saved_tensors[: self.tensors], ctx.saved_tensors[self.tensors :]
+        grads = tuple(grad.contiguous() for grad in grads[: self.visible])
+        found = self._backward_op(list(grads), list(tensors), list(kept), *ctx.flags)
+        return self._fitted(tensors, found, ctx)
+
+    def _differentiate(self, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        tensors, kept = ctx.saved_tensors[: self.tensors], ctx.saved_tensors[self.tensors :]
+        found = self._backward(grads[: self.visible], tensors, kept, ctx.flags)
+        return self._fitted(tensors, found, ctx)
+
+    def _fitted(self, tensors: Any, found: Any, ctx: Any) -> tuple[Any, ...]:
+        fitted = [
+            grad if x is not None and x.is_floating_point() else None
+            for x, grad in zip(tensors, found, strict=True)
+        ]
+        return (*fitted, *[None] * len(ctx.flags))
+
+
+def _function(operator: Operator) -> type[torch.autograd.Function]:
+    from torch.autograd.function import once_differentiable
+
+    class Eager(torch.autograd.Function):
+        forward = staticmethod(operator._forward)
+        setup_context = staticmethod(operator._remember)
+        backward = staticmethod(once_differentiable(operator._differentiate))
+
+    return Eager
+
+
+def _fake_gradients(grads: Any, tensors: Any, saved: Any, *flags: Any) -> list[Tensor]:
+    return [
+        nothing(grads[0]) if x is None else torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in tensors
+    ]
+
+
+def nothing(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """What stands for None among the outputs of an operator: shape (0,)."""
+    return like.new_empty(0, dtype=dtype)
