@@ -94,11 +94,15 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("recipe",))
-    parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    from transmamba_kernels.bench import add_arguments
+
+    parser.add_argument("what", choices=("recipe", "kernels"))
+    recipe = parser.add_argument_group("bench recipe")
+    recipe.add_argument("--config", metavar="RECIPE.yaml")
+    recipe.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
+    recipe.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    recipe.add_argument("overrides", nargs="*", metavar="key=value")
+    add_arguments(parser.add_argument_group("bench kernels"))
 
 
 def _report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -254,6 +258,10 @@ def _push(arguments: argparse.Namespace) -> int:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.what == "kernels":
+        return _bench_kernels(arguments)
+    if arguments.config is None:
+        raise UserError("bench recipe measures a recipe; write --config RECIPE.yaml")
     from . import config as configs
     from .bench import bench_recipe, bench_table
     from .recipe import Recipe
@@ -263,6 +271,15 @@ def _bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _bench_kernels(arguments: argparse.Namespace) -> int:
+    from transmamba_kernels.bench import run
+
+    try:
+        return run(arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 VERBS = {
     "convert": Verb(_convert, "write a student that starts from a teacher's weights", _convert_arguments),
     "distill": Verb(run_recipe, "run a recipe on this process", recipe_parser),
@@ -270,7 +287,7 @@ VERBS = {
     "report": Verb(_report, "write RUN/report.html again", _report_arguments),
     "list": Verb(_list, "what is registered", _list_arguments),
     "push": Verb(_push, "upload a student to the Hugging Face Hub", _push_arguments),
-    "bench": Verb(_bench, "measure what a recipe's distillation step costs", _bench_arguments),
+    "bench": Verb(_bench, "measure a recipe's distillation step, or the kernels", _bench_arguments),
 }
 
 

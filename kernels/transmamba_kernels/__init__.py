@@ -1,14 +1,32 @@
-"""Scans and convolutions of Mamba models in plain PyTorch; needs torch alone.
+"""Scans and convolutions of Mamba models in Triton and in plain PyTorch; needs torch alone.
 
-Every operator lives in its own folder: `reference.py` is the truth (a plain loop), `cpu.py` the fast
-implementation, and `__init__.py` checks the arguments and picks. The environment variable
-`TRANSMAMBA_KERNELS=reference|cpu` forces one path.
+Every operator lives in its own folder: `reference.py` is the truth (a plain loop), `cpu.py` the fast PyTorch
+implementation, `gpu.py` launches Triton's kernels, and `__init__.py` checks the arguments and picks. The
+environment variable `TRANSMAMBA_KERNELS=reference|cpu|triton` forces one path. `compat` has the names and
+layouts of mamba_ssm and causal-conv1d; `patch_transformers` gives these operators to transformers' models.
 """
 
+from .bidirectional_conv1d import bidirectional_conv1d
 from .bidirectional_scan import bidirectional_scan
 from .bidirectional_ssd import bidirectional_ssd
-from .causal_conv1d import causal_conv1d
+from .causal_conv1d import causal_conv1d, causal_conv1d_update
+from .packing import seq_idx_from_cu_seqlens
 from .selective_scan import selective_scan
+from .selective_state_update import selective_state_update
 from .ssd_scan import ssd_scan
+from .ssd_state_update import ssd_state_update
+from .transformers_patch import patch_transformers
 
-__all__ = ["bidirectional_scan", "bidirectional_ssd", "causal_conv1d", "selective_scan", "ssd_scan"]
+__all__ = [
+    "bidirectional_conv1d",
+    "bidirectional_scan",
+    "bidirectional_ssd",
+    "causal_conv1d",
+    "causal_conv1d_update",
+    "patch_transformers",
+    "selective_scan",
+    "selective_state_update",
+    "seq_idx_from_cu_seqlens",
+    "ssd_scan",
+    "ssd_state_update",
+]

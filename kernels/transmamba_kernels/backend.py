@@ -20,7 +20,7 @@ logger = logging.getLogger("transmamba_kernels")
 
 
 def choose(op: str, *tensors: Tensor | None) -> str:
-    """The path (one of `PATHS`) that operator `op` takes for these inputs; said once a path, device and reason.
+    """The path (one of `PATHS`) that operator `op` takes for these inputs; said once a path, device, reason.
 
     Raises ValueError where the environment variable names no path, or forces one that cannot run here.
     """
@@ -59,28 +59,39 @@ def _obstacle(device: torch.device, *tensors: Tensor | None) -> str | None:
         return "an input is float64, and the Triton kernels compute in float32"
     if device.type != "cuda":
         return None if interpreted() else f"the inputs are on {device.type}, Triton needs a CUDA device"
-    found = _capability(device.index or 0)
+    found = _capability(device.index if device.index is not None else torch.cuda.current_device())
     return None if found >= CAPABILITY else f"compute capability {found[0]}.{found[1]} is below 8.0"
 
 
-@functools.cache
+# Plain look-ups, which torch.compile can trace: it cannot trace functools.cache, find_spec or a logger.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_capabilities: dict[int, tuple[int, int]] = {}
+
+
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _HAS_TRITON
 
 
-@functools.cache
 def _capability(index: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
+    if index not in _capabilities:
+        properties = torch.cuda.get_device_properties(index)
+        _capabilities[index] = (properties.major, properties.minor)
+    return _capabilities[index]
 
 
-@functools.cache
 def _say(op: str, path: str, device: str, reason: str) -> None:
-    logger.info("%s on %s: path %r (%s)", op, device, path, reason)
+    if not torch.compiler.is_compiling():
+        _log(logging.INFO, op, path, device, reason)
+
+
+def _warn(op: str, path: str, device: str, reason: str) -> None:
+    if not torch.compiler.is_compiling():
+        _log(logging.WARNING, op, path, device, reason)
 
 
 @functools.cache
-def _warn(op: str, path: str, device: str, reason: str) -> None:
-    logger.warning("%s on %s: path %r (%s)", op, device, path, reason)
+def _log(level: int, op: str, path: str, device: str, reason: str) -> None:
+    logger.log(level, "%s on %s: path %r (%s)", op, device, path, reason)
 
 
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:

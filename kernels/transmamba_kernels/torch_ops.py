@@ -1,4 +1,4 @@
-"""One operator behind two doors: an autograd Function for eager calls, a registered torch op for torch.compile.
+"""One operator behind two doors: an autograd Function for eager calls, a registered op for torch.compile.
 
 Calling a registered op costs some 30 microseconds more than calling its Function, as much as a short kernel
 takes; torch.compile can only see the op. Both run the same forward and backward.
@@ -20,9 +20,11 @@ class Operator:
 
     schema: the arguments in torch's schema language, all tensors (`Tensor` or `Tensor?`) before all flags.
     forward(*arguments) gives `visible` outputs and then what the backward needs, always the same number of
-    tensors; an output that was not asked for is empty, of shape (0,). backward(grads, tensors, saved, flags)
-    gives one gradient a tensor argument, of its shape and dtype, or an empty one; `grads` holds one tensor a
-    visible output. fake(*arguments) gives the outputs' shapes and dtypes as tensors that are never read.
+    tensors, at least two in all (torch takes one alone for no tuple); an output that was not asked for is
+    empty, of shape (0,). backward(grads, tensors, saved, flags) gives one gradient a tensor argument, of its
+    shape and dtype, or an empty one; `grads` holds one tensor a visible output. With `saves_outputs` its
+    `saved` begins with the visible outputs. fake(*arguments) gives the outputs' shapes and dtypes as tensors
+    that are never read.
     """
 
     def __init__(
@@ -34,10 +36,12 @@ class Operator:
         backward: Callable[[Outputs, tuple[Any, ...], Outputs, tuple[Any, ...]], Outputs],
         fake: Callable[..., Outputs],
         saved: int,
+        saves_outputs: bool = False,
     ) -> None:
         arguments = [part.strip() for part in schema.split(",")]
         self.tensors = sum(part.startswith("Tensor") for part in arguments)
         self.visible, self._forward, self._backward = visible, forward, backward
+        self._kept = 0 if saves_outputs else visible
         flags = "".join(f", {part.split('=')[0]}" for part in arguments[self.tensors :])
         results = ", ".join(["Tensor"] * (visible + saved))
         self._op = torch.library.custom_op(
@@ -68,19 +72,22 @@ class Operator:
         return tuple(self._forward(*arguments)[: self.visible])
 
     def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-        kept = output[self.visible :]
-        ctx.mark_non_differentiable(*kept)
-        ctx.save_for_backward(*inputs[: self.tensors], *kept)
+        ctx.mark_non_differentiable(*output[self.visible :])
+        ctx.save_for_backward(*inputs[: self.tensors], *output[self._kept :])
         ctx.flags = inputs[self.tensors :]
 
     def _differentiate_op(self, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        tensors, kept = ctx.saved_tensors[: self.tensors], ctx.saved_tensors[self.tensors :]
+        # Read once: activation checkpointing refuses a second time.
+        saved = ctx.saved_tensors
+        tensors, kept = saved[: self.tensors], saved[self.tensors :]
         grads = tuple(grad.contiguous() for grad in grads[: self.visible])
         found = self._backward_op(list(grads), list(tensors), list(kept), *ctx.flags)
         return self._fitted(tensors, found, ctx)
 
-    def _differentiate(self, ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        tensors, kept = ctx.saved_tensors[: self.tensors], ctx.saved_tensors[self.tensors :]
+    def _differentiate(self, ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        # Read once: activation checkpointing refuses a second time.
+        saved = ctx.saved_tensors
+        tensors, kept = saved[: self.tensors], saved[self.tensors :]
         found = self._backward(grads[: self.visible], tensors, kept, ctx.flags)
         return self._fitted(tensors, found, ctx)
 
@@ -96,9 +103,14 @@ def _function(operator: Operator) -> type[torch.autograd.Function]:
     from torch.autograd.function import once_differentiable
 
     class Eager(torch.autograd.Function):
-        forward = staticmethod(operator._forward)
-        setup_context = staticmethod(operator._remember)
-        backward = staticmethod(once_differentiable(operator._differentiate))
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Outputs:
+            # Not as a `setup_context`: torch would inspect the signature at every call, 40 microseconds.
+            output = operator._forward(*arguments)
+            operator._remember(ctx, arguments, output)
+            return output
+
+        backward = staticmethod(once_differentiable(operator._differentiate))  # type: ignore[assignment]
 
     return Eager
 

@@ -81,3 +81,28 @@ def bytes_saved() -> Callable[[Callable[[], Any]], int]:
         return sum(kept.values())
 
     return count
+
+
+@pytest.fixture
+def mark() -> Callable[..., Arguments]:
+    """mark(arguments, "seq_idx", "lengths"): with ids that come back, lengths from 0 to the whole row."""
+
+    def add(arguments: Arguments, *names: str, ids: float = 0.2) -> Arguments:
+        batch, length = next(iter(arguments.values())).shape[:2]
+        generator = torch.Generator().manual_seed(length)
+        found: Arguments = {}
+        if "seq_idx" in names:
+            changes = torch.rand(batch, length, generator=generator) < ids
+            found["seq_idx"] = (changes.cumsum(1) % 3).int()
+        if "lengths" in names:
+            found["lengths"] = torch.linspace(0, length, batch).long()
+        return {**arguments, **found}
+
+    return add
+
+
+@pytest.fixture
+def compiled() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An operator in one graph, forward and backward, without the compiler behind it."""
+    torch.compiler.reset()
+    return lambda op: torch.compile(op, fullgraph=True, backend="aot_eager")

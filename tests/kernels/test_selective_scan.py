@@ -277,12 +277,15 @@ def test_bitwise_deterministic():
     runs = []
     for _ in range(2):
         leaf = arguments["A"].clone().requires_grad_()
-        y = cpu.SelectiveScan.apply(
+        y = cpu.SCAN(
             *({**arguments, "A": leaf}[n] for n in ("u", "delta", "A", "B", "C", "D", "z")),
             None,
             None,
             None,
-            blocks.Switches(True, False, False, True),
+            True,
+            False,
+            False,
+            True,
         )[0]
         y.sum().backward()
         runs.append((y.detach(), leaf.grad))

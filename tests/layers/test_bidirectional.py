@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transmamba_kernels import bidirectional_scan
 
+from transmamba.layers import bidirectional
 from transmamba.layers.bidirectional import NEUTRAL_GATE, BidirectionalMamba
 
 P = dict[str, Tensor]
@@ -179,3 +181,18 @@ def test_mimic_without_a_place_for_the_gate_touches_convolutions_alone(
     before = mixer.in_proj.weight.clone()
     mixer.mimic_()
     assert mixer.has_identity_conv() and torch.equal(mixer.in_proj.weight, before)
+
+
+def test_the_scan_gets_channels_last(randomise: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else would be copied on a GPU."""
+    seen: list[Tensor] = []
+
+    def watched(*tensors: Tensor, **options: Any) -> Any:
+        seen.extend([*tensors, options["z"]])
+        return bidirectional_scan(*tensors, **options)
+
+    monkeypatch.setattr(bidirectional, "bidirectional_scan", watched)
+    make(randomise)(torch.randn(2, 7, 20))
+    assert len(seen) == 11
+    for tensor in seen:
+        assert list(tensor.stride()) == sorted(tensor.stride(), reverse=True) and tensor.stride(-1) == 1

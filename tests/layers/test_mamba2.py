@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transmamba_kernels import bidirectional_ssd
 
+from transmamba.layers import mamba2
 from transmamba.layers.bidirectional import NEUTRAL_GATE
 from transmamba.layers.mamba2 import BidirectionalSSD, SSDAttention
 
@@ -128,3 +131,26 @@ def test_ssd_attention_has_attention_s_call(randomise: Callable[..., None]) -> N
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match=r"dim 10 .* num_heads 4"):
         BidirectionalSSD(10, 4, length=3)
+
+
+@pytest.mark.parametrize("taps", [1, 3, 5])
+def test_the_convolution_is_the_module_s(taps: int, randomise: Callable[..., None]) -> None:
+    mixer = BidirectionalSSD(12, 3, length=6, conv_kernel=taps)
+    randomise(mixer, seed=7)
+    x = torch.randn(2, 6, 36, generator=torch.Generator().manual_seed(8))
+    torch.testing.assert_close(mixer._convolve(x), mixer.conv1d(x.mT).mT)
+
+
+def test_the_scan_gets_channels_last(randomise: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything else would be copied on a GPU."""
+    seen: dict[str, Tensor] = {}
+
+    def watched(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, **rest: Any) -> Any:
+        seen.update(x=x, delta=delta, B=B, C=C)
+        return bidirectional_ssd(x, delta, A, B, C, **rest)
+
+    monkeypatch.setattr(mamba2, "bidirectional_ssd", watched)
+    make(randomise)(torch.randn(2, 6, 12))
+    for name, tensor in seen.items():
+        assert tensor.stride(-1) == 1, name
+        assert list(tensor.stride()) == sorted(tensor.stride(), reverse=True), name

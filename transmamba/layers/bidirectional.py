@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transmamba_kernels import bidirectional_scan, causal_conv1d
+from transmamba_kernels import bidirectional_conv1d, bidirectional_scan
 
 from .mixed import Mixed
 
@@ -67,21 +67,23 @@ class BidirectionalMamba(nn.Module):
         self.D_b = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, dim, bias=proj_bias)
 
-    def _direction(self, x: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Convolved x (B, L, E), delta before its bias (B, L, E), B and C (B, L, N) of one direction."""
-        conv: nn.Conv1d = getattr(self, f"conv1d{suffix}")
-        x = causal_conv1d(x, conv.weight[:, 0], conv.bias, activation="silu", reverse=suffix == "_b")
+    def _selected(self, x: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
+        """delta before its bias (B, L, E), B and C (B, L, N) of one direction, from its convolved x."""
         raw = getattr(self, f"x_proj{suffix}")(x)
         delta, B, C = raw.split([self.rank, self.d_state, self.d_state], dim=-1)
-        return x, F.linear(delta, getattr(self, f"dt_proj{suffix}").weight), B, C
+        return F.linear(delta, getattr(self, f"dt_proj{suffix}").weight), B, C
 
     def forward(self, u: Tensor, *, branches: bool = False, tokens: Tensor | None = None) -> Mixed:
         """u (B, L, D) -> `Mixed`; `branches` asks for its `half`, on `tokens` (positions) or on all."""
         x, z = self.in_proj(u).chunk(2, dim=-1)
         if self.gate_bias is not None:
             z = z + self.gate_bias
-        x_f, delta_f, B_f, C_f = self._direction(x, "")
-        x_b, delta_b, B_b, C_b = self._direction(x, "_b")
+        conv, conv_b = self.conv1d, self.conv1d_b
+        x_f, x_b = bidirectional_conv1d(
+            x, conv.weight[:, 0], conv.bias, conv_b.weight[:, 0], conv_b.bias, activation="silu"
+        )
+        delta_f, B_f, C_f = self._selected(x_f, "")
+        delta_b, B_b, C_b = self._selected(x_b, "_b")
         scanned = bidirectional_scan(
             x_f,
             x_b,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transmamba_kernels import bidirectional_ssd
+from transmamba_kernels import bidirectional_conv1d, bidirectional_ssd
 
 from .bidirectional import NEUTRAL_GATE
 from .mixed import Mixed
@@ -64,10 +64,19 @@ class BidirectionalSSD(nn.Module):
         self.A_log.copy_(rates.log())
         self.A_b_log.copy_(rates.log())
 
+    def _convolve(self, x: Tensor) -> Tensor:
+        """`conv1d` of x (B, L, 3D), channels last throughout, which nn.Conv1d is not.
+
+        The taps up to the centre are a causal convolution, those behind it an anticausal one.
+        """
+        weight, ahead = self.conv1d.weight[:, 0], self.conv1d.kernel_size[0] // 2 + 1
+        weight_b = F.pad(weight[:, ahead:].flip(1), (0, 1))  # 0 for the token itself
+        y, y_b = bidirectional_conv1d(x, weight[:, :ahead], self.conv1d.bias, weight_b, None)
+        return y + y_b
+
     def forward(self, u: Tensor, *, branches: bool = False, tokens: Tensor | None = None) -> Mixed:
         """u (B, L, D) -> `Mixed`; `branches` asks for its `half`, on `tokens` (positions) or on all."""
-        mixed = self.qkv(u)
-        mixed = self.conv1d(mixed.transpose(1, 2)).transpose(1, 2)
+        mixed = self._convolve(self.qkv(u))
         C, B, x = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in mixed.chunk(3, dim=-1))
         gate = F.silu(self.gate(u))
         y: Any = bidirectional_ssd(

@@ -6,22 +6,28 @@ import torch
 from torch import Tensor
 
 from ..selective_scan import cpu
-from .reference import Direction, merge
+from .reference import Direction, merge, without_padding
 
 # A CPU joins the directions below so many elements of one step's states: half the calls, for some copies.
 FEW = 1 << 14
 
 
 def bidirectional_scan(
-    ahead: Direction, back: Direction, z: Tensor | None, delta_softplus: bool, return_branches: bool
+    ahead: Direction,
+    back: Direction,
+    z: Tensor | None,
+    delta_softplus: bool,
+    return_branches: bool,
+    lengths: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """The merged output (B, L, D), or (merged, forward, backward)."""
+    ahead, back, delta_softplus = without_padding(ahead, back, delta_softplus, lengths)
     u, A = ahead[0], ahead[2]
     if u.device.type != "cpu" or u.shape[0] * A.numel() < FEW:
         y_f, y_b = _together(ahead, back, delta_softplus)
     else:
         y_f, y_b = _scan(ahead, delta_softplus, False), _scan(back, delta_softplus, True)
-    return merge(y_f, y_b, z, return_branches)
+    return merge(y_f, y_b, z, return_branches, lengths)
 
 
 def _scan(direction: Direction, delta_softplus: bool, reverse: bool) -> Tensor:

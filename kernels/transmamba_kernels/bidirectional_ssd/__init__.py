@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from ..backend import choose
-from ..shapes import expect
+from ..shapes import expect, expect_floating, expect_integers, expect_rank
 from ..ssd_scan import check
 from . import cpu, reference
 
@@ -25,6 +27,8 @@ def bidirectional_ssd(
     return_branches: bool = False,
     quadratic_limit: int = 1024,
     branch_tokens: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """y = scan_f + scan_b - own, where own_t = (C_t . B_t) dt_t x_t is what both scans hold of a token
     itself.
@@ -35,18 +39,39 @@ def bidirectional_ssd(
     (y, y_f, y_b) with y_f = 2 scan_f - own_f and y_b = 2 scan_b - own_b, whose mean is y; with
     `branch_tokens` (m,) int64 on those positions alone, (B, m, H, P), for a share of the cost. Up to
     `quadratic_limit` tokens the mixer is one masked matrix product, (C B') o decay; beyond, two chunked
-    scans. y has x's dtype.
+    scans. `seq_idx` (B, L), integers: tokens see each other only where the id does not change between them.
+    `lengths` (B,), integers in 0 to L: the tokens behind are right padding, which no token sees and whose
+    outputs and gradients are 0; what it holds must be finite. y has x's dtype.
 
-    Raises ValueError for a shape that does not fit.
+    Raises ValueError for a shape or dtype that does not fit, and for tensors on several devices.
     """
-    check(x, delta, A, B, C, None, delta_bias)
+    check(x, delta, A, B, C, None, delta_bias, None, seq_idx, lengths)
     expect("A_b", A_b, "(H,)", x.shape[2])
     expect("delta_b", delta_b, "(B, L, H)", *delta.shape)
-    path = choose("bidirectional_ssd", x)
+    expect_floating(x=x, A_b=A_b, delta_b=delta_b)
+    if branch_tokens is not None:
+        expect_rank("branch_tokens", branch_tokens, "(m)")
+    expect_integers(x.device, branch_tokens=branch_tokens)
+    path = choose("bidirectional_ssd", x, delta, A, B, C, A_b, delta_b, delta_bias)
+    shared: dict[str, Any] = dict(
+        x=x,
+        delta=delta,
+        A=A,
+        B=B,
+        C=C,
+        A_b=A_b,
+        delta_b=delta_b,
+        delta_bias=delta_bias,
+        delta_softplus=delta_softplus,
+        return_branches=return_branches,
+        branch_tokens=branch_tokens,
+        seq_idx=seq_idx,
+        lengths=lengths,
+    )
+    if path == "triton":
+        from . import gpu
+
+        return gpu.bidirectional_ssd(**shared, quadratic_limit=quadratic_limit)
     if path == "reference":
-        return reference.bidirectional_ssd(
-            x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches, branch_tokens
-        )
-    quadratic = x.shape[1] <= quadratic_limit
-    run = cpu.by_matrix if quadratic else cpu.by_scans
-    return run(x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches, branch_tokens)
+        return reference.bidirectional_ssd(**shared)
+    return (cpu.by_matrix if x.shape[1] <= quadratic_limit else cpu.by_scans)(**shared)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ..backend import compute_dtype
+from ..packing import segments, zero_padding
 from ..ssd_scan import cpu
-from ..ssd_scan.decay import TwoWayDecay
+from ..ssd_scan.decay import two_way_decay
 from ..ssd_scan.reference import step_size
-from .reference import with_scan, with_tokens
+from . import reference
+from .reference import with_tokens
 
 
 def by_scans(
@@ -23,13 +25,27 @@ def by_scans(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     return_branches: bool,
-    branch_tokens: Tensor | None = None,
+    branch_tokens: Tensor | None,
+    seq_idx: Tensor | None,
+    lengths: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Arguments as in `transmamba_kernels.bidirectional_ssd`; memory linear in L."""
-    out = with_scan(
-        cpu.ssd_scan, x, delta, A, B, C, A_b, delta_b, delta_bias, delta_softplus, return_branches
+    return reference.bidirectional_ssd(
+        x,
+        delta,
+        A,
+        B,
+        C,
+        A_b,
+        delta_b,
+        delta_bias,
+        delta_softplus,
+        return_branches,
+        branch_tokens,
+        seq_idx,
+        lengths,
+        scan=cpu.ssd_scan,
     )
-    return with_tokens(*out, branch_tokens) if isinstance(out, tuple) else out
 
 
 def by_matrix(
@@ -43,17 +59,20 @@ def by_matrix(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     return_branches: bool,
-    branch_tokens: Tensor | None = None,
+    branch_tokens: Tensor | None,
+    seq_idx: Tensor | None,
+    lengths: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Arguments as in `transmamba_kernels.bidirectional_ssd`; (B, H, L, L) matrices."""
     dtype = compute_dtype(x, delta, A, B, C, A_b, delta_b, delta_bias)
     (length, heads), groups = x.shape[1:3], B.shape[2]
-    dt = step_size(delta, delta_bias, delta_softplus, dtype).transpose(1, 2)
+    dt = step_size(delta, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
     dt_b = dt
     if delta_b is not None:
-        dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype).transpose(1, 2)
+        dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
     values = x.to(dtype).transpose(1, 2)
-    decay = two_way_decay(dt, dt_b, A, A if A_b is None else A_b, dtype)
+    decay = _decay(dt, dt_b, A, A if A_b is None else A_b, segments(seq_idx, lengths), dtype)
+    C = zero_padding(C, lengths)  # and with it the rows of all matrices below
     match = C.to(dtype).transpose(1, 2) @ B.to(dtype).permute(0, 2, 3, 1)  # (B, G, L, L)
     weights = match.unsqueeze(2) * decay.unflatten(1, (groups, heads // groups))
     weights = weights.flatten(1, 2)
@@ -80,7 +99,9 @@ def by_matrix(
     return _by_token(weights @ values, x)
 
 
-def two_way_decay(dt: Tensor, dt_b: Tensor, A: Tensor, A_b: Tensor, dtype: torch.dtype) -> Tensor:
+def _decay(
+    dt: Tensor, dt_b: Tensor, A: Tensor, A_b: Tensor, ids: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     """(B, H, L, L): what is left at t of a token s, scanned from its own side. dt, dt_b: (B, H, L).
 
     The sums run in float64: they grow with the length, and only their differences matter.
@@ -88,7 +109,7 @@ def two_way_decay(dt: Tensor, dt_b: Tensor, A: Tensor, A_b: Tensor, dtype: torch
     exact = dtype if dt.device.type == "mps" else torch.float64  # mps has no float64
     ahead = (dt * A.to(dtype).unsqueeze(-1)).cumsum(-1, dtype=exact)
     back = (dt_b * A_b.to(dtype).unsqueeze(-1)).flip(-1).cumsum(-1, dtype=exact).flip(-1)
-    return TwoWayDecay.apply(ahead, back, dtype)
+    return two_way_decay(ahead, back, None if ids is None else ids.unsqueeze(1), dtype)
 
 
 def _sides(length: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The causal convolution as K shifted multiply-adds in one autograd Function, channels last throughout.
+"""The causal convolution as K shifted multiply-adds in one operator, channels last throughout.
 
 Measured on a CPU, forward and backward, this is about four times as fast as F.conv1d on the transposed
 tensor.
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backend import compute_dtype
+from ..packing import segments, zero_padding
+from ..torch_ops import Operator, Outputs, nothing
+from . import reference
 
 
 def causal_conv1d(
@@ -23,16 +25,94 @@ def causal_conv1d(
     activation: str | None,
     initial_state: Tensor | None,
     reverse: bool,
-) -> Tensor:
-    """Arguments as in `transmamba_kernels.causal_conv1d`; y (B, L, D)."""
+    seq_idx: Tensor | None,
+    lengths: Tensor | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Arguments as in `transmamba_kernels.causal_conv1d`; y (B, L, D), final state (B, D, K-1) or None."""
+    length, taps = x.shape[1], weight.shape[1]
+    x = zero_padding(x, lengths)
+    sequence = segments(seq_idx, lengths)
+    inputs, ids, final = x, sequence, None
+    if initial_state is not None or return_final_state:
+        inputs, ids = _extended(x, initial_state, taps, sequence, lengths, reverse)
+        if return_final_state:
+            final = _final_state(inputs, ids, taps, lengths, reverse).to(x.dtype)
     if initial_state is None:
-        return CausalConv.apply(x, weight, bias, activation, reverse)
-    past, length = initial_state.transpose(1, 2).to(x.dtype), x.shape[1]
+        inputs, ids = x, sequence
+    keep = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (inputs, weight, bias)
+    )
+    (y,) = CONV(inputs, weight, bias, ids, activation == "silu", reverse, keep)
+    if initial_state is not None:
+        y = (y[:, :length] if reverse else y[:, taps - 1 :]).to(x.dtype)
+    return zero_padding(y, lengths), final
+
+
+def causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """Arguments as in `transmamba_kernels.causal_conv1d_update`; y (B, D)."""
+    return reference.causal_conv1d_update(x, state, weight, bias, activation)
+
+
+def _extended(
+    x: Tensor,
+    initial_state: Tensor | None,
+    taps: int,
+    sequence: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """(B, L + K - 1, D): the tokens, and in front of the first (behind the last real one) those of the state;
+    (B, L + K - 1): their sequences, the state's tokens in that of the token next to them."""
+    batch, length, channels = x.shape
+    if initial_state is None:
+        past = x.new_zeros(batch, taps - 1, channels)
+    else:
+        past = initial_state.transpose(1, 2)
+        dtype = torch.promote_types(x.dtype, past.dtype)
+        x, past = x.to(dtype), past.to(dtype)
+    ids = None
+    if not reverse:
+        if sequence is not None:
+            ids = F.pad(sequence, (taps - 1, 0))  # the first sequence is number 0
+        return torch.cat([past, x], dim=1), ids
+    if sequence is not None:
+        # Padding has the number of the last real token, so the state may stand in it or behind it.
+        ids = torch.cat([sequence, sequence[:, -1:].expand(-1, taps - 1)], dim=1) if length else None
+    tokens = torch.cat([x, past.flip(1)], dim=1)
+    if lengths is not None:
+        # What stands behind the real tokens is the state, then zeros.
+        ends = lengths.clamp(max=length).unsqueeze(1)
+        place = torch.arange(length + taps - 1, device=x.device) - ends
+        source = torch.where(place < 0, place + ends, place + length)
+        beyond = place >= taps - 1
+        source = source.masked_fill(beyond, 0).unsqueeze(-1).expand(-1, -1, channels)
+        tokens = tokens.gather(1, source).masked_fill(beyond.unsqueeze(-1), 0)
+    return tokens, ids
+
+
+def _final_state(
+    tokens: Tensor, ids: Tensor | None, taps: int, lengths: Tensor | None, reverse: bool
+) -> Tensor:
+    """(B, D, K-1), oldest first, of the extended tokens; 0 for those of another sequence than the last."""
     if reverse:
-        padded = torch.cat([x, past.flip(1)], dim=1)
-        return CausalConv.apply(padded, weight, bias, activation, True)[:, :length]
-    padded = torch.cat([past, x], dim=1)
-    return CausalConv.apply(padded, weight, bias, activation, False)[:, padded.shape[1] - length :]
+        state, last = tokens[:, : taps - 1].flip(1), slice(0, 1)
+        same = None if ids is None else (ids[:, : taps - 1] == ids[:, last]).flip(1)
+    elif lengths is None:
+        begin = tokens.shape[1] - (taps - 1)
+        state = tokens[:, begin:]
+        same = None if ids is None else ids[:, begin:] == ids[:, -1:]
+    else:
+        most = tokens.shape[1] - (taps - 1)
+        steps = torch.arange(taps - 1, device=tokens.device) + lengths.clamp(max=most).unsqueeze(1)
+        state = tokens.gather(1, steps.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
+        # Padding has the number of the last real token.
+        same = None if ids is None else ids.gather(1, steps) == ids[:, -1:]
+    if same is not None:
+        state = state.masked_fill(~same.unsqueeze(-1), 0)
+    return state.transpose(1, 2).contiguous()
 
 
 def _shifts(length: int, taps: int, reverse: bool) -> list[tuple[int, slice, slice]]:
@@ -44,33 +124,67 @@ def _shifts(length: int, taps: int, reverse: bool) -> list[tuple[int, slice, sli
     return found
 
 
-class CausalConv(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, reverse: bool
-    ) -> Tensor:
-        dtype = compute_dtype(x, weight, bias)
-        wide, columns = x.to(dtype), weight.to(dtype).T.contiguous()
-        y = wide * columns[-1] if bias is None else torch.addcmul(bias.to(dtype), wide, columns[-1])
-        for tap, outputs, inputs in _shifts(x.shape[1], len(columns), reverse)[1:]:
-            y[:, outputs].addcmul_(wide[:, inputs], columns[tap])
-        ctx.reverse, ctx.has_bias, ctx.dtype = reverse, bias is not None, dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        ctx.save_for_backward(x, weight, y if activation else None)
-        return (F.silu(y) if activation else y).to(x.dtype)
+def _same(ids: Tensor, outputs: slice, inputs: slice) -> Tensor:
+    return (ids[:, outputs] == ids[:, inputs]).unsqueeze(-1)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, before = ctx.saved_tensors
-        wide, columns, grad = x.to(ctx.dtype), weight.to(ctx.dtype).T.contiguous(), grad.to(ctx.dtype)
-        if before is not None:
-            grad = torch.ops.aten.silu_backward(grad, before)
-        grad_x = grad * columns[-1]
-        grad_columns = torch.zeros_like(columns)
-        for tap, outputs, inputs in _shifts(x.shape[1], len(columns), ctx.reverse):
-            if tap != len(columns) - 1:
-                grad_x[:, inputs].addcmul_(grad[:, outputs], columns[tap])
-            grad_columns[tap] = (grad[:, outputs] * wide[:, inputs]).sum((0, 1))
-        grad_bias = grad.sum((0, 1)).to(ctx.bias_dtype) if ctx.has_bias else None
-        return grad_x.to(x.dtype), grad_columns.T.to(weight.dtype), grad_bias, None, None
+
+def _wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In `dtype`, channels innermost in memory."""
+    tensor = tensor.to(dtype)
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool, reverse: bool, keep: bool
+) -> Outputs:
+    """y, and what the activation was applied to where the backward needs it."""
+    dtype = compute_dtype(x, weight, bias)
+    wide, columns = _wide(x, dtype), weight.to(dtype).T.contiguous()
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    if bias is None:
+        torch.mul(wide, columns[-1], out=y)
+    else:
+        torch.addcmul(bias.to(dtype), wide, columns[-1], out=y)
+    for tap, outputs, inputs in _shifts(x.shape[1], len(columns), reverse)[1:]:
+        source = wide[:, inputs] if ids is None else wide[:, inputs] * _same(ids, outputs, inputs)
+        y[:, outputs].addcmul_(source, columns[tap])
+    if not silu:
+        return y.to(x.dtype), nothing(y)
+    return F.silu(y).to(x.dtype), y if keep else nothing(y)
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None, silu: bool, reverse: bool, keep: bool
+) -> Outputs:
+    dtype = compute_dtype(x, weight, bias)
+    return x.new_empty(x.shape), x.new_empty(x.shape if silu and keep else (0,), dtype=dtype)
+
+
+def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
+    (grad,), (x, weight, bias, ids), (before,), (silu, reverse, _) = grads, tensors, saved, flags
+    dtype = compute_dtype(x, weight, bias)
+    wide, columns, grad = _wide(x, dtype), weight.to(dtype).T.contiguous(), grad.to(dtype)
+    if silu:
+        grad = torch.ops.aten.silu_backward(grad, before)
+    grad_x = torch.empty(x.shape, dtype=dtype, device=x.device)
+    torch.mul(grad, columns[-1], out=grad_x)
+    grad_columns = torch.zeros_like(columns)
+    for tap, outputs, inputs in _shifts(x.shape[1], len(columns), reverse):
+        part = grad[:, outputs]
+        if tap != len(columns) - 1:
+            part = part if ids is None else part * _same(ids, outputs, inputs)
+            grad_x[:, inputs].addcmul_(part, columns[tap])
+        grad_columns[tap] = (part * wide[:, inputs]).sum((0, 1))
+    grad_bias = nothing(x) if bias is None else grad.sum((0, 1)).to(bias.dtype)
+    return grad_x.to(x.dtype), grad_columns.T.to(weight.dtype).contiguous(), grad_bias, nothing(x)
+
+
+CONV = Operator(
+    "causal_conv1d",
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? ids, bool silu, bool reverse, bool keep",
+    1,
+    _forward,
+    _backward,
+    _fake,
+    1,
+)

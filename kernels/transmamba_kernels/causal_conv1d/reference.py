@@ -16,17 +16,44 @@ def causal_conv1d(
     activation: str | None,
     initial_state: Tensor | None,
     reverse: bool,
-) -> Tensor:
-    """Arguments as in `transmamba_kernels.causal_conv1d`; y (B, L, D)."""
+    seq_idx: Tensor | None,
+    lengths: Tensor | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Arguments as in `transmamba_kernels.causal_conv1d`; y (B, L, D), final state (B, D, K-1) or None."""
     dtype = compute_dtype(x, weight, bias, initial_state)
     (batch, length, channels), taps = x.shape, weight.shape[1]
-    tokens = x.flip(1).to(dtype) if reverse else x.to(dtype)
-    past = x.new_zeros(batch, taps - 1, channels) if initial_state is None else initial_state.transpose(1, 2)
-    padded = torch.cat([past.to(dtype), tokens], dim=1)
-    outputs = []
-    for t in range(length):
-        y = (padded[:, t : t + taps] * weight.T.to(dtype)).sum(1)
-        y = y if bias is None else y + bias.to(dtype)
-        outputs.append(F.silu(y) if activation == "silu" else y)
-    y = torch.stack(outputs, dim=1) if outputs else tokens
-    return (y.flip(1) if reverse else y).to(x.dtype)
+    start = x.new_zeros(batch, channels, taps - 1) if initial_state is None else initial_state
+    columns = weight.to(dtype)
+    rows, states = [], []
+    for b in range(batch):
+        real = length if lengths is None else min(int(lengths[b]), length)
+        window = start[b].to(dtype)  # (D, K-1), oldest first
+        outputs = [x.new_zeros(channels, dtype=dtype)] * length
+        before: int | None = None
+        for t in range(real - 1, -1, -1) if reverse else range(real):
+            if seq_idx is not None and before is not None and seq_idx[b, t] != seq_idx[b, before]:
+                window = torch.zeros_like(window)
+            window = torch.cat([window, x[b, t, :, None].to(dtype)], dim=1)
+            y = (window * columns).sum(1)
+            y = y if bias is None else y + bias.to(dtype)
+            outputs[t] = F.silu(y) if activation == "silu" else y
+            window, before = window[:, 1:], t
+        rows.append(torch.stack(outputs) if outputs else x[b].to(dtype))
+        states.append(window)
+    y = torch.stack(rows).to(x.dtype) if rows else x * 1
+    if not return_final_state:
+        return y, None
+    return y, torch.stack(states).to(x.dtype) if states else start.to(x.dtype)
+
+
+def causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """Arguments as in `transmamba_kernels.causal_conv1d_update`; y (B, D)."""
+    dtype = compute_dtype(x, weight, bias, state)
+    window = torch.cat([state.to(dtype), x.unsqueeze(-1).to(dtype)], dim=-1)
+    y = (window * weight.to(dtype)).sum(-1)
+    y = y if bias is None else y + bias.to(dtype)
+    state.copy_(window[..., 1:])
+    return (F.silu(y) if activation == "silu" else y).to(x.dtype)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, overload
 
 from torch import Tensor
 
 from ..backend import choose
-from ..shapes import expect, expect_groups, expect_rank
+from ..shapes import expect, expect_floating, expect_groups, expect_integers, expect_rank
 from . import cpu, reference
 
 __all__ = ["check", "selective_scan"]
@@ -75,10 +76,21 @@ def selective_scan(
     from the last token to the first; the final state is then the one at token 0. y has u's dtype; all tensors
     have gradients.
 
-    Raises ValueError for a shape that does not fit.
+    Raises ValueError for a shape or dtype that does not fit and for tensors on several devices.
     """
     check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
-    run = reference.selective_scan if choose("selective_scan", u) == "reference" else cpu.selective_scan
+    expect_floating(
+        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
+    )
+    expect_integers(u.device, seq_idx=seq_idx)
+    path = choose("selective_scan", u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
+    run: Callable[..., tuple[Tensor, Tensor | None]]
+    if path == "triton":
+        from . import gpu
+
+        run = gpu.selective_scan
+    else:
+        run = reference.selective_scan if path == "reference" else cpu.selective_scan
     y, state = run(
         u,
         delta,

@@ -1,4 +1,4 @@
-"""The selective scan in fast plain PyTorch: one autograd Function over the whole of S6.
+"""The selective scan in fast plain PyTorch: one operator over the whole of S6.
 
 A block of batch rows is scanned in chunks of time whose buffers stay in cache; in a chunk all decays are one
 multiply and one exp2, all inputs one multiply, and each time step is a single in-place addcmul_. Only the
@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..backend import compute_dtype, without_autocast
+from ..torch_ops import Operator, Outputs, nothing
 from .blocks import LOG2_E, Block, Plan, Room, Saved, Switches, from_groups, time_first, to_groups
 
 
@@ -37,49 +37,65 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor | None]:
     """Arguments as in `transmamba_kernels.selective_scan`. y (B, L, D), final state (B, D, N) or None."""
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    differentiable = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    switches = Switches(delta_softplus, reverse, return_final_state, differentiable)
-    y, state = SelectiveScan.apply(*inputs, seq_idx, switches)
-    return y, state
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    y, state = SCAN(*inputs, seq_idx, delta_softplus, reverse, return_final_state, keep)
+    return y, state if return_final_state else None
 
 
-class SelectiveScan(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor | None]:
-        tensors: tuple[Any, ...] = args[:-1]
-        switches: Switches = args[-1]
-        dtype = compute_dtype(*tensors[:-1])
-        saved = Saved(*tensors)
-        with without_autocast(saved.u.device):
-            total, state, between = _forward(saved.grouped(), dtype, switches)
-            y = total if saved.z is None else total * F.silu(saved.z.to(dtype))
-        ctx.set_materialize_grads(False)
-        ctx.switches, ctx.dtype = switches, dtype
-        if switches.differentiable:
-            ctx.save_for_backward(*tensors, None if saved.z is None else total, between)
-        return y.to(saved.u.dtype), state
+def _run(*arguments: Any) -> Outputs:
+    tensors: tuple[Any, ...] = arguments[:10]
+    switches = Switches(*arguments[10:])
+    dtype = compute_dtype(*tensors[:-1])
+    saved = Saved(*tensors)
+    with without_autocast(saved.u.device):
+        total, state, between = _forward(saved.grouped(), dtype, switches)
+        y = total if saved.z is None else total * F.silu(saved.z.to(dtype))
+    y = y.to(saved.u.dtype)
+    ungated = total if switches.differentiable and saved.z is not None else None
+    return y, *(nothing(total) if x is None else x for x in (state, ungated, between))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y: Tensor | None, grad_state: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, dtype = Saved(*ctx.saved_tensors), ctx.dtype
-        grad_z = None
-        with without_autocast(saved.u.device):
-            grad = torch.zeros_like(saved.u, dtype=dtype) if grad_y is None else grad_y.to(dtype)
-            if saved.z is not None:
-                z = saved.z.to(dtype)
-                gate = torch.sigmoid(z)
-                assert saved.ungated is not None
-                # silu'(z) = s (1 + z (1 - s)), with s the sigmoid
-                grad_z = (grad * saved.ungated).mul_(torch.addcmul(gate, gate * z, 1 - gate))
-                grad = grad * gate.mul_(z)
-            g = _backward(saved.grouped(), grad, grad_state, dtype, ctx.switches)
-        found = (g.u, g.delta, g.A, g.B, g.C, g.D, grad_z, g.delta_bias, g.state)
-        fitted = [
-            grad.view(x.shape).to(x.dtype) if need and x is not None and grad is not None else None
-            for grad, x, need in zip(found, saved, ctx.needs_input_grad, strict=False)
-        ]
-        return (*fitted, None, None)
+
+def _fake(*arguments: Any) -> Outputs:
+    u, A, B, z = arguments[0], arguments[2], arguments[3], arguments[6]
+    switches = Switches(*arguments[10:])
+    dtype = compute_dtype(*arguments[:9])
+    (batch, length, channels), states, groups = u.shape, A.shape[1], B.shape[2] if B.dim() == 4 else 1
+
+    def like(*shape: int) -> Tensor:
+        return u.new_empty(shape, dtype=dtype)
+
+    steps = len(Plan.make(batch, length, channels * states, u.device, switches.reverse).steps)
+    kept = switches.differentiable
+    return (
+        torch.empty(u.shape, dtype=u.dtype, device=u.device),
+        like(batch, channels, states) if switches.final_state else like(0),
+        like(*u.shape) if kept and z is not None else like(0),
+        like(steps - 1, batch, groups, states, channels // groups) if kept and steps > 1 else like(0),
+    )
+
+
+def _differentiate(
+    grads: Outputs, tensors: tuple[Any, ...], kept: Outputs, flags: tuple[Any, ...]
+) -> Outputs:
+    switches = Switches(*flags)
+    dtype = compute_dtype(*tensors[:-1])
+    saved = Saved(*tensors, kept[0], kept[1])
+    grad_z = None
+    with without_autocast(saved.u.device):
+        grad = grads[0].to(dtype)
+        if saved.z is not None:
+            z = saved.z.to(dtype)
+            gate = torch.sigmoid(z)
+            assert saved.ungated is not None
+            # silu'(z) = s (1 + z (1 - s)), with s the sigmoid
+            grad_z = (grad * saved.ungated).mul_(torch.addcmul(gate, gate * z, 1 - gate))
+            grad = grad * gate.mul_(z)
+        g = _backward(saved.grouped(), grad, grads[1] if switches.final_state else None, dtype, switches)
+    found = (g.u, g.delta, g.A, g.B, g.C, g.D, grad_z, g.delta_bias, g.state, None)
+    return tuple(
+        nothing(saved.u) if x is None or grad is None else grad.reshape(x.shape).to(x.dtype).contiguous()
+        for x, grad in zip(tensors, found, strict=True)
+    )
 
 
 def _forward(
@@ -248,3 +264,15 @@ def _retreat(g: Tensor, decay: Tensor, C: Tensor, g_y: Tensor, carry: Tensor | N
         for t in range(len(gs) - 2, -1, -1):
             gs[t].addcmul_(decays[t + 1], gs[t + 1])
     return decays[first] * gs[first]
+
+
+SCAN = Operator(
+    "selective_scan_cpu",
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "Tensor? initial_state, Tensor? seq_idx, bool softplus, bool reverse, bool final, bool keep",
+    visible=2,
+    forward=_run,
+    backward=_differentiate,
+    fake=_fake,
+    saved=2,
+)

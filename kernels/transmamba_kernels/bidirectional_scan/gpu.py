@@ -1,0 +1,148 @@
+"""Vim's two scans in Triton: the second one merges and gates, unless the branches themselves are wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..packing import zero_padding
+from ..selective_scan.gpu import kept_like
+from ..selective_scan.launch import Gradients, Scan, run_backward, run_forward
+from ..torch_ops import Operator, Outputs, nothing
+from ..triton_common import on_device_of, rows
+from . import cpu
+from .kernels import gate_backward_kernel, gate_kernel
+from .reference import Direction, without_padding
+
+BLOCK = 2048
+
+
+def bidirectional_scan(
+    ahead: Direction,
+    back: Direction,
+    z: Tensor | None,
+    delta_softplus: bool,
+    return_branches: bool,
+    lengths: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+    """The merged output (B, L, D), or (merged, forward, backward)."""
+    if ahead[0].numel() == 0:
+        return cpu.bidirectional_scan(ahead, back, z, delta_softplus, return_branches, lengths)
+    ahead, back, delta_softplus = without_padding(ahead, back, delta_softplus, lengths)
+    tensors = (*(x for pair in zip(ahead, back, strict=True) for x in pair), z)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    out = SCANS(*tensors, delta_softplus, return_branches, keep)
+    y, y_f, y_b = (zero_padding(x, lengths) if x.numel() else x for x in out)
+    return (y, y_f, y_b) if return_branches else y
+
+
+def _scans(tensors: tuple[Any, ...], z: Tensor | None, delta_softplus: bool) -> tuple[Scan, Scan]:
+    """Both directions; z goes to the second, which gates."""
+    (u, delta, A, B, C, D, bias), theirs = tensors[0:14:2], tensors[1:14:2]
+    ahead = Scan.make(u, delta, A, B, C, D, None, bias, None, delta_softplus, False)
+    u, delta, A, B, C, D, bias = theirs
+    return ahead, Scan.make(u, delta, A, B, C, D, z, bias, None, delta_softplus, True)
+
+
+def _forward(*arguments: Any) -> Outputs:
+    tensors, (delta_softplus, branches, keep) = arguments[:15], arguments[15:]
+    z = tensors[14]
+    ahead, back = _scans(tensors, None if branches else z, delta_softplus)
+    u = ahead.u
+    first = run_forward(ahead, None, False, keep)
+    none = [nothing(u) for _ in range(6)]
+    if not branches:
+        second = run_forward(back, None, False, keep, other=first.y)
+        kept = (first.kept, second.kept, second.mean, None)
+        return second.y, none[0], none[1], *(_given(x, n) for x, n in zip(kept, none[2:], strict=True))
+    second = run_forward(back, None, False, keep)
+    y, y_f, y_b = (torch.empty_like(first.y) for _ in range(3))
+    (_, length, channels), z = u.shape, None if z is None else rows(z)
+    with on_device_of(u):
+        gate_kernel[(triton.cdiv(y.numel(), BLOCK),)](
+            first.y, second.y, u if z is None else z, y, y_f, y_b, y.numel(), channels,
+            0 if z is None else z.stride(0), 0 if z is None else z.stride(1), length,
+            HAS_Z=z is not None, BLOCK=BLOCK, num_warps=8,
+        )  # fmt: skip
+    raw = (first.y, second.y) if keep and z is not None else (None, None)
+    kept = (first.kept, second.kept, *raw)
+    return y, y_f, y_b, *(_given(x, n) for x, n in zip(kept, none[2:], strict=True))
+
+
+def _given(tensor: Tensor | None, otherwise: Tensor) -> Tensor:
+    return otherwise if tensor is None else tensor
+
+
+def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
+    delta_softplus, branches, _ = flags
+    z = None if tensors[14] is None else rows(tensors[14])
+    ahead, back = _scans(tensors, None, delta_softplus)
+    u, gy = ahead.u, grads[0].contiguous()
+    g_f = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    g_b = torch.empty_like(g_f) if branches else g_f
+    g_z = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    branch_grads = [grad.contiguous() for grad in grads[1:]] if branches else [gy, gy]
+    with on_device_of(u):
+        gate_backward_kernel[(triton.cdiv(u.numel(), BLOCK),)](
+            gy, *branch_grads, u if z is None else z, gy if z is None else saved[2],
+            saved[3] if branches and z is not None else gy, g_f, g_b, g_f if g_z is None else g_z, u.numel(),
+            u.shape[2], 0 if z is None else z.stride(0), 0 if z is None else z.stride(1), u.shape[1],
+            HAS_Z=z is not None, BRANCHES=branches, BLOCK=BLOCK, num_warps=8,
+        )  # fmt: skip
+    ours, theirs = run_backward(ahead, saved[0], g_f, None), run_backward(back, saved[1], g_b, None)
+    found = [x for pair in zip(_ordered(ours), _ordered(theirs), strict=True) for x in pair]
+    return tuple(
+        nothing(u) if x is None or grad is None else grad.reshape(x.shape).to(x.dtype)
+        for x, grad in zip(tensors, [*found, g_z], strict=True)
+    )
+
+
+def _ordered(g: Gradients) -> tuple[Tensor | None, ...]:
+    return g.u, g.delta, g.A, g.B, g.C, g.D, g.delta_bias
+
+
+def _fake(*arguments: Any) -> Outputs:
+    u, A, z, (_, branches, keep) = arguments[0], arguments[4], arguments[14], arguments[15:]
+
+    def like() -> Tensor:
+        return torch.empty(u.shape, dtype=u.dtype, device=u.device)
+
+    kept = (kept_like(u, A), kept_like(u, A)) if keep else (nothing(u), nothing(u))
+    gated = keep and z is not None
+    return (
+        like(),
+        like() if branches else nothing(u),
+        like() if branches else nothing(u),
+        *kept,
+        like() if gated else nothing(u),
+        like() if gated and branches else nothing(u),
+    )
+
+
+SCANS = Operator(
+    "bidirectional_scan",
+    "Tensor u, Tensor u_b, Tensor delta, Tensor delta_b, Tensor A, Tensor A_b, Tensor B, Tensor B_b, Tensor C, "
+    "Tensor C_b, Tensor? D, Tensor? D_b, Tensor? delta_bias, Tensor? delta_bias_b, Tensor? z, "
+    "bool delta_softplus, bool branches, bool keep",
+    visible=3,
+    forward=_forward,
+    backward=_backward,
+    fake=_fake,
+    saved=4,
+)
+
+
+def aot_cases() -> list[Any]:
+    """What the tests compile without a GPU: the merging scan and the gate."""
+    from ..selective_scan.aot import cases, scan
+
+    merging = [case for case in cases(scan(64, 197, 768, 16, torch.bfloat16), merge=True)[:2]]
+    numbers = dict.fromkeys(("COUNT", "DIM", "sz_b", "sz_l", "LENGTH"), "i32")
+    gates = []
+    for kernel, flags in ((gate_kernel, {}), (gate_backward_kernel, {"BRANCHES": True})):
+        pointers = {name: "*bf16:16" for name in kernel.arg_names if name.endswith("_ptr")}
+        gates.append((kernel, pointers | numbers, {"HAS_Z": True, "BLOCK": BLOCK, **flags}, 8, 3))
+    return [*merging, *gates]

@@ -1,0 +1,219 @@
+"""The causal convolution in Triton: one launch forward, one and two small sums backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..torch_ops import Operator, Outputs, nothing
+from ..triton_common import on_device_of, rows
+from . import cpu
+from .backward import backward_kernel
+from .kernels import forward_kernel, update_kernel
+from .launch import GROUP, run_backward, run_forward
+
+# Wider filters unroll into more registers than a thread has; they take the PyTorch path.
+MOST_TAPS = 8
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    reverse: bool,
+    seq_idx: Tensor | None,
+    lengths: Tensor | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Arguments as in `transmamba_kernels.causal_conv1d`; y (B, L, D), final state (B, D, K-1) or None."""
+    taps = weight.shape[1]
+    if x.numel() == 0 or taps > MOST_TAPS:
+        return cpu.causal_conv1d(
+            x, weight, bias, activation, initial_state, reverse, seq_idx, lengths, return_final_state
+        )
+    if taps == 1:
+        initial_state = None
+    final = return_final_state and taps > 1
+    y, state = CONV(x, weight, bias, initial_state, seq_idx, lengths, activation == "silu", reverse, final)
+    if not return_final_state:
+        return y, None
+    return y, state if final else x.new_empty(x.shape[0], x.shape[2], 0)
+
+
+def causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """Arguments as in `transmamba_kernels.causal_conv1d_update`; y (B, D)."""
+    if x.numel() == 0 or weight.shape[1] > MOST_TAPS:
+        return cpu.causal_conv1d_update(x, state, weight, bias, activation)
+    update = _update_op if torch.compiler.is_compiling() else _update
+    return update(x, state, weight, bias, activation == "silu")
+
+
+def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    x, weight = rows(x), weight.contiguous()
+    (batch, channels), taps = x.shape, weight.shape[1]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    block = 128
+    with on_device_of(x):
+        update_kernel[(triton.cdiv(channels, block), batch)](
+            x,
+            state,
+            weight,
+            None if bias is None else bias.contiguous(),
+            y,
+            channels,
+            x.stride(0),
+            *state.stride(),
+            K=taps,
+            KP=triton.next_power_of_2(taps),
+            BD=block,
+            SILU=silu,
+            num_warps=4,
+        )
+    return y
+
+
+_update_op = torch.library.custom_op(
+    "transmamba::causal_conv1d_update_triton",
+    _update,
+    mutates_args=("state",),
+    schema="(Tensor x, Tensor(a!) state, Tensor weight, Tensor? bias, bool silu) -> Tensor",
+)
+_update_op.register_fake(lambda x, state, weight, bias, silu: x.new_empty(x.shape))
+
+
+def _forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    final: bool,
+) -> Outputs:
+    y, _, state = run_forward(
+        x, (weight, bias, None, None), initial_state, seq_idx, lengths, silu, reverse, final
+    )
+    return y, nothing(x) if state is None else state
+
+
+def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
+    x, weight, bias, initial_state, seq_idx, lengths = tensors
+    silu, reverse, final = flags
+    dx, dinitial, (dweight, dbias) = run_backward(
+        x,
+        (weight, bias, None, None),
+        initial_state,
+        seq_idx,
+        lengths,
+        (grads[0], None, grads[1] if final else None),
+        silu,
+        reverse,
+    )
+    return (
+        dx,
+        dweight.to(weight.dtype),
+        nothing(x) if bias is None else dbias.to(bias.dtype),
+        nothing(x) if dinitial is None else dinitial,
+        nothing(x),
+        nothing(x),
+    )
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    lengths: Tensor | None,
+    silu: bool,
+    reverse: bool,
+    final: bool,
+) -> Outputs:
+    state = x.new_empty(x.shape[0], x.shape[2], weight.shape[1] - 1) if final else nothing(x)
+    return x.new_empty(x.shape), state
+
+
+CONV = Operator(
+    "causal_conv1d_triton",
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? seq_idx, Tensor? lengths, "
+    "bool silu, bool reverse, bool final",
+    visible=2,
+    forward=_forward,
+    backward=_backward,
+    fake=_fake,
+    saved=0,
+)
+
+
+def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
+    """What tests/kernels/test_aot.py compiles; its docstring has the convention."""
+    plain = case(forward_kernel, "bf16", 256)
+    everything = {"seq_idx": "*i64", "lengths": "*i64", "initial": "*fp32:16"}
+    return [
+        plain,
+        case(forward_kernel, "fp32", 256),
+        case(forward_kernel, "bf16", 256, everything | {"final": "*bf16:16"}, REVERSE=True),
+        case(backward_kernel, "bf16", 128),
+        case(backward_kernel, "fp32", 128),
+        case(backward_kernel, "fp32", 64, K=8, KP=8),
+        case(
+            backward_kernel,
+            "bf16",
+            64,
+            everything | {"dfinal": "*bf16:16", "dinitial": "*fp32:16"},
+            REVERSE=True,
+        ),
+        case(update_kernel, "bf16", 128, {"stride_sb": "i32", "stride_sd": "i32", "stride_sk": "i32"}),
+    ]
+
+
+def case(
+    kernel: Any, dtype: str, block: int, more: dict[str, str] | None = None, **constants: Any
+) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
+    """An entry of `aot_cases`: 4 taps, x of `dtype`, float32 filters; `more`: what else is there."""
+    absent = {
+        "weight_b",
+        "bias_b",
+        "y_b",
+        "dy_b",
+        "initial",
+        "seq_idx",
+        "lengths",
+        "final",
+        "dfinal",
+        "dinitial",
+    }
+    signature: dict[str, str] = {}
+    constexprs: dict[str, Any] = {
+        "K": 4,
+        "KP": 4,
+        "BD": block,
+        "GROUP": GROUP,
+        "SILU": True,
+        "REVERSE": False,
+    }
+    for name in kernel.arg_names:
+        if more and name in more:
+            signature[name] = more[name]
+        elif name in absent:
+            constexprs[name] = None
+        elif name in ("x", "y", "dx", "dy", "state"):
+            signature[name] = f"*{dtype}:16"
+        elif name in ("weight", "bias", "partials"):
+            signature[name] = "*fp32:16"
+        elif name in ("length", "blocks", "chunks", "tokens", "groups"):
+            signature[name] = "i32"
+        elif name not in constexprs:
+            signature[name] = "i32:16"
+    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
+    return kernel, signature, constexprs | constants, 4 if kernel is update_kernel else 1, 3

@@ -1,0 +1,112 @@
+"""The selective scan in Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..torch_ops import Operator, Outputs, nothing
+from . import cpu
+from .launch import CHUNK, Scan, run_backward, run_forward
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    return_final_state: bool,
+    reverse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Arguments as in `transmamba_kernels.selective_scan`. y (B, L, D), final state (B, D, N) or None."""
+    if u.numel() == 0:
+        return cpu.selective_scan(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, seq_idx, return_final_state,
+            reverse,
+        )  # fmt: skip
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y, state = SCAN(*tensors, seq_idx, delta_softplus, return_final_state, reverse, keep)
+    return y, state if return_final_state else None
+
+
+def _forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_state: Tensor | None,
+    seq_idx: Tensor | None,
+    delta_softplus: bool,
+    final: bool,
+    reverse: bool,
+    keep: bool,
+) -> Outputs:
+    scan = Scan.make(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, reverse)
+    out = run_forward(scan, initial_state, final, keep)
+    state = nothing(u, torch.float32) if out.final is None else out.final
+    return out.y, state, nothing(u) if out.kept is None else out.kept
+
+
+def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
+    u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx = tensors
+    delta_softplus, final, reverse, _ = flags
+    scan = Scan.make(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, reverse)
+    g = run_backward(scan, saved[0], grads[0], grads[1] if final else None)
+    found = (g.u, g.delta, g.A, g.B, g.C, g.D, g.z, g.delta_bias, g.state.transpose(1, 2), None)
+    return tuple(
+        nothing(u) if x is None or grad is None else grad.reshape(x.shape).to(x.dtype).contiguous()
+        for x, grad in zip(tensors, found, strict=True)
+    )
+
+
+def _fake(*arguments: Any) -> Outputs:
+    u, A, final, keep = arguments[0], arguments[2], arguments[11], arguments[13]
+    state = nothing(u, torch.float32)
+    if final:
+        state = u.new_empty(u.shape[0], A.shape[1], u.shape[2], dtype=torch.float32).transpose(1, 2)
+    kept = kept_like(u, A) if keep else nothing(u)
+    return torch.empty(u.shape, dtype=u.dtype, device=u.device), state, kept
+
+
+def kept_like(u: Tensor, A: Tensor) -> Tensor:
+    """Empty, as large as what the forward of a scan keeps for its backward."""
+    batch, length, channels = u.shape
+    dtype = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
+    return u.new_empty(batch, -(-length // CHUNK), A.shape[1], channels, dtype=dtype)
+
+
+SCAN = Operator(
+    "selective_scan",
+    "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? delta_bias, "
+    "Tensor? initial_state, Tensor? seq_idx, bool delta_softplus, bool final, bool reverse, bool keep",
+    visible=2,
+    forward=_forward,
+    backward=_backward,
+    fake=_fake,
+    saved=1,
+)
+
+
+def aot_cases() -> list[Any]:
+    """What the tests compile without a GPU: Vim-S, a long sequence cut into segments, and float32."""
+    from .aot import cases, scan
+
+    return [
+        *cases(scan(64, 197, 768, 16, torch.bfloat16)),
+        *cases(scan(1, 16384, 1024, 16, torch.bfloat16)),
+        *cases(scan(64, 197, 768, 16, torch.float32, z=False)),
+    ]

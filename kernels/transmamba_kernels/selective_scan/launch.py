@@ -1,0 +1,320 @@
+"""How the selective scan's Triton kernels are cut into programs and launched."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..backend import interpreted
+from ..triton_common import on_device_of, rows
+from .backward_kernels import backward_kernel, reduce_kernel
+from .kernels import carry_kernel, combine_kernel, forward_kernel, pack_kernel
+
+# Steps between two kept states: with 16 states in bfloat16, 2 bytes an element of u.
+CHUNK = 16
+# Rows of zeros around the packed B and C, more than any group of steps reads past the end.
+PAD = 16
+# Steps whose loads are issued together.
+FORWARD_GROUP, CARRY_GROUP, BACKWARD_GROUP = 4, 4, 2
+# Groups that are loaded ahead where there are fewer warps than `FEW` a multiprocessor.
+STAGES, FEW = 3, 9
+# Registers a thread, so that three warps fit beside each other on a quarter of a multiprocessor.
+REGISTERS = 168
+WARPS_PER_PROCESSOR = 12
+# The fewest chunks for which a segment is worth its second scan.
+CHUNKS_A_SEGMENT = 8
+LARGEST_STATE = 256
+
+
+class Scan(NamedTuple):
+    """The tensors of one direction, as they are given; B and C with their axis of groups."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    seq_idx: Tensor | None
+    delta_softplus: bool
+    reverse: bool
+
+    @classmethod
+    def make(
+        cls,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        seq_idx: Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+    ) -> Scan:
+        B, C = (x if x.dim() == 4 else x.unsqueeze(2) for x in (B, C))
+        if A.shape[1] > LARGEST_STATE:
+            raise ValueError(f"A: state size {A.shape[1]}, the Triton kernels take at most {LARGEST_STATE}")
+        seq_idx = None if seq_idx is None else seq_idx.to(torch.int32).contiguous()
+        return cls(
+            rows(u), rows(delta), A, B, C, D, None if z is None else rows(z), delta_bias, seq_idx,
+            delta_softplus, reverse,
+        )  # fmt: skip
+
+
+class Cut(NamedTuple):
+    """How one scan is cut: blocks of channels, and segments of time where the blocks alone are too few."""
+
+    states: int  # padded to a power of two, at least the 16 that a matrix product needs
+    block: int  # channels
+    blocks: int  # a group of B and C
+    segment: int  # steps
+    segments: int
+    warps: int
+
+    @classmethod
+    def make(cls, scan: Scan) -> Cut:
+        batch, length, channels = scan.u.shape
+        groups = scan.B.shape[2]
+        states = max(16, triton.next_power_of_2(scan.A.shape[1]))
+        block = 32 if states == 16 else 16
+        warps = 1 if states <= 32 else 4
+        blocks = triton.cdiv(channels // groups, block)
+        programs = batch * groups * blocks
+        wanted = _processors(scan.u.device) * WARPS_PER_PROCESSOR // warps
+        wanted = wanted if 2 * programs < wanted else 1
+        # A segment costs a second, cheaper scan; resets would have to travel with the states.
+        segments = (
+            1
+            if scan.seq_idx is not None
+            else max(1, min(wanted // programs, length // (CHUNKS_A_SEGMENT * CHUNK)))
+        )
+        segment = triton.cdiv(triton.cdiv(length, segments), CHUNK) * CHUNK
+        return cls(states, block, blocks, segment, triton.cdiv(length, segment), warps)
+
+
+class Forward(NamedTuple):
+    y: Tensor  # (B, L, D)
+    final: Tensor | None  # (B, D, N)
+    kept: Tensor | None  # the states before every CHUNK-th step, (B, chunks, N, D)
+    mean: Tensor | None  # what z gates where two scans are merged
+
+
+class Gradients(NamedTuple):
+    """Of one scan's tensors, in their dtypes, A (D, N) and the rest in float32."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    delta_bias: Tensor | None
+    state: Tensor  # (B, N, D)
+
+
+def run_forward(
+    scan: Scan, initial_state: Tensor | None, final: bool, keep: bool, other: Tensor | None = None
+) -> Forward:
+    """`other` (B, L, D): the output is the gated mean of this scan and that one."""
+    cut, u = Cut.make(scan), scan.u
+    (batch, length, channels), states, groups = u.shape, scan.A.shape[1], scan.B.shape[2]
+    enter = _channels_last(initial_state)
+    with on_device_of(u):
+        A, packed = _pack(scan, cut)
+        if cut.segments > 1:
+            enter = _states_between(scan, cut, A, packed, scan.u, None, enter, backward=False)
+        y = torch.empty(batch, length, channels, dtype=u.dtype, device=u.device)
+        gated_mean = other is not None and scan.z is not None and keep
+        mean = torch.empty_like(y) if gated_mean else None
+        kept = None
+        if keep:
+            dtype = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
+            shape = (batch, triton.cdiv(length, CHUNK), states, channels)
+            kept = torch.empty(shape, dtype=dtype, device=u.device)
+        last = torch.empty(batch, states, channels, dtype=torch.float32, device=u.device) if final else None
+        _run(
+            forward_kernel, (batch * cut.segments * groups * cut.blocks,),
+            u, scan.delta, A, packed, _or(scan.z, u), _or(scan.D, A), _or(scan.delta_bias, A), _or(enter, A),
+            _or(scan.seq_idx, A), _or(other, u), y, _or(mean, y), _or(kept, y), _or(last, A),
+            length, cut.segment, cut.segments, cut.blocks, groups,
+            u.stride(0), scan.delta.stride(0), _stride(scan.z, 0),
+            DIM=channels, NSTATE=states, GROUP=channels // groups,
+            su_l=u.stride(1), sd_l=scan.delta.stride(1), sz_l=_stride(scan.z, 1),
+            HAS_Z=scan.z is not None, HAS_D=scan.D is not None, HAS_BIAS=scan.delta_bias is not None,
+            SOFTPLUS=scan.delta_softplus, HAS_ENTER=enter is not None, HAS_SEQ=scan.seq_idx is not None,
+            MERGE=other is not None, KEEP=keep, FINAL=final, REVERSE=scan.reverse,
+            N=cut.states, BD=cut.block, TC=FORWARD_GROUP, K=CHUNK, PAD=PAD, STAGES=_stages(cut, scan),
+            warps=cut.warps, registers=_registers(cut),
+        )  # fmt: skip
+    return Forward(y, None if last is None else last.transpose(1, 2), kept, mean)
+
+
+def run_backward(scan: Scan, kept: Tensor, gy: Tensor, g_final: Tensor | None) -> Gradients:
+    """`gy` (B, L, D), `g_final` (B, D, N) or None."""
+    cut, u, gy = Cut.make(scan), scan.u, rows(gy)
+    (batch, length, channels), states, groups = u.shape, scan.A.shape[1], scan.B.shape[2]
+    behind = _channels_last(g_final)
+    exact = u.dtype == torch.float32
+    with on_device_of(u):
+        A, packed = _pack(scan, cut)
+        if cut.segments > 1:
+            behind = _states_between(scan, cut, A, packed, gy, scan.z, behind, backward=True)
+
+        def room(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=u.device)
+
+        g_u, g_delta = room(*u.shape, dtype=u.dtype), room(*u.shape, dtype=scan.delta.dtype)
+        g_z = None if scan.z is None else room(*u.shape, dtype=scan.z.dtype)
+        small = room(batch * cut.segments, states + 2, channels)
+        g_state = room(batch, states, channels)
+        g_rows = room(batch, length, groups * cut.blocks, cut.states, 2)
+        total = batch * cut.segments * groups * cut.blocks
+        programs = min(total, _processors(u.device) * max(1, WARPS_PER_PROCESSOR // cut.warps))
+        words = cut.states * cut.block if exact else cut.states * cut.block // 2
+        scratch = room(programs * CHUNK * (words + cut.block))
+        _run(
+            backward_kernel, (programs,),
+            gy, u, scan.delta, A, packed, _or(scan.z, u), _or(scan.D, A), _or(scan.delta_bias, A),
+            _or(scan.seq_idx, A), kept, _or(behind, A), g_u, g_delta, _or(g_z, g_u), small, g_rows, g_state,
+            scratch, length, cut.segment, cut.segments, cut.blocks, groups, total, programs,
+            gy.stride(0), u.stride(0), scan.delta.stride(0), _stride(scan.z, 0),
+            DIM=channels, NSTATE=states, GROUP=channels // groups,
+            sy_l=gy.stride(1), su_l=u.stride(1), sd_l=scan.delta.stride(1), sz_l=_stride(scan.z, 1),
+            HAS_Z=scan.z is not None, HAS_D=scan.D is not None, HAS_BIAS=scan.delta_bias is not None,
+            SOFTPLUS=scan.delta_softplus, HAS_SEQ=scan.seq_idx is not None, HAS_BEHIND=behind is not None,
+            REVERSE=scan.reverse, N=cut.states, BD=cut.block, TC=BACKWARD_GROUP, K=CHUNK, PAD=PAD,
+            EXACT=exact, INTERPRETED=interpreted(), warps=cut.warps, registers=_registers(cut),
+        )  # fmt: skip
+        g_B, g_C = room(*scan.B.shape, dtype=scan.B.dtype), room(*scan.C.shape, dtype=scan.C.dtype)
+        count = batch * length * groups
+        _run(
+            reduce_kernel, (triton.cdiv(count, 16),),
+            g_rows, g_B, g_C, count, cut.blocks, states, N=cut.states, BT=16, warps=1,
+        )  # fmt: skip
+    sums = small.sum(0)
+    return Gradients(
+        g_u,
+        g_delta,
+        sums[:states].t().contiguous(),
+        g_B,
+        g_C,
+        # Copies: a registered operator may not give several views of one tensor.
+        None if scan.D is None else sums[states].clone(),
+        g_z,
+        None if scan.delta_bias is None else sums[states + 1].clone(),
+        g_state,
+    )
+
+
+def _pack(scan: Scan, cut: Cut) -> tuple[Tensor, Tensor]:
+    """A log2 e (N, D), and B with C (B, G, PAD + L + PAD, 2, N) in scan order; both in float32."""
+    (batch, length, groups, states), channels = scan.B.shape, scan.u.shape[2]
+    steps = length + 2 * PAD
+    A = torch.empty(states, channels, device=scan.A.device)
+    packed = torch.empty(batch, groups, steps, 2, cut.states, device=scan.B.device)
+    _run(
+        pack_kernel, (triton.cdiv(max(steps, channels), 64), batch * groups + 1),
+        scan.A, scan.B, scan.C, A, packed, length, batch, groups, channels, states, steps, *scan.A.stride(),
+        *scan.B.stride(), *scan.C.stride(), REVERSE=scan.reverse, N=cut.states, BT=64, PAD=PAD, warps=4,
+    )  # fmt: skip
+    return A, packed
+
+
+def _states_between(
+    scan: Scan,
+    cut: Cut,
+    A: Tensor,
+    packed: Tensor,
+    x: Tensor,
+    z: Tensor | None,
+    outer: Tensor | None,
+    backward: bool,
+) -> Tensor:
+    """(B, segments, N, D): the state before each segment, or the gradient of the one behind it."""
+    (batch, length, channels), states, groups = x.shape, scan.A.shape[1], scan.B.shape[2]
+    between = torch.empty(batch, cut.segments, states, channels, device=x.device)
+    sums = torch.empty(batch, cut.segments, channels, device=x.device)
+    _run(
+            carry_kernel, (batch * (cut.segments - 1) * groups * cut.blocks,),
+        x, scan.delta, A, packed, _or(z, x), _or(scan.delta_bias, A), between, sums,
+        length, cut.segment, cut.segments, cut.blocks, groups,
+        x.stride(0), scan.delta.stride(0), _stride(z, 0),
+        DIM=channels, NSTATE=states, GROUP=channels // groups,
+        sx_l=x.stride(1), sd_l=scan.delta.stride(1), sz_l=_stride(z, 1),
+        HAS_Z=z is not None, HAS_BIAS=scan.delta_bias is not None, SOFTPLUS=scan.delta_softplus,
+        REVERSE=scan.reverse, BACKWARD=backward, N=cut.states, BD=cut.block, TC=CARRY_GROUP, PAD=PAD,
+        warps=cut.warps,
+    )  # fmt: skip
+    _run(
+        combine_kernel, (triton.cdiv(channels, 32), batch),
+        A, between, sums, _or(outer, A), cut.segments, channels, states,
+        HAS_OUTER=outer is not None, BACKWARD=backward, N=cut.states, BD=32, warps=cut.warps,
+    )  # fmt: skip
+    return between
+
+
+def _channels_last(state: Tensor | None) -> Tensor | None:
+    """(B, D, N) -> (B, N, D), contiguous."""
+    return None if state is None else state.transpose(1, 2).contiguous()
+
+
+def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
+    """A pointer for an argument that the kernel does not read."""
+    return instead if tensor is None else tensor
+
+
+def _stride(tensor: Tensor | None, dim: int) -> int:
+    return 0 if tensor is None else tensor.stride(dim)
+
+
+def _stages(cut: Cut, scan: Scan) -> int:
+    warps = len(scan.u) * scan.B.shape[2] * cut.blocks * cut.segments * cut.warps
+    return STAGES if warps < FEW * _processors(scan.u.device) else 1
+
+
+def _registers(cut: Cut) -> int | None:
+    return REGISTERS if cut.states == 16 else None
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, ...],
+    *arguments: Any,
+    warps: int,
+    registers: int | None = None,
+    **constexprs: Any,
+) -> None:
+    limit = {} if registers is None else {"maxnreg": registers}
+    # Newer Triton no longer fuses multiplications with additions unless it is told to.
+    options = dict(num_warps=warps, num_stages=1, enable_fp_fusion=True, **limit)
+    kernel[grid](*arguments, **constexprs, **options)
+
+
+# Who runs the kernels: `launch`, or what records them for the tests that compile them without a GPU.
+launcher: Callable[..., None] = launch
+
+
+def _run(*arguments: Any, **options: Any) -> None:
+    launcher(*arguments, **options)
+
+
+def _processors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return _count(device.index or 0)
+    return 132 if device.type == "meta" else 4
+
+
+@functools.cache
+def _count(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count

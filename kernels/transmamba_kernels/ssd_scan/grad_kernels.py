@@ -1,0 +1,162 @@
+# mypy: ignore-errors
+"""The backward's first kernel: what depends on the pairs (t, s) of a chunk by t. See chunks.py for the terms.
+
+The gradient of a step's log decay is the sum of M[t, s] = dW[t, s] W[t, s] over all pairs of tokens that the
+step lies between. Pairs inside the chunk: row sums less column sums of M without its diagonal, summed over
+the tokens up to the step, both of the same float32 numbers, so that what cancels does so exactly. Pairs with
+one token or both outside: by the states. No sum runs further than a chunk. Two kernels, since one has too few
+registers.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..triton_common import LOG2E, silu_slope
+from .chunks import (
+    gather,
+    load_grad,
+    load_state,
+    load_steps,
+    load_tile,
+    log_decays,
+    pair_weights,
+    running_sums,
+    store_state,
+)
+
+
+@triton.jit
+def receive_kernel(
+    x, dy, z, delta, delta_b, A, A_b, B, C, D, bias, ids, lengths, states, dz, dC, dD, through,
+    x_b, x_l, x_h, z_b, z_l, z_h, delta_sb, delta_sl, delta_sh, deltab_sb, deltab_sl, deltab_sh,
+    B_b, B_l, B_g, C_b, C_l, C_g, D_h, D_p,
+    batch, length, heads, per_group, width, depth, chunks,
+    Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr, FUSED: tl.constexpr,
+    PART: tl.constexpr, GATED: tl.constexpr,
+    SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, LENGTHS: tl.constexpr,
+):  # fmt: skip
+    """What depends on the pairs (t, s) by t. Grid (B chunks H,).
+
+    dC (B, L, H, N), a head's share; dz (B, L, H, P); dD (B, chunks, H, P), this program's share; `through`
+    (B, chunks, H, 2, Q): by direction, the sums of M over t's row less those over its column. FUSED: the
+    states are summed up and written here.
+    """
+    h, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
+    b = (tl.program_id(0) // heads // chunks).to(tl.int64)
+    p, n, here = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
+    limit = length
+    if LENGTHS:
+        limit = tl.minimum(tl.load(lengths + b).to(tl.int32), length)
+    first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
+    valid, stored = rows < limit, rows < length
+    shift = 0.0
+    if BIAS:
+        shift = tl.load(bias + h).to(tl.float32)
+    if SEQ:
+        ids += b * length
+    decay_f, decay_b = tl.load(A + h).to(tl.float32), tl.load(A_b + h).to(tl.float32)
+    rate_f, rate_b = decay_f * LOG2E, decay_b * LOG2E
+    delta += b * delta_sb + h * delta_sh
+    delta_b += b * deltab_sb + h * deltab_sh
+    x += b * x_b + h * x_h
+    z += b * z_b + h * z_h
+    B += b * B_b + (h // per_group) * B_g
+    C += b * C_b + (h // per_group) * C_g
+    dy += (b * length * heads + h) * width
+    token = (b * length + first) * heads + h
+    place = (b * chunks + chunk) * heads + h
+    through += place * (2 * Q)
+    kinds = (b * 0 + batch) * heads * chunks * (width * depth)
+    states += ((b * heads + h) * chunks + chunk) * (width * depth)
+    # First of all, while the registers are empty.
+    if FUSED:
+        if FORWARD:
+            store_state(states, gather(
+                chunk - 1, -1, chunk, x, x_l, z, z_l, B, B_l, delta, delta_sl, rate_f, shift, ids, limit, -1,
+                p, n, width, depth, P, N, Q, False, False, SOFTPLUS, SEQ, DOT, PRECISION,
+            ), p, n, width, depth)  # fmt: skip
+        if BACKWARD:
+            store_state(states + kinds if FORWARD else states, gather(
+                chunk + 1, 1, chunks - 1 - chunk, x, x_l, z, z_l, B, B_l, delta_b, deltab_sl, rate_b, shift,
+                ids,
+                limit, 1, p, n, width, depth, P, N, Q, False, False, SOFTPLUS, SEQ, DOT, PRECISION,
+            ), p, n, width, depth)  # fmt: skip
+        tl.debug_barrier()
+    state_b = states + kinds if FORWARD else states
+
+    _, dt_f = load_steps(delta, delta_sl, first, here, valid, shift, SOFTPLUS)
+    dt_b = dt_f
+    if TWO:
+        _, dt_b = load_steps(delta_b, deltab_sl, first, here, valid, shift, SOFTPLUS)
+    upto_f, upto_b = dt_f, dt_f
+    if FORWARD:
+        upto_f = tl.cumsum(log_decays(dt_f, rate_f, ids, rows, limit, -1, SEQ), 0)
+    if BACKWARD:
+        _, upto_b = running_sums(log_decays(dt_b, rate_b, ids, rows, limit, 1, SEQ))
+    grad = load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED)
+    value = load_tile(x, x_l, first, here, valid, p, width)
+    if SKIP:
+        skip = tl.load(D + h * D_h + p * D_p, mask=p < width, other=0.0).to(tl.float32)
+        tl.store(dD + place * width + p, tl.sum(grad * value.to(tl.float32), 0), mask=p < width)
+    grad, value = grad.to(DOT), value.to(DOT)
+    query = load_tile(C, C_l, first, here, valid, n, depth).to(DOT)
+    match = load_tile(B, B_l, first, here, valid, n, depth).to(DOT)
+    decay, steps = pair_weights(here, dt_f, dt_b, upto_f, upto_b, FORWARD, BACKWARD, TWO, False)
+    decay *= steps
+    scores = tl.dot(query, tl.trans(match), input_precision=PRECISION)
+    dscores = tl.dot(grad, tl.trans(value), input_precision=PRECISION) * decay
+    pairs = scores * dscores
+    # Rows less columns of the same numbers, so that what cancels does so exactly.
+    if FORWARD:
+        side = tl.where(here[:, None] > here[None, :], pairs, 0.0)
+        through_f = tl.sum(side, 1) - tl.sum(side, 0)
+    if BACKWARD:
+        side = tl.where(here[:, None] < here[None, :], pairs, 0.0)
+        through_b = tl.sum(side, 1) - tl.sum(side, 0)
+    dscores = dscores.to(DOT)
+
+    # The output is made again for dz.
+    if GATED:
+        wide = here[:, None] * (heads * width) + p[None, :]
+        inside = stored[:, None] & (p < width)[None, :]
+        acc = tl.dot((scores * decay).to(DOT), value, input_precision=PRECISION)
+        if FORWARD:
+            state = load_state(states, p, n, width, depth).to(DOT)
+            acc += tl.dot(query, tl.trans(state), input_precision=PRECISION) * tl.exp2(upto_f)[:, None]
+        if BACKWARD:
+            state = load_state(state_b, p, n, width, depth).to(DOT)
+            acc += tl.dot(query, tl.trans(state), input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
+        if SKIP:
+            acc += load_tile(x, x_l, first, here, valid, p, width).to(tl.float32) * skip[None, :]
+        acc *= load_tile(dy, heads * width, first, here, valid, p, width).to(tl.float32)
+        acc *= silu_slope(load_tile(z, z_l, first, here, valid, p, width).to(tl.float32))
+        tl.store(dz + token * width + wide, acc.to(dz.dtype.element_ty), mask=inside)
+
+    # Loaded again, not held, and in parts of N: registers are what is short.
+    if GATED:
+        grad = load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED).to(DOT)
+    for i in tl.static_range(N // PART):
+        m = i * PART + tl.arange(0, PART)
+        match = load_tile(B, B_l, first, here, valid, m, depth).to(DOT)
+        acc = tl.dot(dscores, match, input_precision=PRECISION)
+        query = load_tile(C, C_l, first, here, valid, m, depth).to(tl.float32)
+        if FORWARD:
+            state = load_state(states, p, m, width, depth).to(DOT)
+            part = tl.dot(grad, state, input_precision=PRECISION) * tl.exp2(upto_f)[:, None]
+            through_f += tl.sum(part * query, 1)
+            acc += part
+        if BACKWARD:
+            state = load_state(state_b, p, m, width, depth).to(DOT)
+            part = tl.dot(grad, state, input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
+            through_b += tl.sum(part * query, 1)
+            acc += part
+        deep = here[:, None] * (heads * depth) + m[None, :]
+        inside = stored[:, None] & (m < depth)[None, :]
+        tl.store(dC + token * depth + deep, acc.to(dC.dtype.element_ty), mask=inside)
+    if FORWARD:
+        tl.store(through + here, through_f)
+    if BACKWARD:
+        tl.store(through + Q + here, through_b)

@@ -1,0 +1,284 @@
+"""Launches of the SSD kernels, for one direction or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..backend import interpreted
+from ..triton_common import on_device_of, rows
+from .grad_kernels import receive_kernel
+from .kernels import output_kernel, states_kernel
+from .send_kernels import send_kernel
+
+# The largest P and N that a program's tiles hold.
+WIDEST, DEEPEST = 128, 256
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How a pass is cut. Up to `fused` chunks, every chunk's program sums up its states from the tokens
+    itself, work quadratic in the chunks; beyond, a sweep over the chunks writes them, in programs of
+    `block_p` by `block_n` of the state. `send_warps`: of the backward's second kernel. `part`: of N, what the
+    backward's last products take at a time."""
+
+    chunk: int = 64
+    warps: int = 4
+    send_warps: int = 8
+    stages: int = 2
+    fused: int = 4
+    block_p: int = 64
+    block_n: int = 64
+    sweep_warps: int = 4
+    sweep_stages: int = 3
+    part: int = 64
+
+
+# Fields of Tiles by pass, "forward" or "backward", that replace the table's: for sweeps over them.
+overrides: dict[str, dict[str, int]] = {"forward": {}, "backward": {}}
+
+
+def tiles(step: str, width: int, depth: int, half: bool) -> Tiles:
+    """The table. width, depth: P and N, padded to powers of two; half: bfloat16 products.
+
+    The `aot_cases` spill no registers on sm_90. What spills is no case; all of it is in the backward (bytes a
+    thread, the more of triton 3.6 and 3.9). bfloat16: `send_kernel` with two deltas and seq_idx (8), beyond
+    64 by 128 (210); `receive_kernel` with a gate (120). float32: `send_kernel` both ways with P = N = 64
+    (24, fused 104), with N = 128 (220), with N = 16 (170, gated 690). 16 warps spill more.
+    """
+    large = width * depth > 64 * 64
+    if half:
+        # Four warps for the send kernel spill some registers and are a quarter faster than eight that do not.
+        found = Tiles(
+            warps=8 if width * depth > 64 * 128 or (large and step == "backward") else 4, send_warps=4
+        )
+    else:
+        found = Tiles(chunk=16, warps=8, stages=1, fused=8, block_p=32, sweep_stages=1)
+    return replace(found, **overrides[step])
+
+
+def fits(width: int, depth: int) -> bool:
+    """Whether the kernels take heads of `width` channels with states of `depth`."""
+    return width <= WIDEST and depth <= DEEPEST and _padded(width) * _padded(depth) <= 128 * 128
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int) -> None:
+    # Newer Triton no longer fuses multiplications with additions unless it is told to.
+    kernel[grid](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call's tensors, as in `ssd_scan` and `bidirectional_ssd`. `ahead`, `back`: the directions that run;
+    one alone reads delta and A. Neither has an initial state where both run. `launch`: who runs the kernels.
+    """
+
+    x: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None = None
+    z: Tensor | None = None
+    bias: Tensor | None = None
+    initial_state: Tensor | None = None
+    seq_idx: Tensor | None = None
+    lengths: Tensor | None = None
+    softplus: bool = False
+    ahead: bool = True
+    back: bool = False
+    A_b: Tensor | None = None
+    delta_b: Tensor | None = None
+    launch: Callable[..., None] = _launch
+
+    def forward(self, final: bool = False) -> tuple[Tensor, Tensor | None]:
+        """y (B, L, H, P), and the final state (B, H, P, N) if asked for."""
+        x = self.x
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        end = x.new_empty(self._state_shape, dtype=torch.float32) if final else None
+        if x.numel() == 0 or self.B.numel() == 0:
+            if end is not None:
+                _ = end.zero_() if self.initial_state is None else end.copy_(self.initial_state)
+            return y.zero_(), end
+        with on_device_of(x):
+            cut = self._tiles("forward")
+            shared, chunks = self._shared(cut), triton.cdiv(x.shape[1], cut.chunk)
+            fused = chunks <= cut.fused and not final and self.initial_state is None
+            states = x if fused else self._sweep(cut, shared, chunks, last_state=end)
+            self._by_chunk(output_kernel, cut, shared, chunks, fused, states=states, y=y)
+        return y, end
+
+    def gradients(self, dy: Tensor, dfinal: Tensor | None = None) -> dict[str, Tensor]:
+        """By field, where the field is not None; dfinal where the final state was asked for."""
+        inputs = {n: t for n in FLOATS if (t := getattr(self, n)) is not None}
+        if self.x.numel() == 0 or self.B.numel() == 0:
+            found = {n: torch.zeros(t.shape, dtype=t.dtype, device=t.device) for n, t in inputs.items()}
+            if dfinal is not None and self.initial_state is not None:
+                found["initial_state"].copy_(dfinal)
+            return found
+        with on_device_of(self.x):
+            return self._gradients(dy.contiguous(), dfinal, inputs)
+
+    def _gradients(self, dy: Tensor, dfinal: Tensor | None, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        (batch, length, heads, width), (groups, depth) = self.x.shape, self.B.shape[2:]
+        cut = self._tiles("backward")
+        shared, chunks = self._shared(cut), triton.cdiv(length, cut.chunk)
+        made = {
+            n: torch.empty(t.shape, dtype=t.dtype, device=t.device)
+            for n, t in inputs.items()
+            if n in ("x", "z", "delta", "delta_b", "B", "C")
+        }
+        if self.initial_state is not None:
+            made["initial_state"] = torch.empty(self._state_shape, dtype=torch.float32, device=dy.device)
+        # Both ways the states of two scans would be summed up again by every chunk: a sweep is cheaper.
+        one_way = self.ahead != self.back
+        fused = one_way and chunks <= cut.fused and dfinal is None and self.initial_state is None
+        if fused:
+            states = self._scratch(self.ahead + self.back, chunks)
+        else:
+            states = self._sweep(
+                cut, shared, chunks, dy=dy, last_slope=dfinal, first_slope=made.get("initial_state")
+            )
+        by_head = {
+            n: made[n] if groups == heads else made[n].new_empty(batch, length, heads, depth)
+            for n in ("B", "C")
+        }
+        shares = dy.new_empty((3, batch * chunks, heads), dtype=torch.float32)
+        share_D = dy if self.D is None else dy.new_empty((batch * chunks, heads, width), dtype=torch.float32)
+        through = dy.new_empty((batch * chunks, heads, 2, cut.chunk), dtype=torch.float32)
+        common = {"dy": dy, "states": states, "through": through}
+        part = min(cut.part, _padded(depth))
+        self._by_chunk(
+            receive_kernel,
+            cut,
+            shared,
+            chunks,
+            fused,
+            **common,
+            dz=made.get("z", dy),
+            dC=by_head["C"],
+            dD=share_D,
+            PART=part,
+        )
+        self._by_chunk(
+            send_kernel, cut, shared, chunks, fused, **common, dx=made["x"], ddelta=made["delta"],
+            ddelta_b=made.get("delta_b", dy), dB=by_head["B"], scalars=shares,
+            PART=_padded(depth) if fused else part,
+        )  # fmt: skip
+        if groups < heads:
+            for n, parts in by_head.items():
+                torch.sum(parts.unflatten(2, (groups, -1)), 3, out=made[n])
+        first, last = int(not self.ahead), 2 if self.back else 1
+        made["A"] = shares[first : 1 if self.A_b is not None else last].sum((0, 1))
+        if self.A_b is not None:
+            made["A_b"] = shares[1].sum(0)
+        if self.bias is not None:
+            made["bias"] = shares[2].sum(0)
+        if self.D is not None:
+            made["D"] = share_D.sum((0, 2) if self.D.dim() == 1 else 0)
+        return {n: grad.to(inputs[n].dtype) for n, grad in made.items()}
+
+    @property
+    def _state_shape(self) -> tuple[int, int, int, int]:
+        batch, _, heads, width = self.x.shape
+        return batch, heads, width, self.B.shape[3]
+
+    @property
+    def _half(self) -> bool:
+        return all(t.dtype == torch.bfloat16 for t in (self.x, self.B, self.C))
+
+    def _tiles(self, step: str) -> Tiles:
+        return tiles(step, _padded(self.x.shape[3]), _padded(self.B.shape[3]), self._half)
+
+    def _shared(self, cut: Tiles) -> dict[str, Any]:
+        """What all kernels take."""
+        x, B, C, delta = rows(self.x), rows(self.B), rows(self.C), self.delta
+        delta_b = delta if self.delta_b is None else self.delta_b
+        if delta.dtype != delta_b.dtype:
+            delta, delta_b = delta.float(), delta_b.float()
+        z = x if self.z is None else rows(self.z)
+        # float16 goes through tf32, which has its digits and float32's range, where states would overflow.
+        exact = any(t.dtype == torch.float32 for t in (self.x, self.B, self.C))
+        arguments: dict[str, Any] = {
+            "x": x, "z": z, "delta": delta, "delta_b": delta_b, "A": self.A.contiguous(),
+            "A_b": (self.A if self.A_b is None else self.A_b).contiguous(), "B": B, "C": C,
+            "bias": x if self.bias is None else self.bias.contiguous(),
+            "ids": x if self.seq_idx is None else self.seq_idx.contiguous(),
+            "lengths": x if self.lengths is None else self.lengths.contiguous(),
+            "batch": x.shape[0], "length": x.shape[1], "heads": x.shape[2],
+            "per_group": x.shape[2] // B.shape[2], "width": x.shape[3], "depth": B.shape[3],
+            "Q": cut.chunk, "FORWARD": self.ahead, "BACKWARD": self.back,
+            "DOT": tl.bfloat16 if self._half and not interpreted() else tl.float32,
+            "PRECISION": "tf32x3" if exact else "tf32",
+            "BIAS": self.bias is not None, "SOFTPLUS": self.softplus,
+            "SEQ": self.seq_idx is not None, "LENGTHS": self.lengths is not None,
+        }  # fmt: skip
+        named = {"x": x, "z": z, "B": B, "C": C, "delta_s": delta, "deltab_s": delta_b}
+        for name, tensor in named.items():
+            last = "g" if name in ("B", "C") else "h"
+            joint = "" if name.endswith("_s") else "_"
+            for axis, letter in enumerate(f"bl{last}"):
+                arguments[f"{name}{joint}{letter}"] = tensor.stride(axis)
+        return arguments
+
+    def _sweep(
+        self,
+        cut: Tiles,
+        shared: dict[str, Any],
+        chunks: int,
+        dy: Tensor | None = None,
+        last_state: Tensor | None = None,
+        last_slope: Tensor | None = None,
+        first_slope: Tensor | None = None,
+    ) -> Tensor:
+        """(kinds, B, H, chunks, P, N): the states, and with dy the slopes."""
+        batch, heads, width, depth = self._state_shape
+        kinds = (self.ahead + self.back) * (1 if dy is None else 2)
+        states = self._scratch(kinds, chunks)
+        block_p, block_n = min(cut.block_p, _padded(width)), min(cut.block_n, _padded(depth))
+        blocks = triton.cdiv(width, block_p) * triton.cdiv(depth, block_n)
+        start, end = self.initial_state, last_state if dy is None else last_slope
+        arguments = dict(
+            **shared, dy=states if dy is None else dy, states=states, chunks=chunks,
+            first_state=states if start is None else start.contiguous(),
+            last_state=states if last_state is None else last_state,
+            first_slope=states if first_slope is None else first_slope,
+            last_slope=states if last_slope is None else last_slope.contiguous(),
+            BLOCK_P=block_p, BLOCK_N=block_n, SLOPES=dy is not None,
+            GATED=dy is not None and self.z is not None, START=start is not None, END=end is not None,
+        )  # fmt: skip
+        grid = (batch * heads, blocks, kinds)
+        self.launch(states_kernel, grid, arguments, cut.sweep_warps, cut.sweep_stages)
+        return states
+
+    def _scratch(self, kinds: int, chunks: int) -> Tensor:
+        batch, heads, width, depth = self._state_shape
+        dtype = torch.bfloat16 if self._half else torch.float32
+        return self.x.new_empty((kinds, batch, heads, chunks, width, depth), dtype=dtype)
+
+    def _by_chunk(
+        self, kernel: Any, cut: Tiles, shared: dict[str, Any], chunks: int, fused: bool, **own: Any
+    ) -> None:
+        batch, heads, width, depth = self._state_shape
+        arguments = dict(
+            **shared, **own, chunks=chunks, D=self.x if self.D is None else self.D,
+            D_h=0 if self.D is None else self.D.stride(0),
+            D_p=0 if self.D is None or self.D.dim() == 1 else self.D.stride(1),
+            P=_padded(width), N=_padded(depth), TWO=self.delta_b is not None, FUSED=fused,
+            GATED=self.z is not None, SKIP=self.D is not None,
+        )  # fmt: skip
+        warps = cut.send_warps if kernel is send_kernel else cut.warps
+        self.launch(kernel, (batch * chunks * heads,), arguments, warps, cut.stages)
+
+
+FLOATS = ("x", "delta", "A", "B", "C", "D", "z", "bias", "initial_state", "A_b", "delta_b")
+
+
+def _padded(size: int) -> int:
+    return max(16, triton.next_power_of_2(size))

@@ -1,0 +1,193 @@
+# mypy: ignore-errors
+"""The backward's second kernel: what depends on the pairs (t, s) of a chunk by s, and then the steps. See
+grad_kernels.py."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..triton_common import LOG2E, sigmoid
+from .chunks import (
+    gather,
+    load_grad,
+    load_state,
+    load_steps,
+    load_tile,
+    log_decays,
+    pair_weights,
+    running_sums,
+)
+
+
+@triton.jit
+def inner(state, slope, p, n, width, depth):
+    state = load_state(state, p, n, width, depth).to(tl.float32)
+    return tl.sum(tl.sum(state * slope.to(tl.float32), 1), 0)
+
+
+@triton.jit
+def send_kernel(
+    x, dy, z, delta, delta_b, A, A_b, B, C, D, bias, ids, lengths, states, dx, ddelta, ddelta_b, dB, through,
+    scalars,
+    x_b, x_l, x_h, z_b, z_l, z_h, delta_sb, delta_sl, delta_sh, deltab_sb, deltab_sl, deltab_sh,
+    B_b, B_l, B_g, C_b, C_l, C_g, D_h, D_p,
+    batch, length, heads, per_group, width, depth, chunks,
+    Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr, FUSED: tl.constexpr,
+    PART: tl.constexpr, GATED: tl.constexpr,
+    SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, LENGTHS: tl.constexpr,
+):  # fmt: skip
+    """What depends on the pairs (t, s) by s, and then the steps. Grid (B chunks H,), behind `receive_kernel`.
+
+    dx, ddelta and ddelta_b by token and head; dB (B, L, H, N), a head's share; scalars (3, B, chunks, H), for
+    A, A_b and the bias, this program's shares: those of the directions run and of a bias given. FUSED: the
+    slopes are summed up here.
+    """
+    h, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
+    b = (tl.program_id(0) // heads // chunks).to(tl.int64)
+    p, n, here = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
+    limit = length
+    if LENGTHS:
+        limit = tl.minimum(tl.load(lengths + b).to(tl.int32), length)
+    first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
+    valid, stored = rows < limit, rows < length
+    shift = 0.0
+    if BIAS:
+        shift = tl.load(bias + h).to(tl.float32)
+    if SEQ:
+        ids += b * length
+    decay_f, decay_b = tl.load(A + h).to(tl.float32), tl.load(A_b + h).to(tl.float32)
+    rate_f, rate_b = decay_f * LOG2E, decay_b * LOG2E
+    delta += b * delta_sb + h * delta_sh
+    delta_b += b * deltab_sb + h * deltab_sh
+    x += b * x_b + h * x_h
+    z += b * z_b + h * z_h
+    B += b * B_b + (h // per_group) * B_g
+    C += b * C_b + (h // per_group) * C_g
+    dy += (b * length * heads + h) * width
+    token = (b * length + first) * heads + h
+    place = (b * chunks + chunk) * heads + h
+    through += place * (2 * Q)
+    kinds = (b * 0 + batch) * heads * chunks * (width * depth)
+    states += ((b * heads + h) * chunks + chunk) * (width * depth)
+    state_b = states + kinds if FORWARD else states
+    slopes_f = state_b + kinds if BACKWARD else states + kinds
+    slopes_b = state_b + 2 * kinds if FORWARD else states + kinds
+    if FORWARD:
+        if FUSED:
+            slope_f = gather(
+                chunk + 1, 1, chunks - 1 - chunk, dy, heads * width, z, z_l, C, C_l, delta, delta_sl, rate_f,
+                shift, ids, limit, -1, p, n, width, depth, P, N, Q, True, GATED, SOFTPLUS, SEQ, DOT,
+                PRECISION,
+            ).to(DOT)  # fmt: skip
+        else:
+            slope_f = load_state(slopes_f, p, n, width, depth).to(DOT)
+        over_f = inner(states, slope_f, p, n, width, depth)
+    if BACKWARD:
+        if FUSED:
+            slope_b = gather(
+                chunk - 1, -1, chunk, dy, heads * width, z, z_l, C, C_l, delta_b, deltab_sl, rate_b, shift,
+                ids, limit, 1, p, n, width, depth, P, N, Q, True, GATED, SOFTPLUS, SEQ, DOT, PRECISION,
+            ).to(DOT)  # fmt: skip
+        else:
+            slope_b = load_state(slopes_b, p, n, width, depth).to(DOT)
+        over_b = inner(state_b, slope_b, p, n, width, depth)
+
+    raw_f, dt_f = load_steps(delta, delta_sl, first, here, valid, shift, SOFTPLUS)
+    raw_b, dt_b = raw_f, dt_f
+    if TWO:
+        raw_b, dt_b = load_steps(delta_b, deltab_sl, first, here, valid, shift, SOFTPLUS)
+    upto_f, leave_f, upto_b, leave_b = dt_f, dt_f, dt_f, dt_f
+    if FORWARD:
+        a = log_decays(dt_f, rate_f, ids, rows, limit, -1, SEQ)
+        upto_f, leave_f = running_sums(a)
+        leave_f = tl.exp2(leave_f - a)
+        over_f *= tl.exp2(tl.sum(a, 0))
+    if BACKWARD:
+        a = log_decays(dt_b, rate_b, ids, rows, limit, 1, SEQ)
+        leave_b, upto_b = running_sums(a)
+        leave_b = tl.exp2(leave_b - a)
+        over_b *= tl.exp2(tl.sum(a, 0))
+    grad = load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED)
+    value = load_tile(x, x_l, first, here, valid, p, width).to(DOT)
+    query = load_tile(C, C_l, first, here, valid, n, depth).to(DOT)
+    match = load_tile(B, B_l, first, here, valid, n, depth).to(DOT)
+    decay, steps = pair_weights(here, dt_f, dt_b, upto_f, upto_b, FORWARD, BACKWARD, TWO, True)
+    dscores = tl.dot(value, tl.trans(grad.to(DOT)), input_precision=PRECISION) * decay
+    weights = tl.dot(match, tl.trans(query), input_precision=PRECISION)
+    pairs = weights * dscores
+    own = tl.sum(tl.where(here[:, None] == here[None, :], pairs, 0.0), 1)
+    if FORWARD:
+        direct_f = tl.sum(tl.where(here[:, None] < here[None, :], pairs, 0.0), 1)
+    if BACKWARD:
+        direct_b = tl.sum(tl.where(here[:, None] > here[None, :], pairs, 0.0), 1)
+    dscores = (dscores * steps).to(DOT)
+    acc = tl.dot((weights * (decay * steps)).to(DOT), grad.to(DOT), input_precision=PRECISION)
+    if FORWARD:
+        acc += tl.dot(match, tl.trans(slope_f), input_precision=PRECISION) * (leave_f * dt_f)[:, None]
+    if BACKWARD:
+        acc += tl.dot(match, tl.trans(slope_b), input_precision=PRECISION) * (leave_b * dt_b)[:, None]
+    if SKIP:
+        skip = tl.load(D + h * D_h + p * D_p, mask=p < width, other=0.0).to(tl.float32)
+        acc += load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED) * skip[None, :]
+    wide = here[:, None] * (heads * width) + p[None, :]
+    inside = stored[:, None] & (p < width)[None, :]
+    tl.store(dx + token * width + wide, acc.to(dx.dtype.element_ty), mask=inside)
+
+    # Loaded again, not held, and in parts of N: registers are what is short.
+    value = load_tile(x, x_l, first, here, valid, p, width).to(DOT)
+    passed_f, passed_b = tl.zeros((Q,), dtype=tl.float32), tl.zeros((Q,), dtype=tl.float32)
+    for i in tl.static_range(N // PART):
+        m = i * PART + tl.arange(0, PART)
+        query = load_tile(C, C_l, first, here, valid, m, depth).to(DOT)
+        acc = tl.dot(dscores, query, input_precision=PRECISION)
+        match = load_tile(B, B_l, first, here, valid, m, depth).to(DOT)
+        if FORWARD:
+            if not FUSED:
+                slope_f = load_state(slopes_f, p, m, width, depth).to(DOT)
+            part = tl.dot(value, slope_f, input_precision=PRECISION) * leave_f[:, None]
+            passed_f += tl.sum(part * match.to(tl.float32), 1)
+            acc += part * dt_f[:, None]
+        if BACKWARD:
+            if not FUSED:
+                slope_b = load_state(slopes_b, p, m, width, depth).to(DOT)
+            part = tl.dot(value, slope_b, input_precision=PRECISION) * leave_b[:, None]
+            passed_b += tl.sum(part * match.to(tl.float32), 1)
+            acc += part * dt_b[:, None]
+        deep = here[:, None] * (heads * depth) + m[None, :]
+        inside = stored[:, None] & (m < depth)[None, :]
+        tl.store(dB + token * depth + deep, acc.to(dB.dtype.element_ty), mask=inside)
+
+    # The steps. `over`: pairs that reach past the chunk on both sides.
+    scalars += place
+    shares = (b * 0 + batch) * chunks * heads
+    step_f = tl.zeros((Q,), dtype=tl.float32)
+    step_b = tl.zeros((Q,), dtype=tl.float32)
+    if FORWARD:
+        _, rise = running_sums(tl.load(through + here))
+        passed = passed_f * dt_f
+        rise += over_f + tl.cumsum(passed, 0) - passed
+        tl.store(scalars, tl.sum(rise * dt_f, 0))
+        step_f = direct_f + passed_f + (0.5 * own if BACKWARD else own) + decay_f * rise
+    if BACKWARD:
+        rise = tl.cumsum(tl.load(through + Q + here), 0)
+        passed = passed_b * dt_b
+        _, behind = running_sums(passed)
+        rise += over_b + behind - passed
+        tl.store(scalars + shares, tl.sum(rise * dt_b, 0))
+        step_b = direct_b + passed_b + (0.5 * own if FORWARD else own) + decay_b * rise
+    if not TWO:
+        step_f += step_b
+    if SOFTPLUS:
+        step_f *= sigmoid(raw_f)
+        step_b *= sigmoid(raw_b)
+    step_f = tl.where(valid, step_f, 0.0)
+    tl.store(ddelta + token + here * heads, step_f.to(ddelta.dtype.element_ty), mask=stored)
+    raised = tl.sum(step_f, 0)
+    if TWO:
+        step_b = tl.where(valid, step_b, 0.0)
+        tl.store(ddelta_b + token + here * heads, step_b.to(ddelta_b.dtype.element_ty), mask=stored)
+        raised += tl.sum(step_b, 0)
+    if BIAS:
+        tl.store(scalars + 2 * shares, raised)

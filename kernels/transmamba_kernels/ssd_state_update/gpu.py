@@ -1,0 +1,114 @@
+"""One token of the SSD scan in Triton: one launch, which a CUDA graph can hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ..triton_common import on_device_of, rows
+from . import cpu
+from .kernels import step_kernel
+
+# Elements of the state that a program of 4 warps holds.
+TILE = 4096
+# The widest state whose row fits such a tile.
+MOST_STATES = 4096
+
+
+def ssd_state_update(
+    state: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """Arguments as in `transmamba_kernels.ssd_state_update`; y (B, H, P)."""
+    if state.numel() == 0 or B.shape[2] > MOST_STATES:
+        return cpu.ssd_state_update(state, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    step = _step_op if torch.compiler.is_compiling() else _step
+    return step(state, x, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def _step(
+    state: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    x, B, C, z = rows(x), rows(B), rows(C), None if z is None else rows(z)
+    (batch, heads, width), (groups, states) = x.shape, B.shape[1:]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    padded = triton.next_power_of_2(states)
+    block = max(min(TILE // padded, triton.next_power_of_2(width)), 1)
+    skip = (0, 0) if D is None else (D.stride(0), D.stride(1) if D.dim() == 2 else 0)
+    with on_device_of(x):
+        step_kernel[(triton.cdiv(width, block) * heads, batch)](
+            state,
+            x,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            delta_bias,
+            y,
+            heads,
+            width,
+            states,
+            heads // groups,
+            *state.stride(),
+            *x.stride()[:2],
+            *delta.stride(),
+            *((0, 0) if z is None else z.stride()[:2]),
+            A.stride(0),
+            *B.stride()[:2],
+            *C.stride()[:2],
+            *skip,
+            0 if delta_bias is None else delta_bias.stride(0),
+            BP=block,
+            NP=padded,
+            SOFTPLUS=delta_softplus,
+            num_warps=4,
+        )
+    return y
+
+
+_step_op = torch.library.custom_op(
+    "transmamba::ssd_state_update_triton",
+    _step,
+    mutates_args=("state",),
+    schema="(Tensor(a!) state, Tensor x, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, "
+    "Tensor? delta_bias, bool delta_softplus) -> Tensor",
+)
+_step_op.register_fake(lambda state, x, *rest: x.new_empty(x.shape))
+
+
+def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
+    """What tests/kernels/test_aot.py compiles; its docstring has the convention."""
+    cases = []
+    for dtype, states in (("fp32", 128), ("bf16", 64)):
+        signature = {name: "i32:16" for name in step_kernel.arg_names if name.startswith("stride")}
+        signature |= dict.fromkeys(("heads", "width", "states", "per_group"), "i32:16")
+        signature |= dict.fromkeys(("x", "delta", "B", "C", "z", "y"), "*bf16:16")
+        signature |= dict.fromkeys(("A", "D", "delta_bias"), "*fp32:16") | {"state": f"*{dtype}:16"}
+        constants = dict.fromkeys(("stride_sn", "stride_th", "stride_ah", "stride_dh", "stride_fh"), 1)
+        constants |= {"BP": min(TILE // states, 64), "NP": states, "SOFTPLUS": True}
+        for name in constants:
+            signature.pop(name, None)
+        cases.append((step_kernel, signature, constants, 4, 3))
+    return cases

@@ -1,0 +1,109 @@
+"""Every Triton kernel, compiled for sm_90 without a GPU: it must compile, and no register may spill.
+
+The convention: a kernel that is launched has a name that ends in `_kernel`, and the `gpu.py` that launches it
+has
+
+    aot_cases() -> list[tuple[kernel, signature, constexprs, num_warps, num_stages, *more]]
+
+with the argument types really launched. `kernel`: the jitted function. `signature`: {argument: type} in
+Triton's spelling ("*bf16", "i32", "fp32"), ":16" behind it where the pointer or number is a multiple of 16,
+which a launch finds out by itself and which decides how wide the loads are ("*bf16:16", "i32:16").
+`constexprs`: {argument: value} for the rest, that is `tl.constexpr` arguments, tensors that are None, numbers
+that are 1. `more`: further options of the compiler, and the bytes of a thread's stack that are allowed, with the
+reason beside them in the code. A few representative cases an op: a case takes 1 to 4 seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transmamba_kernels
+
+pytest.importorskip("triton")
+
+Case = tuple[Any, ...]
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled"
+)
+
+
+def modules() -> list[Any]:
+    """The package's modules that hold kernels."""
+    root = Path(transmamba_kernels.__file__).parent
+    found = []
+    for info in pkgutil.walk_packages([str(root)], "transmamba_kernels."):
+        path = root.joinpath(*info.name.split(".")[1:]).with_suffix(".py")
+        if info.name.split(".")[1] == "bench" or not path.is_file():
+            continue
+        if path.name == "gpu.py" or "import triton" in path.read_text():
+            found.append(importlib.import_module(info.name))
+    return found
+
+
+def cases() -> list[Any]:
+    found = []
+    for module in modules():
+        if hasattr(module, "aot_cases"):
+            op = module.__name__.split(".")[1]
+            for i, case in enumerate(module.aot_cases()):
+                found.append(pytest.param(case, id=f"{op}-{case[0].__name__}-{i}"))
+    return found
+
+
+def resources(case: Case, folder: Path) -> dict[str, int]:
+    """Registers, stack and local memory of a thread, shared memory of a program, as compiled."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, signature, constexprs, warps, stages, *more = case
+    types, attributes = {}, {}
+    for i, name in enumerate(kernel.arg_names):
+        if name in constexprs:
+            types[name] = "constexpr"
+            continue
+        types[name], _, multiple = signature[name].partition(":")
+        if multiple:
+            attributes[(i,)] = [["tt.divisibility", int(multiple)]]
+    compiled = triton.compile(
+        ASTSource(kernel, types, constexprs, attributes),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": warps, "num_stages": stages, **(more[0] if more else {})},
+    )
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    text = subprocess.run(
+        [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    usage = text.split(" Function ")[1]
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+
+
+@pytest.mark.parametrize("case", cases())
+def test_compiles_without_spills(case, tmp_path):
+    used = resources(case, tmp_path)
+    allowed = case[6] if len(case) > 6 else 0
+    assert used["STACK"] <= allowed and used["LOCAL"] == 0, (
+        f"registers spill: {used}, allowed {allowed} bytes"
+    )
+    assert used["REG"] <= 255
+
+
+def test_every_kernel_has_a_case():
+    launched = {
+        f"{value.__module__}.{value.__name__}"
+        for module in modules()
+        for name, value in vars(module).items()
+        if name.endswith("_kernel") and hasattr(value, "arg_names")
+    }
+    covered = {f"{p.values[0][0].__module__}.{p.values[0][0].__name__}" for p in cases()}
+    assert launched <= covered, f"no aot_cases() compiles {sorted(launched - covered)}"
