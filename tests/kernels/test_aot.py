@@ -9,8 +9,8 @@ with the argument types really launched. `kernel`: the jitted function. `signatu
 Triton's spelling ("*bf16", "i32", "fp32"), ":16" behind it where the pointer or number is a multiple of 16,
 which a launch finds out by itself and which decides how wide the loads are ("*bf16:16", "i32:16").
 `constexprs`: {argument: value} for the rest, that is `tl.constexpr` arguments, tensors that are None, numbers
-that are 1. `more`: further options of the compiler, and the bytes of a thread's stack that are allowed, with the
-reason beside them in the code. A few representative cases an op: a case takes 1 to 4 seconds.
+that are 1. `more`: further options of the compiler, and the bytes of a thread's stack that are allowed, with
+the reason beside them in the code. A few representative cases an op: a case takes 1 to 4 seconds.
 """
 
 from __future__ import annotations

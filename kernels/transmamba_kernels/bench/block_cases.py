@@ -59,7 +59,9 @@ def vim_block(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) 
             scans |= {"u" + suffix: u, "delta" + suffix: F.linear(step, t["dt_proj" + suffix])}
             scans |= {"B" + suffix: B, "C" + suffix: C}
             scans |= {name + suffix: t[name + suffix] for name in ("A", "D", "delta_bias")}
-        return F.linear(bidirectional_scan(**scans, z=z, delta_softplus=True), t["out_proj"])
+        y = bidirectional_scan(**scans, z=z, delta_softplus=True)  # type: ignore[arg-type]
+        assert isinstance(y, Tensor)
+        return F.linear(y, t["out_proj"])
 
     def official(**t: Tensor) -> Tensor:
         """Channels before time, the second direction on flipped tensors, as the official Vim does."""

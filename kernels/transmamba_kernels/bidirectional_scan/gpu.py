@@ -124,8 +124,8 @@ def _fake(*arguments: Any) -> Outputs:
 
 SCANS = Operator(
     "bidirectional_scan",
-    "Tensor u, Tensor u_b, Tensor delta, Tensor delta_b, Tensor A, Tensor A_b, Tensor B, Tensor B_b, Tensor C, "
-    "Tensor C_b, Tensor? D, Tensor? D_b, Tensor? delta_bias, Tensor? delta_bias_b, Tensor? z, "
+    "Tensor u, Tensor u_b, Tensor delta, Tensor delta_b, Tensor A, Tensor A_b, Tensor B, Tensor B_b, "
+    "Tensor C, Tensor C_b, Tensor? D, Tensor? D_b, Tensor? delta_bias, Tensor? delta_bias_b, Tensor? z, "
     "bool delta_softplus, bool branches, bool keep",
     visible=3,
     forward=_forward,
@@ -139,7 +139,7 @@ def aot_cases() -> list[Any]:
     """What the tests compile without a GPU: the merging scan and the gate."""
     from ..selective_scan.aot import cases, scan
 
-    merging = [case for case in cases(scan(64, 197, 768, 16, torch.bfloat16), merge=True)[:2]]
+    merging = cases(scan(64, 197, 768, 16, torch.bfloat16), merge=True)[:2]
     numbers = dict.fromkeys(("COUNT", "DIM", "sz_b", "sz_l", "LENGTH"), "i32")
     gates = []
     for kernel, flags in ((gate_kernel, {}), (gate_backward_kernel, {"BRANCHES": True})):

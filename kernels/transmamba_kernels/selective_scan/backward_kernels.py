@@ -7,6 +7,7 @@ ones, where shuffles would cost as much as all else. No atomics: partial sums ar
 """
 
 # mypy: ignore-errors
+# ruff: noqa: RUF005
 from __future__ import annotations
 
 import triton
@@ -18,7 +19,7 @@ from .kernels import LN2, reset, step_size, within
 
 @triton.jit
 def sum_channels(gB, gC, chosen, acc, EXACT: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Adds the sums over channels of gB and gC, (N, BD), to the chosen column of acc (2 N, W), interleaved."""
+    """Adds the sums over channels of gB and gC (N, BD) to the chosen column of acc (2 N, W), interleaved."""
     both = tl.join(gB, gC)
     N: tl.constexpr = both.shape[0]
     BD: tl.constexpr = both.shape[1]

@@ -79,7 +79,7 @@ def _differentiate(
 ) -> Outputs:
     switches = Switches(*flags)
     dtype = compute_dtype(*tensors[:-1])
-    saved = Saved(*tensors, kept[0], kept[1])
+    saved = Saved(*tensors)._replace(ungated=kept[0], between=kept[1])
     grad_z = None
     with without_autocast(saved.u.device):
         grad = grads[0].to(dtype)

@@ -62,7 +62,7 @@ def _forward(
 
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
-    u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx = tensors
+    u, delta, A, B, C, D, z, delta_bias, _, seq_idx = tensors
     delta_softplus, final, reverse, _ = flags
     scan = Scan.make(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, reverse)
     g = run_backward(scan, saved[0], grads[0], grads[1] if final else None)

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..backend import interpreted
 from ..triton_common import on_device_of, rows
 from .backward_kernels import backward_kernel, reduce_kernel
-from .kernels import carry_kernel, combine_kernel, forward_kernel, pack_kernel
+from .carry_kernels import carry_kernel, combine_kernel
+from .kernels import forward_kernel, pack_kernel
 
 # Steps between two kept states: with 16 states in bfloat16, 2 bytes an element of u.
 CHUNK = 16

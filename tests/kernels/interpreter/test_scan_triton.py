@@ -19,7 +19,7 @@ HALF_LIMIT = 1e-2 if torch.cuda.is_available() else 2e-2
 def draw(
     length: int, channels: int, states: int, options: str, groups: int = 1, batch: int = 2
 ) -> dict[str, Any]:
-    """options: z, D, b for delta_bias, h for an initial state, f for a final one, s for seq_idx, r for reverse."""
+    """options: z, D, b: delta_bias, h: initial state, f: final state, s: seq_idx, r: reverse."""
     generator = torch.Generator().manual_seed(length)
 
     def normal(*shape: int) -> Tensor:
