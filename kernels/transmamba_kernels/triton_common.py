@@ -10,6 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2E = tl.constexpr(1.4426950408889634)
+# For every launch: newer Triton no longer fuses multiplications with additions unless it is told to.
+FUSED = {"enable_fp_fusion": True}
 
 
 @triton.jit

@@ -85,6 +85,9 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
     packed = both | {"seq_idx": "*i64", "lengths": "*i64"}
     return [
         case(forward_kernel, "bf16", 128, both | {"y_b": "*bf16:16"}),
+        # The students' filters without a bias in one direction.
+        case(forward_kernel, "bf16", 128, {"weight_b": "*fp32:16", "y_b": "*bf16:16"}, SILU=False),
+        case(backward_kernel, "bf16", 64, {"weight_b": "*fp32:16", "dy_b": "*bf16:16"}, SILU=False),
         case(forward_kernel, "fp32", 128, packed | {"y_b": "*fp32:16"}),
         case(backward_kernel, "bf16", 64, both | {"dy_b": "*bf16:16"}),
         case(backward_kernel, "fp32", 64, packed | {"dy_b": "*fp32:16"}),

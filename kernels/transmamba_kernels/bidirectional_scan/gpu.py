@@ -12,7 +12,7 @@ from ..packing import zero_padding
 from ..selective_scan.gpu import kept_like
 from ..selective_scan.launch import Gradients, Scan, run_backward, run_forward
 from ..torch_ops import Operator, Outputs, nothing
-from ..triton_common import on_device_of, rows
+from ..triton_common import FUSED, on_device_of, rows
 from . import cpu
 from .kernels import gate_backward_kernel, gate_kernel
 from .reference import Direction, without_padding
@@ -65,7 +65,7 @@ def _forward(*arguments: Any) -> Outputs:
         gate_kernel[(triton.cdiv(y.numel(), BLOCK),)](
             first.y, second.y, u if z is None else z, y, y_f, y_b, y.numel(), channels,
             0 if z is None else z.stride(0), 0 if z is None else z.stride(1), length,
-            HAS_Z=z is not None, BLOCK=BLOCK, num_warps=8,
+            HAS_Z=z is not None, BLOCK=BLOCK, num_warps=8, **FUSED,
         )  # fmt: skip
     raw = (first.y, second.y) if keep and z is not None else (None, None)
     kept = (first.kept, second.kept, *raw)
@@ -90,7 +90,7 @@ def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: t
             gy, *branch_grads, u if z is None else z, gy if z is None else saved[2],
             saved[3] if branches and z is not None else gy, g_f, g_b, g_f if g_z is None else g_z, u.numel(),
             u.shape[2], 0 if z is None else z.stride(0), 0 if z is None else z.stride(1), u.shape[1],
-            HAS_Z=z is not None, BRANCHES=branches, BLOCK=BLOCK, num_warps=8,
+            HAS_Z=z is not None, BRANCHES=branches, BLOCK=BLOCK, num_warps=8, **FUSED,
         )  # fmt: skip
     ours, theirs = run_backward(ahead, saved[0], g_f, None), run_backward(back, saved[1], g_b, None)
     found = [x for pair in zip(_ordered(ours), _ordered(theirs), strict=True) for x in pair]

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from ..torch_ops import Operator, Outputs, nothing
-from ..triton_common import on_device_of, rows
+from ..triton_common import FUSED, on_device_of, rows
 from . import cpu
 from .backward import backward_kernel
 from .kernels import forward_kernel, update_kernel
@@ -75,6 +75,7 @@ def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu:
             BD=block,
             SILU=silu,
             num_warps=4,
+            **FUSED,
         )
     return y
 
@@ -163,7 +164,9 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
         plain,
         case(forward_kernel, "fp32", 256),
         case(forward_kernel, "bf16", 256, everything | {"final": "*bf16:16"}, REVERSE=True),
+        case(forward_kernel, "bf16", 256, bias=None),
         case(backward_kernel, "bf16", 128),
+        case(backward_kernel, "bf16", 128, bias=None),
         case(backward_kernel, "fp32", 128),
         case(backward_kernel, "fp32", 64, K=8, KP=8),
         case(
@@ -205,7 +208,7 @@ def case(
     for name in kernel.arg_names:
         if more and name in more:
             signature[name] = more[name]
-        elif name in absent:
+        elif name in absent or name in constants:
             constexprs[name] = None
         elif name in ("x", "y", "dx", "dy", "state"):
             signature[name] = f"*{dtype}:16"

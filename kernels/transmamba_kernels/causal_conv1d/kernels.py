@@ -31,9 +31,11 @@ def filter_columns(weight, d, inside, K: tl.constexpr, KP: tl.constexpr):
 
 @triton.jit
 def channel_vector(pointer, d, inside):
-    if pointer is None:
-        return tl.zeros_like(d).to(tl.float32)
-    return tl.load(pointer + d, mask=inside, other=0.0).to(tl.float32)
+    # One return: older Triton compiles what stands behind a return too.
+    value = tl.zeros_like(d).to(tl.float32)
+    if pointer is not None:
+        value += tl.load(pointer + d, mask=inside, other=0.0).to(tl.float32)
+    return value
 
 
 @triton.jit

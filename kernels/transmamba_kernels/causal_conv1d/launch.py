@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..triton_common import on_device_of, rows
+from ..triton_common import FUSED, on_device_of, rows
 from .backward import backward_kernel
 from .kernels import forward_kernel
 
@@ -96,6 +96,7 @@ def run_forward(
             SILU=silu,
             REVERSE=reverse,
             num_warps=1,
+            **FUSED,
         )
     return y, y_b, state
 
@@ -167,6 +168,7 @@ def run_backward(
             SILU=silu,
             REVERSE=reverse,
             num_warps=1,
+            **FUSED,
         )
     found = []
     for first in range(0, slots, taps + 1):

@@ -231,7 +231,7 @@ def backward_kernel(
                 t = start + SIGN * (i0 + w)
                 live = (i0 + w < end) & (w < TC)
                 out = gBC_ptr + ((b * L + t) * BLOCKS + pid)[None, :] * (2 * N) + m[:, None]
-                tl.store(out, acc, mask=(m < 2 * N)[:, None] & live[None, :])
+                tl.store(out, acc.to(gBC_ptr.dtype.element_ty), mask=(m < 2 * N)[:, None] & live[None, :])
             # Every state of the chunk is read before the next chunk's are written over it.
             tl.debug_barrier()
         small = small_ptr + place * (NSTATE + 2) * DIM + d
@@ -253,7 +253,7 @@ def reduce_kernel(
     pointer = gBC_ptr + row[:, None] * (NBLK * 2 * N) + m[None, :]
     total = tl.zeros([BT, 2 * N], tl.float32)
     for _ in range(0, NBLK):
-        total += tl.load(pointer, mask=live, other=0.0)
+        total += tl.load(pointer, mask=live, other=0.0).to(tl.float32)
         pointer += 2 * N
     gB, gC = tl.split(tl.reshape(total, (BT, N, 2)))
     n = tl.arange(0, N)

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from ..backend import interpreted
-from ..triton_common import on_device_of, rows
+from ..triton_common import FUSED, on_device_of, rows
 from .backward_kernels import backward_kernel, reduce_kernel
 from .carry_kernels import carry_kernel, combine_kernel
 from .kernels import forward_kernel, pack_kernel
@@ -179,7 +179,9 @@ def run_backward(scan: Scan, kept: Tensor, gy: Tensor, g_final: Tensor | None) -
         g_z = None if scan.z is None else room(*u.shape, dtype=scan.z.dtype)
         small = room(batch * cut.segments, states + 2, channels)
         g_state = room(batch, states, channels)
-        g_rows = room(batch, length, groups * cut.blocks, cut.states, 2)
+        # Sums over one block of channels; they are many, and the sum of them all is rounded anyway.
+        narrow = torch.float32 if exact else torch.bfloat16
+        g_rows = room(batch, length, groups * cut.blocks, cut.states, 2, dtype=narrow)
         total = batch * cut.segments * groups * cut.blocks
         programs = min(total, _processors(u.device) * max(1, WARPS_PER_PROCESSOR // cut.warps))
         words = cut.states * cut.block if exact else cut.states * cut.block // 2
@@ -297,8 +299,7 @@ def launch(
     **constexprs: Any,
 ) -> None:
     limit = {} if registers is None else {"maxnreg": registers}
-    # Newer Triton no longer fuses multiplications with additions unless it is told to.
-    options = dict(num_warps=warps, num_stages=1, enable_fp_fusion=True, **limit)
+    options = dict(num_warps=warps, num_stages=1, **FUSED, **limit)
     kernel[grid](*arguments, **constexprs, **options)
 
 

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..triton_common import on_device_of, rows
+from ..triton_common import FUSED, on_device_of, rows
 from . import cpu
 from .kernels import step_kernel
 
@@ -87,6 +87,7 @@ def _step(
             GROUPED=groups > 1,
             SOFTPLUS=delta_softplus,
             num_warps=4,
+            **FUSED,
         )
     return y
 

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backend import interpreted
-from ..triton_common import on_device_of, rows
+from ..triton_common import FUSED, on_device_of, rows
 from .grad_kernels import receive_kernel
 from .kernels import output_kernel, states_kernel
 from .send_kernels import send_kernel
@@ -69,8 +69,7 @@ def fits(width: int, depth: int) -> bool:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int) -> None:
-    # Newer Triton no longer fuses multiplications with additions unless it is told to.
-    kernel[grid](**arguments, num_warps=warps, num_stages=stages, enable_fp_fusion=True)
+    kernel[grid](**arguments, num_warps=warps, num_stages=stages, **FUSED)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from transmamba_kernels.selective_scan import gpu, launch, reference
 
 HALF = {"u", "delta", "B", "C", "z"}
 # The interpreter rounds to bfloat16 by cutting off, twice the error.
-HALF_LIMIT = 1e-2 if torch.cuda.is_available() else 2e-2
+COMPILED = torch.cuda.is_available()
+HALF_LIMIT = 1e-2 if COMPILED else 2e-2
 
 
 def draw(
@@ -59,12 +60,25 @@ def loop(**arguments: Any) -> Any:
     return (y, state) if full["return_final_state"] else y
 
 
+# The reference is a loop on the CPU: long sequences have a test of their own.
+SHORT = (1, 2, 63, 64, 65, 197) if COMPILED else (1, 18)
+
+
+@pytest.mark.parametrize("length", SHORT)
 @pytest.mark.parametrize("options", ["", "zDb", "zDbhf", "zDbhfr", "zDbhfs", "Dhfsr"])
 def test_all_options(agree_on_device, size, length, options):
     arguments = draw(length, *size((96, 16), (20, 3)), options)
     agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
 
 
+@pytest.mark.skipif(not COMPILED, reason="as many steps take hours in the interpreter")
+@pytest.mark.parametrize("length", [1000, 4096])
+@pytest.mark.parametrize("options", ["zDbhf", "zDbhfr"])
+def test_long_sequences(agree_on_device, length, options):
+    agree_on_device(selective_scan, loop, draw(length, 32, 16, options), 1e-5, 1e-4)
+
+
+@pytest.mark.parametrize("length", SHORT)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", ["zDb", "zDbhfr"])
 def test_half_precision(agree_on_device, size, length, dtype, options):
@@ -83,7 +97,7 @@ def test_segments_join(agree_on_device, size, options, monkeypatch):
     """Few channels: time is cut, and the states between the segments travel."""
     arguments = draw(size(4096, 150), size(32, 4), size(16, 2), options, batch=1)
     scan = launch.Scan.make(*(arguments[k] for k in ("u", "delta", "A", "B", "C")), *[None] * 4, True, False)
-    if torch.cuda.is_available():
+    if COMPILED:
         scan = scan._replace(u=scan.u.cuda())
     elif launch.Cut.make(scan).segments == 1:
         monkeypatch.setattr(launch, "CHUNKS_A_SEGMENT", 2)
@@ -161,7 +175,7 @@ def test_compiles_whole(device):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.skipif(not COMPILED, reason="CUDA graphs need a GPU")
 def test_cuda_graph():
     arguments = {k: v.cuda() if isinstance(v, Tensor) else v for k, v in draw(197, 64, 16, "zDb").items()}
     with torch.no_grad():
