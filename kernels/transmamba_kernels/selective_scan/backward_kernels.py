@@ -261,3 +261,24 @@ def reduce_kernel(
     at = row[:, None] * NSTATE + n[None, :]
     tl.store(gB_ptr + at, gB.to(gB_ptr.dtype.element_ty), mask=mask)
     tl.store(gC_ptr + at, gC.to(gC_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def parameters_kernel(
+    small_ptr, gA_ptr, gD_ptr, gbias_ptr, PARTS, DIM, NSTATE, BP: tl.constexpr, BD: tl.constexpr
+):
+    """gA (DIM, NSTATE), gD and gbias (DIM,) from small (PARTS, NSTATE + 2, DIM), a row of it a program."""
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    row = tl.program_id(1)
+    part = tl.arange(0, BP)
+    total = tl.zeros([BD], tl.float32)
+    for first in range(0, PARTS, BP):
+        at = ((first + part).to(tl.int64)[:, None] * (NSTATE + 2) + row) * DIM + d[None, :]
+        mask = (first + part < PARTS)[:, None] & (d < DIM)[None, :]
+        total += tl.sum(tl.load(small_ptr + at, mask=mask, other=0.0), axis=0)
+    if row < NSTATE:
+        tl.store(gA_ptr + d * NSTATE + row, total, mask=d < DIM)
+    elif row == NSTATE:
+        tl.store(gD_ptr + d, total, mask=d < DIM)
+    else:
+        tl.store(gbias_ptr + d, total, mask=d < DIM)

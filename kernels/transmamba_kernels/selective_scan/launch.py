@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..backend import interpreted
 from ..triton_common import FUSED, on_device_of, rows
-from .backward_kernels import backward_kernel, reduce_kernel
+from .backward_kernels import backward_kernel, parameters_kernel, reduce_kernel
 from .carry_kernels import carry_kernel, combine_kernel
 from .kernels import forward_kernel, pack_kernel
 
@@ -118,9 +118,9 @@ class Gradients(NamedTuple):
     A: Tensor
     B: Tensor
     C: Tensor
-    D: Tensor | None
+    D: Tensor
     z: Tensor | None
-    delta_bias: Tensor | None
+    delta_bias: Tensor
     state: Tensor  # (B, N, D)
 
 
@@ -205,19 +205,12 @@ def run_backward(scan: Scan, kept: Tensor, gy: Tensor, g_final: Tensor | None) -
             reduce_kernel, (triton.cdiv(count, 16),),
             g_rows, g_B, g_C, count, cut.blocks, states, N=cut.states, BT=16, warps=1,
         )  # fmt: skip
-    sums = small.sum(0)
-    return Gradients(
-        g_u,
-        g_delta,
-        sums[:states].t().contiguous(),
-        g_B,
-        g_C,
-        # Copies: a registered operator may not give several views of one tensor.
-        None if scan.D is None else sums[states].clone(),
-        g_z,
-        None if scan.delta_bias is None else sums[states + 1].clone(),
-        g_state,
-    )
+        g_A, g_D, g_bias = room(channels, states), room(channels), room(channels)
+        _run(
+            parameters_kernel, (triton.cdiv(channels, 64), states + 2), small, g_A, g_D, g_bias,
+            batch * cut.segments, channels, states, BP=16, BD=64, warps=2,
+        )  # fmt: skip
+    return Gradients(g_u, g_delta, g_A, g_B, g_C, g_D, g_z, g_bias, g_state)
 
 
 def _pack(scan: Scan, cut: Cut) -> tuple[Tensor, Tensor]:
