@@ -85,3 +85,5 @@ def test_wrong_shapes_are_named():
     shorter = {name: arguments[name][:, :4] for name in ("u_b", "delta_b", "B_b", "C_b")}
     with pytest.raises(ValueError, match=r"u_b: shape \(2, 4, 6\), expected that of u, \(2, 5, 6\)"):
         bidirectional_scan(**{**arguments, **shorter})
+    with pytest.raises(ValueError, match=r"u_b: dtype torch.float64, expected that of u, torch.float32"):
+        bidirectional_scan(**{**arguments, "u": arguments["u"].float(), "u_b": arguments["u_b"].double()})

@@ -52,6 +52,8 @@ def bidirectional_scan(
         if ours.shape != theirs.shape:
             expected = tuple(ours.shape)
             raise ValueError(f"{name}: shape {tuple(theirs.shape)}, expected that of {name[:-2]}, {expected}")
+    if u.dtype != u_b.dtype:
+        raise ValueError(f"u_b: dtype {u_b.dtype}, expected that of u, {u.dtype}, which the output has")
     expect("lengths", lengths, "(B,)", len(u))
     expect_floating(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias,

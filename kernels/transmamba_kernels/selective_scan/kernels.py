@@ -42,15 +42,15 @@ def within(inside, i, end, GROUP: tl.constexpr, BD: tl.constexpr):
 @triton.jit
 def reset(a, seq_ptr, start, i, L, SIGN: tl.constexpr):
     """The decay of scan step i, zero where the step begins another sequence."""
-    i = tl.minimum(i, L - 1)
-    here = tl.load(seq_ptr + start + SIGN * i)
-    before = tl.load(seq_ptr + start + SIGN * tl.maximum(i - 1, 0))
+    # Steps behind the last one repeat its id, and reset nothing.
+    here = tl.load(seq_ptr + start + SIGN * tl.minimum(i, L - 1))
+    before = tl.load(seq_ptr + start + SIGN * tl.minimum(tl.maximum(i - 1, 0), L - 1))
     return tl.where(here == before, a, 0.0)
 
 
 @triton.jit
 def pack_kernel(
-    A_ptr, B_ptr, C_ptr, A_out_ptr, out_ptr, L, BATCH, GROUPS, DIM, NSTATE, ROWS, sA_d, sA_n,
+    A_ptr, B_ptr, C_ptr, A_out_ptr, out_ptr, L, BATCH, GROUPS, BLOCKS, DIM, NSTATE, ROWS, sA_d, sA_n,
     sB_b, sB_l, sB_g, sB_n, sC_b, sC_l, sC_g, sC_n,
     REVERSE: tl.constexpr, N: tl.constexpr, BT: tl.constexpr, PAD: tl.constexpr,
 ):  # fmt: skip
@@ -58,8 +58,9 @@ def pack_kernel(
 
     A_out (N, DIM): A log2 e, by the programs behind the last batch.
     """
-    bg = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * BT + tl.arange(0, BT)
+    # One axis: the others hold 65,535 programs at most.
+    bg = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    row = (tl.program_id(0) % BLOCKS) * BT + tl.arange(0, BT).to(tl.int64)
     if bg == BATCH * GROUPS:
         n = tl.arange(0, N)
         live = (row < DIM)[:, None] & (n < NSTATE)[None, :]

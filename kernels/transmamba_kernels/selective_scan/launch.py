@@ -66,6 +66,7 @@ class Scan(NamedTuple):
         if A.shape[1] > LARGEST_STATE:
             raise ValueError(f"A: state size {A.shape[1]}, the Triton kernels take at most {LARGEST_STATE}")
         seq_idx = None if seq_idx is None else seq_idx.to(torch.int32).contiguous()
+        D, delta_bias = (None if x is None else x.contiguous() for x in (D, delta_bias))
         return cls(
             rows(u), rows(delta), A, B, C, D, None if z is None else rows(z), delta_bias, seq_idx,
             delta_softplus, reverse,
@@ -135,14 +136,15 @@ def run_forward(
         A, packed = _pack(scan, cut)
         if cut.segments > 1:
             enter = _states_between(scan, cut, A, packed, scan.u, None, enter, backward=False)
-        y = torch.empty(batch, length, channels, dtype=u.dtype, device=u.device)
+        dtype = u.dtype if other is None else other.dtype
+        y = torch.empty(batch, length, channels, dtype=dtype, device=u.device)
         gated_mean = other is not None and scan.z is not None and keep
         mean = torch.empty_like(y) if gated_mean else None
         kept = None
         if keep:
-            dtype = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
+            narrow = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
             shape = (batch, triton.cdiv(length, CHUNK), states, channels)
-            kept = torch.empty(shape, dtype=dtype, device=u.device)
+            kept = torch.empty(shape, dtype=narrow, device=u.device)
         last = torch.empty(batch, states, channels, dtype=torch.float32, device=u.device) if final else None
         _run(
             forward_kernel, (batch * cut.segments * groups * cut.blocks,),
@@ -217,12 +219,14 @@ def _pack(scan: Scan, cut: Cut) -> tuple[Tensor, Tensor]:
     """A log2 e (N, D), and B with C (B, G, PAD + L + PAD, 2, N) in scan order; both in float32."""
     (batch, length, groups, states), channels = scan.B.shape, scan.u.shape[2]
     steps = length + 2 * PAD
+    blocks = triton.cdiv(max(steps, channels), 64)
     A = torch.empty(states, channels, device=scan.A.device)
     packed = torch.empty(batch, groups, steps, 2, cut.states, device=scan.B.device)
     _run(
-        pack_kernel, (triton.cdiv(max(steps, channels), 64), batch * groups + 1),
-        scan.A, scan.B, scan.C, A, packed, length, batch, groups, channels, states, steps, *scan.A.stride(),
-        *scan.B.stride(), *scan.C.stride(), REVERSE=scan.reverse, N=cut.states, BT=64, PAD=PAD, warps=4,
+        pack_kernel, (blocks * (batch * groups + 1),),
+        scan.A, scan.B, scan.C, A, packed, length, batch, groups, blocks, channels, states, steps,
+        *scan.A.stride(), *scan.B.stride(), *scan.C.stride(),
+        REVERSE=scan.reverse, N=cut.states, BT=64, PAD=PAD, warps=4,
     )  # fmt: skip
     return A, packed
 

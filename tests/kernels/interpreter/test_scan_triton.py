@@ -105,6 +105,28 @@ def test_segments_join(agree_on_device, size, options, monkeypatch):
     agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
 
 
+@pytest.mark.parametrize("options", ["zDbhf", "zDbhfr"])
+@pytest.mark.parametrize("length", [2, 5, 7, 18])
+def test_a_sequence_of_one_token_comes_last(agree_on_device, length, options):
+    arguments = draw(length, 8, 4, options)
+    arguments["seq_idx"] = torch.zeros(2, length, dtype=torch.int64)
+    arguments["seq_idx"][:, 0 if "r" in options else -1] = 1
+    agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
+
+
+def test_packed_rows_are_not_cut(agree_on_device, size, monkeypatch):
+    monkeypatch.setattr(launch, "CHUNKS_A_SEGMENT", 2)
+    arguments = draw(size(1000, 100), 4, 2, "bhfs", batch=1)
+    agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
+
+
+def test_fewer_programs_than_blocks(agree_on_device, size, monkeypatch):
+    """A backward program takes one block after the other through the same memory."""
+    monkeypatch.setattr(launch, "_processors", lambda device: 1)
+    monkeypatch.setattr(launch, "WARPS_PER_PROCESSOR", 1)
+    agree_on_device(selective_scan, loop, draw(size(197, 18), 72, 4, "zDb"), 1e-5, 1e-4)
+
+
 @pytest.mark.parametrize(("step", "decay"), [(20.0, -16.0), (1e-4, -1.0), (20.0, -1e-6)])
 def test_extremes(agree_on_device, size, step, decay):
     arguments = draw(size(197, 19), 8, 4, "z")
@@ -122,6 +144,8 @@ def test_strided_inputs(device, size):
     views = {k: v[..., : arguments[k].shape[-1]] for k, v in wide.items()}
     views["delta"] = arguments["delta"].transpose(1, 2).contiguous().transpose(1, 2)
     views["A"] = arguments["A"].t().contiguous().t()
+    for name in ("D", "delta_bias"):
+        views[name] = torch.stack([arguments[name], torch.zeros_like(arguments[name])], dim=1)[:, 0]
     assert torch.equal(selective_scan(**arguments), selective_scan(**{**arguments, **views}))
 
 
