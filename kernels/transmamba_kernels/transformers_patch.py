@@ -79,13 +79,16 @@ def patch_transformers(models: Iterable[str] | None = None) -> Patch:
             raise ValueError(f"models: {name!r}, expected names out of {', '.join(MODELS)}")
     import transformers
 
+    # All imports before the first change: where one fails, nothing has been replaced.
+    paths = {model: f"transformers.models.{model}" for model in wanted}
+    modules = [
+        importlib.import_module(f"{path}.modeling_{model}")
+        for model, path in paths.items()
+        if importlib.util.find_spec(path) is not None
+    ]
     replaced: list[tuple[ModuleType, str, Function]] = []
     known = 0
-    for model in wanted:
-        path = f"transformers.models.{model}"
-        if importlib.util.find_spec(path) is None:
-            continue
-        module = importlib.import_module(f"{path}.modeling_{model}")
+    for module in modules:
         for name, replace in _REPLACEMENTS.items():
             original = getattr(module, name, None)
             known += original is not None

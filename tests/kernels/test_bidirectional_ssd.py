@@ -94,6 +94,20 @@ def test_branches_of_some_tokens_are_those_of_all(names, limit):
     torch.testing.assert_close(some_back, back[:, tokens])
 
 
+@pytest.mark.parametrize("path", ["reference", "cpu"])
+def test_branch_tokens_are_signed_integers(monkeypatch, path):
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", path)
+    arguments = make(8) | {"return_branches": True}
+    tokens = torch.tensor([3, 0, 1])
+    _, ahead, back = bidirectional_ssd(**arguments, branch_tokens=tokens)
+    for dtype in (torch.int8, torch.int16, torch.int32):
+        _, some_ahead, some_back = bidirectional_ssd(**arguments, branch_tokens=tokens.to(dtype))
+        assert torch.equal(some_ahead, ahead) and torch.equal(some_back, back)
+    for dtype, kind in ((torch.uint8, "a signed integer"), (torch.bool, "an integer")):
+        with pytest.raises(ValueError, match=rf"branch_tokens: dtype {dtype}, expected {kind} type"):
+            bidirectional_ssd(**arguments, branch_tokens=tokens.to(dtype))
+
+
 @pytest.mark.parametrize("names", [(), ("delta_b",)])
 def test_bidirectional_gradcheck(names):
     arguments = extras(make(7, states=2, heads=2), *names)
@@ -134,6 +148,26 @@ def test_half_precision_and_autocast(agree, limit):
 
     agree(autocast, two_loops, arguments, forward=2e-2, gradients=3e-2)
     assert autocast(**make(9)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("path", ["reference", "cpu"])
+@pytest.mark.parametrize("limit", [0, 1024], ids=["scans", "matrix"])
+@pytest.mark.parametrize("names", [(), ("delta_b",)])
+@pytest.mark.parametrize("branches", [False, True])
+def test_autocast_changes_nothing(monkeypatch, compiled, branches, names, limit, path):
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", path)
+    arguments = {n: v.float() for n, v in extras(make(20), *names).items()}
+    arguments |= {"quadratic_limit": limit, "return_branches": branches}
+    expected = bidirectional_ssd(**arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = bidirectional_ssd(**arguments)
+        again = compiled(bidirectional_ssd)(**arguments) if path == "cpu" else found
+    for y, z, right in zip(
+        *([t] if isinstance(t, torch.Tensor) else t for t in (found, again, expected)), strict=True
+    ):
+        assert y.dtype == torch.float32
+        assert torch.equal(y, right)
+        torch.testing.assert_close(z, right)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(0, 5), (2, 0)])

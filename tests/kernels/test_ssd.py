@@ -105,6 +105,7 @@ def test_ssd_gradcheck():
         ("A", (4, 4), "A: shape (4, 4), expected (H,) = (4,)"),
         ("B", (2, 5, 3, 4), "B: 3 groups do not divide 4 heads"),
         ("C", (2, 5, 2, 5), "C: shape (2, 5, 2, 5), expected (B, L, G, N) = (2, 5, 2, 4)"),
+        ("B", (2, 5, 2, 0), "B: shape (2, 5, 2, 0), expected (B, L, G, N) with N of at least 1"),
     ],
 )
 @pytest.mark.parametrize("op", [ssd_scan, bidirectional_ssd])

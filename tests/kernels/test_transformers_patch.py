@@ -163,6 +163,25 @@ def test_is_undone_once_and_not_stacked():
     assert modeling_mamba.mamba_selective_scan is before
 
 
+def test_a_failed_import_leaves_nothing_replaced(monkeypatch):
+    from transformers.models.mamba import modeling_mamba
+    from transmamba_kernels import transformers_patch
+
+    load = transformers_patch.importlib.import_module
+
+    def fail_late(name: str) -> Any:
+        if name.endswith("modeling_mamba2"):
+            raise ImportError("broken")
+        return load(name)
+
+    before = modeling_mamba.mamba_selective_scan
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers_patch.importlib, "import_module", fail_late)
+        with pytest.raises(ImportError, match="broken"):
+            patch_transformers(["mamba", "mamba2"])
+    assert modeling_mamba.mamba_selective_scan is before
+
+
 def test_unknown_model_is_refused():
     with pytest.raises(ValueError, match=r"models: 'bert', expected names out of bamba, "):
         patch_transformers(["bert"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..backend import choose
@@ -37,8 +38,8 @@ def bidirectional_ssd(
     (H,). A_b (H,) and delta_b (B, L, H) belong to the backward scan and default to A and delta; `delta_bias`
     and the softplus apply to both. With two deltas own is the mean of both own terms. `return_branches` gives
     (y, y_f, y_b) with y_f = 2 scan_f - own_f and y_b = 2 scan_b - own_b, whose mean is y; with
-    `branch_tokens` (m,) int64 on those positions alone, (B, m, H, P), for a share of the cost. Up to
-    `quadratic_limit` tokens the mixer is one masked matrix product, (C B') o decay; beyond, two chunked
+    `branch_tokens` (m,), signed integers, on those positions alone, (B, m, H, P), for a share of the cost. Up
+    to `quadratic_limit` tokens the mixer is one masked matrix product, (C B') o decay; beyond, two chunked
     scans. `seq_idx` (B, L), integers: tokens see each other only where the id does not change between them.
     `lengths` (B,), integers in 0 to L: the tokens behind are right padding, which no token sees and whose
     outputs and gradients are 0; what it holds must be finite. y has x's dtype.
@@ -52,6 +53,10 @@ def bidirectional_ssd(
     if branch_tokens is not None:
         expect_rank("branch_tokens", branch_tokens, "(m)")
     expect_integers(x.device, branch_tokens=branch_tokens)
+    if branch_tokens is not None:
+        if branch_tokens.dtype == torch.uint8:  # which torch takes for a mask
+            raise ValueError("branch_tokens: dtype torch.uint8, expected a signed integer type")
+        branch_tokens = branch_tokens.long()
     path = choose("bidirectional_ssd", x, delta, A, B, C, A_b, delta_b, delta_bias)
     shared: dict[str, Any] = dict(
         x=x,

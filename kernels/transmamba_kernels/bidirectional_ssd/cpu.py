@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import compute_dtype
+from ..backend import compute_dtype, without_autocast
 from ..packing import segments, zero_padding
 from ..ssd_scan import cpu
 from ..ssd_scan.decay import two_way_decay
@@ -64,39 +64,40 @@ def by_matrix(
     lengths: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Arguments as in `transmamba_kernels.bidirectional_ssd`; (B, H, L, L) matrices."""
-    dtype = compute_dtype(x, delta, A, B, C, A_b, delta_b, delta_bias)
-    (length, heads), groups = x.shape[1:3], B.shape[2]
-    dt = step_size(delta, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
-    dt_b = dt
-    if delta_b is not None:
-        dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
-    values = x.to(dtype).transpose(1, 2)
-    decay = _decay(dt, dt_b, A, A if A_b is None else A_b, segments(seq_idx, lengths), dtype)
-    C = zero_padding(C, lengths)  # and with it the rows of all matrices below
-    match = C.to(dtype).transpose(1, 2) @ B.to(dtype).permute(0, 2, 3, 1)  # (B, G, L, L)
-    weights = match.unsqueeze(2) * decay.unflatten(1, (groups, heads // groups))
-    weights = weights.flatten(1, 2)
-    if return_branches and delta_b is None:
-        # The halves differ in sign alone: + before the diagonal, - behind it, and nothing on it.
-        steps = values * dt.unsqueeze(-1)
-        y = whole = _by_token(weights @ steps, x)
-        sides = _sides(length, weights)
-        if branch_tokens is not None:
-            y = whole.index_select(1, branch_tokens)
-            weights, sides = weights.index_select(2, branch_tokens), sides[branch_tokens]
-        half = _by_token((weights * sides) @ steps, x)
-        return whole, y + half, y - half
-    if return_branches:
-        # Own terms stand once in 2 scan - own, all others twice.
-        twice = weights.new_full((length, length), 2.0).tril_().fill_diagonal_(1.0)
-        y_f = _by_token((weights * twice) @ (values * dt.unsqueeze(-1)), x)
-        y_b = _by_token((weights * twice.T) @ (values * dt_b.unsqueeze(-1)), x)
-        return with_tokens((y_f + y_b) * 0.5, y_f, y_b, branch_tokens)
-    if delta_b is None:
-        return _by_token(weights @ (values * dt.unsqueeze(-1)), x)
-    share = weights.new_ones(length, length).tril_().fill_diagonal_(0.5)  # of the forward step size
-    weights = weights * torch.addcmul(dt_b.unsqueeze(-2), (dt - dt_b).unsqueeze(-2), share)
-    return _by_token(weights @ values, x)
+    with without_autocast(x.device):
+        dtype = compute_dtype(x, delta, A, B, C, A_b, delta_b, delta_bias)
+        (length, heads), groups = x.shape[1:3], B.shape[2]
+        dt = step_size(delta, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
+        dt_b = dt
+        if delta_b is not None:
+            dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
+        values = x.to(dtype).transpose(1, 2)
+        decay = _decay(dt, dt_b, A, A if A_b is None else A_b, segments(seq_idx, lengths), dtype)
+        C = zero_padding(C, lengths)  # and with it the rows of all matrices below
+        match = C.to(dtype).transpose(1, 2) @ B.to(dtype).permute(0, 2, 3, 1)  # (B, G, L, L)
+        weights = match.unsqueeze(2) * decay.unflatten(1, (groups, heads // groups))
+        weights = weights.flatten(1, 2)
+        if return_branches and delta_b is None:
+            # The halves differ in sign alone: + before the diagonal, - behind it, and nothing on it.
+            steps = values * dt.unsqueeze(-1)
+            y = whole = _by_token(weights @ steps, x)
+            sides = _sides(length, weights)
+            if branch_tokens is not None:
+                y = whole.index_select(1, branch_tokens)
+                weights, sides = weights.index_select(2, branch_tokens), sides[branch_tokens]
+            half = _by_token((weights * sides) @ steps, x)
+            return whole, y + half, y - half
+        if return_branches:
+            # Own terms stand once in 2 scan - own, all others twice.
+            twice = weights.new_full((length, length), 2.0).tril_().fill_diagonal_(1.0)
+            y_f = _by_token((weights * twice) @ (values * dt.unsqueeze(-1)), x)
+            y_b = _by_token((weights * twice.T) @ (values * dt_b.unsqueeze(-1)), x)
+            return with_tokens((y_f + y_b) * 0.5, y_f, y_b, branch_tokens)
+        if delta_b is None:
+            return _by_token(weights @ (values * dt.unsqueeze(-1)), x)
+        share = weights.new_ones(length, length).tril_().fill_diagonal_(0.5)  # of the forward step size
+        weights = weights * torch.addcmul(dt_b.unsqueeze(-2), (dt - dt_b).unsqueeze(-2), share)
+        return _by_token(weights @ values, x)
 
 
 def _decay(

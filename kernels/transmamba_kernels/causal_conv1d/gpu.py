@@ -61,7 +61,7 @@ def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu:
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block = 128
     with on_device_of(x):
-        update_kernel[(triton.cdiv(channels, block), batch)](
+        update_kernel[(triton.cdiv(channels, block) * batch,)](
             x,
             state,
             weight,

@@ -240,9 +240,13 @@ def update_kernel(
     BD: tl.constexpr,
     SILU: tl.constexpr,
 ):
-    """One token: y (B, D), and the state (B, D, K-1) moved on in place. Every thread owns its channels."""
-    batch = tl.cast(tl.program_id(1), tl.int64)
-    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    """One token: y (B, D), and the state (B, D, K-1) moved on in place. Every thread owns its channels.
+
+    Grid (B blocks of D,): a second axis would end at 65535.
+    """
+    blocks = tl.cdiv(channels, BD)
+    batch = tl.cast(tl.program_id(0) // blocks, tl.int64)
+    d = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
     inside = d < channels
     taps = filter_columns(weight, d, inside, K, KP)
     state += batch * stride_sb + tl.cast(d, tl.int64) * stride_sd

@@ -55,7 +55,7 @@ def _step(
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     padded = triton.next_power_of_2(states)
     block = max(TILE // padded, 1)
-    grid = (triton.cdiv(channels, block), triton.cdiv(batch, ROWS))
+    grid = (triton.cdiv(channels, block) * triton.cdiv(batch, ROWS),)
     with on_device_of(u):
         step_kernel[grid](
             state,

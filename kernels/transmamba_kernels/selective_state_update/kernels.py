@@ -44,12 +44,16 @@ def step_kernel(
     GROUPED: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):
-    """BD channels of ROWS batch rows; A is read once for all of them, the states' loads come first."""
-    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    """BD channels of ROWS batch rows; A is read once for all of them, the states' loads come first.
+
+    Grid (blocks of B times blocks of D,): a second axis would end at 65535.
+    """
+    blocks = tl.cdiv(channels, BD)
+    d = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
     n = tl.arange(0, NP)[None, :]
     inside = d < channels
     tile = inside[:, None] & (n < states)
-    first = tl.program_id(1) * ROWS
+    first = (tl.program_id(0) // blocks) * ROWS
     place = tl.cast(d, tl.int64)[:, None] * stride_sd + n * stride_sn
     held = ()
     for row in tl.static_range(ROWS):

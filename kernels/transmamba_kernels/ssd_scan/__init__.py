@@ -129,6 +129,8 @@ def check(
     expect_rank("x", x, "(B, L, H, P)")
     expect_rank("B", B, "(B, L, G, N)")
     (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
+    if states < 1:
+        raise ValueError(f"B: shape {tuple(B.shape)}, expected (B, L, G, N) with N of at least 1")
     expect("delta", delta, "(B, L, H)", batch, length, heads)
     expect("A", A, "(H,)", heads)
     expect_groups("B", groups, heads, "heads")

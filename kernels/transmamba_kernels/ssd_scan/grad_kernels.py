@@ -44,7 +44,9 @@ def receive_kernel(
     (B, chunks, H, 2, Q): by direction, the sums of M over t's row less those over its column. FUSED: the
     states are summed up and written here.
     """
-    h, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
+    head, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
+    # Offsets of heads: their strides need not be small.
+    h, group = head.to(tl.int64), (head // per_group).to(tl.int64)
     b = (tl.program_id(0) // heads // chunks).to(tl.int64)
     p, n, here = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     limit = length
@@ -63,8 +65,8 @@ def receive_kernel(
     delta_b += b * deltab_sb + h * deltab_sh
     x += b * x_b + h * x_h
     z += b * z_b + h * z_h
-    B += b * B_b + (h // per_group) * B_g
-    C += b * C_b + (h // per_group) * C_g
+    B += b * B_b + group * B_g
+    C += b * C_b + group * C_g
     dy += (b * length * heads + h) * width
     token = (b * length + first) * heads + h
     place = (b * chunks + chunk) * heads + h

@@ -36,7 +36,9 @@ def states_kernel(
     Grid (B H, blocks of P times blocks of N, kinds). START: `first_state` (B, H, P, N) is read, with SLOPES
     `first_slope` written. END: `last_slope` is read with SLOPES, `last_state` written without.
     """
-    b, h = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    b, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    # Offsets of heads: their strides need not be small.
+    h, group = head.to(tl.int64), (head // per_group).to(tl.int64)
     blocks = tl.cdiv(width, BLOCK_P)
     p = (tl.program_id(1) % blocks) * BLOCK_P + tl.arange(0, BLOCK_P)
     n = (tl.program_id(1) // blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -69,7 +71,7 @@ def states_kernel(
     if SLOPES and slope:
         dy += (b * length * heads + h) * width
         z += b * z_b + h * z_h
-        C += b * C_b + (h // per_group) * C_g
+        C += b * C_b + group * C_g
         if END:
             state += load_state(last_slope + row, p, n, width, depth).to(tl.float32)
         for i in range(chunks):
@@ -84,7 +86,7 @@ def states_kernel(
             store_state(first_slope + row, state, p, n, width, depth)
     else:
         x += b * x_b + h * x_h
-        B += b * B_b + (h // per_group) * B_g
+        B += b * B_b + group * B_g
         if START:
             state += load_state(first_state + row, p, n, width, depth).to(tl.float32)
         for i in range(chunks):
@@ -110,7 +112,9 @@ def output_kernel(
     SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, LENGTHS: tl.constexpr,
 ):  # fmt: skip
     """y of one chunk of one head; grid (B chunks H,). FUSED: entering states are summed up here, not read."""
-    h, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
+    head, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
+    # Offsets of heads: their strides need not be small.
+    h, group = head.to(tl.int64), (head // per_group).to(tl.int64)
     b = (tl.program_id(0) // heads // chunks).to(tl.int64)
     p, n, here = tl.arange(0, P), tl.arange(0, N), tl.arange(0, Q)
     limit = length
@@ -129,8 +133,8 @@ def output_kernel(
     delta_b += b * deltab_sb + h * deltab_sh
     x += b * x_b + h * x_h
     z += b * z_b + h * z_h
-    B += b * B_b + (h // per_group) * B_g
-    C += b * C_b + (h // per_group) * C_g
+    B += b * B_b + group * B_g
+    C += b * C_b + group * C_g
     size = width * depth
     states += ((b * heads + h) * chunks + chunk) * size
     if FORWARD:

@@ -197,11 +197,13 @@ class Problem:
 
     def _shared(self, cut: Tiles) -> dict[str, Any]:
         """What all kernels take."""
-        x, B, C, delta = rows(self.x), rows(self.B), rows(self.C), self.delta
-        delta_b = delta if self.delta_b is None else self.delta_b
+        x, B, C, delta = (
+            _within(t, cut.chunk) for t in (rows(self.x), rows(self.B), rows(self.C), self.delta)
+        )
+        delta_b = delta if self.delta_b is None else _within(self.delta_b, cut.chunk)
         if delta.dtype != delta_b.dtype:
             delta, delta_b = delta.float(), delta_b.float()
-        z = x if self.z is None else rows(self.z)
+        z = x if self.z is None else _within(rows(self.z), cut.chunk)
         # float16 goes through tf32, which has its digits and float32's range, where states would overflow.
         exact = any(t.dtype == torch.float32 for t in (self.x, self.B, self.C))
         arguments: dict[str, Any] = {
@@ -277,6 +279,11 @@ class Problem:
 
 
 FLOATS = ("x", "delta", "A", "B", "C", "D", "z", "bias", "initial_state", "A_b", "delta_b")
+
+
+def _within(tensor: Tensor, tokens: int) -> Tensor:
+    """The tensor (B, L, ...), copied if `tokens` tokens lie farther apart than the kernels' 32 bits reach."""
+    return tensor if tensor.stride(1) * tokens < 2**31 else tensor.contiguous()
 
 
 def _padded(size: int) -> int:

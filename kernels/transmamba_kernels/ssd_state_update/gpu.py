@@ -56,7 +56,7 @@ def _step(
     block = max(min(TILE // padded, triton.next_power_of_2(width)), 1)
     skip = (0, 0) if D is None else (D.stride(0), D.stride(1) if D.dim() == 2 else 0)
     with on_device_of(x):
-        step_kernel[(triton.cdiv(width, block) * heads, batch)](
+        step_kernel[(triton.cdiv(width, block) * heads * batch,)](
             state,
             x,
             delta,

@@ -47,10 +47,10 @@ def step_kernel(
     NP: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):
-    """BP rows of one head's (P, N) state; grid (blocks of P times H, B)."""
+    """BP rows of one head's (P, N) state. Grid (B H blocks of P,): a second axis would end at 65535."""
     blocks = tl.cdiv(width, BP)
-    h = tl.program_id(0) // blocks
-    b = tl.cast(tl.program_id(1), tl.int64)
+    h = tl.program_id(0) // blocks % heads
+    b = tl.cast(tl.program_id(0) // blocks // heads, tl.int64)
     p = (tl.program_id(0) % blocks) * BP + tl.arange(0, BP)
     n = tl.arange(0, NP)
     inside, deep = p < width, n < states
