@@ -145,9 +145,9 @@ def test_backward_is_deterministic(device, size):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("taps", [1, 2, 4])
 def test_update(device, size, taps, dtype):
-    a = make(6, taps, ("bias", "initial_state"), batch=3, channels=size(200, 20))
+    a = make(6, taps, ("bias", "initial_state"), batch=3, channels=size(200, 140))
     whole = loop(x=a["x"].double(), weight=a["weight"].double(), bias=a["bias"].double(), activation="silu")
-    state = torch.zeros(3, size(200, 20), taps - 1, dtype=dtype, device=device)
+    state = torch.zeros(3, size(200, 140), taps - 1, dtype=dtype, device=device)
     weight, bias = a["weight"].to(device), a["bias"].to(device)
     tokens = [a["x"][:, t].to(device) for t in range(6)]
     y = torch.stack([causal_conv1d_update(x, state, weight, bias, "silu") for x in tokens], 1)
