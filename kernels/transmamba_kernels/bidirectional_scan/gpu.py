@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ..packing import zero_padding
 from ..selective_scan.gpu import kept_like
 from ..selective_scan.launch import Gradients, Scan, run_backward, run_forward
 from ..torch_ops import Operator, Outputs, nothing
-from ..triton_common import FUSED, on_device_of, rows
+from ..triton_common import FUSED, cdiv, on_device_of, rows
 from . import cpu
 from .kernels import gate_backward_kernel, gate_kernel
 from .reference import Direction, without_padding
@@ -62,7 +61,7 @@ def _forward(*arguments: Any) -> Outputs:
     y, y_f, y_b = (torch.empty_like(first.y) for _ in range(3))
     (_, length, channels), z = u.shape, None if z is None else rows(z)
     with on_device_of(u):
-        gate_kernel[(triton.cdiv(y.numel(), BLOCK),)](
+        gate_kernel[(cdiv(y.numel(), BLOCK),)](
             first.y, second.y, u if z is None else z, y, y_f, y_b, y.numel(), channels,
             0 if z is None else z.stride(0), 0 if z is None else z.stride(1), length,
             HAS_Z=z is not None, BLOCK=BLOCK, num_warps=8, **FUSED,
@@ -86,7 +85,7 @@ def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: t
     g_z = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
     branch_grads = [grad.contiguous() for grad in grads[1:]] if branches else [gy, gy]
     with on_device_of(u):
-        gate_backward_kernel[(triton.cdiv(u.numel(), BLOCK),)](
+        gate_backward_kernel[(cdiv(u.numel(), BLOCK),)](
             gy, *branch_grads, u if z is None else z, gy if z is None else saved[2],
             saved[3] if branches and z is not None else gy, g_f, g_b, g_f if g_z is None else g_z, u.numel(),
             u.shape[2], 0 if z is None else z.stride(0), 0 if z is None else z.stride(1), u.shape[1],

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ..torch_ops import Operator, Outputs, nothing
-from ..triton_common import FUSED, on_device_of, rows
+from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
 from .backward import backward_kernel
 from .kernels import forward_kernel, update_kernel
@@ -61,7 +60,7 @@ def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu:
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     block = 128
     with on_device_of(x):
-        update_kernel[(triton.cdiv(channels, block) * batch,)](
+        update_kernel[(cdiv(channels, block) * batch,)](
             x,
             state,
             weight,
@@ -71,7 +70,7 @@ def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu:
             x.stride(0),
             *state.stride(),
             K=taps,
-            KP=triton.next_power_of_2(taps),
+            KP=power_of_2(taps),
             BD=block,
             SILU=silu,
             num_warps=4,

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import triton
 from torch import Tensor
 
-from ..triton_common import FUSED, on_device_of, rows
+from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from .backward import backward_kernel
 from .kernels import forward_kernel
 
@@ -35,10 +34,10 @@ def plan(batch: int, length: int, blocks: int, programs: int, late: int) -> tupl
     `late`: the steps that a program walks beyond its tokens. Chunks are as long as the wish for `programs`
     programs allows, 16 to 128 tokens.
     """
-    chunks = max(min(programs // (batch * blocks), triton.cdiv(length, 16)), triton.cdiv(length, 128), 1)
-    groups = triton.cdiv(triton.cdiv(length, chunks) + late, GROUP)
+    chunks = max(min(programs // (batch * blocks), cdiv(length, 16)), cdiv(length, 128), 1)
+    groups = cdiv(cdiv(length, chunks) + late, GROUP)
     tokens = groups * GROUP - late
-    return triton.cdiv(length, tokens), tokens, groups
+    return cdiv(length, tokens), tokens, groups
 
 
 def run_forward(
@@ -63,7 +62,7 @@ def run_forward(
     y_b = None if weight_b is None else torch.empty_like(y)
     state = torch.empty(batch, channels, taps - 1, dtype=x.dtype, device=x.device) if final else None
     block = block_of(channels, taps, 256 if weight_b is None else 128)
-    blocks = triton.cdiv(channels, block)
+    blocks = cdiv(channels, block)
     late = 0 if weight_b is None else taps - 1
     chunks, tokens, groups = plan(batch, length, blocks, FORWARD_PROGRAMS, late)
     chunks += final
@@ -90,7 +89,7 @@ def run_forward(
             x.stride(1),
             *((0, 0, 0) if initial_state is None else initial_state.stride()),
             K=taps,
-            KP=triton.next_power_of_2(taps),
+            KP=power_of_2(taps),
             BD=block,
             GROUP=GROUP,
             SILU=silu,
@@ -129,7 +128,7 @@ def run_backward(
     # More a thread spills: the cuts of `seq_idx` and the edges take registers too.
     narrow = weight_b is not None or seq_idx is not None
     block = block_of(channels, taps, 64 if narrow else 128)
-    blocks = triton.cdiv(channels, block)
+    blocks = cdiv(channels, block)
     chunks, tokens, groups = plan(batch, length, blocks, BACKWARD_PROGRAMS, taps - 1)
     slots = (taps + 1) * (1 if weight_b is None else 2)
     partials = torch.empty(batch * chunks, slots, channels, dtype=torch.float32, device=x.device)
@@ -162,7 +161,7 @@ def run_backward(
             *((0, 0) if dy_b is None else dy_b.stride()[:2]),
             *((0, 0, 0) if initial_state is None else initial_state.stride()),
             K=taps,
-            KP=triton.next_power_of_2(taps),
+            KP=power_of_2(taps),
             BD=block,
             GROUP=GROUP,
             SILU=silu,

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..backend import interpreted
-from ..triton_common import FUSED, on_device_of, rows
+from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from .backward_kernels import backward_kernel, parameters_kernel, reduce_kernel
 from .carry_kernels import carry_kernel, combine_kernel
 from .kernels import forward_kernel, pack_kernel
@@ -87,10 +86,10 @@ class Cut(NamedTuple):
     def make(cls, scan: Scan) -> Cut:
         batch, length, channels = scan.u.shape
         groups = scan.B.shape[2]
-        states = max(16, triton.next_power_of_2(scan.A.shape[1]))
+        states = max(16, power_of_2(scan.A.shape[1]))
         block = 32 if states == 16 else 16
         warps = 1 if states <= 32 else 4
-        blocks = triton.cdiv(channels // groups, block)
+        blocks = cdiv(channels // groups, block)
         programs = batch * groups * blocks
         wanted = _processors(scan.u.device) * WARPS_PER_PROCESSOR // warps
         wanted = wanted if 2 * programs < wanted else 1
@@ -100,8 +99,8 @@ class Cut(NamedTuple):
             if scan.seq_idx is not None
             else max(1, min(wanted // programs, length // (CHUNKS_A_SEGMENT * CHUNK)))
         )
-        segment = triton.cdiv(triton.cdiv(length, segments), CHUNK) * CHUNK
-        return cls(states, block, blocks, segment, triton.cdiv(length, segment), warps)
+        segment = cdiv(cdiv(length, segments), CHUNK) * CHUNK
+        return cls(states, block, blocks, segment, cdiv(length, segment), warps)
 
 
 class Forward(NamedTuple):
@@ -143,7 +142,7 @@ def run_forward(
         kept = None
         if keep:
             narrow = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
-            shape = (batch, triton.cdiv(length, CHUNK), states, channels)
+            shape = (batch, cdiv(length, CHUNK), states, channels)
             kept = torch.empty(shape, dtype=narrow, device=u.device)
         last = torch.empty(batch, states, channels, dtype=torch.float32, device=u.device) if final else None
         _run(
@@ -204,12 +203,12 @@ def run_backward(scan: Scan, kept: Tensor, gy: Tensor, g_final: Tensor | None) -
         g_B, g_C = room(*scan.B.shape, dtype=scan.B.dtype), room(*scan.C.shape, dtype=scan.C.dtype)
         count = batch * length * groups
         _run(
-            reduce_kernel, (triton.cdiv(count, 16),),
+            reduce_kernel, (cdiv(count, 16),),
             g_rows, g_B, g_C, count, cut.blocks, states, N=cut.states, BT=16, warps=1,
         )  # fmt: skip
         g_A, g_D, g_bias = room(channels, states), room(channels), room(channels)
         _run(
-            parameters_kernel, (triton.cdiv(channels, 64), states + 2), small, g_A, g_D, g_bias,
+            parameters_kernel, (cdiv(channels, 64), states + 2), small, g_A, g_D, g_bias,
             batch * cut.segments, channels, states, BP=16, BD=64, warps=2,
         )  # fmt: skip
     return Gradients(g_u, g_delta, g_A, g_B, g_C, g_D, g_z, g_bias, g_state)
@@ -219,7 +218,7 @@ def _pack(scan: Scan, cut: Cut) -> tuple[Tensor, Tensor]:
     """A log2 e (N, D), and B with C (B, G, PAD + L + PAD, 2, N) in scan order; both in float32."""
     (batch, length, groups, states), channels = scan.B.shape, scan.u.shape[2]
     steps = length + 2 * PAD
-    blocks = triton.cdiv(max(steps, channels), 64)
+    blocks = cdiv(max(steps, channels), 64)
     A = torch.empty(states, channels, device=scan.A.device)
     packed = torch.empty(batch, groups, steps, 2, cut.states, device=scan.B.device)
     _run(
@@ -257,7 +256,7 @@ def _states_between(
         warps=cut.warps,
     )  # fmt: skip
     _run(
-        combine_kernel, (triton.cdiv(channels, 32), batch),
+        combine_kernel, (cdiv(channels, 32), batch),
         A, between, sums, _or(outer, A), cut.segments, channels, states,
         HAS_OUTER=outer is not None, BACKWARD=backward, N=cut.states, BD=32, warps=cut.warps,
     )  # fmt: skip

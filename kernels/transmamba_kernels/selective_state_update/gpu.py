@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from ..triton_common import FUSED, on_device_of, rows
+from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
 from .kernels import step_kernel
 
@@ -53,9 +52,9 @@ def _step(
     (batch, channels), states = u.shape, A.shape[1]
     groups = B.shape[1] if B.dim() == 3 else 1
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    padded = triton.next_power_of_2(states)
+    padded = power_of_2(states)
     block = max(TILE // padded, 1)
-    grid = (triton.cdiv(channels, block) * triton.cdiv(batch, ROWS),)
+    grid = (cdiv(channels, block) * cdiv(batch, ROWS),)
     with on_device_of(u):
         step_kernel[grid](
             state,

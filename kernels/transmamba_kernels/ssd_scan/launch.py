@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..backend import interpreted
-from ..triton_common import FUSED, on_device_of, rows
+from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from .grad_kernels import receive_kernel
 from .kernels import output_kernel, states_kernel
 from .send_kernels import send_kernel
@@ -107,7 +106,7 @@ class Problem:
             return y.zero_(), end
         with on_device_of(x):
             cut = self._tiles("forward")
-            shared, chunks = self._shared(cut), triton.cdiv(x.shape[1], cut.chunk)
+            shared, chunks = self._shared(cut), cdiv(x.shape[1], cut.chunk)
             fused = chunks <= cut.fused and not final and self.initial_state is None
             states = x if fused else self._sweep(cut, shared, chunks, last_state=end)
             self._by_chunk(output_kernel, cut, shared, chunks, fused, states=states, y=y)
@@ -127,7 +126,7 @@ class Problem:
     def _gradients(self, dy: Tensor, dfinal: Tensor | None, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         (batch, length, heads, width), (groups, depth) = self.x.shape, self.B.shape[2:]
         cut = self._tiles("backward")
-        shared, chunks = self._shared(cut), triton.cdiv(length, cut.chunk)
+        shared, chunks = self._shared(cut), cdiv(length, cut.chunk)
         made = {
             n: torch.empty(t.shape, dtype=t.dtype, device=t.device)
             for n, t in inputs.items()
@@ -243,7 +242,7 @@ class Problem:
         kinds = (self.ahead + self.back) * (1 if dy is None else 2)
         states = self._scratch(kinds, chunks)
         block_p, block_n = min(cut.block_p, _padded(width)), min(cut.block_n, _padded(depth))
-        blocks = triton.cdiv(width, block_p) * triton.cdiv(depth, block_n)
+        blocks = cdiv(width, block_p) * cdiv(depth, block_n)
         start, end = self.initial_state, last_state if dy is None else last_slope
         arguments = dict(
             **shared, dy=states if dy is None else dy, states=states, chunks=chunks,
@@ -287,4 +286,4 @@ def _within(tensor: Tensor, tokens: int) -> Tensor:
 
 
 def _padded(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))
+    return max(16, power_of_2(size))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from ..triton_common import FUSED, on_device_of, rows
+from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
 from .kernels import step_kernel
 
@@ -52,11 +51,11 @@ def _step(
     x, B, C, z = rows(x), rows(B), rows(C), None if z is None else rows(z)
     (batch, heads, width), (groups, states) = x.shape, B.shape[1:]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    padded = triton.next_power_of_2(states)
-    block = max(min(TILE // padded, triton.next_power_of_2(width)), 1)
+    padded = power_of_2(states)
+    block = max(min(TILE // padded, power_of_2(width)), 1)
     skip = (0, 0) if D is None else (D.stride(0), D.stride(1) if D.dim() == 2 else 0)
     with on_device_of(x):
-        step_kernel[(triton.cdiv(width, block) * heads * batch,)](
+        step_kernel[(cdiv(width, block) * heads * batch,)](
             state,
             x,
             delta,
