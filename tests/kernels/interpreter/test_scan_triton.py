@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transmamba_kernels import bidirectional_scan, selective_scan
 from transmamba_kernels.bidirectional_scan import reference as both_reference
-from transmamba_kernels.selective_scan import gpu, launch, reference
+from transmamba_kernels.selective_scan import cpu, gpu, launch, reference
 
 HALF = {"u", "delta", "B", "C", "z"}
 # The interpreter rounds to bfloat16 by cutting off, twice the error.
@@ -54,13 +54,13 @@ def rounded(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def loop(**arguments: Any) -> Any:
+    """The reference; beyond 200 tokens the PyTorch path, which other tests hold against the reference."""
     names = ("D", "z", "delta_bias", "initial_state", "seq_idx")
     full = {**dict.fromkeys(names), **arguments}
-    y, state = reference.selective_scan(**full)
+    y, state = (reference if full["u"].shape[1] <= 200 else cpu).selective_scan(**full)
     return (y, state) if full["return_final_state"] else y
 
 
-# The reference is a loop on the CPU: long sequences have a test of their own.
 SHORT = (1, 2, 63, 64, 65, 197) if COMPILED else (1, 18)
 
 

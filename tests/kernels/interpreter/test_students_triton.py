@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+
 import transmamba  # noqa: F401  registers the students
 
 SIZES = {"img_size": 16, "patch_size": 8, "num_classes": 3, "depth": 1}
