@@ -6,7 +6,7 @@ takes; torch.compile can only see the op. Both run the same forward and backward
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class Operator:
         if torch.compiler.is_compiling():
             return tuple(self._op(*arguments)[: self.visible])
         tensors = arguments[: self.tensors]
-        if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        if differentiable(*tensors):
             return tuple(self._function.apply(*arguments)[: self.visible])
         return tuple(self._forward(*arguments)[: self.visible])
 
@@ -125,3 +125,21 @@ def _fake_gradients(grads: Any, tensors: Any, saved: Any, *flags: Any) -> list[T
 def nothing(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """What stands for None among the outputs of an operator: shape (0,)."""
     return like.new_empty(0, dtype=dtype)
+
+
+def or_nothing(tensor: Tensor | None, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An output that may not have been asked for."""
+    return nothing(like, dtype) if tensor is None else tensor
+
+
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def fitted(grads: Iterable[Tensor | None], tensors: Sequence[Tensor | None], like: Tensor) -> Outputs:
+    """The gradients in the shapes and dtypes of their tensors; empty where there is none."""
+    return tuple(
+        nothing(like) if x is None or grad is None else grad.reshape(x.shape).to(x.dtype).contiguous()
+        for x, grad in zip(tensors, grads, strict=True)
+    )

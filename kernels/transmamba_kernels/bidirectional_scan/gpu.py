@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ..packing import zero_padding
-from ..selective_scan.gpu import kept_like
-from ..selective_scan.launch import Gradients, Scan, run_backward, run_forward
-from ..torch_ops import Operator, Outputs, nothing
+from ..selective_scan.launch import Gradients, Scan, kept_like, run_backward, run_forward
+from ..torch_ops import Operator, Outputs, differentiable, fitted, nothing, or_nothing
 from ..triton_common import FUSED, cdiv, on_device_of, rows
 from . import cpu
 from .kernels import gate_backward_kernel, gate_kernel
@@ -32,7 +31,7 @@ def bidirectional_scan(
         return cpu.bidirectional_scan(ahead, back, z, delta_softplus, return_branches, lengths)
     ahead, back, delta_softplus = without_padding(ahead, back, delta_softplus, lengths)
     tensors = (*(x for pair in zip(ahead, back, strict=True) for x in pair), z)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    keep = differentiable(*tensors)
     out = SCANS(*tensors, delta_softplus, return_branches, keep)
     y, y_f, y_b = (zero_padding(x, lengths) if x.numel() else x for x in out)
     return (y, y_f, y_b) if return_branches else y
@@ -52,11 +51,10 @@ def _forward(*arguments: Any) -> Outputs:
     ahead, back = _scans(tensors, None if branches else z, delta_softplus)
     u = ahead.u
     first = run_forward(ahead, None, False, keep)
-    none = [nothing(u) for _ in range(6)]
     if not branches:
         second = run_forward(back, None, False, keep, other=first.y)
-        kept = (first.kept, second.kept, second.mean, None)
-        return second.y, none[0], none[1], *(_given(x, n) for x, n in zip(kept, none[2:], strict=True))
+        given = (None, None, first.kept, second.kept, second.mean, None)
+        return second.y, *(or_nothing(x, u) for x in given)
     second = run_forward(back, None, False, keep)
     y, y_f, y_b = (torch.empty_like(first.y) for _ in range(3))
     (_, length, channels), z = u.shape, None if z is None else rows(z)
@@ -67,12 +65,7 @@ def _forward(*arguments: Any) -> Outputs:
             HAS_Z=z is not None, BLOCK=BLOCK, num_warps=8, **FUSED,
         )  # fmt: skip
     raw = (first.y, second.y) if keep and z is not None else (None, None)
-    kept = (first.kept, second.kept, *raw)
-    return y, y_f, y_b, *(_given(x, n) for x, n in zip(kept, none[2:], strict=True))
-
-
-def _given(tensor: Tensor | None, otherwise: Tensor) -> Tensor:
-    return otherwise if tensor is None else tensor
+    return y, y_f, y_b, *(or_nothing(x, u) for x in (first.kept, second.kept, *raw))
 
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
@@ -93,13 +86,10 @@ def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: t
         )  # fmt: skip
     ours, theirs = run_backward(ahead, saved[0], g_f, None), run_backward(back, saved[1], g_b, None)
     found = [x for pair in zip(_ordered(ours), _ordered(theirs), strict=True) for x in pair]
-    return tuple(
-        nothing(u) if x is None or grad is None else grad.reshape(x.shape).to(x.dtype)
-        for x, grad in zip(tensors, [*found, g_z], strict=True)
-    )
+    return fitted([*found, g_z], tensors, u)
 
 
-def _ordered(g: Gradients) -> tuple[Tensor | None, ...]:
+def _ordered(g: Gradients) -> tuple[Tensor, ...]:
     return g.u, g.delta, g.A, g.B, g.C, g.D, g.delta_bias
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import sigmoid
+from ..triton_common import sigmoid, silu
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def gate_kernel(
         row = at // DIM
         z_at = row // LENGTH * sz_b + row % LENGTH * sz_l + at % DIM
         z = tl.load(z_ptr + z_at, mask=live, other=0.0).to(tl.float32)
-        gate = z * sigmoid(z)
+        gate = silu(z)
         f *= gate
         b *= gate
     tl.store(y_ptr + at, (0.5 * (f + b)).to(y_ptr.dtype.element_ty), mask=live)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import sigmoid
+from ..triton_common import silu
 from .kernels import step_size, within
 
 
@@ -104,7 +104,7 @@ def carry_kernel(
             x = xs[j].to(tl.float32)
             if HAS_Z:
                 z = zs[j].to(tl.float32)
-                x *= z * sigmoid(z)
+                x *= silu(z)
             a = tl.exp2(dt[None, :] * A)
             if BACKWARD:
                 h = a * (h + x[None, :] * row[:, None])

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import compute_dtype, without_autocast
-from ..torch_ops import Operator, Outputs, nothing
+from ..torch_ops import Operator, Outputs, differentiable, fitted, or_nothing
 from .blocks import LOG2_E, Block, Plan, Room, Saved, Switches, from_groups, time_first, to_groups
 
 
@@ -37,7 +37,7 @@ def selective_scan(
 ) -> tuple[Tensor, Tensor | None]:
     """Arguments as in `transmamba_kernels.selective_scan`. y (B, L, D), final state (B, D, N) or None."""
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    keep = differentiable(*inputs)
     y, state = SCAN(*inputs, seq_idx, delta_softplus, reverse, return_final_state, keep)
     return y, state if return_final_state else None
 
@@ -52,7 +52,7 @@ def _run(*arguments: Any) -> Outputs:
         y = total if saved.z is None else total * F.silu(saved.z.to(dtype))
     y = y.to(saved.u.dtype)
     ungated = total if switches.differentiable and saved.z is not None else None
-    return y, *(nothing(total) if x is None else x for x in (state, ungated, between))
+    return y, *(or_nothing(x, total) for x in (state, ungated, between))
 
 
 def _fake(*arguments: Any) -> Outputs:
@@ -92,10 +92,7 @@ def _differentiate(
             grad = grad * gate.mul_(z)
         g = _backward(saved.grouped(), grad, grads[1] if switches.final_state else None, dtype, switches)
     found = (g.u, g.delta, g.A, g.B, g.C, g.D, grad_z, g.delta_bias, g.state, None)
-    return tuple(
-        nothing(saved.u) if x is None or grad is None else grad.reshape(x.shape).to(x.dtype).contiguous()
-        for x, grad in zip(tensors, found, strict=True)
-    )
+    return fitted(found, tensors, saved.u)
 
 
 def _forward(

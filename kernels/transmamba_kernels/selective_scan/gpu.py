@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_ops import Operator, Outputs, nothing
+from ..torch_ops import Operator, Outputs, differentiable, fitted, nothing, or_nothing
 from . import cpu
-from .launch import CHUNK, Scan, run_backward, run_forward
+from .launch import Scan, kept_like, run_backward, run_forward
 
 
 def selective_scan(
@@ -34,7 +34,7 @@ def selective_scan(
             reverse,
         )  # fmt: skip
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
-    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    keep = differentiable(*tensors)
     y, state = SCAN(*tensors, seq_idx, delta_softplus, return_final_state, reverse, keep)
     return y, state if return_final_state else None
 
@@ -57,8 +57,7 @@ def _forward(
 ) -> Outputs:
     scan = Scan.make(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, reverse)
     out = run_forward(scan, initial_state, final, keep)
-    state = nothing(u, torch.float32) if out.final is None else out.final
-    return out.y, state, nothing(u) if out.kept is None else out.kept
+    return out.y, or_nothing(out.final, u, torch.float32), or_nothing(out.kept, u)
 
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
@@ -67,10 +66,7 @@ def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: t
     scan = Scan.make(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, reverse)
     g = run_backward(scan, saved[0], grads[0], grads[1] if final else None)
     found = (g.u, g.delta, g.A, g.B, g.C, g.D, g.z, g.delta_bias, g.state.transpose(1, 2), None)
-    return tuple(
-        nothing(u) if x is None or grad is None else grad.reshape(x.shape).to(x.dtype).contiguous()
-        for x, grad in zip(tensors, found, strict=True)
-    )
+    return fitted(found, tensors, u)
 
 
 def _fake(*arguments: Any) -> Outputs:
@@ -80,13 +76,6 @@ def _fake(*arguments: Any) -> Outputs:
         state = u.new_empty(u.shape[0], A.shape[1], u.shape[2], dtype=torch.float32).transpose(1, 2)
     kept = kept_like(u, A) if keep else nothing(u)
     return torch.empty(u.shape, dtype=u.dtype, device=u.device), state, kept
-
-
-def kept_like(u: Tensor, A: Tensor) -> Tensor:
-    """Empty, as large as what the forward of a scan keeps for its backward."""
-    batch, length, channels = u.shape
-    dtype = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
-    return u.new_empty(batch, -(-length // CHUNK), A.shape[1], channels, dtype=dtype)
 
 
 SCAN = Operator(

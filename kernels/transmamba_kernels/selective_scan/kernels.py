@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_common import LOG2E, sigmoid
+from ..triton_common import LOG2E, silu
 
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -203,7 +203,7 @@ def forward_kernel(
                     means = means + (y.to(mean_ptr.dtype.element_ty),)
             if HAS_Z:
                 z = zs[j].to(tl.float32)
-                y *= z * sigmoid(z)
+                y *= silu(z)
             outs = outs + (y.to(y_ptr.dtype.element_ty),)
         # Stores come last, so that no load has to wait behind one.
         for j in tl.static_range(TC):

@@ -135,15 +135,10 @@ def run_forward(
         A, packed = _pack(scan, cut)
         if cut.segments > 1:
             enter = _states_between(scan, cut, A, packed, scan.u, None, enter, backward=False)
-        dtype = u.dtype if other is None else other.dtype
-        y = torch.empty(batch, length, channels, dtype=dtype, device=u.device)
+        y = torch.empty(batch, length, channels, dtype=u.dtype, device=u.device)
         gated_mean = other is not None and scan.z is not None and keep
         mean = torch.empty_like(y) if gated_mean else None
-        kept = None
-        if keep:
-            narrow = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
-            shape = (batch, cdiv(length, CHUNK), states, channels)
-            kept = torch.empty(shape, dtype=narrow, device=u.device)
+        kept = kept_like(u, scan.A) if keep else None
         last = torch.empty(batch, states, channels, dtype=torch.float32, device=u.device) if final else None
         _run(
             forward_kernel, (batch * cut.segments * groups * cut.blocks,),
@@ -181,8 +176,7 @@ def run_backward(scan: Scan, kept: Tensor, gy: Tensor, g_final: Tensor | None) -
         small = room(batch * cut.segments, states + 2, channels)
         g_state = room(batch, states, channels)
         # Sums over one block of channels; they are many, and the sum of them all is rounded anyway.
-        narrow = torch.float32 if exact else torch.bfloat16
-        g_rows = room(batch, length, groups * cut.blocks, cut.states, 2, dtype=narrow)
+        g_rows = room(batch, length, groups * cut.blocks, cut.states, 2, dtype=kept.dtype)
         total = batch * cut.segments * groups * cut.blocks
         programs = min(total, _processors(u.device) * max(1, WARPS_PER_PROCESSOR // cut.warps))
         words = cut.states * cut.block if exact else cut.states * cut.block // 2
@@ -245,7 +239,7 @@ def _states_between(
     between = torch.empty(batch, cut.segments, states, channels, device=x.device)
     sums = torch.empty(batch, cut.segments, channels, device=x.device)
     _run(
-            carry_kernel, (batch * (cut.segments - 1) * groups * cut.blocks,),
+        carry_kernel, (batch * (cut.segments - 1) * groups * cut.blocks,),
         x, scan.delta, A, packed, _or(z, x), _or(scan.delta_bias, A), between, sums,
         length, cut.segment, cut.segments, cut.blocks, groups,
         x.stride(0), scan.delta.stride(0), _stride(z, 0),
@@ -261,6 +255,14 @@ def _states_between(
         HAS_OUTER=outer is not None, BACKWARD=backward, N=cut.states, BD=32, warps=cut.warps,
     )  # fmt: skip
     return between
+
+
+def kept_like(u: Tensor, A: Tensor) -> Tensor:
+    """Empty, as large as what the forward of a scan keeps for its backward."""
+    batch, length, channels = u.shape
+    dtype = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
+    shape = (batch, cdiv(length, CHUNK), A.shape[1], channels)
+    return torch.empty(shape, dtype=dtype, device=u.device)
 
 
 def _channels_last(state: Tensor | None) -> Tensor | None:
