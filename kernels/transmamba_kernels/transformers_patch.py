@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable
 from types import ModuleType, TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from . import compat
+from .torch_ops import differentiable
 
 __all__ = ["MODELS", "Patch", "patch_transformers"]
 
@@ -136,7 +136,7 @@ def _convolution_update(original: Function, module: ModuleType) -> Function:
         bias: Tensor | None = None,
         activation: str | None = None,
     ) -> Tensor:
-        if activation not in _ACTIVATIONS or _differentiates(hidden_states, conv_state, weight, bias):
+        if activation not in _ACTIVATIONS or differentiable(hidden_states, conv_state, weight, bias):
             return original(hidden_states, conv_state, weight, bias, activation=activation)
         return compat.causal_conv1d_update(hidden_states, conv_state, weight, bias, activation)
 
@@ -217,7 +217,7 @@ def _state_update(original: Function, module: ModuleType) -> Function:
         **kwargs: Any,
     ) -> Tensor:
         inputs = (state, hidden_states, dt, A, B, C)
-        if _differentiates(*inputs, D, dt_bias, z):
+        if differentiable(*inputs, D, dt_bias, z):
             return original(*inputs, D, dt_bias=dt_bias, dt_softplus=dt_softplus, z=z, **kwargs)
         return compat.selective_state_update(*inputs, D, z, dt_bias, dt_softplus)
 
@@ -229,10 +229,6 @@ def _off(original: Function, module: ModuleType) -> Function:
         return None
 
     return step_by_step
-
-
-def _differentiates(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 _ACTIVATIONS = (None, "silu", "swish")

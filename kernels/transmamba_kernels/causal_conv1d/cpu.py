@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backend import compute_dtype
 from ..packing import segments, zero_padding
-from ..torch_ops import Operator, Outputs, nothing
+from ..torch_ops import Operator, Outputs, differentiable, nothing
 from . import reference
 
 
@@ -40,9 +40,7 @@ def causal_conv1d(
             final = _final_state(inputs, ids, taps, lengths, reverse).to(x.dtype)
     if initial_state is None:
         inputs, ids = x, sequence
-    keep = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (inputs, weight, bias)
-    )
+    keep = differentiable(inputs, weight, bias)
     (y,) = CONV(inputs, weight, bias, ids, activation == "silu", reverse, keep)
     if initial_state is not None:
         y = (y[:, :length] if reverse else y[:, taps - 1 :]).to(x.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_ops import Operator, Outputs, nothing
+from ..torch_ops import Operator, Outputs, nothing, or_nothing
 from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
 from .backward import backward_kernel
@@ -102,7 +102,7 @@ def _forward(
     y, _, state = run_forward(
         x, (weight, bias, None, None), initial_state, seq_idx, lengths, silu, reverse, final
     )
-    return y, nothing(x) if state is None else state
+    return y, or_nothing(state, x)
 
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
@@ -122,7 +122,7 @@ def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: t
         dx,
         dweight.to(weight.dtype),
         nothing(x) if bias is None else dbias.to(bias.dtype),
-        nothing(x) if dinitial is None else dinitial,
+        or_nothing(dinitial, x),
         nothing(x),
         nothing(x),
     )

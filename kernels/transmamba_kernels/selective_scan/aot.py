@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..aot import Case, case
 from . import launch
 from .launch import Scan
 
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
 # Registers are capped for three warps where two would fit; what spills lies outside the loop over the steps,
 # and without the cap the kernel is a third slower.
 SPILLS = {"backward_kernel": 256}
@@ -28,9 +28,9 @@ def scan(batch: int, length: int, channels: int, states: int, dtype: torch.dtype
     return Scan.make(u, delta, A, B, C, D, gate if z else None, bias, None, True, False)
 
 
-def cases(given: Scan, merge: bool = False) -> list[Any]:
+def cases(given: Scan, merge: bool = False) -> list[Case]:
     """An entry of `aot_cases` for every kernel that the forward and the backward launch."""
-    found: list[Any] = []
+    found: list[Case] = []
 
     def record(
         kernel: Any,
@@ -41,19 +41,8 @@ def cases(given: Scan, merge: bool = False) -> list[Any]:
         **rest: Any,
     ) -> None:
         values = {**dict(zip(kernel.arg_names, arguments, strict=False)), **rest}
-        signature: dict[str, str] = {}
-        constexprs: dict[str, Any] = {}
-        for parameter in kernel.params:
-            name, value = parameter.name, values[parameter.name]
-            if isinstance(value, Tensor):
-                aligned = "" if parameter.do_not_specialize_on_alignment else ":16"
-                signature[name] = f"*{TYPES[value.dtype]}{aligned}"
-            elif parameter.is_constexpr or value == 1:
-                constexprs[name] = value
-            else:
-                signature[name] = "i32:16" if value % 16 == 0 else "i32"
-        options = {"enable_fp_fusion": True} | ({} if registers is None else {"maxnreg": registers})
-        found.append((kernel, signature, constexprs, warps, 1, options, SPILLS.get(kernel.__name__, 0)))
+        options = {} if registers is None else {"maxnreg": registers}
+        found.append(case(kernel, values, warps, 1, SPILLS.get(kernel.__name__, 0), **options))
 
     launch.launcher = record
     try:

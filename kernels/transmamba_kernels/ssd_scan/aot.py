@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..aot import Case, case
 from .launch import Problem
 
-Case = tuple[Any, ...]
-
-TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32"}
 # Bytes a thread; see `launch.tiles` for why.
 SPILLS = {"send_kernel": 128}
 
@@ -48,28 +46,7 @@ def cases(problem: Problem, final: bool = False) -> list[Case]:
     def record(
         kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int
     ) -> None:
-        signature: dict[str, str] = {}
-        constexprs: dict[str, Any] = {}
-        for parameter in kernel.params:
-            value = arguments[parameter.name]
-            if isinstance(value, Tensor):
-                # What torch allocates begins at a multiple of 16.
-                signature[parameter.name] = f"*{TYPES[value.dtype]}:16"
-            elif parameter.is_constexpr or value == 1:
-                constexprs[parameter.name] = value
-            else:
-                signature[parameter.name] = "i32:16" if value % 16 == 0 else "i32"
-        found.append(
-            (
-                kernel,
-                signature,
-                constexprs,
-                warps,
-                stages,
-                {"enable_fp_fusion": True},
-                SPILLS.get(kernel.__name__, 0),
-            )
-        )
+        found.append(case(kernel, arguments, warps, stages, SPILLS.get(kernel.__name__, 0)))
 
     problem = replace(problem, launch=record)
     _, state = problem.forward(final)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..backend import compute_dtype
 from ..packing import segments
+from ..torch_ops import differentiable
 from .blocks import SSD
 from .reference import finish, step_size
 
@@ -31,6 +31,6 @@ def ssd_scan(
     dtype = compute_dtype(x, delta, A, B, C, D, z, delta_bias, initial_state)
     dt = step_size(delta, delta_bias, delta_softplus, dtype, lengths)
     inputs = (x, dt, A, B, C, D, initial_state)
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    keep = differentiable(*inputs)
     y, state = SSD(*inputs, segments(seq_idx, lengths), reverse, return_final_state, keep)
     return finish(y, x, None, z, lengths).to(x.dtype), state if return_final_state else None

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..torch_ops import Operator, Outputs, nothing
+from ..torch_ops import Operator, Outputs, nothing, or_nothing
 from . import aot, cpu
 from .launch import Problem, fits
 
@@ -57,7 +57,7 @@ def _problem(tensors: tuple[Any, ...], softplus: bool, reverse: bool) -> Problem
 def _forward(*arguments: Any) -> Outputs:
     *tensors, softplus, reverse, final = arguments
     y, state = _problem(tuple(tensors), softplus, reverse).forward(final)
-    return y, nothing(y, torch.float32) if state is None else state
+    return y, or_nothing(state, y, torch.float32)
 
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
