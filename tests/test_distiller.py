@@ -109,23 +109,23 @@ def test_drawn_tokens_belong_to_the_step() -> None:
     """The same for every micro-batch, rank and process of a step; another the next step and seed."""
     one, two = drawing(0.4), drawing(0.4)
     device = torch.device("cpu")
-    draws = [one._draw_tokens(step, device) for step in range(30)]
+    draws = [one.draw_tokens(step, device) for step in range(30)]
     torch.manual_seed(99)
     for step, draw in enumerate(draws):
         assert draw is not None and len(draw) == 2
-        assert torch.equal(draw, two._draw_tokens(step, device))  # type: ignore[arg-type]
+        assert torch.equal(draw, two.draw_tokens(step, device))  # type: ignore[arg-type]
         assert draw.tolist() == sorted(set(draw.tolist()))
     assert len({tuple(draw.tolist()) for draw in draws if draw is not None}) >= 8  # of 10
     seen = torch.stack([draw for draw in draws if draw is not None]).flatten().bincount(minlength=5)
     assert (seen > 3).all(), "every token has its turn"
     other = drawing(0.4, seed=1)
-    assert any(not torch.equal(other._draw_tokens(s, device), draws[s]) for s in range(5))  # type: ignore[arg-type]
+    assert any(not torch.equal(other.draw_tokens(s, device), draws[s]) for s in range(5))  # type: ignore[arg-type]
 
 
 def test_drawing_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    drawing(0.4)._draw_tokens(3, torch.device("cpu"))
+    drawing(0.4).draw_tokens(3, torch.device("cpu"))
     torch.manual_seed(0)
     assert torch.equal(state, torch.get_rng_state())
     distiller = drawing(0.4)
@@ -144,7 +144,7 @@ def test_loss_on_drawn_tokens_by_hand(fraction: float) -> None:
     layers = frozenset({1, 3})
     full = student.run(images, Capture(hidden=layers, branches=layers))
     guide = teacher(images, Capture(hidden=frozenset({0, 1})))
-    drawn = distiller._draw_tokens(5, images.device)
+    drawn = distiller.draw_tokens(5, images.device)
     drawn = torch.arange(5) if drawn is None else drawn
     order = torch.tensor([1, 2, 0, 3, 4])
     cosines: dict[str, list[torch.Tensor]] = {"feature": [], "bidirectional": []}

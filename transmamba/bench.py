@@ -5,6 +5,7 @@ All kinds are timed in one process, in turns, so that a busy machine slows them 
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -15,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cuda_graph import WARMUP, GraphedStep
 from .distiller import Distiller
 from .errors import UserError
+from .outputs import Term
 from .recipe import Recipe, Stage
 from .run import Line, assemble, make_accelerator
 from .student import Student
-from .trainer import parameter_groups, set_trainable, weighted
+from .trainer import make_optimizer, set_trainable, weighted
 
-_WARMUP = 3
+_WARMUP = WARMUP + 2  # first as it is, then recorded
 
 
 def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
     full = _distillation(line, replace(stage, token_fraction=1.0), batch)
     quarter = _distillation(line, replace(stage, token_fraction=0.25), batch)
     kinds: dict[str, Callable[[], None]] = {
-        "teacher_forward": lambda: _teacher_forward(line, batch),
+        "teacher_forward": _teacher_forward(line, batch),
         "cross_entropy_step": _cross_entropy(line, batch),
         "distillation_step": full,
         "distillation_step_quarter_tokens": quarter,
@@ -85,22 +88,34 @@ def _interleaved(kinds: dict[str, Callable[[], None]], steps: int, device: torch
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _teacher_forward(line: Line, batch: Any) -> None:
-    assert line.teacher is not None
-    with line.accelerator.autocast():
-        line.teacher(batch.images)
+def _teacher_forward(line: Line, batch: Any) -> Callable[[], None]:
+    teacher = line.teacher
+    assert teacher is not None
+
+    def forward(images: Tensor, _: Any) -> None:
+        with line.accelerator.autocast():
+            teacher(images)
+
+    run = _recorded(line, forward, nn.Module())
+    return lambda: run(batch.images)
 
 
 def _cross_entropy(line: Line, batch: Any) -> Callable[[], None]:
     """timm's own training step of the same student: forward, cross-entropy, backward, clip, AdamW."""
     student = line.student
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, fused=batch.images.is_cuda or None)
 
-    def step() -> None:
+    def forward_backward(images: Tensor, targets: Tensor, _: Any) -> None:
         student.train().requires_grad_(True)
         with line.accelerator.autocast():
-            loss = F.cross_entropy(student(batch.images), batch.targets)
-        _update(loss, student, optimizer)
+            loss = F.cross_entropy(student(images), targets)
+        loss.backward()
+
+    run = _recorded(line, forward_backward, student)
+
+    def step() -> None:
+        run(batch.images, batch.targets)
+        _update(student, optimizer)
 
     return step
 
@@ -110,24 +125,37 @@ def _distillation(line: Line, stage: Stage, batch: Any) -> Callable[[], None]:
     distiller = Distiller(line.student, line.teacher, stage.losses, token_fraction=stage.token_fraction)
     distiller.to(line.accelerator.device)
     set_trainable(distiller, stage)
-    optimizer = torch.optim.AdamW(parameter_groups(distiller, stage, set()), lr=1e-6)
+    optimizer = make_optimizer(distiller, replace(stage, lr=1e-6), set())
 
-    def step() -> None:
+    def forward_backward(images: Tensor, targets: Tensor, drawn: Tensor | None, _: Any) -> dict[str, Term]:
         distiller.train()
         set_trainable(distiller, stage)
         with line.accelerator.autocast():
-            terms = distiller(batch.images, batch.targets)
-            loss: Tensor = weighted(
-                terms, distiller.weights, {name: term.count for name, term in terms.items()}
-            )
-        _update(loss, distiller, optimizer)
+            terms = distiller(images, targets, drawn=drawn)
+            counts = {name: term.count for name, term in terms.items()}
+            loss: Tensor = weighted(terms, distiller.weights, counts)
+        loss.backward()
+        return terms
+
+    run = _recorded(line, forward_backward, distiller)
+    steps = itertools.count()
+
+    def step() -> None:
+        drawn = distiller.draw_tokens(next(steps), batch.images.device)
+        terms = run(batch.images, batch.targets, drawn)
+        _update(distiller, optimizer)
         distiller.observe({n: (t.parts / t.count).cpu() for n, t in terms.items() if t.parts is not None})
 
     return step
 
 
-def _update(loss: Tensor, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    loss.backward()
+def _recorded(line: Line, body: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+    if not (line.recipe.trainer.cuda_graphs and line.accelerator.device.type == "cuda"):
+        return lambda *inputs: body(*inputs, None)
+    return GraphedStep(body, module.parameters(), print)
+
+
+def _update(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -87,11 +87,13 @@ class Distiller(nn.Module):
         """Items of each loss in a micro-batch, from the batch alone."""
         return {name: loss.count(targets) for name, loss in self._losses().items()}
 
-    def forward(self, images: Tensor, targets: Tensor, step: int = 0) -> dict[str, Term]:
-        """Every loss as a Term. images (B, C, H, W), targets (B,) or (B, K); `step` draws the token
-        subset."""
+    def forward(
+        self, images: Tensor, targets: Tensor, step: int = 0, *, drawn: Tensor | None = None
+    ) -> dict[str, Term]:
+        """Every loss as a Term. images (B, C, H, W), targets (B,) or (B, K); `step` draws the token subset,
+        unless `drawn` is given."""
         losses = self._losses()
-        drawn = self._draw_tokens(step, images.device)
+        drawn = self.draw_tokens(step, images.device) if drawn is None else drawn
         teacher = self._run_teacher(images, losses.values())
         terms: dict[str, Term] = {}
         forced = {name: loss for name, loss in losses.items() if loss.teacher_forced}
@@ -127,7 +129,7 @@ class Distiller(nn.Module):
         for name, mean in parts.items():
             self._losses()[name].observe(mean)
 
-    def _draw_tokens(self, step: int, device: torch.device) -> Tensor | None:
+    def draw_tokens(self, step: int, device: torch.device) -> Tensor | None:
         """Positions among the matched tokens, the same for every image, rank and micro-batch of a step."""
         if self.token_fraction >= 1 or self.aligner is None:
             return None

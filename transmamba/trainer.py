@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Progress, list_checkpoints, load_checkpoint, read_progress, save_checkpoint, sweep
+from .cuda_graph import GraphedStep
 from .data.hashing import hash64
 from .distiller import Distiller
 from .errors import UserError
@@ -126,9 +127,7 @@ class Trainer:
     ) -> None:
         set_trainable(distiller, stage)
         distiller.train()
-        optimizer = torch.optim.AdamW(
-            parameter_groups(distiller, stage, cloned), lr=stage.lr, betas=stage.betas
-        )
+        optimizer = make_optimizer(distiller, stage, cloned)
         model, optimizer = self.accelerator.prepare(distiller, optimizer)
         if self._resume_from is not None:
             load_checkpoint(self.accelerator, self._resume_from)
@@ -138,8 +137,9 @@ class Trainer:
         self.tracker.say(f"stage {index + 1} {stage.name}: {steps} steps of {self.global_batch} images")
         stream = self.batches(self.progress.stage_step, steps, index)
         window = Window.restored(self.progress.window)
+        forward_backward = self._forward_backward(model, distiller)
         while self.progress.stage_step < steps:
-            self._step(model, distiller, optimizer, stage, steps, stream, window)
+            self._step(model, distiller, optimizer, forward_backward, stage, steps, stream, window)
             done = self.progress.stage_step == steps
             if done or self.progress.stage_step % self.config.log_every == 0:
                 self._log(distiller, optimizer, index, stage, window)
@@ -162,6 +162,7 @@ class Trainer:
         model: nn.Module,
         distiller: Distiller,
         optimizer: Any,
+        forward_backward: Callable[..., dict[str, Term]],
         stage: Stage,
         steps: int,
         stream: Iterator[Any],
@@ -185,17 +186,16 @@ class Trainer:
             if self.mix is not None:
                 batch = self.mix(batch, seed)
             last = m == len(micro) - 1
+            drawn = distiller.draw_tokens(self.progress.step, self.accelerator.device)
             with exchange(self.accelerator, model, last):
-                terms = model(batch.images, batch.targets, self.progress.step)
-                loss = weighted(terms, distiller.weights, counts) * self.accelerator.num_processes
-                self.accelerator.backward(loss)
+                terms = forward_backward(batch.images, batch.targets, drawn, constants=tuple(counts.items()))
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.sum.detach().float()
                 if term.parts is not None:
                     parts[name] = parts.get(name, 0) + term.parts
-        means, part_means = self._reduce(sums, parts, counts)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         norm = self.accelerator.clip_grad_norm_(trained, stage.clip if stage.clip > 0 else math.inf)
+        means, part_means = self._reduce(sums, parts, counts)  # after the clipping: it waits for the GPU
         total = sum(distiller.weights[name] * value for name, value in means.items())
         stepped = self._apply(optimizer, total, float(norm), distiller, part_means)
         self.progress.step += 1
@@ -205,6 +205,27 @@ class Trainer:
         self.progress.seconds += elapsed
         if stepped:  # a skipped step's losses are said above; in the mean they would hide the others
             _add(window, means, part_means, total, self.global_batch, elapsed, waited, float(norm))
+
+    def _forward_backward(self, model: nn.Module, distiller: Distiller) -> Callable[..., dict[str, Term]]:
+        """f(images, targets, drawn, constants=counts): a micro-batch's terms, its gradients added."""
+
+        def run(
+            images: Tensor, targets: Tensor, drawn: Tensor | None, constants: tuple[tuple[str, float], ...]
+        ) -> dict[str, Term]:
+            terms = model(images, targets, drawn=drawn)
+            loss = weighted(terms, distiller.weights, dict(constants)) * self.accelerator.num_processes
+            self.accelerator.backward(loss)
+            return terms
+
+        if not self.config.cuda_graphs:
+            return run
+        if not self._can_record():
+            self.tracker.say("trainer.cuda_graphs: only for one process with a GPU; going on without")
+            return run
+        return GraphedStep(run, distiller.parameters(), self.tracker.say)
+
+    def _can_record(self) -> bool:
+        return self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
 
     def _apply(
         self, optimizer: Any, loss: float, norm: float, distiller: Distiller, parts: dict[str, Tensor]
@@ -318,6 +339,14 @@ def set_trainable(distiller: Distiller, stage: Stage) -> None:
         used = distiller.used_projections()
         for k, projection in distiller.aligner.projections.items():
             projection.requires_grad_(int(k) in used)
+
+
+def make_optimizer(distiller: Distiller, stage: Stage, cloned: set[str]) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`; on a GPU in one kernel, for the steps of small students wait for its
+    launches."""
+    groups = parameter_groups(distiller, stage, cloned)
+    fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, fused=fused or None)
 
 
 def parameter_groups(distiller: Distiller, stage: Stage, cloned: set[str]) -> list[dict[str, Any]]:

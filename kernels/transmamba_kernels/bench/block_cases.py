@@ -63,14 +63,17 @@ def vim_block(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) 
         assert isinstance(y, Tensor)
         return F.linear(y, t["out_proj"])
 
+    def by_torch(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        made = F.conv1d(x, weight.unsqueeze(1), bias, padding=TAPS - 1, groups=inner)
+        return F.silu(made[..., :length])
+
     def official(**t: Tensor) -> Tensor:
         """Channels before time, the second direction on flipped tensors, as the official Vim does."""
         xz = (t["in_proj"] @ t["x"].reshape(-1, width).t()).view(-1, batch, length).transpose(0, 1)
         scan, outputs = peers.selective_scan(), []
         for suffix in ("", "_b"):
             inside, z = (xz.flip(-1) if suffix else xz).chunk(2, dim=1)
-            weight, bias = t["conv" + suffix].unsqueeze(1), t["conv_bias" + suffix]
-            u = F.silu(F.conv1d(inside, weight, bias, padding=TAPS - 1, groups=inner)[..., :length])
+            u = (peers.conv1d() or by_torch)(inside, t["conv" + suffix], t["conv_bias" + suffix])
             made = F.linear(u.transpose(1, 2), t["x_proj" + suffix])
             rank = made.shape[-1] - 2 * states
             step, B, C = made.split([rank, states, states], dim=-1)
@@ -87,5 +90,6 @@ def vim_block(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) 
     if device.type == "cuda":
         case.calls[PLAIN] = lambda: call(plain(ours))
         if peers.selective_scan() is not None:
-            case.calls["mamba_ssm (CUDA), flips, F.conv1d"] = lambda: call(official)
+            conv = "causal-conv1d" if peers.conv1d() is not None else "F.conv1d"
+            case.calls[f"mamba_ssm (CUDA), flips, {conv}"] = lambda: call(official)
     return case

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ..backend import compute_dtype
@@ -54,4 +55,12 @@ def bidirectional_ssd(
 
 def with_tokens(y: Tensor, y_f: Tensor, y_b: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """The branches on the chosen tokens alone."""
-    return (y, y_f, y_b) if tokens is None else (y, y_f[:, tokens], y_b[:, tokens])
+    return (y, y_f, y_b) if tokens is None else (y, *at_tokens(tokens, y_f, y_b))
+
+
+def at_tokens(tokens: Tensor, y_f: Tensor, y_b: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L, ...) at `tokens`."""
+    if tokens.numel() and y_f.shape[1]:
+        # negative positions count from the end; index_select, whose backward need not sort
+        tokens = torch.where(tokens < 0, tokens + y_f.shape[1], tokens)
+    return y_f.index_select(1, tokens), y_b.index_select(1, tokens)

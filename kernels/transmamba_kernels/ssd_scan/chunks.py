@@ -174,3 +174,36 @@ def pair_weights(
     else:
         steps = dt_b
     return tl.exp2(sums), steps
+
+
+@triton.jit
+def split_pairs(here, scores, weights, dt_f, dt_b, TWO: tl.constexpr, SENDERS: tl.constexpr):
+    """`weights` = scores * decay * steps of both directions, (t, s), by direction: of a token's own term each
+    has a half. SENDERS: (s, t)."""
+    half = 0.5 * weights
+    if SENDERS:
+        ahead = here[:, None] < here[None, :]
+        if TWO:
+            half = 0.5 * scores * dt_f[:, None]
+    else:
+        ahead = here[:, None] > here[None, :]
+        if TWO:
+            half = 0.5 * scores * dt_f[None, :]
+    forward = tl.where(ahead, weights, tl.where(here[:, None] == here[None, :], half, 0.0))
+    return forward, weights - forward
+
+
+@triton.jit
+def join_pairs(here, forward, backward, dt_f, dt_b, TWO: tl.constexpr, SENDERS: tl.constexpr):
+    """Gradients of the pairs' weights before decay and step size, (t, s), out of both directions'; a token's
+    own is their mean by step size. SENDERS: (s, t)."""
+    own = 0.5 * (forward + backward)
+    if SENDERS:
+        ahead, behind = here[:, None] < here[None, :], here[:, None] > here[None, :]
+        dt_f, dt_b = dt_f[:, None], dt_b[:, None]
+    else:
+        ahead, behind = here[:, None] > here[None, :], here[:, None] < here[None, :]
+        dt_f, dt_b = dt_f[None, :], dt_b[None, :]
+    if TWO:
+        own = (dt_f * forward + dt_b * backward) / tl.maximum(dt_f + dt_b, 1e-30)
+    return tl.where(ahead, forward, tl.where(behind, backward, own))

@@ -16,6 +16,7 @@ import triton.language as tl
 from ..triton_common import LOG2E, silu_slope
 from .chunks import (
     gather,
+    join_pairs,
     load_grad,
     load_state,
     load_steps,
@@ -29,20 +30,20 @@ from .chunks import (
 
 @triton.jit
 def receive_kernel(
-    x, dy, z, delta, delta_b, A, A_b, B, C, D, bias, ids, lengths, states, dz, dC, dD, through,
+    x, dy, dy_b, z, delta, delta_b, A, A_b, B, C, D, bias, ids, lengths, states, dz, dC, dD, through,
     x_b, x_l, x_h, z_b, z_l, z_h, delta_sb, delta_sl, delta_sh, deltab_sb, deltab_sl, deltab_sh,
     B_b, B_l, B_g, C_b, C_l, C_g, D_h, D_p,
     batch, length, heads, per_group, width, depth, chunks,
     Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr, FUSED: tl.constexpr,
-    PART: tl.constexpr, GATED: tl.constexpr,
+    SPLIT: tl.constexpr, PART: tl.constexpr, GATED: tl.constexpr,
     SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, LENGTHS: tl.constexpr,
 ):  # fmt: skip
     """What depends on the pairs (t, s) by t. Grid (B chunks H,).
 
     dC (B, L, H, N), a head's share; dz (B, L, H, P); dD (B, chunks, H, P), this program's share; `through`
     (B, chunks, H, 2, Q): by direction, the sums of M over t's row less those over its column. FUSED: the
-    states are summed up and written here.
+    states are summed up and written here. SPLIT: the directions' outputs have a gradient each, dy and dy_b.
     """
     head, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
     # Offsets of heads: their strides need not be small.
@@ -68,6 +69,7 @@ def receive_kernel(
     B += b * B_b + group * B_g
     C += b * C_b + group * C_g
     dy += (b * length * heads + h) * width
+    dy_b += (b * length * heads + h) * width
     token = (b * length + first) * heads + h
     place = (b * chunks + chunk) * heads + h
     through += place * (2 * Q)
@@ -109,7 +111,12 @@ def receive_kernel(
     decay, steps = pair_weights(here, dt_f, dt_b, upto_f, upto_b, FORWARD, BACKWARD, TWO, False)
     decay *= steps
     scores = tl.dot(query, tl.trans(match), input_precision=PRECISION)
-    dscores = tl.dot(grad, tl.trans(value), input_precision=PRECISION) * decay
+    dscores = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+    if SPLIT:
+        grad_b = load_grad(dy_b, heads * width, z, z_l, first, here, valid, p, width, GATED).to(DOT)
+        other = tl.dot(grad_b, tl.trans(value), input_precision=PRECISION)
+        dscores = join_pairs(here, dscores, other, dt_f, dt_b, TWO, False)
+    dscores *= decay
     pairs = scores * dscores
     # Rows less columns of the same numbers, so that what cancels does so exactly.
     if FORWARD:
@@ -152,7 +159,9 @@ def receive_kernel(
             acc += part
         if BACKWARD:
             state = load_state(state_b, p, m, width, depth).to(DOT)
-            part = tl.dot(grad, state, input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
+            part = (
+                tl.dot(grad_b if SPLIT else grad, state, input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
+            )
             through_b += tl.sum(part * query, 1)
             acc += part
         deep = here[:, None] * (heads * depth) + m[None, :]

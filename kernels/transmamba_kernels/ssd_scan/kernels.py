@@ -16,14 +16,16 @@ from .chunks import (
     log_decays,
     pair_weights,
     running_sums,
+    split_pairs,
     store_state,
 )
 
 
 @triton.jit
 def states_kernel(
-    x, dy, z, delta, delta_b, A, A_b, B, C, bias, ids, lengths, states, first_state, last_state, first_slope,
-    last_slope, x_b, x_l, x_h, z_b, z_l, z_h, delta_sb, delta_sl, delta_sh, deltab_sb, deltab_sl, deltab_sh,
+    x, dy, dy_b, z, delta, delta_b, A, A_b, B, C, bias, ids, lengths,
+    states, first_state, last_state, first_slope, last_slope,
+    x_b, x_l, x_h, z_b, z_l, z_h, delta_sb, delta_sl, delta_sh, deltab_sb, deltab_sl, deltab_sh,
     B_b, B_l, B_g, C_b, C_l, C_g,
     batch, length, heads, per_group, width, depth, chunks,
     Q: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -69,6 +71,8 @@ def states_kernel(
         ids += b * length
     state = tl.zeros((BLOCK_P, BLOCK_N), dtype=tl.float32)
     if SLOPES and slope:
+        if back:
+            dy = dy_b
         dy += (b * length * heads + h) * width
         z += b * z_b + h * z_h
         C += b * C_b + group * C_g
@@ -102,16 +106,18 @@ def states_kernel(
 
 @triton.jit
 def output_kernel(
-    x, z, delta, delta_b, A, A_b, B, C, D, bias, ids, lengths, states, y,
+    x, z, delta, delta_b, A, A_b, B, C, D, bias, ids, lengths, states, y, y_b,
     x_b, x_l, x_h, z_b, z_l, z_h, delta_sb, delta_sl, delta_sh, deltab_sb, deltab_sl, deltab_sh,
     B_b, B_l, B_g, C_b, C_l, C_g, D_h, D_p,
     batch, length, heads, per_group, width, depth, chunks,
     Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr, FUSED: tl.constexpr,
-    GATED: tl.constexpr,
+    SPLIT: tl.constexpr, GATED: tl.constexpr,
     SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, LENGTHS: tl.constexpr,
 ):  # fmt: skip
-    """y of one chunk of one head; grid (B chunks H,). FUSED: entering states are summed up here, not read."""
+    """y of one chunk of one head; grid (B chunks H,). FUSED: entering states are summed up here, not read.
+    SPLIT: y is the forward direction's alone, y_b the backward one's, each with half of a token's own term.
+    """
     head, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
     # Offsets of heads: their strides need not be small.
     h, group = head.to(tl.int64), (head // per_group).to(tl.int64)
@@ -166,23 +172,28 @@ def output_kernel(
     query = load_tile(C, C_l, first, here, valid, n, depth).to(DOT)
     match = load_tile(B, B_l, first, here, valid, n, depth).to(DOT)
     decay, steps = pair_weights(here, dt_f, dt_b, upto_f, upto_b, FORWARD, BACKWARD, TWO, False)
-    weights = (tl.dot(query, tl.trans(match), input_precision=PRECISION) * (decay * steps)).to(DOT)
+    scores = tl.dot(query, tl.trans(match), input_precision=PRECISION)
+    weights = scores * (decay * steps)
+    value = load_tile(x, x_l, first, here, valid, p, width)
+    at = here[:, None] * (heads * width) + p[None, :]
+    inside = (rows < length)[:, None] & (p < width)[None, :]
     out = tl.zeros((Q, P), dtype=tl.float32)
+    if SPLIT:
+        weights, weights_b = split_pairs(here, scores, weights, dt_f, dt_b, TWO, False)
+        out += tl.dot(query, tl.trans(state_b), input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
+        out = tl.dot(weights_b.to(DOT), value.to(DOT), out, input_precision=PRECISION)
+        y_b += ((b * length + first) * heads + h) * width
+        tl.store(y_b + at, tl.where(valid[:, None], out, 0.0).to(y_b.dtype.element_ty), mask=inside)
+        out = tl.zeros((Q, P), dtype=tl.float32)
     if FORWARD:
         out += tl.dot(query, tl.trans(state_f), input_precision=PRECISION) * tl.exp2(upto_f)[:, None]
-    if BACKWARD:
+    if BACKWARD and not SPLIT:
         out += tl.dot(query, tl.trans(state_b), input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
-    value = load_tile(x, x_l, first, here, valid, p, width)
-    out = tl.dot(weights, value.to(DOT), out, input_precision=PRECISION)
+    out = tl.dot(weights.to(DOT), value.to(DOT), out, input_precision=PRECISION)
     if SKIP:
         skip = tl.load(D + h * D_h + p * D_p, mask=p < width, other=0.0).to(tl.float32)
         out += value.to(tl.float32) * skip[None, :]
     if GATED:
         out *= silu(load_tile(z, z_l, first, here, valid, p, width).to(tl.float32))
     y += ((b * length + first) * heads + h) * width
-    at = here[:, None] * (heads * width) + p[None, :]
-    tl.store(
-        y + at,
-        tl.where(valid[:, None], out, 0.0).to(y.dtype.element_ty),
-        mask=(rows < length)[:, None] & (p < width)[None, :],
-    )
+    tl.store(y + at, tl.where(valid[:, None], out, 0.0).to(y.dtype.element_ty), mask=inside)

@@ -74,7 +74,8 @@ def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps
 @dataclass(frozen=True)
 class Problem:
     """One call's tensors, as in `ssd_scan` and `bidirectional_ssd`. `ahead`, `back`: the directions that run;
-    one alone reads delta and A. Neither has an initial state where both run. `launch`: who runs the kernels.
+    one alone reads delta and A. Where both run there is no initial state, and `split` keeps their outputs
+    apart, each with half of a token's own term. `launch`: who runs the kernels.
     """
 
     x: Tensor
@@ -93,12 +94,13 @@ class Problem:
     back: bool = False
     A_b: Tensor | None = None
     delta_b: Tensor | None = None
+    split: bool = False
     launch: Callable[..., None] = _launch
 
     def forward(self, final: bool = False) -> tuple[Tensor, Tensor | None]:
-        """y (B, L, H, P), and the final state (B, H, P, N) if asked for."""
+        """y (B, L, H, P), split (2, B, L, H, P); and the final state (B, H, P, N) if asked for."""
         x = self.x
-        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        y = torch.empty((2, *x.shape) if self.split else x.shape, dtype=x.dtype, device=x.device)
         end = x.new_empty(self._state_shape, dtype=torch.float32) if final else None
         if x.numel() == 0 or self.B.numel() == 0:
             if end is not None:
@@ -109,11 +111,15 @@ class Problem:
             shared, chunks = self._shared(cut), cdiv(x.shape[1], cut.chunk)
             fused = chunks <= cut.fused and not final and self.initial_state is None
             states = x if fused else self._sweep(cut, shared, chunks, last_state=end)
-            self._by_chunk(output_kernel, cut, shared, chunks, fused, states=states, y=y)
+            y_f, y_b = y if self.split else (y, y)
+            self._by_chunk(output_kernel, cut, shared, chunks, fused, states=states, y=y_f, y_b=y_b)
         return y, end
 
-    def gradients(self, dy: Tensor, dfinal: Tensor | None = None) -> dict[str, Tensor]:
-        """By field, where the field is not None; dfinal where the final state was asked for."""
+    def gradients(
+        self, dy: Tensor, dfinal: Tensor | None = None, dy_b: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """By field, where the field is not None; dfinal where the final state was asked for, dy_b where
+        split."""
         inputs = {n: t for n in FLOATS if (t := getattr(self, n)) is not None}
         if self.x.numel() == 0 or self.B.numel() == 0:
             found = {n: torch.zeros(t.shape, dtype=t.dtype, device=t.device) for n, t in inputs.items()}
@@ -121,9 +127,12 @@ class Problem:
                 found["initial_state"].copy_(dfinal)
             return found
         with on_device_of(self.x):
-            return self._gradients(dy.contiguous(), dfinal, inputs)
+            dy = dy.contiguous()
+            return self._gradients(dy, dy if dy_b is None else dy_b.contiguous(), dfinal, inputs)
 
-    def _gradients(self, dy: Tensor, dfinal: Tensor | None, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _gradients(
+        self, dy: Tensor, dy_b: Tensor, dfinal: Tensor | None, inputs: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         (batch, length, heads, width), (groups, depth) = self.x.shape, self.B.shape[2:]
         cut = self._tiles("backward")
         shared, chunks = self._shared(cut), cdiv(length, cut.chunk)
@@ -141,7 +150,7 @@ class Problem:
             states = self._scratch(self.ahead + self.back, chunks)
         else:
             states = self._sweep(
-                cut, shared, chunks, dy=dy, last_slope=dfinal, first_slope=made.get("initial_state")
+                cut, shared, chunks, (dy, dy_b), last_slope=dfinal, first_slope=made.get("initial_state")
             )
         by_head = {
             n: made[n] if groups == heads else made[n].new_empty(batch, length, heads, depth)
@@ -150,7 +159,7 @@ class Problem:
         shares = dy.new_empty((3, batch * chunks, heads), dtype=torch.float32)
         share_D = dy if self.D is None else dy.new_empty((batch * chunks, heads, width), dtype=torch.float32)
         through = dy.new_empty((batch * chunks, heads, 2, cut.chunk), dtype=torch.float32)
-        common = {"dy": dy, "states": states, "through": through}
+        common = {"dy": dy, "dy_b": dy_b, "states": states, "through": through}
         part = min(cut.part, _padded(depth))
         self._by_chunk(
             receive_kernel,
@@ -232,7 +241,7 @@ class Problem:
         cut: Tiles,
         shared: dict[str, Any],
         chunks: int,
-        dy: Tensor | None = None,
+        dy: tuple[Tensor, Tensor] | None = None,
         last_state: Tensor | None = None,
         last_slope: Tensor | None = None,
         first_slope: Tensor | None = None,
@@ -245,7 +254,8 @@ class Problem:
         blocks = cdiv(width, block_p) * cdiv(depth, block_n)
         start, end = self.initial_state, last_state if dy is None else last_slope
         arguments = dict(
-            **shared, dy=states if dy is None else dy, states=states, chunks=chunks,
+            **shared, dy=states if dy is None else dy[0], dy_b=states if dy is None else dy[1], states=states,
+            chunks=chunks,
             first_state=states if start is None else start.contiguous(),
             last_state=states if last_state is None else last_state,
             first_slope=states if first_slope is None else first_slope,
@@ -271,9 +281,11 @@ class Problem:
             D_h=0 if self.D is None else self.D.stride(0),
             D_p=0 if self.D is None or self.D.dim() == 1 else self.D.stride(1),
             P=_padded(width), N=_padded(depth), TWO=self.delta_b is not None, FUSED=fused,
-            GATED=self.z is not None, SKIP=self.D is not None,
+            SPLIT=self.split, GATED=self.z is not None, SKIP=self.D is not None,
         )  # fmt: skip
-        warps = cut.send_warps if kernel is send_kernel else cut.warps
+        warps = cut.warps
+        if kernel is send_kernel:
+            warps = 8 if self.split else cut.send_warps  # split, four warps would spill too much
         self.launch(kernel, (batch * chunks * heads,), arguments, warps, cut.stages)
 
 

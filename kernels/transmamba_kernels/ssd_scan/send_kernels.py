@@ -10,6 +10,7 @@ import triton.language as tl
 from ..triton_common import LOG2E, sigmoid
 from .chunks import (
     gather,
+    join_pairs,
     load_grad,
     load_state,
     load_steps,
@@ -17,6 +18,7 @@ from .chunks import (
     log_decays,
     pair_weights,
     running_sums,
+    split_pairs,
 )
 
 
@@ -28,21 +30,21 @@ def inner(state, slope, p, n, width, depth):
 
 @triton.jit
 def send_kernel(
-    x, dy, z, delta, delta_b, A, A_b, B, C, D, bias, ids, lengths, states, dx, ddelta, ddelta_b, dB, through,
-    scalars,
+    x, dy, dy_b, z, delta, delta_b, A, A_b, B, C, D, bias, ids, lengths, states,
+    dx, ddelta, ddelta_b, dB, through, scalars,
     x_b, x_l, x_h, z_b, z_l, z_h, delta_sb, delta_sl, delta_sh, deltab_sb, deltab_sl, deltab_sh,
     B_b, B_l, B_g, C_b, C_l, C_g, D_h, D_p,
     batch, length, heads, per_group, width, depth, chunks,
     Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr, FUSED: tl.constexpr,
-    PART: tl.constexpr, GATED: tl.constexpr,
+    SPLIT: tl.constexpr, PART: tl.constexpr, GATED: tl.constexpr,
     SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, LENGTHS: tl.constexpr,
 ):  # fmt: skip
     """What depends on the pairs (t, s) by s, and then the steps. Grid (B chunks H,), behind `receive_kernel`.
 
     dx, ddelta and ddelta_b by token and head; dB (B, L, H, N), a head's share; scalars (3, B, chunks, H), for
     A, A_b and the bias, this program's shares: those of the directions run and of a bias given. FUSED: the
-    slopes are summed up here.
+    slopes are summed up here. SPLIT: the directions' outputs have a gradient each, dy and dy_b.
     """
     head, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
     # Offsets of heads: their strides need not be small.
@@ -68,6 +70,7 @@ def send_kernel(
     B += b * B_b + group * B_g
     C += b * C_b + group * C_g
     dy += (b * length * heads + h) * width
+    dy_b += (b * length * heads + h) * width
     token = (b * length + first) * heads + h
     place = (b * chunks + chunk) * heads + h
     through += place * (2 * Q)
@@ -89,7 +92,7 @@ def send_kernel(
     if BACKWARD:
         if FUSED:
             slope_b = gather(
-                chunk - 1, -1, chunk, dy, heads * width, z, z_l, C, C_l, delta_b, deltab_sl, rate_b, shift,
+                chunk - 1, -1, chunk, dy_b, heads * width, z, z_l, C, C_l, delta_b, deltab_sl, rate_b, shift,
                 ids, limit, 1, p, n, width, depth, P, N, Q, True, GATED, SOFTPLUS, SEQ, DOT, PRECISION,
             ).to(DOT)  # fmt: skip
         else:
@@ -116,16 +119,33 @@ def send_kernel(
     query = load_tile(C, C_l, first, here, valid, n, depth).to(DOT)
     match = load_tile(B, B_l, first, here, valid, n, depth).to(DOT)
     decay, steps = pair_weights(here, dt_f, dt_b, upto_f, upto_b, FORWARD, BACKWARD, TWO, True)
-    dscores = tl.dot(value, tl.trans(grad.to(DOT)), input_precision=PRECISION) * decay
-    weights = tl.dot(match, tl.trans(query), input_precision=PRECISION)
-    pairs = weights * dscores
-    own = tl.sum(tl.where(here[:, None] == here[None, :], pairs, 0.0), 1)
+    diagonal = here[:, None] == here[None, :]
+    if SPLIT:
+        weights = tl.dot(match, tl.trans(query), input_precision=PRECISION)
+        dscores = tl.dot(value, tl.trans(grad.to(DOT)), input_precision=PRECISION)
+        own_f = tl.sum(tl.where(diagonal, weights * dscores, 0.0), 1)
+        grad_b = load_grad(dy_b, heads * width, z, z_l, first, here, valid, p, width, GATED).to(DOT)
+        other = tl.dot(value, tl.trans(grad_b), input_precision=PRECISION)
+        own_b = tl.sum(tl.where(diagonal, weights * other, 0.0), 1)
+        dscores = join_pairs(here, dscores, other, dt_f, dt_b, TWO, True)
+        share_f, share_b = split_pairs(here, weights, weights * (decay * steps), dt_f, dt_b, TWO, True)
+        acc = tl.dot(share_b.to(DOT), grad_b, input_precision=PRECISION)
+        acc = tl.dot(share_f.to(DOT), grad.to(DOT), acc, input_precision=PRECISION)
+        dscores *= decay
+        pairs = weights * dscores
+        dscores = (dscores * steps).to(DOT)
+    else:
+        dscores = tl.dot(value, tl.trans(grad.to(DOT)), input_precision=PRECISION) * decay
+        weights = tl.dot(match, tl.trans(query), input_precision=PRECISION)
+        pairs = weights * dscores
+        own_f = tl.sum(tl.where(diagonal, pairs, 0.0), 1)
+        own_b = own_f
+        dscores = (dscores * steps).to(DOT)
+        acc = tl.dot((weights * (decay * steps)).to(DOT), grad.to(DOT), input_precision=PRECISION)
     if FORWARD:
         direct_f = tl.sum(tl.where(here[:, None] < here[None, :], pairs, 0.0), 1)
     if BACKWARD:
         direct_b = tl.sum(tl.where(here[:, None] > here[None, :], pairs, 0.0), 1)
-    dscores = (dscores * steps).to(DOT)
-    acc = tl.dot((weights * (decay * steps)).to(DOT), grad.to(DOT), input_precision=PRECISION)
     if FORWARD:
         acc += tl.dot(match, tl.trans(slope_f), input_precision=PRECISION) * (leave_f * dt_f)[:, None]
     if BACKWARD:
@@ -163,7 +183,7 @@ def send_kernel(
 
     # The steps. `over`: pairs that reach past the chunk on both sides.
     scalars += place
-    shares = (b * 0 + batch) * chunks * heads
+    each = (b * 0 + batch) * chunks * heads
     step_f = tl.zeros((Q,), dtype=tl.float32)
     step_b = tl.zeros((Q,), dtype=tl.float32)
     if FORWARD:
@@ -171,14 +191,14 @@ def send_kernel(
         passed = passed_f * dt_f
         rise += over_f + tl.cumsum(passed, 0) - passed
         tl.store(scalars, tl.sum(rise * dt_f, 0))
-        step_f = direct_f + passed_f + (0.5 * own if BACKWARD else own) + decay_f * rise
+        step_f = direct_f + passed_f + (0.5 * own_f if BACKWARD else own_f) + decay_f * rise
     if BACKWARD:
         rise = tl.cumsum(tl.load(through + Q + here), 0)
         passed = passed_b * dt_b
         _, behind = running_sums(passed)
         rise += over_b + behind - passed
-        tl.store(scalars + shares, tl.sum(rise * dt_b, 0))
-        step_b = direct_b + passed_b + (0.5 * own if FORWARD else own) + decay_b * rise
+        tl.store(scalars + each, tl.sum(rise * dt_b, 0))
+        step_b = direct_b + passed_b + (0.5 * own_b if FORWARD else own_b) + decay_b * rise
     if not TWO:
         step_f += step_b
     if SOFTPLUS:
@@ -192,4 +212,4 @@ def send_kernel(
         tl.store(ddelta_b + token + here * heads, step_b.to(ddelta_b.dtype.element_ty), mask=stored)
         raised += tl.sum(step_b, 0)
     if BIAS:
-        tl.store(scalars + 2 * shares, raised)
+        tl.store(scalars + 2 * each, raised)

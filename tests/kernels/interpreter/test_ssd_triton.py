@@ -101,11 +101,10 @@ def test_both_ways_agree_with_two_loops(agree_on_device, ways, size, length, nam
     agree_on_device(bidirectional_ssd, two_loops, make(length, names, **shape(size)), **CLOSE)
 
 
-@pytest.mark.parametrize("tokens", [None, [1, 2, 17]])
-def test_branches(agree_on_device, size, tokens):
-    arguments = make(
-        size(197, 18), ("A_b", "delta_b", "seq_idx", "lengths", "return_branches"), **shape(size)
-    )
+@pytest.mark.parametrize("tokens", [None, [1, -16, 17]])
+@pytest.mark.parametrize("names", [(), ("A_b", "delta_b", "delta_bias", "seq_idx", "lengths")])
+def test_branches(agree_on_device, ways, size, tokens, names):
+    arguments = make(size(197, 18), (*names, "delta_softplus", "return_branches"), **shape(size))
     if tokens:
         arguments["branch_tokens"] = torch.tensor(tokens)
     agree_on_device(bidirectional_ssd, two_loops, arguments, **CLOSE)
