@@ -112,17 +112,34 @@ def test_other_shapes_and_idle_parameters(stand_in: type[StandIn]) -> None:
 
 def test_what_cannot_be_recorded_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+        try:
+            raise ValueError("operation not permitted when stream is capturing\nmore")
+        except ValueError:
+            raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
 
     monkeypatch.setattr(cuda_graph, "Recording", refuse)
     said: list[str] = []
     weight = nn.Parameter(torch.ones(2))
     run = cuda_graph.GraphedStep(lambda x, _: (weight * x).sum().backward(), [weight], said.append)
-    for step in range(6):
+    for step in range(8):
         weight.grad = None
         run(torch.full((2,), float(step)))
         assert weight.grad.tolist() == [step, step]  # type: ignore[union-attr]
-    assert len(said) == 1 and "stream is capturing); going on without" in said[0]
+    assert len(said) == 1 and "ValueError: operation not permitted when stream is capturing);" in said[0]
+
+
+def test_a_recording_that_was_spoiled_once(stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    spoiled = iter([True, False])
+
+    def record(*arguments: Any) -> Any:
+        if next(spoiled):
+            raise RuntimeError("operation failed due to a previous error during capture")
+        return StandIn(*arguments)
+
+    monkeypatch.setattr(cuda_graph, "Recording", record)
+    plain, graphed = steps(False, SHAPES), steps(True, SHAPES)
+    assert all(torch.equal(plain[name], graphed[name]) for name in plain)
+    assert [r.replays for r in stand_in.made] == [2 * 7 - 4 - 2]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="records a CUDA graph")

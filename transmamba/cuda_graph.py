@@ -9,7 +9,9 @@ GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import contextlib
+import gc
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,6 +21,28 @@ Result = TypeVar("Result")
 
 # Steps run as they are first: lazy set-up, and which parameters get a gradient.
 WARMUP = 3
+# Another thread, or the garbage collector, may spoil a recording once.
+ATTEMPTS = 3
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection: what it frees may call the driver in the middle of a recording."""
+    collected = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
+
+
+def _first(error: BaseException) -> str:
+    """What failed first: the end of a spoiled recording raises another error over it."""
+    while isinstance(error.__context__, Exception):
+        error = error.__context__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 class Recording(Generic[Result]):
@@ -31,7 +55,7 @@ class Recording(Generic[Result]):
         self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
         self.graph = torch.cuda.CUDAGraph()
         # not "global": the thread that loads the next batch may allocate meanwhile
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+        with _uncollected(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.result = body(*self.inputs, constants)
 
     def __call__(self, *inputs: Tensor | None) -> Result:
@@ -65,7 +89,7 @@ class GraphedStep(Generic[Result]):
 
     def __call__(self, *inputs: Tensor | None, constants: Hashable = None) -> Result:
         key = (constants, tuple(None if x is None else (x.shape, x.dtype) for x in inputs))
-        if self._calls == WARMUP:
+        if self._calls in range(WARMUP, WARMUP + ATTEMPTS) and self._recorded is None:
             self._start(inputs, constants, key)
         self._calls += 1
         self._restore_places()
@@ -83,9 +107,11 @@ class GraphedStep(Generic[Result]):
         try:
             self._recorded, self._key = Recording(self.body, inputs, constants), key
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            self.say(f"trainer.cuda_graphs: a step could not be recorded ({reason}); going on without")
             self._places = {}
+            if self._calls == WARMUP + ATTEMPTS - 1:
+                self.say(
+                    f"trainer.cuda_graphs: a step could not be recorded ({_first(error)}); going on without"
+                )
 
     def _restore_places(self) -> None:
         """Gradients that an optimizer dropped are zeros again where the recording adds to them."""

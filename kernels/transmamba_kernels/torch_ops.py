@@ -73,6 +73,9 @@ class Operator:
 
     def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
         ctx.mark_non_differentiable(*output[self.visible :])
+        # What was saved would get a gradient of zeros, as large as itself.
+        ctx.set_materialize_grads(False)
+        ctx.visible = [(y.shape, y.dtype, y.device) for y in output[: self.visible]]
         ctx.save_for_backward(*inputs[: self.tensors], *output[self._kept :])
         ctx.flags = inputs[self.tensors :]
 
@@ -80,7 +83,7 @@ class Operator:
         # Read once: activation checkpointing refuses a second time.
         saved = ctx.saved_tensors
         tensors, kept = saved[: self.tensors], saved[self.tensors :]
-        grads = tuple(grad.contiguous() for grad in grads[: self.visible])
+        grads = tuple(grad.contiguous() for grad in self._given(grads, ctx))
         found = self._backward_op(list(grads), list(tensors), list(kept), *ctx.flags)
         return self._fitted(tensors, found, ctx)
 
@@ -88,8 +91,15 @@ class Operator:
         # Read once: activation checkpointing refuses a second time.
         saved = ctx.saved_tensors
         tensors, kept = saved[: self.tensors], saved[self.tensors :]
-        found = self._backward(grads[: self.visible], tensors, kept, ctx.flags)
+        found = self._backward(self._given(grads, ctx), tensors, kept, ctx.flags)
         return self._fitted(tensors, found, ctx)
+
+    def _given(self, grads: tuple[Any, ...], ctx: Any) -> Outputs:
+        """The gradients of the visible outputs; zeros for one that nobody used."""
+        return tuple(
+            torch.zeros(shape, dtype=dtype, device=device) if grad is None else grad
+            for grad, (shape, dtype, device) in zip(grads, ctx.visible, strict=False)
+        )
 
     def _fitted(self, tensors: Any, found: Any, ctx: Any) -> tuple[Any, ...]:
         fitted = [

@@ -9,7 +9,7 @@ sees the same items however it is divided, and an item's augmentation depends on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,8 @@ from .source import ImageSource
 _ORDER = 0
 # A batch indexed out of memory costs less than its way between processes up to about this many values.
 _SMALL = 2**20
+# That make such batches.
+_THREADS = 4
 
 Indices = npt.NDArray[np.int64]
 
@@ -182,9 +184,14 @@ def _batches(dataset: Any, sampler: Any, batch_size: int, workers: int, pin_memo
     pin_memory = pin_memory and torch.cuda.is_available()
     indexed = dataset.array is not None and batch_size * dataset.array[0].size <= _SMALL
     if workers == 0 or indexed:
-        made = (dataset.batch(items) for items in sampler)
-        # On a GPU's host a thread makes the next batches while the device works on this one.
-        yield from _ahead(batch.pin_memory() for batch in made) if pin_memory else made
+        if pin_memory:
+            # On a GPU's host threads make the next batches while the device works on this one; one alone
+            # where pictures are transformed, which draws from the global generators.
+            yield from _ahead(
+                lambda items: dataset.batch(items).pin_memory(), sampler, _THREADS if indexed else 1
+            )
+        else:
+            yield from map(dataset.batch, sampler)
         return
     # Its own generator: by default a loader draws its workers' seed from the global one.
     loader = DataLoader(
@@ -201,17 +208,16 @@ def _batches(dataset: Any, sampler: Any, batch_size: int, workers: int, pin_memo
         yield batch
 
 
-def _ahead(batches: Iterator[Batch], depth: int = 2) -> Iterator[Batch]:
-    """The same batches, up to `depth` of them made beforehand by a thread."""
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        waiting: deque[Future[Batch | None]] = deque()
-        while True:
-            while len(waiting) < depth:
-                waiting.append(thread.submit(next, batches, None))
-            batch = waiting.popleft().result()
-            if batch is None:
-                return
-            yield batch
+def _ahead(make: Callable[[Indices], Batch], sampler: Iterable[Indices], threads: int) -> Iterator[Batch]:
+    """`make` of each of the sampler's items, in order; a few of them made beforehand by threads."""
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        waiting: deque[Future[Batch]] = deque()
+        for items in sampler:
+            waiting.append(pool.submit(make, items))
+            if len(waiting) > threads + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _as_is(batch: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..packing import zero_padding
-from ..selective_scan.launch import Gradients, Scan, kept_like, run_backward, run_forward
+from ..selective_scan.launch import Forward, Gradients, Scan, run_backward, run_forward, saved_like
 from ..torch_ops import Operator, Outputs, differentiable, fitted, nothing, or_nothing
 from ..triton_common import FUSED, cdiv, on_device_of, rows
 from . import cpu
@@ -53,7 +53,7 @@ def _forward(*arguments: Any) -> Outputs:
     first = run_forward(ahead, None, False, keep)
     if not branches:
         second = run_forward(back, None, False, keep, other=first.y)
-        given = (None, None, first.kept, second.kept, second.mean, None)
+        given = (None, None, *_saved(first, keep), *_saved(second, keep), second.mean, None)
         return second.y, *(or_nothing(x, u) for x in given)
     second = run_forward(back, None, False, keep)
     y, y_f, y_b = (torch.empty_like(first.y) for _ in range(3))
@@ -65,12 +65,18 @@ def _forward(*arguments: Any) -> Outputs:
             HAS_Z=z is not None, BLOCK=BLOCK, num_warps=8, **FUSED,
         )  # fmt: skip
     raw = (first.y, second.y) if keep and z is not None else (None, None)
-    return y, y_f, y_b, *(or_nothing(x, u) for x in (first.kept, second.kept, *raw))
+    saved = (*_saved(first, keep), *_saved(second, keep), *raw)
+    return y, y_f, y_b, *(or_nothing(x, u) for x in saved)
+
+
+def _saved(out: Forward, keep: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return (out.kept, out.rates, out.rows) if keep else (None, None, None)
 
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
     delta_softplus, branches, _ = flags
     z = None if tensors[14] is None else rows(tensors[14])
+    (kept, rates, packed), (kept_b, rates_b, packed_b), (raw, raw_b) = saved[:3], saved[3:6], saved[6:]
     ahead, back = _scans(tensors, None, delta_softplus)
     u, gy = ahead.u, grads[0].contiguous()
     g_f = torch.empty(u.shape, dtype=u.dtype, device=u.device)
@@ -79,12 +85,13 @@ def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: t
     branch_grads = [grad.contiguous() for grad in grads[1:]] if branches else [gy, gy]
     with on_device_of(u):
         gate_backward_kernel[(cdiv(u.numel(), BLOCK),)](
-            gy, *branch_grads, u if z is None else z, gy if z is None else saved[2],
-            saved[3] if branches and z is not None else gy, g_f, g_b, g_f if g_z is None else g_z, u.numel(),
+            gy, *branch_grads, u if z is None else z, gy if z is None else raw,
+            raw_b if branches and z is not None else gy, g_f, g_b, g_f if g_z is None else g_z, u.numel(),
             u.shape[2], 0 if z is None else z.stride(0), 0 if z is None else z.stride(1), u.shape[1],
             HAS_Z=z is not None, BRANCHES=branches, BLOCK=BLOCK, num_warps=8, **FUSED,
         )  # fmt: skip
-    ours, theirs = run_backward(ahead, saved[0], g_f, None), run_backward(back, saved[1], g_b, None)
+    ours = run_backward(ahead, (kept, rates, packed), g_f, None)
+    theirs = run_backward(back, (kept_b, rates_b, packed_b), g_b, None)
     found = [x for pair in zip(_ordered(ours), _ordered(theirs), strict=True) for x in pair]
     return fitted([*found, g_z], tensors, u)
 
@@ -94,12 +101,14 @@ def _ordered(g: Gradients) -> tuple[Tensor, ...]:
 
 
 def _fake(*arguments: Any) -> Outputs:
-    u, A, z, (_, branches, keep) = arguments[0], arguments[4], arguments[14], arguments[15:]
+    u, A, (B, B_b), z, (_, branches, keep) = (
+        arguments[0], arguments[4], arguments[6:8], arguments[14], arguments[15:],
+    )  # fmt: skip
 
     def like() -> Tensor:
         return torch.empty(u.shape, dtype=u.dtype, device=u.device)
 
-    kept = (kept_like(u, A), kept_like(u, A)) if keep else (nothing(u), nothing(u))
+    kept = (*saved_like(u, A, B), *saved_like(u, A, B_b)) if keep else (nothing(u),) * 6
     gated = keep and z is not None
     return (
         like(),
@@ -120,7 +129,7 @@ SCANS = Operator(
     forward=_forward,
     backward=_backward,
     fake=_fake,
-    saved=4,
+    saved=8,
 )
 
 

@@ -48,7 +48,7 @@ def cases(given: Scan, merge: bool = False) -> list[Case]:
     try:
         out = launch.run_forward(given, None, True, True, other=given.u if merge else None)
         assert out.kept is not None
-        launch.run_backward(given, out.kept, given.u, None)
+        launch.run_backward(given, (out.kept, out.rates, out.rows), given.u, None)
     finally:
         launch.launcher = launch.launch
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..torch_ops import Operator, Outputs, differentiable, fitted, nothing, or_nothing
 from . import cpu
-from .launch import Scan, kept_like, run_backward, run_forward
+from .launch import Scan, run_backward, run_forward, saved_like
 
 
 def selective_scan(
@@ -57,25 +57,27 @@ def _forward(
 ) -> Outputs:
     scan = Scan.make(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, reverse)
     out = run_forward(scan, initial_state, final, keep)
-    return out.y, or_nothing(out.final, u, torch.float32), or_nothing(out.kept, u)
+    saved = (out.kept, out.rates, out.rows) if keep else (None, None, None)
+    return out.y, or_nothing(out.final, u, torch.float32), *(or_nothing(x, u) for x in saved)
 
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
     u, delta, A, B, C, D, z, delta_bias, _, seq_idx = tensors
     delta_softplus, final, reverse, _ = flags
     scan = Scan.make(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, reverse)
-    g = run_backward(scan, saved[0], grads[0], grads[1] if final else None)
+    kept, rates, rows = saved
+    g = run_backward(scan, (kept, rates, rows), grads[0], grads[1] if final else None)
     found = (g.u, g.delta, g.A, g.B, g.C, g.D, g.z, g.delta_bias, g.state.transpose(1, 2), None)
     return fitted(found, tensors, u)
 
 
 def _fake(*arguments: Any) -> Outputs:
-    u, A, final, keep = arguments[0], arguments[2], arguments[11], arguments[13]
+    (u, _, A, B), final, keep = arguments[:4], arguments[11], arguments[13]
     state = nothing(u, torch.float32)
     if final:
         state = u.new_empty(u.shape[0], A.shape[1], u.shape[2], dtype=torch.float32).transpose(1, 2)
-    kept = kept_like(u, A) if keep else nothing(u)
-    return torch.empty(u.shape, dtype=u.dtype, device=u.device), state, kept
+    saved = saved_like(u, A, B) if keep else (nothing(u),) * 3
+    return torch.empty(u.shape, dtype=u.dtype, device=u.device), state, *saved
 
 
 SCAN = Operator(
@@ -86,7 +88,7 @@ SCAN = Operator(
     forward=_forward,
     backward=_backward,
     fake=_fake,
-    saved=1,
+    saved=3,
 )
 
 

@@ -26,6 +26,8 @@ STAGES, FEW = 3, 9
 # Registers a thread, so that three warps fit beside each other on a quarter of a multiprocessor.
 REGISTERS = 168
 WARPS_PER_PROCESSOR = 12
+# Up to as many programs a multiprocessor, all registers are theirs.
+ROOMY = 8
 # The fewest chunks for which a segment is worth its second scan.
 CHUNKS_A_SEGMENT = 8
 LARGEST_STATE = 256
@@ -108,6 +110,8 @@ class Forward(NamedTuple):
     final: Tensor | None  # (B, D, N)
     kept: Tensor | None  # the states before every CHUNK-th step, (B, chunks, N, D)
     mean: Tensor | None  # what z gates where two scans are merged
+    rates: Tensor  # A and
+    rows: Tensor  # B with C, as `_pack` makes them
 
 
 class Gradients(NamedTuple):
@@ -138,7 +142,7 @@ def run_forward(
         y = torch.empty(batch, length, channels, dtype=u.dtype, device=u.device)
         gated_mean = other is not None and scan.z is not None and keep
         mean = torch.empty_like(y) if gated_mean else None
-        kept = kept_like(u, scan.A) if keep else None
+        kept = _kept_like(u, scan.A) if keep else None
         last = torch.empty(batch, states, channels, dtype=torch.float32, device=u.device) if final else None
         _run(
             forward_kernel, (batch * cut.segments * groups * cut.blocks,),
@@ -154,17 +158,19 @@ def run_forward(
             N=cut.states, BD=cut.block, TC=FORWARD_GROUP, K=CHUNK, PAD=PAD, STAGES=_stages(cut, scan),
             warps=cut.warps, registers=_registers(cut),
         )  # fmt: skip
-    return Forward(y, None if last is None else last.transpose(1, 2), kept, mean)
+    return Forward(y, None if last is None else last.transpose(1, 2), kept, mean, A, packed)
 
 
-def run_backward(scan: Scan, kept: Tensor, gy: Tensor, g_final: Tensor | None) -> Gradients:
-    """`gy` (B, L, D), `g_final` (B, D, N) or None."""
+def run_backward(
+    scan: Scan, saved: tuple[Tensor, Tensor, Tensor], gy: Tensor, g_final: Tensor | None
+) -> Gradients:
+    """`saved`: the forward's `kept`, `rates` and `rows`; `gy` (B, L, D), `g_final` (B, D, N) or None."""
+    kept, A, packed = saved
     cut, u, gy = Cut.make(scan), scan.u, rows(gy)
     (batch, length, channels), states, groups = u.shape, scan.A.shape[1], scan.B.shape[2]
     behind = _channels_last(g_final)
     exact = u.dtype == torch.float32
     with on_device_of(u):
-        A, packed = _pack(scan, cut)
         if cut.segments > 1:
             behind = _states_between(scan, cut, A, packed, gy, scan.z, behind, backward=True)
 
@@ -192,13 +198,16 @@ def run_backward(scan: Scan, kept: Tensor, gy: Tensor, g_final: Tensor | None) -
             HAS_Z=scan.z is not None, HAS_D=scan.D is not None, HAS_BIAS=scan.delta_bias is not None,
             SOFTPLUS=scan.delta_softplus, HAS_SEQ=scan.seq_idx is not None, HAS_BEHIND=behind is not None,
             REVERSE=scan.reverse, N=cut.states, BD=cut.block, TC=BACKWARD_GROUP, K=CHUNK, PAD=PAD,
-            EXACT=exact, INTERPRETED=interpreted(), warps=cut.warps, registers=_registers(cut),
+            EXACT=exact, INTERPRETED=interpreted(), warps=cut.warps,
+            registers=_registers(cut) if programs > _processors(u.device) * ROOMY else None,
         )  # fmt: skip
         g_B, g_C = room(*scan.B.shape, dtype=scan.B.dtype), room(*scan.C.shape, dtype=scan.C.dtype)
         count = batch * length * groups
+        together = min(power_of_2(cut.blocks), 32, max(1, 2048 // cut.states))
+        each = max(1, 2048 // (cut.states * together))
         _run(
-            reduce_kernel, (cdiv(count, 16),),
-            g_rows, g_B, g_C, count, cut.blocks, states, N=cut.states, BT=16, warps=1,
+            reduce_kernel, (cdiv(count, each),),
+            g_rows, g_B, g_C, count, cut.blocks, states, N=cut.states, BT=each, BU=together, warps=4,
         )  # fmt: skip
         g_A, g_D, g_bias = room(channels, states), room(channels), room(channels)
         _run(
@@ -257,8 +266,16 @@ def _states_between(
     return between
 
 
-def kept_like(u: Tensor, A: Tensor) -> Tensor:
-    """Empty, as large as what the forward of a scan keeps for its backward."""
+def saved_like(u: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty, as large as what the forward of a scan saves for its backward: `kept`, `rates`, `rows`."""
+    states = max(16, power_of_2(A.shape[1]))
+    rates = u.new_empty((A.shape[1], u.shape[2]), dtype=torch.float32)
+    groups = B.shape[2] if B.dim() == 4 else 1
+    packed = u.new_empty((len(u), groups, u.shape[1] + 2 * PAD, 2, states), dtype=torch.float32)
+    return _kept_like(u, A), rates, packed
+
+
+def _kept_like(u: Tensor, A: Tensor) -> Tensor:
     batch, length, channels = u.shape
     dtype = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
     shape = (batch, cdiv(length, CHUNK), A.shape[1], channels)

@@ -65,29 +65,45 @@ def step_kernel(
         skip = tl.load(D + d, mask=inside, other=0.0).to(tl.float32)
     if delta_bias is not None:
         shift = tl.load(delta_bias + d, mask=inside, other=0.0).to(tl.float32)
+    # Everything is loaded before anything is stored: behind a store, which might write there, loads wait.
+    steps = ()
+    values = ()
+    gates = ()
+    entries = ()
+    exits = ()
     for row in tl.static_range(ROWS):
         b = tl.cast(first + row, tl.int64)
         mine = inside & (first + row + tl.zeros_like(d) < batch)
         there = tile & (first + row + tl.zeros_like(n) < batch)
-        dt = tl.load(delta + b * stride_tb + d, mask=mine, other=0.0).to(tl.float32)
-        value = tl.load(u + b * stride_ub + d, mask=mine, other=0.0).to(tl.float32)
+        steps = steps + (tl.load(delta + b * stride_tb + d, mask=mine, other=0.0).to(tl.float32),)
+        values = values + (tl.load(u + b * stride_ub + d, mask=mine, other=0.0).to(tl.float32),)
         if GROUPED:
             group = (d // per_group)[:, None]
-            entry = tl.load(B + b * stride_bb + group * stride_bg + n, mask=there, other=0.0).to(tl.float32)
-            exit_ = tl.load(C + b * stride_cb + group * stride_cg + n, mask=there, other=0.0).to(tl.float32)
+            entry = tl.load(B + b * stride_bb + group * stride_bg + n, mask=there, other=0.0)
+            exit_ = tl.load(C + b * stride_cb + group * stride_cg + n, mask=there, other=0.0)
         else:
             shared = (n < states) & (first + row + tl.zeros_like(n) < batch)
-            entry = tl.load(B + b * stride_bb + n, mask=shared, other=0.0).to(tl.float32)
-            exit_ = tl.load(C + b * stride_cb + n, mask=shared, other=0.0).to(tl.float32)
+            entry = tl.load(B + b * stride_bb + n, mask=shared, other=0.0)
+            exit_ = tl.load(C + b * stride_cb + n, mask=shared, other=0.0)
+        entries = entries + (entry.to(tl.float32),)
+        exits = exits + (exit_.to(tl.float32),)
+        if z is not None:
+            gates = gates + (tl.load(z + b * stride_zb + d, mask=mine, other=0.0).to(tl.float32),)
+    for row in tl.static_range(ROWS):
+        b = tl.cast(first + row, tl.int64)
+        mine = inside & (first + row + tl.zeros_like(d) < batch)
+        there = tile & (first + row + tl.zeros_like(n) < batch)
+        dt = steps[row]
         if delta_bias is not None:
             dt += shift
         if SOFTPLUS:
             dt = softplus(dt)
-        new = tl.exp2(dt[:, None] * rate) * held[row].to(tl.float32) + (dt * value)[:, None] * entry
+        new = tl.exp2(dt[:, None] * rate) * held[row].to(tl.float32)
+        new += (dt * values[row])[:, None] * entries[row]
         tl.store(state + b * stride_sb + place, new.to(state.dtype.element_ty), mask=there)
-        out = tl.sum(new * exit_, axis=1)
+        out = tl.sum(new * exits[row], axis=1)
         if D is not None:
-            out += value * skip
+            out += values[row] * skip
         if z is not None:
-            out *= silu(tl.load(z + b * stride_zb + d, mask=mine, other=0.0).to(tl.float32))
+            out *= silu(gates[row])
         tl.store(y + b * channels + d, out.to(y.dtype.element_ty), mask=mine)

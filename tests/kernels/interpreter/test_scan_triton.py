@@ -161,8 +161,16 @@ def test_backward_is_deterministic(device, size):
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_saves_at_most_three_bytes_an_element(device, size):
-    length, channels = size(197, 64), 32
+@pytest.mark.parametrize("channels", [192, 384, 768])
+def test_saves_at_most_three_bytes_an_element(channels):
+    """At 197 tokens, from Vim-Ti's width on; the next test tells that this is what is saved."""
+    shapes = ((64, 197, channels), (channels, 16), (64, 197, 16))
+    u, A, B = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes)
+    assert sum(x.nbytes for x in launch.saved_like(u, A, B)) <= 3 * u.numel()
+
+
+def test_saves_what_it_says(device, size):
+    length, channels = size(197, 20), 32
     arguments = rounded(draw(length, channels, 16, "zDb"), torch.bfloat16)
     leaves = {k: v.to(device).requires_grad_() if isinstance(v, Tensor) else v for k, v in arguments.items()}
     inputs = {leaf.untyped_storage().data_ptr() for leaf in leaves.values() if isinstance(leaf, Tensor)}
@@ -176,7 +184,22 @@ def test_saves_at_most_three_bytes_an_element(device, size):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         selective_scan(**leaves)
-    assert 0 < sum(saved.values()) <= 3 * leaves["u"].numel()
+    expected = launch.saved_like(*(leaves[name] for name in ("u", "A", "B")))
+    assert sum(saved.values()) == sum(x.nbytes for x in expected)
+
+
+@pytest.mark.parametrize("used", [("y",), ("final",), ("y", "final")])
+def test_an_output_that_nobody_uses(agree_on_device, size, used):
+    """Its gradient is zeros, and is not given."""
+
+    def chosen(scan):
+        def run(**arguments):
+            found = dict(zip(("y", "final"), scan(**arguments), strict=True))
+            return tuple(found[name] for name in used)
+
+        return run
+
+    agree_on_device(chosen(selective_scan), chosen(loop), draw(size(197, 9), 24, 16, "zDbhf"), 1e-5, 1e-4)
 
 
 def test_opcheck(device):
