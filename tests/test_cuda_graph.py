@@ -45,7 +45,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     monkeypatch.setattr(StandIn, "made", [])
     monkeypatch.setattr(StandIn, "gradients", dict)
     monkeypatch.setattr(cuda_graph, "Recording", StandIn)
-    monkeypatch.setattr(Trainer, "_can_record", lambda self: True)
+    monkeypatch.setattr(Trainer, "_on_gpu", lambda self: True)
     return StandIn
 
 

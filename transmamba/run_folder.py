@@ -90,6 +90,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
         "trainer.log_every",
         "trainer.save_every",
         "trainer.keep",
+        "trainer.cuda_graphs",
     ):
         return
     if isinstance(old, dict) and isinstance(new, dict):

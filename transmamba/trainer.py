@@ -217,15 +217,15 @@ class Trainer:
             self.accelerator.backward(loss)
             return terms
 
-        if not self.config.cuda_graphs:
+        if not self.config.cuda_graphs or not self._on_gpu():
             return run
-        if not self._can_record():
-            self.tracker.say("trainer.cuda_graphs: only for one process with a GPU; going on without")
+        if self.accelerator.num_processes > 1:
+            self.tracker.say("trainer.cuda_graphs: only for one process so far; going on without")
             return run
         return GraphedStep(run, distiller.parameters(), self.tracker.say)
 
-    def _can_record(self) -> bool:
-        return self.accelerator.device.type == "cuda" and self.accelerator.num_processes == 1
+    def _on_gpu(self) -> bool:
+        return self.accelerator.device.type == "cuda"
 
     def _apply(
         self, optimizer: Any, loss: float, norm: float, distiller: Distiller, parts: dict[str, Tensor]

@@ -244,19 +244,21 @@ def backward_kernel(
 
 @triton.jit
 def reduce_kernel(
-    gBC_ptr, gB_ptr, gC_ptr, ROWS, NBLK, NSTATE, N: tl.constexpr, BT: tl.constexpr, BU: tl.constexpr
+    gBC_ptr, gB_ptr, gC_ptr, ROWS, NBLK, NSTATE, N: tl.constexpr, BT: tl.constexpr, LOADS: tl.constexpr
 ):  # fmt: skip
-    """gB and gC (rows, NSTATE) from gBC (rows, NBLK, N, 2): BT rows a program, BU blocks at a time."""
+    """gB and gC (rows, NSTATE) from gBC (rows, NBLK, N, 2), summed in order, LOADS of them under way."""
     row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
-    block = tl.arange(0, BU)
     m = tl.arange(0, 2 * N)
+    inside = row[:, None] * (NBLK * 2 * N) + m[None, :]
+    zeros = tl.zeros_like(m)[None, :]
     total = tl.zeros([BT, 2 * N], tl.float32)
-    for first in range(0, NBLK, BU):
-        at = (row[:, None, None] * NBLK + (first + block)[None, :, None]) * (2 * N) + m[None, None, :]
-        live = (
-            (row < ROWS)[:, None, None] & (first + block < NBLK)[None, :, None] & (m < 2 * N)[None, None, :]
-        )
-        total += tl.sum(tl.load(gBC_ptr + at, mask=live, other=0.0).to(tl.float32), axis=1)
+    for first in range(0, NBLK, LOADS):
+        parts = ()
+        for i in tl.static_range(LOADS):
+            live = (row < ROWS)[:, None] & (zeros + first + i < NBLK)
+            parts = parts + (tl.load(gBC_ptr + inside + (first + i) * (2 * N), mask=live, other=0.0),)
+        for i in tl.static_range(LOADS):
+            total += parts[i].to(tl.float32)
     gB, gC = tl.split(tl.reshape(total, (BT, N, 2)))
     n = tl.arange(0, N)
     mask = (row < ROWS)[:, None] & (n < NSTATE)[None, :]

@@ -93,11 +93,12 @@ SCAN = Operator(
 
 
 def aot_cases() -> list[Any]:
-    """What the tests compile without a GPU: Vim-S, a long sequence cut into segments, and float32."""
+    """What the tests compile without a GPU: Vim-S, few warps, a long sequence in segments, float32."""
     from .aot import cases, scan
 
     return [
         *cases(scan(64, 197, 768, 16, torch.bfloat16)),
+        *cases(scan(64, 784, 384, 16, torch.bfloat16)),
         *cases(scan(1, 16384, 1024, 16, torch.bfloat16)),
         *cases(scan(64, 197, 768, 16, torch.float32, z=False)),
     ]

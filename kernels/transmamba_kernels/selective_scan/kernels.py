@@ -97,12 +97,11 @@ def forward_kernel(
     HAS_Z: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_ENTER: tl.constexpr, HAS_SEQ: tl.constexpr, MERGE: tl.constexpr, KEEP: tl.constexpr,
     FINAL: tl.constexpr, REVERSE: tl.constexpr, N: tl.constexpr, BD: tl.constexpr, TC: tl.constexpr,
-    K: tl.constexpr, PAD: tl.constexpr, STAGES: tl.constexpr,
+    K: tl.constexpr, PAD: tl.constexpr, FAR: tl.constexpr,
 ):  # fmt: skip
     """y (batch, L, DIM), and with KEEP the state before every K-th step, (batch, chunks, N, DIM).
 
-    STAGES: 1 loads B and C into registers a step ahead; more, through shared memory that many groups ahead,
-    which costs instructions and pays where few warps hide each other's waiting.
+    FAR: B and C are loaded two steps ahead, not one, which pays where few warps hide each other's waiting.
     enter (batch, segments, N, DIM): the state before each segment. MERGE: y is the gated mean of this scan
     and `other`, and `mean` is what the gate multiplies.
     """
@@ -152,11 +151,12 @@ def forward_kernel(
         ds = ds + (tl.load(pd + j * SIGN * sd_l, mask=ok, other=0.0),)
         if HAS_Z:
             zs = zs + (tl.load(pz + j * SIGN * sz_l, mask=ok, other=0.0),)
-    AHEAD: tl.constexpr = STAGES == 1
-    if AHEAD:
-        Bn = tl.load(pBC)
-        Cn = tl.load(pBC + N)
-    for k0 in tl.range(0, steps, TC, num_stages=STAGES):
+    Bn = tl.load(pBC)
+    Cn = tl.load(pBC + N)
+    if FAR:
+        Bf = tl.load(pBC + 2 * N)
+        Cf = tl.load(pBC + 3 * N)
+    for k0 in range(0, steps, TC):
         if KEEP:
             if k0 % K == 0:
                 tl.store(pck, h.to(ck_ptr.dtype.element_ty), mask=tm)
@@ -178,14 +178,16 @@ def forward_kernel(
         means = ()
         for j in tl.static_range(TC):
             ok = within(inside, b * 0 + k0 + j, steps, GROUP, BD)
-            if AHEAD:
-                Brow = Bn
-                Crow = Cn
+            Brow = Bn
+            Crow = Cn
+            if FAR:
+                Bn = Bf
+                Cn = Cf
+                Bf = tl.load(pBC + (j + 2) * (2 * N))
+                Cf = tl.load(pBC + (j + 2) * (2 * N) + N)
+            else:
                 Bn = tl.load(pBC + (j + 1) * (2 * N))
                 Cn = tl.load(pBC + (j + 1) * (2 * N) + N)
-            else:
-                Brow = tl.load(pBC + j * (2 * N))
-                Crow = tl.load(pBC + j * (2 * N) + N)
             u = us[j].to(tl.float32)
             dt = step_size(ds[j], bias, SOFTPLUS)
             if FINAL:

@@ -21,13 +21,14 @@ CHUNK = 16
 PAD = 16
 # Steps whose loads are issued together.
 FORWARD_GROUP, CARRY_GROUP, BACKWARD_GROUP = 4, 4, 2
-# Groups that are loaded ahead where there are fewer warps than `FEW` a multiprocessor.
-STAGES, FEW = 3, 9
+# The forward's, where warps are few.
+LONG_GROUP = 8
 # Registers a thread, so that three warps fit beside each other on a quarter of a multiprocessor.
 REGISTERS = 168
 WARPS_PER_PROCESSOR = 12
-# Up to as many programs a multiprocessor, all registers are theirs.
-ROOMY = 8
+# Warps a multiprocessor up to which they are few, and all its registers theirs; and from which on the forward
+# is not cut in time.
+FEW, ENOUGH = 8, 4
 # The fewest chunks for which a segment is worth its second scan.
 CHUNKS_A_SEGMENT = 8
 LARGEST_STATE = 256
@@ -85,7 +86,7 @@ class Cut(NamedTuple):
     warps: int
 
     @classmethod
-    def make(cls, scan: Scan) -> Cut:
+    def make(cls, scan: Scan, backward: bool) -> Cut:
         batch, length, channels = scan.u.shape
         groups = scan.B.shape[2]
         states = max(16, power_of_2(scan.A.shape[1]))
@@ -94,7 +95,8 @@ class Cut(NamedTuple):
         blocks = cdiv(channels // groups, block)
         programs = batch * groups * blocks
         wanted = _processors(scan.u.device) * WARPS_PER_PROCESSOR // warps
-        wanted = wanted if 2 * programs < wanted else 1
+        enough = not backward and programs * warps >= ENOUGH * _processors(scan.u.device)
+        wanted = 1 if enough or 2 * programs >= wanted else wanted
         # A segment costs a second, cheaper scan; resets would have to travel with the states.
         segments = (
             1
@@ -132,9 +134,11 @@ def run_forward(
     scan: Scan, initial_state: Tensor | None, final: bool, keep: bool, other: Tensor | None = None
 ) -> Forward:
     """`other` (B, L, D): the output is the gated mean of this scan and that one."""
-    cut, u = Cut.make(scan), scan.u
+    cut, u = Cut.make(scan, backward=False), scan.u
     (batch, length, channels), states, groups = u.shape, scan.A.shape[1], scan.B.shape[2]
     enter = _channels_last(initial_state)
+    programs = batch * cut.segments * groups * cut.blocks
+    few = programs * cut.warps <= FEW * _processors(u.device)
     with on_device_of(u):
         A, packed = _pack(scan, cut)
         if cut.segments > 1:
@@ -145,7 +149,7 @@ def run_forward(
         kept = _kept_like(u, scan.A) if keep else None
         last = torch.empty(batch, states, channels, dtype=torch.float32, device=u.device) if final else None
         _run(
-            forward_kernel, (batch * cut.segments * groups * cut.blocks,),
+            forward_kernel, (programs,),
             u, scan.delta, A, packed, _or(scan.z, u), _or(scan.D, A), _or(scan.delta_bias, A), _or(enter, A),
             _or(scan.seq_idx, A), _or(other, u), y, _or(mean, y), _or(kept, y), _or(last, A),
             length, cut.segment, cut.segments, cut.blocks, groups,
@@ -155,8 +159,8 @@ def run_forward(
             HAS_Z=scan.z is not None, HAS_D=scan.D is not None, HAS_BIAS=scan.delta_bias is not None,
             SOFTPLUS=scan.delta_softplus, HAS_ENTER=enter is not None, HAS_SEQ=scan.seq_idx is not None,
             MERGE=other is not None, KEEP=keep, FINAL=final, REVERSE=scan.reverse,
-            N=cut.states, BD=cut.block, TC=FORWARD_GROUP, K=CHUNK, PAD=PAD, STAGES=_stages(cut, scan),
-            warps=cut.warps, registers=_registers(cut),
+            N=cut.states, BD=cut.block, TC=LONG_GROUP if few else FORWARD_GROUP, K=CHUNK, PAD=PAD, FAR=few,
+            warps=cut.warps, registers=None if few else _registers(cut),
         )  # fmt: skip
     return Forward(y, None if last is None else last.transpose(1, 2), kept, mean, A, packed)
 
@@ -166,7 +170,7 @@ def run_backward(
 ) -> Gradients:
     """`saved`: the forward's `kept`, `rates` and `rows`; `gy` (B, L, D), `g_final` (B, D, N) or None."""
     kept, A, packed = saved
-    cut, u, gy = Cut.make(scan), scan.u, rows(gy)
+    cut, u, gy = Cut.make(scan, backward=True), scan.u, rows(gy)
     (batch, length, channels), states, groups = u.shape, scan.A.shape[1], scan.B.shape[2]
     behind = _channels_last(g_final)
     exact = u.dtype == torch.float32
@@ -199,15 +203,13 @@ def run_backward(
             SOFTPLUS=scan.delta_softplus, HAS_SEQ=scan.seq_idx is not None, HAS_BEHIND=behind is not None,
             REVERSE=scan.reverse, N=cut.states, BD=cut.block, TC=BACKWARD_GROUP, K=CHUNK, PAD=PAD,
             EXACT=exact, INTERPRETED=interpreted(), warps=cut.warps,
-            registers=_registers(cut) if programs > _processors(u.device) * ROOMY else None,
+            registers=None if programs * cut.warps <= FEW * _processors(u.device) else _registers(cut),
         )  # fmt: skip
         g_B, g_C = room(*scan.B.shape, dtype=scan.B.dtype), room(*scan.C.shape, dtype=scan.C.dtype)
         count = batch * length * groups
-        together = min(power_of_2(cut.blocks), 32, max(1, 2048 // cut.states))
-        each = max(1, 2048 // (cut.states * together))
         _run(
-            reduce_kernel, (cdiv(count, each),),
-            g_rows, g_B, g_C, count, cut.blocks, states, N=cut.states, BT=each, BU=together, warps=4,
+            reduce_kernel, (cdiv(count, 8),),
+            g_rows, g_B, g_C, count, cut.blocks, states, N=cut.states, BT=8, LOADS=8, warps=1,
         )  # fmt: skip
         g_A, g_D, g_bias = room(channels, states), room(channels), room(channels)
         _run(
@@ -294,11 +296,6 @@ def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
 
 def _stride(tensor: Tensor | None, dim: int) -> int:
     return 0 if tensor is None else tensor.stride(dim)
-
-
-def _stages(cut: Cut, scan: Scan) -> int:
-    warps = len(scan.u) * scan.B.shape[2] * cut.blocks * cut.segments * cut.warps
-    return STAGES if warps < FEW * _processors(scan.u.device) else 1
 
 
 def _registers(cut: Cut) -> int | None:

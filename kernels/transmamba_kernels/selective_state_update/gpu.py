@@ -11,8 +11,8 @@ from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
 from .kernels import step_kernel
 
-# Elements of the state that a program of 4 warps holds for one batch row, and its batch rows.
-TILE, ROWS = 1024, 2
+# Elements of the state that a program of 2 warps holds for one batch row, and its batch rows.
+TILE, ROWS, WARPS = 1024, 1, 2
 # The widest state whose row fits such a tile.
 MOST_STATES = 1024
 
@@ -85,7 +85,7 @@ def _step(
             ROWS=ROWS,
             GROUPED=groups > 1,
             SOFTPLUS=delta_softplus,
-            num_warps=4,
+            num_warps=WARPS,
             **FUSED,
         )
     return y
@@ -112,5 +112,5 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
         constants = {"stride_sn": 1, "stride_an": 1, "BD": TILE // states, "NP": states, "ROWS": ROWS}
         for name in constants:
             signature.pop(name, None)
-        cases.append((step_kernel, signature, constants | {"GROUPED": grouped, "SOFTPLUS": True}, 4, 3))
+        cases.append((step_kernel, signature, constants | {"GROUPED": grouped, "SOFTPLUS": True}, WARPS, 3))
     return cases

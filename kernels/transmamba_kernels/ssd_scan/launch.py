@@ -51,12 +51,9 @@ def tiles(step: str, width: int, depth: int, half: bool) -> Tiles:
     64 by 128 (210); `receive_kernel` with a gate (120). float32: `send_kernel` both ways with P = N = 64
     (24, fused 104), with N = 128 (220), with N = 16 (170, gated 690). 16 warps spill more.
     """
-    large = width * depth > 64 * 64
     if half:
         # Four warps for the send kernel spill some registers and are a quarter faster than eight that do not.
-        found = Tiles(
-            warps=8 if width * depth > 64 * 128 or (large and step == "backward") else 4, send_warps=4
-        )
+        found = Tiles(warps=8 if width * depth > 64 * 128 else 4, send_warps=4)
     else:
         found = Tiles(chunk=16, warps=8, stages=1, fused=8, block_p=32, sweep_stages=1)
     return replace(found, **overrides[step])

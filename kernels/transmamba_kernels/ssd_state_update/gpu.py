@@ -11,9 +11,9 @@ from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
 from .kernels import step_kernel
 
-# Elements of the state that a program of 4 warps holds.
-TILE = 4096
-# The widest state whose row fits such a tile.
+# Elements of the state that a program of one warp holds.
+TILE = 1024
+# The widest state whose row a program takes.
 MOST_STATES = 4096
 
 
@@ -82,7 +82,7 @@ def _step(
             BP=block,
             NP=padded,
             SOFTPLUS=delta_softplus,
-            num_warps=4,
+            num_warps=max(1, padded // TILE),
             **FUSED,
         )
     return y
@@ -110,5 +110,5 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
         constants |= {"BP": min(TILE // states, 64), "NP": states, "SOFTPLUS": True}
         for name in constants:
             signature.pop(name, None)
-        cases.append((step_kernel, signature, constants, 4, 3))
+        cases.append((step_kernel, signature, constants, 1, 3))
     return cases

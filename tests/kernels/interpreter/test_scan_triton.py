@@ -66,7 +66,9 @@ SHORT = (1, 2, 63, 64, 65, 197) if COMPILED else (1, 18)
 
 @pytest.mark.parametrize("length", SHORT)
 @pytest.mark.parametrize("options", ["", "zDb", "zDbhf", "zDbhfr", "zDbhfs", "Dhfsr"])
-def test_all_options(agree_on_device, size, length, options):
+@pytest.mark.parametrize("few", [0, 10**6], ids=["many", "few"])
+def test_all_options(agree_on_device, size, length, options, few, monkeypatch):
+    monkeypatch.setattr(launch, "FEW", few)
     arguments = draw(length, *size((96, 16), (20, 3)), options)
     agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
 
@@ -99,10 +101,17 @@ def test_segments_join(agree_on_device, size, options, monkeypatch):
     scan = launch.Scan.make(*(arguments[k] for k in ("u", "delta", "A", "B", "C")), *[None] * 4, True, False)
     if COMPILED:
         scan = scan._replace(u=scan.u.cuda())
-    elif launch.Cut.make(scan).segments == 1:
+    elif launch.Cut.make(scan, backward=False).segments == 1:
         monkeypatch.setattr(launch, "CHUNKS_A_SEGMENT", 2)
-    assert launch.Cut.make(scan).segments > 1
+    assert all(launch.Cut.make(scan, backward=backward).segments > 1 for backward in (False, True))
     agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
+
+
+def test_the_forward_is_cut_only_where_warps_are_few():
+    """At (64, 384, 784) on 132 multiprocessors: the backward in two, the forward in one."""
+    u, A, B = (torch.empty(s, device="meta") for s in ((64, 784, 384), (384, 16), (64, 784, 16)))
+    scan = launch.Scan.make(u, u, A, B, B, *[None] * 4, True, False)
+    assert [launch.Cut.make(scan, backward=backward).segments for backward in (False, True)] == [1, 2]
 
 
 @pytest.mark.parametrize("options", ["zDbhf", "zDbhfr"])
