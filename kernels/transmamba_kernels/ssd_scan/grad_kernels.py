@@ -15,7 +15,6 @@ import triton.language as tl
 
 from ..triton_common import LOG2E, silu_slope
 from .chunks import (
-    gather,
     join_pairs,
     load_grad,
     load_state,
@@ -24,7 +23,6 @@ from .chunks import (
     log_decays,
     pair_weights,
     running_sums,
-    store_state,
 )
 
 
@@ -35,15 +33,15 @@ def receive_kernel(
     B_b, B_l, B_g, C_b, C_l, C_g, D_h, D_p,
     batch, length, heads, per_group, width, depth, chunks,
     Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr, FUSED: tl.constexpr,
+    FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr,
     SPLIT: tl.constexpr, PART: tl.constexpr, GATED: tl.constexpr,
     SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, LENGTHS: tl.constexpr,
 ):  # fmt: skip
     """What depends on the pairs (t, s) by t. Grid (B chunks H,).
 
     dC (B, L, H, N), a head's share; dz (B, L, H, P); dD (B, chunks, H, P), this program's share; `through`
-    (B, chunks, H, 2, Q): by direction, the sums of M over t's row less those over its column. FUSED: the
-    states are summed up and written here. SPLIT: the directions' outputs have a gradient each, dy and dy_b.
+    (B, chunks, H, 2, Q): by direction, the sums of M over t's row less those over its column. SPLIT: the
+    directions' outputs have a gradient each, dy and dy_b.
     """
     head, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
     # Offsets of heads: their strides need not be small.
@@ -75,20 +73,6 @@ def receive_kernel(
     through += place * (2 * Q)
     kinds = (b * 0 + batch) * heads * chunks * (width * depth)
     states += ((b * heads + h) * chunks + chunk) * (width * depth)
-    # First of all, while the registers are empty.
-    if FUSED:
-        if FORWARD:
-            store_state(states, gather(
-                chunk - 1, -1, chunk, x, x_l, z, z_l, B, B_l, delta, delta_sl, rate_f, shift, ids, limit, -1,
-                p, n, width, depth, P, N, Q, False, False, SOFTPLUS, SEQ, DOT, PRECISION,
-            ), p, n, width, depth)  # fmt: skip
-        if BACKWARD:
-            store_state(states + kinds if FORWARD else states, gather(
-                chunk + 1, 1, chunks - 1 - chunk, x, x_l, z, z_l, B, B_l, delta_b, deltab_sl, rate_b, shift,
-                ids,
-                limit, 1, p, n, width, depth, P, N, Q, False, False, SOFTPLUS, SEQ, DOT, PRECISION,
-            ), p, n, width, depth)  # fmt: skip
-        tl.debug_barrier()
     state_b = states + kinds if FORWARD else states
 
     _, dt_f = load_steps(delta, delta_sl, first, here, valid, shift, SOFTPLUS)

@@ -22,10 +22,11 @@ WIDEST, DEEPEST = 128, 256
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a pass is cut. Up to `fused` chunks, every chunk's program sums up its states from the tokens
-    itself, work quadratic in the chunks; beyond, a sweep over the chunks writes them, in programs of
-    `block_p` by `block_n` of the state. `send_warps`: of the backward's second kernel. `part`: of N, what the
-    backward's last products take at a time."""
+    """How a pass is cut. Up to `fused` chunks, the forward both ways lets every chunk's program sum up its
+    states from the tokens itself, work quadratic in the chunks; otherwise a sweep over the chunks writes
+    them, in programs of `block_p` by `block_n` of the state. `send_warps`: of the backward's second kernel.
+    `part`: of N, what the backward's last products take at a time; triton 3.6 reads past its shared memory
+    where that is 32 of more."""
 
     chunk: int = 64
     warps: int = 4
@@ -33,9 +34,9 @@ class Tiles:
     stages: int = 2
     fused: int = 4
     block_p: int = 64
-    block_n: int = 64
+    block_n: int = 128
     sweep_warps: int = 4
-    sweep_stages: int = 3
+    sweep_stages: int = 2
     part: int = 64
 
 
@@ -55,7 +56,7 @@ def tiles(step: str, width: int, depth: int, half: bool) -> Tiles:
         # Four warps for the send kernel spill some registers and are a quarter faster than eight that do not.
         found = Tiles(warps=8 if width * depth > 64 * 128 else 4, send_warps=4)
     else:
-        found = Tiles(chunk=16, warps=8, stages=1, fused=8, block_p=32, sweep_stages=1)
+        found = Tiles(chunk=16, warps=8, stages=1, fused=8, block_p=32, block_n=64, sweep_stages=1)
     return replace(found, **overrides[step])
 
 
@@ -106,10 +107,11 @@ class Problem:
         with on_device_of(x):
             cut = self._tiles("forward")
             shared, chunks = self._shared(cut), cdiv(x.shape[1], cut.chunk)
-            fused = chunks <= cut.fused and not final and self.initial_state is None
+            # One way the sweep is cheaper at any length.
+            fused = self.ahead and self.back and chunks <= cut.fused
             states = x if fused else self._sweep(cut, shared, chunks, last_state=end)
             y_f, y_b = y if self.split else (y, y)
-            self._by_chunk(output_kernel, cut, shared, chunks, fused, states=states, y=y_f, y_b=y_b)
+            self._by_chunk(output_kernel, cut, shared, chunks, states=states, y=y_f, y_b=y_b, FUSED=fused)
         return y, end
 
     def gradients(
@@ -140,15 +142,9 @@ class Problem:
         }
         if self.initial_state is not None:
             made["initial_state"] = torch.empty(self._state_shape, dtype=torch.float32, device=dy.device)
-        # Both ways the states of two scans would be summed up again by every chunk: a sweep is cheaper.
-        one_way = self.ahead != self.back
-        fused = one_way and chunks <= cut.fused and dfinal is None and self.initial_state is None
-        if fused:
-            states = self._scratch(self.ahead + self.back, chunks)
-        else:
-            states = self._sweep(
-                cut, shared, chunks, (dy, dy_b), last_slope=dfinal, first_slope=made.get("initial_state")
-            )
+        states = self._sweep(
+            cut, shared, chunks, (dy, dy_b), last_slope=dfinal, first_slope=made.get("initial_state")
+        )
         by_head = {
             n: made[n] if groups == heads else made[n].new_empty(batch, length, heads, depth)
             for n in ("B", "C")
@@ -156,24 +152,14 @@ class Problem:
         shares = dy.new_empty((3, batch * chunks, heads), dtype=torch.float32)
         share_D = dy if self.D is None else dy.new_empty((batch * chunks, heads, width), dtype=torch.float32)
         through = dy.new_empty((batch * chunks, heads, 2, cut.chunk), dtype=torch.float32)
-        common = {"dy": dy, "dy_b": dy_b, "states": states, "through": through}
         part = min(cut.part, _padded(depth))
+        common = {"dy": dy, "dy_b": dy_b, "states": states, "through": through, "PART": part}
         self._by_chunk(
-            receive_kernel,
-            cut,
-            shared,
-            chunks,
-            fused,
-            **common,
-            dz=made.get("z", dy),
-            dC=by_head["C"],
-            dD=share_D,
-            PART=part,
-        )
+            receive_kernel, cut, shared, chunks, **common, dz=made.get("z", dy), dC=by_head["C"], dD=share_D,
+        )  # fmt: skip
         self._by_chunk(
-            send_kernel, cut, shared, chunks, fused, **common, dx=made["x"], ddelta=made["delta"],
+            send_kernel, cut, shared, chunks, **common, dx=made["x"], ddelta=made["delta"],
             ddelta_b=made.get("delta_b", dy), dB=by_head["B"], scalars=shares,
-            PART=_padded(depth) if fused else part,
         )  # fmt: skip
         if groups < heads:
             for n, parts in by_head.items():
@@ -269,16 +255,14 @@ class Problem:
         dtype = torch.bfloat16 if self._half else torch.float32
         return self.x.new_empty((kinds, batch, heads, chunks, width, depth), dtype=dtype)
 
-    def _by_chunk(
-        self, kernel: Any, cut: Tiles, shared: dict[str, Any], chunks: int, fused: bool, **own: Any
-    ) -> None:
+    def _by_chunk(self, kernel: Any, cut: Tiles, shared: dict[str, Any], chunks: int, **own: Any) -> None:
         batch, heads, width, depth = self._state_shape
         arguments = dict(
             **shared, **own, chunks=chunks, D=self.x if self.D is None else self.D,
             D_h=0 if self.D is None else self.D.stride(0),
             D_p=0 if self.D is None or self.D.dim() == 1 else self.D.stride(1),
-            P=_padded(width), N=_padded(depth), TWO=self.delta_b is not None, FUSED=fused,
-            SPLIT=self.split, GATED=self.z is not None, SKIP=self.D is not None,
+            P=_padded(width), N=_padded(depth), TWO=self.delta_b is not None, SPLIT=self.split,
+            GATED=self.z is not None, SKIP=self.D is not None,
         )  # fmt: skip
         warps = cut.warps
         if kernel is send_kernel:

@@ -9,7 +9,6 @@ import triton.language as tl
 
 from ..triton_common import LOG2E, sigmoid
 from .chunks import (
-    gather,
     join_pairs,
     load_grad,
     load_state,
@@ -36,15 +35,15 @@ def send_kernel(
     B_b, B_l, B_g, C_b, C_l, C_g, D_h, D_p,
     batch, length, heads, per_group, width, depth, chunks,
     Q: tl.constexpr, P: tl.constexpr, N: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr, FUSED: tl.constexpr,
+    FORWARD: tl.constexpr, BACKWARD: tl.constexpr, TWO: tl.constexpr,
     SPLIT: tl.constexpr, PART: tl.constexpr, GATED: tl.constexpr,
     SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, LENGTHS: tl.constexpr,
 ):  # fmt: skip
     """What depends on the pairs (t, s) by s, and then the steps. Grid (B chunks H,), behind `receive_kernel`.
 
     dx, ddelta and ddelta_b by token and head; dB (B, L, H, N), a head's share; scalars (3, B, chunks, H), for
-    A, A_b and the bias, this program's shares: those of the directions run and of a bias given. FUSED: the
-    slopes are summed up here. SPLIT: the directions' outputs have a gradient each, dy and dy_b.
+    A, A_b and the bias, this program's shares: those of the directions run and of a bias given. SPLIT: the
+    directions' outputs have a gradient each, dy and dy_b.
     """
     head, chunk = tl.program_id(0) % heads, (tl.program_id(0) // heads) % chunks
     # Offsets of heads: their strides need not be small.
@@ -80,23 +79,10 @@ def send_kernel(
     slopes_f = state_b + kinds if BACKWARD else states + kinds
     slopes_b = state_b + 2 * kinds if FORWARD else states + kinds
     if FORWARD:
-        if FUSED:
-            slope_f = gather(
-                chunk + 1, 1, chunks - 1 - chunk, dy, heads * width, z, z_l, C, C_l, delta, delta_sl, rate_f,
-                shift, ids, limit, -1, p, n, width, depth, P, N, Q, True, GATED, SOFTPLUS, SEQ, DOT,
-                PRECISION,
-            ).to(DOT)  # fmt: skip
-        else:
-            slope_f = load_state(slopes_f, p, n, width, depth).to(DOT)
+        slope_f = load_state(slopes_f, p, n, width, depth).to(DOT)
         over_f = inner(states, slope_f, p, n, width, depth)
     if BACKWARD:
-        if FUSED:
-            slope_b = gather(
-                chunk - 1, -1, chunk, dy_b, heads * width, z, z_l, C, C_l, delta_b, deltab_sl, rate_b, shift,
-                ids, limit, 1, p, n, width, depth, P, N, Q, True, GATED, SOFTPLUS, SEQ, DOT, PRECISION,
-            ).to(DOT)  # fmt: skip
-        else:
-            slope_b = load_state(slopes_b, p, n, width, depth).to(DOT)
+        slope_b = load_state(slopes_b, p, n, width, depth).to(DOT)
         over_b = inner(state_b, slope_b, p, n, width, depth)
 
     raw_f, dt_f = load_steps(delta, delta_sl, first, here, valid, shift, SOFTPLUS)
@@ -166,14 +152,12 @@ def send_kernel(
         acc = tl.dot(dscores, query, input_precision=PRECISION)
         match = load_tile(B, B_l, first, here, valid, m, depth).to(DOT)
         if FORWARD:
-            if not FUSED:
-                slope_f = load_state(slopes_f, p, m, width, depth).to(DOT)
+            slope_f = load_state(slopes_f, p, m, width, depth).to(DOT)
             part = tl.dot(value, slope_f, input_precision=PRECISION) * leave_f[:, None]
             passed_f += tl.sum(part * match.to(tl.float32), 1)
             acc += part * dt_f[:, None]
         if BACKWARD:
-            if not FUSED:
-                slope_b = load_state(slopes_b, p, m, width, depth).to(DOT)
+            slope_b = load_state(slopes_b, p, m, width, depth).to(DOT)
             part = tl.dot(value, slope_b, input_precision=PRECISION) * leave_b[:, None]
             passed_b += tl.sum(part * match.to(tl.float32), 1)
             acc += part * dt_b[:, None]
