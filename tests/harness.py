@@ -48,6 +48,7 @@ def tiny_vit(num_classes: int = 3) -> torch.nn.Module:
     """A ViT on 8 x 8 pixels with four patches; its weights are spread wide enough for features to differ."""
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", num_classes=num_classes, **TEACHER)
+    model.transmamba_args = TEACHER  # timm before 1.0.31 does not remember them
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

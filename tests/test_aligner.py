@@ -35,6 +35,20 @@ def test_projections_start_as_centred_zero_padding(student: int, left: int, righ
     assert list(aligner.projections) == ["1", "3", "5"], "one a layer, whatever the order asked"
 
 
+def test_all_layers_in_one_product() -> None:
+    aligner = make(6, 10)
+    with torch.no_grad():
+        for parameter in aligner.parameters():
+            parameter.normal_()
+    x, through = torch.randn(2, 3, 17, 6), torch.randn(2, 6, 4)
+    made = aligner.project_all([5, 1], x)
+    torch.testing.assert_close(made, torch.stack([aligner.project(5, x[0]), aligner.project(1, x[1])]))
+    before = torch.randn(2, 3, 17, 4)
+    made = aligner.project_all([5, 1], before, through)
+    expected = [aligner.project(k, before[i] @ through[i].T) for i, k in enumerate((5, 1))]
+    torch.testing.assert_close(made, torch.stack(expected))
+
+
 def test_kept_coordinates_are_scattered_to_their_places() -> None:
     kept = torch.tensor([7, 0, 4])
     aligner = make(3, 9, kept)

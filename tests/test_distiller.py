@@ -6,6 +6,7 @@ from typing import Any
 
 import harness
 import pytest
+import timm
 import torch
 
 from transmamba.distiller import Distiller, geometry_of
@@ -156,6 +157,37 @@ def test_loss_on_drawn_tokens_by_hand(fraction: float) -> None:
     terms = distiller(images, targets, 5)
     for name, values in cosines.items():
         torch.testing.assert_close(terms[name].sum, (1 - torch.stack(values)).mean(0).sum())
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (0, 1)], ids=str)
+@pytest.mark.parametrize("fraction", [0.4, 1.0])
+def test_branches_of_layers_that_kept_their_attention(kept: tuple[int, ...], fraction: float) -> None:
+    """Both directions of such a layer are its one output; layer by layer as in one product."""
+    torch.manual_seed(1)
+    student: Any = timm.create_model(
+        "ssd_vit_micro_patch2_8", num_classes=3, attention_layers=list(kept), **harness.TEACHER
+    )
+    distiller = Distiller(student, harness.tiny_teacher(), ("bidirectional",), token_fraction=fraction).eval()
+    images, targets = harness.tiny_batch(3)
+    aligner, teacher = distiller.aligner, distiller.teacher
+    assert aligner is not None and teacher is not None
+    with torch.no_grad():
+        for parameter in distiller.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    layers = frozenset({0, 1})
+    full = student.run(images, Capture(branches=layers))
+    guide = teacher(images, Capture(hidden=layers))
+    drawn = distiller.draw_tokens(5, images.device)
+    drawn = torch.arange(5) if drawn is None else drawn
+    values = [
+        cosine(aligner.project(k, branch[:, drawn]), guide.hidden[k][:, drawn])
+        for k in (0, 1)
+        for branch in full.branches[k]
+    ]
+    apart = {k: not torch.equal(*full.branches[k]) for k in (0, 1)}
+    assert apart == {k: k not in kept for k in (0, 1)}
+    term = distiller(images, targets, 5)["bidirectional"]
+    torch.testing.assert_close(term.sum, (1 - torch.stack(values)).mean(0).sum())
 
 
 def test_drawn_losses_average_to_the_full_one() -> None:

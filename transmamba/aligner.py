@@ -12,7 +12,7 @@ Shapes: B images, L tokens, M matched tokens, S student channels, T teacher chan
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -70,9 +70,13 @@ class Aligner(nn.Module):
         """Student features of layer k in the teacher's space, (..., S) -> (..., T)."""
         return self.projections[str(k)](x)
 
-    def project_through(self, k: int, x: Tensor, weight: Tensor) -> Tensor:
-        """`project(k, x Wᵀ)` for x (..., E) and W (S, E), as one product of x."""
-        return F.linear(x, self.projections[str(k)].weight @ weight)  # type: ignore[operator]
+    def project_all(self, layers: Sequence[int], x: Tensor, through: Tensor | None = None) -> Tensor:
+        """`project` of every layer's features, (n, ..., S) -> (n, ..., T), as one product; with `through`
+        (n, S, E), x (n, ..., E) are features before that matrix."""
+        weights = torch.stack([self.projections[str(k)].weight for k in layers])  # type: ignore[misc]
+        if through is not None:
+            weights = weights @ through
+        return (x.flatten(1, -2) @ weights.mT.to(x.dtype)).unflatten(1, x.shape[1:-1])
 
     def teacher_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
         """Teacher features (B, L_T, T) on the student's grid and in its order, (B, M, T), or those at the

@@ -6,6 +6,7 @@ Shapes: B images, M matched tokens (or the m of them that were drawn), T teacher
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,8 +47,7 @@ class Signals:
     targets: Tensor
     aligner: Aligner | None = None
     tokens: Tensor | None = None
-    _teacher_cache: dict[int, Tensor] = field(default_factory=dict)
-    _norm_cache: dict[int, Tensor] = field(default_factory=dict)
+    _teacher_cache: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def guide(self) -> Output:
@@ -59,35 +59,53 @@ class Signals:
         assert self.aligner is not None, "checked when the distiller was built"
         return self.aligner
 
-    def teacher_hidden(self, block: int) -> Tensor:
-        """The teacher's residual stream after `block` on the matched tokens, (B, m, T)."""
-        if block not in self._teacher_cache:
-            self._teacher_cache[block] = self.bridge.teacher_tokens(self.guide.hidden[block], self.tokens)
-        return self._teacher_cache[block]
+    def teacher_hidden(self, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The teacher's residual streams after `blocks` on the matched tokens, (n, B, m, T), and the lengths
+        of these tokens, (n, B, m)."""
+        key = tuple(blocks)
+        if key not in self._teacher_cache:
+            tokens = [self.bridge.teacher_tokens(self.guide.hidden[t], self.tokens) for t in blocks]
+            stacked = torch.stack(tokens)
+            self._teacher_cache[key] = stacked, token_norms(stacked)
+        return self._teacher_cache[key]
 
-    def teacher_norms(self, block: int) -> Tensor:
-        """Lengths of the tokens of `teacher_hidden(block)`, (B, m)."""
-        if block not in self._norm_cache:
-            self._norm_cache[block] = token_norms(self.teacher_hidden(block))
-        return self._norm_cache[block]
+    def student_hidden(self, layers: Sequence[int]) -> Tensor:
+        """The student's residual streams after `layers` in the teacher's space, (n, B, m, T).
 
-    def student_hidden(self, k: int) -> Tensor:
-        """The student's residual stream after layer k in the teacher's space, (B, m, T)."""
-        return self.bridge.project(k, self.bridge.student_tokens(self.student.hidden[k], self.tokens))
+        All layers in one product, here and in `student_branches`: a GPU has little to do in each.
+        """
+        tokens = [self.bridge.student_tokens(self.student.hidden[k], self.tokens) for k in layers]
+        return self.bridge.project_all(layers, _stack(tokens))
 
-    def student_branches(self, k: int) -> tuple[Tensor, Tensor]:
-        """Layer k's forward and backward branch features in the teacher's space, each (B, m, T)."""
-        branches, bridge = self.student.branches[k], self.bridge
-        merged, half = branches.merged, branches.half
-        if self.tokens is None:
-            merged = bridge.student_tokens(merged)
-            half = None if half is None else bridge.student_tokens(half)
-        merged = bridge.project(k, merged)
-        if half is None:
-            return merged, merged
-        # one product for W and the projection: the features in between are never needed
-        spread = half if branches.weight is None else bridge.project_through(k, half, branches.weight)
-        return merged + spread, merged - spread
+    def student_branches(self, layers: Sequence[int]) -> Tensor:
+        """The layers' forward and backward branch features in the teacher's space, (2, n, B, m, T)."""
+        branches, bridge = [self.student.branches[k] for k in layers], self.bridge
+
+        def tokens(x: Tensor) -> Tensor:  # the student has kept the drawn ones alone
+            return bridge.student_tokens(x) if self.tokens is None else x
+
+        made = bridge.project_all(layers, _stack([tokens(branch.merged) for branch in branches]))
+        apart = [(k, branch) for k, branch in zip(layers, branches, strict=True) if branch.half is not None]
+        if not apart:
+            return made.expand(2, *made.shape)
+        halves = _stack([tokens(branch.half) for _, branch in apart if branch.half is not None])
+        # one product for the mixer's projection and ours: the features in between are never needed
+        through = [branch.weight for _, branch in apart if branch.weight is not None]
+        weights = _stack(through) if through else None
+        spread = bridge.project_all([k for k, _ in apart], halves, weights)
+        if len(apart) < len(layers):  # layers that kept their attention have one feature for both
+            places = torch.tensor([layers.index(k) for k, _ in apart], device=made.device)
+            spread = torch.zeros_like(made).index_copy(0, places, spread)
+        return torch.stack((made + spread, made - spread))
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Stacked in the type that a product under autocast would give them, so that nothing is kept twice."""
+    device = tensors[0].device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        tensors = [x.to(dtype) for x in tensors]
+    return torch.stack(tensors)
 
 
 class Loss(nn.Module):
@@ -164,8 +182,8 @@ class _TokenCosine(torch.autograd.Function):
 
 
 def cosine(a: Tensor, b: Tensor, norm_b: Tensor | None = None) -> Tensor:
-    """Mean cosine over tokens of each image: (B, M, T), (B, M, T) -> (B,) float32. No gradient reaches b,
-    whose norms (B, M) may be given."""
+    """Mean cosine over tokens of each image: (..., B, M, T), (..., B, M, T) -> (..., B) float32. No gradient
+    reaches b, whose norms (..., B, M) may be given; b may have fewer leading axes."""
     if norm_b is None:
         norm_b = token_norms(b)
     return _TokenCosine.apply(a, b.detach(), norm_b).mean(dim=-1)

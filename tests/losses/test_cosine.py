@@ -72,6 +72,9 @@ class Plain:
     def project(self, k: int, x: Tensor) -> Tensor:
         return x
 
+    def project_all(self, layers: list[int], x: Tensor, through: Tensor | None = None) -> Tensor:
+        return x
+
 
 def features(layers: int, seed: int, batch: int = 4, tokens: int = 5) -> dict[int, Tensor]:
     generator = torch.Generator().manual_seed(seed)

@@ -138,6 +138,9 @@ class Mirror:
     def project(self, k: int, x: Tensor) -> Tensor:
         return x
 
+    def project_all(self, layers: list[int], x: Tensor, through: Tensor | None = None) -> Tensor:
+        return x
+
 
 def test_the_teacher_gives_no_gradient_even_if_its_tensors_could() -> None:
     """Not because its tensors are constants, but because its pass records nothing."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..outputs import Capture, Term
 from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals, check_weight, cosine, stack_parts
+from ..signals import Geometry, Loss, Signals, check_weight, cosine
 
 Weighting = Literal["adaptive", "uniform", "linear_depth"]
 
@@ -84,15 +84,14 @@ class CosineLoss(Loss):
         self.running.copy_(torch.where(self.running.isnan(), mean, moved))
 
     def forward(self, signals: Signals) -> Term:
-        similarity: list[list[Tensor]] = [[] for _ in range(self.directions)]
-        for k, t in self.pairs.items():
-            wanted, norms = signals.teacher_hidden(t), signals.teacher_norms(t)
-            features = signals.student_branches(k) if self.directions == 2 else (signals.student_hidden(k),)
-            for direction, feature in enumerate(features):
-                similarity[direction].append(cosine(feature, wanted, norms))
-        cosines = torch.stack([torch.stack(row) for row in similarity])  # (directions, layers, B)
+        layers = list(self.pairs)
+        wanted, norms = signals.teacher_hidden(list(self.pairs.values()))
+        features = (
+            signals.student_branches(layers) if self.directions == 2 else signals.student_hidden(layers)[None]
+        )
+        cosines = cosine(features, wanted, norms)  # (directions, layers, B)
         weighted = self.weights()[..., None] * (1 - cosines)
-        parts = torch.stack([stack_parts(row) for row in similarity])
+        parts = cosines.detach().float().sum(dim=-1)
         return Term(weighted.mean(dim=(0, 1)).sum(), self.count(signals.targets), parts)
 
 

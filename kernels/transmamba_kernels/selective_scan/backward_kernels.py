@@ -244,10 +244,31 @@ def backward_kernel(
 
 @triton.jit
 def reduce_kernel(
-    gBC_ptr, gB_ptr, gC_ptr, ROWS, NBLK, NSTATE, N: tl.constexpr, BT: tl.constexpr, LOADS: tl.constexpr
+    gBC_ptr, small_ptr, gB_ptr, gC_ptr, gA_ptr, gD_ptr, gbias_ptr, ROWS, NBLK, PARTS, DIM, NSTATE,
+    N: tl.constexpr, BT: tl.constexpr, LOADS: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """gB and gC (rows, NSTATE) from gBC (rows, NBLK, N, 2), summed in order, LOADS of them under way."""
-    row = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
+    """The partial sums added up in order: gB and gC (rows, NSTATE) from gBC (rows, NBLK, N, 2), BT rows a
+    program; and by the programs behind them gA (DIM, NSTATE), gD and gbias (DIM,) from small
+    (PARTS, NSTATE + 2, DIM), BD channels of one of its rows a program."""
+    work = tl.program_id(0)
+    first = (ROWS + BT - 1) // BT
+    if work < first:
+        add_rows(gBC_ptr, gB_ptr, gC_ptr, work, ROWS, NBLK, NSTATE, N, BT, LOADS)
+    else:
+        work -= first
+        blocks = (DIM + BD - 1) // BD
+        add_parts(
+            small_ptr, gA_ptr, gD_ptr, gbias_ptr, work % blocks, work // blocks, PARTS, DIM, NSTATE, BP, BD
+        )
+
+
+@triton.jit
+def add_rows(
+    gBC_ptr, gB_ptr, gC_ptr, work, ROWS, NBLK, NSTATE,
+    N: tl.constexpr, BT: tl.constexpr, LOADS: tl.constexpr,
+):  # fmt: skip
+    """LOADS of them are under way together."""
+    row = work.to(tl.int64) * BT + tl.arange(0, BT)
     m = tl.arange(0, 2 * N)
     inside = row[:, None] * (NBLK * 2 * N) + m[None, :]
     zeros = tl.zeros_like(m)[None, :]
@@ -268,12 +289,10 @@ def reduce_kernel(
 
 
 @triton.jit
-def parameters_kernel(
-    small_ptr, gA_ptr, gD_ptr, gbias_ptr, PARTS, DIM, NSTATE, BP: tl.constexpr, BD: tl.constexpr
+def add_parts(
+    small_ptr, gA_ptr, gD_ptr, gbias_ptr, block, row, PARTS, DIM, NSTATE, BP: tl.constexpr, BD: tl.constexpr
 ):
-    """gA (DIM, NSTATE), gD and gbias (DIM,) from small (PARTS, NSTATE + 2, DIM), a row of it a program."""
-    d = tl.program_id(0) * BD + tl.arange(0, BD)
-    row = tl.program_id(1)
+    d = block * BD + tl.arange(0, BD)
     part = tl.arange(0, BP)
     total = tl.zeros([BD], tl.float32)
     for first in range(0, PARTS, BP):

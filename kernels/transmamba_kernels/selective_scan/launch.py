@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backend import interpreted
 from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
-from .backward_kernels import backward_kernel, parameters_kernel, reduce_kernel
+from .backward_kernels import backward_kernel, reduce_kernel
 from .carry_kernels import carry_kernel, combine_kernel
 from .kernels import forward_kernel, pack_kernel
 
@@ -19,16 +19,17 @@ from .kernels import forward_kernel, pack_kernel
 CHUNK = 16
 # Rows of zeros around the packed B and C, more than any group of steps reads past the end.
 PAD = 16
-# Steps whose loads are issued together.
-FORWARD_GROUP, CARRY_GROUP, BACKWARD_GROUP = 4, 4, 2
-# The forward's, where warps are few.
-LONG_GROUP = 8
+# Steps whose loads are issued together; the forward's are more where warps are few.
+FORWARD_GROUP, FEW_GROUP, BACKWARD_GROUP = 4, 8, 2
+# Of the first pass over segments, forward and backward.
+CARRY_GROUPS = 8, 4
 # Registers a thread, so that three warps fit beside each other on a quarter of a multiprocessor.
 REGISTERS = 168
 WARPS_PER_PROCESSOR = 12
-# Warps a multiprocessor up to which they are few, and all its registers theirs; and from which on the forward
-# is not cut in time.
-FEW, ENOUGH = 8, 4
+# Warps a multiprocessor up to which they are few and have so many registers, forward and backward.
+FEW, FEW_REGISTERS = (8, 10), (255, 200)
+# Warps a multiprocessor from which on the forward is not cut in time.
+ENOUGH = 4
 # The fewest chunks for which a segment is worth its second scan.
 CHUNKS_A_SEGMENT = 8
 LARGEST_STATE = 256
@@ -138,7 +139,7 @@ def run_forward(
     (batch, length, channels), states, groups = u.shape, scan.A.shape[1], scan.B.shape[2]
     enter = _channels_last(initial_state)
     programs = batch * cut.segments * groups * cut.blocks
-    few = programs * cut.warps <= FEW * _processors(u.device)
+    few = programs * cut.warps <= FEW[0] * _processors(u.device)
     with on_device_of(u):
         A, packed = _pack(scan, cut)
         if cut.segments > 1:
@@ -159,8 +160,8 @@ def run_forward(
             HAS_Z=scan.z is not None, HAS_D=scan.D is not None, HAS_BIAS=scan.delta_bias is not None,
             SOFTPLUS=scan.delta_softplus, HAS_ENTER=enter is not None, HAS_SEQ=scan.seq_idx is not None,
             MERGE=other is not None, KEEP=keep, FINAL=final, REVERSE=scan.reverse,
-            N=cut.states, BD=cut.block, TC=LONG_GROUP if few else FORWARD_GROUP, K=CHUNK, PAD=PAD, FAR=few,
-            warps=cut.warps, registers=None if few else _registers(cut),
+            N=cut.states, BD=cut.block, TC=FEW_GROUP if few else FORWARD_GROUP, K=CHUNK, PAD=PAD, FAR=few,
+            warps=cut.warps, registers=_registers(cut, FEW_REGISTERS[0] if few else REGISTERS),
         )  # fmt: skip
     return Forward(y, None if last is None else last.transpose(1, 2), kept, mean, A, packed)
 
@@ -189,6 +190,7 @@ def run_backward(
         g_rows = room(batch, length, groups * cut.blocks, cut.states, 2, dtype=kept.dtype)
         total = batch * cut.segments * groups * cut.blocks
         programs = min(total, _processors(u.device) * max(1, WARPS_PER_PROCESSOR // cut.warps))
+        few = programs * cut.warps <= FEW[1] * _processors(u.device)
         words = cut.states * cut.block if exact else cut.states * cut.block // 2
         scratch = room(programs * CHUNK * (words + cut.block))
         _run(
@@ -203,18 +205,15 @@ def run_backward(
             SOFTPLUS=scan.delta_softplus, HAS_SEQ=scan.seq_idx is not None, HAS_BEHIND=behind is not None,
             REVERSE=scan.reverse, N=cut.states, BD=cut.block, TC=BACKWARD_GROUP, K=CHUNK, PAD=PAD,
             EXACT=exact, INTERPRETED=interpreted(), warps=cut.warps,
-            registers=None if programs * cut.warps <= FEW * _processors(u.device) else _registers(cut),
+            registers=_registers(cut, FEW_REGISTERS[1] if few else REGISTERS),
         )  # fmt: skip
         g_B, g_C = room(*scan.B.shape, dtype=scan.B.dtype), room(*scan.C.shape, dtype=scan.C.dtype)
+        g_A, g_D, g_bias = room(channels, states), room(channels), room(channels)
         count = batch * length * groups
         _run(
-            reduce_kernel, (cdiv(count, 8),),
-            g_rows, g_B, g_C, count, cut.blocks, states, N=cut.states, BT=8, LOADS=8, warps=1,
-        )  # fmt: skip
-        g_A, g_D, g_bias = room(channels, states), room(channels), room(channels)
-        _run(
-            parameters_kernel, (cdiv(channels, 64), states + 2), small, g_A, g_D, g_bias,
-            batch * cut.segments, channels, states, BP=16, BD=64, warps=2,
+            reduce_kernel, (cdiv(count, 8) + cdiv(channels, 64) * (states + 2),),
+            g_rows, small, g_B, g_C, g_A, g_D, g_bias, count, cut.blocks, batch * cut.segments, channels,
+            states, N=cut.states, BT=8, LOADS=8, BP=16, BD=64, warps=1,
         )  # fmt: skip
     return Gradients(g_u, g_delta, g_A, g_B, g_C, g_D, g_z, g_bias, g_state)
 
@@ -257,8 +256,8 @@ def _states_between(
         DIM=channels, NSTATE=states, GROUP=channels // groups,
         sx_l=x.stride(1), sd_l=scan.delta.stride(1), sz_l=_stride(z, 1),
         HAS_Z=z is not None, HAS_BIAS=scan.delta_bias is not None, SOFTPLUS=scan.delta_softplus,
-        REVERSE=scan.reverse, BACKWARD=backward, N=cut.states, BD=cut.block, TC=CARRY_GROUP, PAD=PAD,
-        warps=cut.warps,
+        REVERSE=scan.reverse, BACKWARD=backward, N=cut.states, BD=cut.block, TC=CARRY_GROUPS[backward],
+        PAD=PAD, warps=cut.warps,
     )  # fmt: skip
     _run(
         combine_kernel, (cdiv(channels, 32), batch),
@@ -298,8 +297,8 @@ def _stride(tensor: Tensor | None, dim: int) -> int:
     return 0 if tensor is None else tensor.stride(dim)
 
 
-def _registers(cut: Cut) -> int | None:
-    return REGISTERS if cut.states == 16 else None
+def _registers(cut: Cut, most: int) -> int | None:
+    return most if cut.states == 16 else None
 
 
 def launch(

@@ -12,7 +12,7 @@ from ..aot import Case, case
 from .launch import Problem
 
 # Bytes a thread; see `launch.tiles` for why.
-SPILLS = {"send_kernel": 128}
+SPILLS, SPLIT_SPILLS = {"send_kernel": 128}, {"send_kernel": 224}
 
 
 def tensors(
@@ -46,7 +46,8 @@ def cases(problem: Problem, final: bool = False) -> list[Case]:
     def record(
         kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int
     ) -> None:
-        found.append(case(kernel, arguments, warps, stages, SPILLS.get(kernel.__name__, 0)))
+        spills = SPLIT_SPILLS if problem.split else SPILLS
+        found.append(case(kernel, arguments, warps, stages, spills.get(kernel.__name__, 0)))
 
     problem = replace(problem, launch=record)
     _, state = problem.forward(final)

@@ -25,8 +25,8 @@ class Tiles:
     """How a pass is cut. Up to `fused` chunks, the forward both ways lets every chunk's program sum up its
     states from the tokens itself, work quadratic in the chunks; otherwise a sweep over the chunks writes
     them, in programs of `block_p` by `block_n` of the state. `send_warps`: of the backward's second kernel.
-    `part`: of N, what the backward's last products take at a time; triton 3.6 reads past its shared memory
-    where that is 32 of more."""
+    `part`: of N, what the backward's last products take at a time; in bfloat16 at least 64, see
+    `Problem._padded`."""
 
     chunk: int = 64
     warps: int = 4
@@ -53,7 +53,8 @@ def tiles(step: str, width: int, depth: int, half: bool) -> Tiles:
     (24, fused 104), with N = 128 (220), with N = 16 (170, gated 690). 16 warps spill more.
     """
     if half:
-        # Four warps for the send kernel spill some registers and are a quarter faster than eight that do not.
+        # Four warps for the send kernel spill some registers, and take three quarters of what eight do;
+        # split, half.
         found = Tiles(warps=8 if width * depth > 64 * 128 else 4, send_warps=4)
     else:
         found = Tiles(chunk=16, warps=8, stages=1, fused=8, block_p=32, block_n=64, sweep_stages=1)
@@ -62,7 +63,7 @@ def tiles(step: str, width: int, depth: int, half: bool) -> Tiles:
 
 def fits(width: int, depth: int) -> bool:
     """Whether the kernels take heads of `width` channels with states of `depth`."""
-    return width <= WIDEST and depth <= DEEPEST and _padded(width) * _padded(depth) <= 128 * 128
+    return width <= WIDEST and depth <= DEEPEST and power_of_2(width) * power_of_2(depth) <= 128 * 128
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int) -> None:
@@ -152,7 +153,7 @@ class Problem:
         shares = dy.new_empty((3, batch * chunks, heads), dtype=torch.float32)
         share_D = dy if self.D is None else dy.new_empty((batch * chunks, heads, width), dtype=torch.float32)
         through = dy.new_empty((batch * chunks, heads, 2, cut.chunk), dtype=torch.float32)
-        part = min(cut.part, _padded(depth))
+        part = min(cut.part, self._padded(depth))
         common = {"dy": dy, "dy_b": dy_b, "states": states, "through": through, "PART": part}
         self._by_chunk(
             receive_kernel, cut, shared, chunks, **common, dz=made.get("z", dy), dC=by_head["C"], dD=share_D,
@@ -183,8 +184,13 @@ class Problem:
     def _half(self) -> bool:
         return all(t.dtype == torch.bfloat16 for t in (self.x, self.B, self.C))
 
+    def _padded(self, size: int) -> int:
+        """P or N as the kernels' tiles have it."""
+        # In bfloat16 triton 3.6 reads past its shared memory where a product is narrower than 64.
+        return max(64 if self._half and not interpreted() else 16, power_of_2(size))
+
     def _tiles(self, step: str) -> Tiles:
-        return tiles(step, _padded(self.x.shape[3]), _padded(self.B.shape[3]), self._half)
+        return tiles(step, self._padded(self.x.shape[3]), self._padded(self.B.shape[3]), self._half)
 
     def _shared(self, cut: Tiles) -> dict[str, Any]:
         """What all kernels take."""
@@ -233,7 +239,7 @@ class Problem:
         batch, heads, width, depth = self._state_shape
         kinds = (self.ahead + self.back) * (1 if dy is None else 2)
         states = self._scratch(kinds, chunks)
-        block_p, block_n = min(cut.block_p, _padded(width)), min(cut.block_n, _padded(depth))
+        block_p, block_n = min(cut.block_p, self._padded(width)), min(cut.block_n, self._padded(depth))
         blocks = cdiv(width, block_p) * cdiv(depth, block_n)
         start, end = self.initial_state, last_state if dy is None else last_slope
         arguments = dict(
@@ -261,12 +267,10 @@ class Problem:
             **shared, **own, chunks=chunks, D=self.x if self.D is None else self.D,
             D_h=0 if self.D is None else self.D.stride(0),
             D_p=0 if self.D is None or self.D.dim() == 1 else self.D.stride(1),
-            P=_padded(width), N=_padded(depth), TWO=self.delta_b is not None, SPLIT=self.split,
+            P=self._padded(width), N=self._padded(depth), TWO=self.delta_b is not None, SPLIT=self.split,
             GATED=self.z is not None, SKIP=self.D is not None,
         )  # fmt: skip
-        warps = cut.warps
-        if kernel is send_kernel:
-            warps = 8 if self.split else cut.send_warps  # split, four warps would spill too much
+        warps = cut.send_warps if kernel is send_kernel else cut.warps
         self.launch(kernel, (batch * chunks * heads,), arguments, warps, cut.stages)
 
 
@@ -276,7 +280,3 @@ FLOATS = ("x", "delta", "A", "B", "C", "D", "z", "bias", "initial_state", "A_b",
 def _within(tensor: Tensor, tokens: int) -> Tensor:
     """The tensor (B, L, ...), copied if `tokens` tokens lie farther apart than the kernels' 32 bits reach."""
     return tensor if tensor.stride(1) * tokens < 2**31 else tensor.contiguous()
-
-
-def _padded(size: int) -> int:
-    return max(16, power_of_2(size))

@@ -66,7 +66,7 @@ SHORT = (1, 2, 63, 64, 65, 197) if COMPILED else (1, 18)
 
 @pytest.mark.parametrize("length", SHORT)
 @pytest.mark.parametrize("options", ["", "zDb", "zDbhf", "zDbhfr", "zDbhfs", "Dhfsr"])
-@pytest.mark.parametrize("few", [0, 10**6], ids=["many", "few"])
+@pytest.mark.parametrize("few", [(0, 0), (10**6, 10**6)], ids=["many", "few"])
 def test_all_options(agree_on_device, size, length, options, few, monkeypatch):
     monkeypatch.setattr(launch, "FEW", few)
     arguments = draw(length, *size((96, 16), (20, 3)), options)
