@@ -15,7 +15,7 @@ from transmamba.losses.feature import CosineLoss
 from transmamba.losses.kl import KL
 from transmamba.outputs import Capture
 from transmamba.registry import LOSSES
-from transmamba.signals import cosine
+from transmamba.signals import cosine, unit
 
 
 def test_a_loop_of_ten_lines_learns() -> None:
@@ -150,7 +150,7 @@ def test_loss_on_drawn_tokens_by_hand(fraction: float) -> None:
     order = torch.tensor([1, 2, 0, 3, 4])
     cosines: dict[str, list[torch.Tensor]] = {"feature": [], "bidirectional": []}
     for k, t in {1: 0, 3: 1}.items():
-        wanted = guide.hidden[t][:, order][:, drawn]
+        wanted = unit(guide.hidden[t][:, order][:, drawn])
         cosines["feature"].append(cosine(aligner.project(k, full.hidden[k][:, drawn]), wanted))
         for branch in full.branches[k]:
             cosines["bidirectional"].append(cosine(aligner.project(k, branch[:, drawn]), wanted))
@@ -180,7 +180,7 @@ def test_branches_of_layers_that_kept_their_attention(kept: tuple[int, ...], fra
     drawn = distiller.draw_tokens(5, images.device)
     drawn = torch.arange(5) if drawn is None else drawn
     values = [
-        cosine(aligner.project(k, branch[:, drawn]), guide.hidden[k][:, drawn])
+        cosine(aligner.project(k, branch[:, drawn]), unit(guide.hidden[k][:, drawn]))
         for k in (0, 1)
         for branch in full.branches[k]
     ]

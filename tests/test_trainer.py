@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from transmamba import trainer
 from transmamba.data.batch import Batch
 from transmamba.distiller import Distiller
 from transmamba.errors import UserError
@@ -225,3 +226,25 @@ def test_sigterm_is_given_back(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     train(tmp_path, poisoned=set(), steps=1)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_optimizer_is_made_where_the_parameters_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Projections are new at every stage, and made on the CPU: beside them no GPU would get fused steps."""
+    order: list[str] = []
+    move, make = Distiller.to, trainer.make_optimizer
+
+    def moved(self: Any, *arguments: Any, **options: Any) -> Any:
+        order.append("moved")
+        return move(self, *arguments, **options)
+
+    def made(*arguments: Any) -> Any:
+        order.append("made")
+        return make(*arguments)
+
+    monkeypatch.setattr(Distiller, "to", moved)
+    monkeypatch.setattr(trainer, "make_optimizer", made)
+    harness.run_quietly(harness.tiny_recipe(tmp_path))
+    assert order.count("made") == 2
+    assert all(order[i - 1] == "moved" for i, step in enumerate(order) if step == "made")

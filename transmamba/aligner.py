@@ -46,6 +46,17 @@ class Aligner(nn.Module):
         self.places: Tensor
         self.register_buffer("from_teacher", from_teacher, persistent=False)
         self.register_buffer("from_student", from_student, persistent=False)
+        # as buffers, since a list would be copied to the GPU at every use
+        self._patches: Tensor
+        self._resized_patches: Tensor
+        self._special: Tensor
+        special = [position for _, position in teacher_layout.special]
+        for name, positions in (
+            ("_patches", teacher_layout.patches),
+            ("_resized_patches", self.resized.patches),
+            ("_special", special),
+        ):
+            self.register_buffer(name, torch.tensor(positions, dtype=torch.long), persistent=False)
         self.num_tokens = len(from_teacher)
         self.same_order = from_teacher.tolist() == list(range(self.resized.length))
         places = _places(student_width, teacher_width, kept)
@@ -105,12 +116,11 @@ class Aligner(nn.Module):
     def _resize(self, x: Tensor) -> Tensor:
         if self.teacher_layout.grid == self.student_layout.grid:
             return x
-        patches = x[:, self.teacher_layout.patches].transpose(1, 2).unflatten(2, self.teacher_layout.grid)
+        patches = x.index_select(1, self._patches).transpose(1, 2).unflatten(2, self.teacher_layout.grid)
         patches = F.interpolate(patches, size=self.student_layout.grid, mode="bilinear", antialias=True)
         out = x.new_zeros(len(x), self.resized.length, x.shape[-1])
-        out[:, self.resized.patches] = patches.flatten(2).transpose(1, 2)
-        special = [position for _, position in self.teacher_layout.special]
-        out[:, special] = x[:, special]
+        out[:, self._resized_patches] = patches.flatten(2).transpose(1, 2)
+        out[:, self._special] = x.index_select(1, self._special)
         return out
 
 

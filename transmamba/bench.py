@@ -135,7 +135,7 @@ def _distillation(line: Line, stage: Stage, batch: Any) -> Callable[[], None]:
             counts = {name: term.count for name, term in terms.items()}
             loss: Tensor = weighted(terms, distiller.weights, counts)
         loss.backward()
-        return terms
+        return {name: term.detached() for name, term in terms.items()}
 
     run = _recorded(line, forward_backward, distiller)
     steps = itertools.count()
@@ -152,7 +152,7 @@ def _distillation(line: Line, stage: Stage, batch: Any) -> Callable[[], None]:
 def _recorded(line: Line, body: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
     if not (line.recipe.trainer.cuda_graphs and line.accelerator.device.type == "cuda"):
         return lambda *inputs: body(*inputs, None)
-    return GraphedStep(body, module.parameters(), print)
+    return GraphedStep(body, module.parameters())
 
 
 def _update(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:

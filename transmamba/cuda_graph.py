@@ -12,17 +12,17 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from .errors import UserError
 
 Result = TypeVar("Result")
 
 # Steps run as they are first: lazy set-up, and which parameters get a gradient.
 WARMUP = 3
-# Another thread, or the garbage collector, may spoil a recording once.
-ATTEMPTS = 3
 
 
 @contextlib.contextmanager
@@ -42,7 +42,7 @@ def _first(error: BaseException) -> str:
     """What failed first: the end of a spoiled recording raises another error over it."""
     while isinstance(error.__context__, Exception):
         error = error.__context__
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:1]])
 
 
 class Recording(Generic[Result]):
@@ -69,18 +69,17 @@ class Recording(Generic[Result]):
 class GraphedStep(Generic[Result]):
     """Runs `body(*inputs, constants)`, which ends with a backward: three times as it is, then recorded.
 
+    body: must not hold on to what its backward went through: a graph of autograd that outlives its step ties
+        the parameters' gradients to another stream than the recording's
     constants: numbers that a recording keeps; with others, or other shapes, the body runs as it is
     parameters: whose gradients the backward adds to
-    say: is told once where recording fails; the steps then go on unrecorded
+
+    Raises UserError where the body cannot be recorded: what is left of CUDA's state then is nothing to train
+    on.
     """
 
-    def __init__(
-        self,
-        body: Callable[..., Result],
-        parameters: Iterable[nn.Parameter],
-        say: Callable[[str], Any],
-    ) -> None:
-        self.body, self.parameters, self.say = body, list(parameters), say
+    def __init__(self, body: Callable[..., Result], parameters: Iterable[nn.Parameter]) -> None:
+        self.body, self.parameters = body, list(parameters)
         self._recorded: Recording[Result] | None = None
         self._key: Hashable = None
         self._calls = 0
@@ -89,7 +88,7 @@ class GraphedStep(Generic[Result]):
 
     def __call__(self, *inputs: Tensor | None, constants: Hashable = None) -> Result:
         key = (constants, tuple(None if x is None else (x.shape, x.dtype) for x in inputs))
-        if self._calls in range(WARMUP, WARMUP + ATTEMPTS) and self._recorded is None:
+        if self._calls == WARMUP:
             self._start(inputs, constants, key)
         self._calls += 1
         self._restore_places()
@@ -107,11 +106,10 @@ class GraphedStep(Generic[Result]):
         try:
             self._recorded, self._key = Recording(self.body, inputs, constants), key
         except RuntimeError as error:
-            self._places = {}
-            if self._calls == WARMUP + ATTEMPTS - 1:
-                self.say(
-                    f"trainer.cuda_graphs: a step could not be recorded ({_first(error)}); going on without"
-                )
+            raise UserError(
+                f"trainer.cuda_graphs: a step could not be recorded ({_first(error)}); write false for it "
+                "and start the same command again"
+            ) from error
 
     def _restore_places(self) -> None:
         """Gradients that an optimizer dropped are zeros again where the recording adds to them."""

@@ -121,3 +121,7 @@ class Term:
     sum: Tensor
     count: int
     parts: Tensor | None = None
+
+    def detached(self) -> Term:
+        """The same numbers, without what they were computed from."""
+        return Term(self.sum.detach(), self.count, self.parts)

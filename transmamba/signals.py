@@ -47,7 +47,7 @@ class Signals:
     targets: Tensor
     aligner: Aligner | None = None
     tokens: Tensor | None = None
-    _teacher_cache: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _units: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @property
     def guide(self) -> Output:
@@ -59,15 +59,20 @@ class Signals:
         assert self.aligner is not None, "checked when the distiller was built"
         return self.aligner
 
-    def teacher_hidden(self, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The teacher's residual streams after `blocks` on the matched tokens, (n, B, m, T), and the lengths
-        of these tokens, (n, B, m)."""
+    def teacher_hidden(self, blocks: Sequence[int]) -> Tensor:
+        """The teacher's residual streams after `blocks` on the matched tokens, (n, B, m, T)."""
+        return torch.stack(self._teacher_tokens(blocks))
+
+    def teacher_units(self, blocks: Sequence[int]) -> Tensor:
+        """The same, every token at length 1, in the type of a product under autocast."""
         key = tuple(blocks)
-        if key not in self._teacher_cache:
-            tokens = [self.bridge.teacher_tokens(self.guide.hidden[t], self.tokens) for t in blocks]
-            stacked = torch.stack(tokens)
-            self._teacher_cache[key] = stacked, token_norms(stacked)
-        return self._teacher_cache[key]
+        if key not in self._units:
+            # one after the other: all in float32 at once would be the largest thing in memory
+            self._units[key] = _stack([unit(x) for x in self._teacher_tokens(blocks)])
+        return self._units[key]
+
+    def _teacher_tokens(self, blocks: Sequence[int]) -> list[Tensor]:
+        return [self.bridge.teacher_tokens(self.guide.hidden[t], self.tokens) for t in blocks]
 
     def student_hidden(self, layers: Sequence[int]) -> Tensor:
         """The student's residual streams after `layers` in the teacher's space, (n, B, m, T).
@@ -85,17 +90,21 @@ class Signals:
             return bridge.student_tokens(x) if self.tokens is None else x
 
         made = bridge.project_all(layers, _stack([tokens(branch.merged) for branch in branches]))
-        apart = [(k, branch) for k, branch in zip(layers, branches, strict=True) if branch.half is not None]
-        if not apart:
+        halves = {
+            k: tokens(branch.half)
+            for k, branch in zip(layers, branches, strict=True)
+            if branch.half is not None
+        }
+        if not halves:
             return made.expand(2, *made.shape)
-        halves = _stack([tokens(branch.half) for _, branch in apart if branch.half is not None])
         # one product for the mixer's projection and ours: the features in between are never needed
-        through = [branch.weight for _, branch in apart if branch.weight is not None]
-        weights = _stack(through) if through else None
-        spread = bridge.project_all([k for k, _ in apart], halves, weights)
-        if len(apart) < len(layers):  # layers that kept their attention have one feature for both
-            places = torch.tensor([layers.index(k) for k, _ in apart], device=made.device)
-            spread = torch.zeros_like(made).index_copy(0, places, spread)
+        through = [branch.weight for branch in branches if branch.weight is not None]
+        spread = bridge.project_all(
+            list(halves), _stack(list(halves.values())), _stack(through) if through else None
+        )
+        if len(halves) < len(layers):  # a layer that kept its attention has one feature for both
+            each, none = dict(zip(halves, spread, strict=True)), torch.zeros_like(made[0])
+            spread = torch.stack([each.get(k, none) for k in layers])
         return torch.stack((made + spread, made - spread))
 
 
@@ -160,13 +169,11 @@ def check_weight(weight: float, momentum: float = 0.0) -> None:
 
 
 class _TokenCosine(torch.autograd.Function):
-    """Cosine of each token pair; the teacher's side is a constant. Few passes over the features, none in a
+    """Cosine of each token of a with one of length 1, a constant. Few passes over the features, none in a
     wider type than they came in: the composed operators cost more than the student's own layers."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, norm_b: Tensor) -> Tensor:
-        # the teacher's tokens at length 1: the product of two raw streams overflows in float16
-        unit_b = (b / norm_b.unsqueeze(-1)).to(a.dtype)
+    def forward(ctx: Any, a: Tensor, unit_b: Tensor) -> Tensor:
         norm_a = token_norms(a)
         value = (a * unit_b).sum(dim=-1, dtype=norm_a.dtype) / norm_a
         ctx.save_for_backward(a, unit_b, norm_a, value)
@@ -174,23 +181,27 @@ class _TokenCosine(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         a, unit_b, norm_a, value = ctx.saved_tensors
         toward = (grad / norm_a).to(a.dtype).unsqueeze(-1)
         along = (-grad * value / norm_a.square()).to(a.dtype).unsqueeze(-1)
-        return torch.addcmul(unit_b * toward, a, along), None, None
+        return torch.addcmul(unit_b * toward, a, along), None
 
 
-def cosine(a: Tensor, b: Tensor, norm_b: Tensor | None = None) -> Tensor:
-    """Mean cosine over tokens of each image: (..., B, M, T), (..., B, M, T) -> (..., B) float32. No gradient
-    reaches b, whose norms (..., B, M) may be given; b may have fewer leading axes."""
-    if norm_b is None:
-        norm_b = token_norms(b)
-    return _TokenCosine.apply(a, b.detach(), norm_b).mean(dim=-1)
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Mean cosine over tokens of each image: (..., B, M, T), (..., B, M, T) -> (..., B) float32; b at length
+    1 already, `unit`, a constant, and it may have fewer leading axes."""
+    return _TokenCosine.apply(a, b.detach().to(a.dtype)).mean(dim=-1)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Tokens at length 1, before anything is multiplied: the product of two raw streams overflows in
+    float16."""
+    return x / token_norms(x).unsqueeze(-1)
 
 
 def token_norms(x: Tensor) -> Tensor:
-    """Lengths of the tokens, (B, M, T) -> (B, M), at least 1e-6; float64 stays, all else becomes float32."""
+    """Lengths of the tokens, (..., T) -> (...), at least 1e-6; float64 stays, all else becomes float32."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     return torch.linalg.vector_norm(x, dim=-1, dtype=wide).clamp_min(_EPSILON)
 

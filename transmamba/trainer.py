@@ -127,6 +127,7 @@ class Trainer:
     ) -> None:
         set_trainable(distiller, stage)
         distiller.train()
+        distiller.to(self.accelerator.device)  # before the optimizer looks where the parameters are
         optimizer = make_optimizer(distiller, stage, cloned)
         model, optimizer = self.accelerator.prepare(distiller, optimizer)
         if self._resume_from is not None:
@@ -190,7 +191,7 @@ class Trainer:
             with exchange(self.accelerator, model, last):
                 terms = forward_backward(batch.images, batch.targets, drawn, constants=tuple(counts.items()))
             for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.sum.detach().float()
+                sums[name] = sums.get(name, 0) + term.sum.float()
                 if term.parts is not None:
                     parts[name] = parts.get(name, 0) + term.parts
         trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -215,14 +216,14 @@ class Trainer:
             terms = model(images, targets, drawn=drawn)
             loss = weighted(terms, distiller.weights, dict(constants)) * self.accelerator.num_processes
             self.accelerator.backward(loss)
-            return terms
+            return {name: term.detached() for name, term in terms.items()}
 
         if not self.config.cuda_graphs or not self._on_gpu():
             return run
         if self.accelerator.num_processes > 1:
             self.tracker.say("trainer.cuda_graphs: only for one process so far; going on without")
             return run
-        return GraphedStep(run, distiller.parameters(), self.tracker.say)
+        return GraphedStep(run, distiller.parameters())
 
     def _on_gpu(self) -> bool:
         return self.accelerator.device.type == "cuda"

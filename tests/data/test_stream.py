@@ -4,6 +4,7 @@ import pickle
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torchvision import transforms
 from transmamba.data import ArraySource, Augment, Batch, Preprocessing
 from transmamba.data.augment import _posterize
 from transmamba.data.image_folder import ImageFolder
-from transmamba.data.stream import StepSampler, TrainImages, eval_batches, train_batches
+from transmamba.data.stream import StepSampler, TrainImages, _ahead, eval_batches, train_batches
 from transmamba.errors import UserError
 
 PLAIN = Augment()
@@ -306,3 +307,39 @@ def test_sampler_mistakes() -> None:
             _sampler(**change)
     with pytest.raises(UserError, match="batch size 0"):
         eval_batches(_arrays(), np.arange(3), _preprocessing(), 0)
+
+
+def test_threads_make_batches_in_order() -> None:
+    """Whoever is ready first; and none is made beyond a few ahead of the one that is asked for."""
+    made: list[int] = []
+
+    def make(items: Any) -> Any:
+        time.sleep(0.02 if items % 3 == 0 else 0.0)
+        made.append(items)
+        return items
+
+    batches = _ahead(make, iter(range(20)), threads=3)
+    assert [next(batches) for _ in range(5)] == list(range(5))
+    assert len(made) <= 5 + 3 + 2
+    assert list(batches) == list(range(5, 20))
+
+
+def test_threads_pass_on_what_a_batch_raised_and_stop() -> None:
+    asked: list[int] = []
+
+    def make(items: Any) -> Any:
+        asked.append(items)
+        if items == 4:
+            raise UserError("image 4 does not decode")
+        time.sleep(0.01)
+        return items
+
+    batches = _ahead(make, iter(range(1000)), threads=2)
+    with pytest.raises(UserError, match="image 4"):
+        list(batches)
+    batches = _ahead(make, iter(range(100, 1000)), threads=2)
+    assert next(batches) == 100
+    batches.close()  # type: ignore[attr-defined]
+    count = len(asked)
+    time.sleep(0.05)
+    assert len(asked) == count < 30

@@ -38,7 +38,7 @@ from .source import ImageSource
 _ORDER = 0
 # A batch indexed out of memory costs less than its way between processes up to about this many values.
 _SMALL = 2**20
-# That make such batches.
+# Threads that make batches indexed out of memory.
 _THREADS = 4
 
 Indices = npt.NDArray[np.int64]
@@ -210,7 +210,8 @@ def _batches(dataset: Any, sampler: Any, batch_size: int, workers: int, pin_memo
 
 def _ahead(make: Callable[[Indices], Batch], sampler: Iterable[Indices], threads: int) -> Iterator[Batch]:
     """`make` of each of the sampler's items, in order; a few of them made beforehand by threads."""
-    with ThreadPoolExecutor(max_workers=threads) as pool:
+    pool = ThreadPoolExecutor(max_workers=threads)
+    try:
         waiting: deque[Future[Batch]] = deque()
         for items in sampler:
             waiting.append(pool.submit(make, items))
@@ -218,6 +219,8 @@ def _ahead(make: Callable[[Indices], Batch], sampler: Iterable[Indices], threads
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _as_is(batch: Any) -> Any:

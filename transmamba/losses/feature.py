@@ -85,11 +85,11 @@ class CosineLoss(Loss):
 
     def forward(self, signals: Signals) -> Term:
         layers = list(self.pairs)
-        wanted, norms = signals.teacher_hidden(list(self.pairs.values()))
+        wanted = signals.teacher_units(list(self.pairs.values()))
         features = (
             signals.student_branches(layers) if self.directions == 2 else signals.student_hidden(layers)[None]
         )
-        cosines = cosine(features, wanted, norms)  # (directions, layers, B)
+        cosines = cosine(features, wanted)  # (directions, layers, B)
         weighted = self.weights()[..., None] * (1 - cosines)
         parts = cosines.detach().float().sum(dim=-1)
         return Term(weighted.mean(dim=(0, 1)).sum(), self.count(signals.targets), parts)

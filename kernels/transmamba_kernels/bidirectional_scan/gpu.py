@@ -53,7 +53,7 @@ def _forward(*arguments: Any) -> Outputs:
     first = run_forward(ahead, None, False, keep)
     if not branches:
         second = run_forward(back, None, False, keep, other=first.y)
-        given = (None, None, *_saved(first, keep), *_saved(second, keep), second.mean, None)
+        given = (None, None, *_saved(first), *_saved(second), second.mean, None)
         return second.y, *(or_nothing(x, u) for x in given)
     second = run_forward(back, None, False, keep)
     y, y_f, y_b = (torch.empty_like(first.y) for _ in range(3))
@@ -65,12 +65,12 @@ def _forward(*arguments: Any) -> Outputs:
             HAS_Z=z is not None, BLOCK=BLOCK, num_warps=8, **FUSED,
         )  # fmt: skip
     raw = (first.y, second.y) if keep and z is not None else (None, None)
-    saved = (*_saved(first, keep), *_saved(second, keep), *raw)
+    saved = (*_saved(first), *_saved(second), *raw)
     return y, y_f, y_b, *(or_nothing(x, u) for x in saved)
 
 
-def _saved(out: Forward, keep: bool) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    return (out.kept, out.rates, out.rows) if keep else (None, None, None)
+def _saved(out: Forward) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return out.kept, out.rates, out.rows
 
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:

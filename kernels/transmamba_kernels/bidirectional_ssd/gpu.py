@@ -55,7 +55,7 @@ def _problem(tensors: tuple[Any, ...], softplus: bool, split: bool = False) -> P
 
 
 def _forward(*arguments: Any) -> Outputs:
-    y, _ = _problem(arguments[:-1], arguments[-1]).forward()
+    (y, _), _ = _problem(arguments[:-1], arguments[-1]).forward()
     return y, nothing(y)
 
 
@@ -77,8 +77,8 @@ _operator = Operator("bidirectional_ssd", SCHEMA, 1, _forward, _backward, _fake,
 
 
 def _split_forward(*arguments: Any) -> Outputs:
-    (y_f, y_b), _ = _problem(arguments[:-1], arguments[-1], True).forward()
-    return y_f, y_b
+    outputs, _ = _problem(arguments[:-1], arguments[-1], True).forward()
+    return outputs
 
 
 def _split_backward(

@@ -267,7 +267,7 @@ def add_rows(
     gBC_ptr, gB_ptr, gC_ptr, work, ROWS, NBLK, NSTATE,
     N: tl.constexpr, BT: tl.constexpr, LOADS: tl.constexpr,
 ):  # fmt: skip
-    """LOADS of them are under way together."""
+    """BT rows of gB and gC, from LOADS blocks at a time, whose loads are under way together."""
     row = work.to(tl.int64) * BT + tl.arange(0, BT)
     m = tl.arange(0, 2 * N)
     inside = row[:, None] * (NBLK * 2 * N) + m[None, :]
@@ -292,6 +292,7 @@ def add_rows(
 def add_parts(
     small_ptr, gA_ptr, gD_ptr, gbias_ptr, block, row, PARTS, DIM, NSTATE, BP: tl.constexpr, BD: tl.constexpr
 ):
+    """BD channels of one row of small, which is one of gA, or gD, or gbias; BP of its parts at a time."""
     d = block * BD + tl.arange(0, BD)
     part = tl.arange(0, BP)
     total = tl.zeros([BD], tl.float32)

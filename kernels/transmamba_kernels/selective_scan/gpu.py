@@ -57,7 +57,7 @@ def _forward(
 ) -> Outputs:
     scan = Scan.make(u, delta, A, B, C, D, z, delta_bias, seq_idx, delta_softplus, reverse)
     out = run_forward(scan, initial_state, final, keep)
-    saved = (out.kept, out.rates, out.rows) if keep else (None, None, None)
+    saved = (out.kept, out.rates, out.rows)
     return out.y, or_nothing(out.final, u, torch.float32), *(or_nothing(x, u) for x in saved)
 
 

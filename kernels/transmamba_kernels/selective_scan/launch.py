@@ -113,8 +113,8 @@ class Forward(NamedTuple):
     final: Tensor | None  # (B, D, N)
     kept: Tensor | None  # the states before every CHUNK-th step, (B, chunks, N, D)
     mean: Tensor | None  # what z gates where two scans are merged
-    rates: Tensor  # A and
-    rows: Tensor  # B with C, as `_pack` makes them
+    rates: Tensor | None  # A, and
+    rows: Tensor | None  # B with C, as `_pack` makes them; None where they are too large to be saved
 
 
 class Gradients(NamedTuple):
@@ -163,19 +163,26 @@ def run_forward(
             N=cut.states, BD=cut.block, TC=FEW_GROUP if few else FORWARD_GROUP, K=CHUNK, PAD=PAD, FAR=few,
             warps=cut.warps, registers=_registers(cut, FEW_REGISTERS[0] if few else REGISTERS),
         )  # fmt: skip
-    return Forward(y, None if last is None else last.transpose(1, 2), kept, mean, A, packed)
+    saved = (A, packed) if keep and _rows_are_small(u, scan.A, groups) else (None, None)
+    return Forward(y, None if last is None else last.transpose(1, 2), kept, mean, *saved)
 
 
 def run_backward(
-    scan: Scan, saved: tuple[Tensor, Tensor, Tensor], gy: Tensor, g_final: Tensor | None
+    scan: Scan,
+    saved: tuple[Tensor, Tensor | None, Tensor | None],
+    gy: Tensor,
+    g_final: Tensor | None,
 ) -> Gradients:
-    """`saved`: the forward's `kept`, `rates` and `rows`; `gy` (B, L, D), `g_final` (B, D, N) or None."""
+    """`saved`: the forward's `kept`, `rates` and `rows`, the last two None or empty where they were not;
+    `gy` (B, L, D), `g_final` (B, D, N) or None."""
     kept, A, packed = saved
     cut, u, gy = Cut.make(scan, backward=True), scan.u, rows(gy)
     (batch, length, channels), states, groups = u.shape, scan.A.shape[1], scan.B.shape[2]
     behind = _channels_last(g_final)
     exact = u.dtype == torch.float32
     with on_device_of(u):
+        if A is None or packed is None or not packed.numel():
+            A, packed = _pack(scan, cut)
         if cut.segments > 1:
             behind = _states_between(scan, cut, A, packed, gy, scan.z, behind, backward=True)
 
@@ -268,12 +275,22 @@ def _states_between(
 
 
 def saved_like(u: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty, as large as what the forward of a scan saves for its backward: `kept`, `rates`, `rows`."""
+    """Empty, as large as what the forward of a scan saves for its backward: `kept`, and `rates` and `rows`
+    or nothing for them."""
     states = max(16, power_of_2(A.shape[1]))
-    rates = u.new_empty((A.shape[1], u.shape[2]), dtype=torch.float32)
     groups = B.shape[2] if B.dim() == 4 else 1
-    packed = u.new_empty((len(u), groups, u.shape[1] + 2 * PAD, 2, states), dtype=torch.float32)
+    if not _rows_are_small(u, A, groups):
+        return _kept_like(u, A), u.new_empty(0), u.new_empty(0)
+    rates = u.new_empty((A.shape[1], u.shape[2]), dtype=torch.float32)
+    packed = u.new_empty((u.shape[0], groups, u.shape[1] + 2 * PAD, 2, states), dtype=torch.float32)
     return _kept_like(u, A), rates, packed
+
+
+def _rows_are_small(u: Tensor, A: Tensor, groups: int) -> bool:
+    """Whether rates and rows, saved, leave the whole at 3 bytes an element of u (bfloat16, 16 states)."""
+    (batch, length, channels), states = u.shape, A.shape[1]
+    rows = batch * groups * (length + 2 * PAD) * 2 * max(16, power_of_2(states))
+    return 4 * (rows + channels * states) <= 0.9 * batch * length * channels
 
 
 def _kept_like(u: Tensor, A: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
 from .kernels import step_kernel
 
-# Elements of the state that a program of 2 warps holds for one batch row, and its batch rows.
-TILE, ROWS, WARPS = 1024, 1, 2
+# Elements of the state that a program holds, and its warps.
+TILE, WARPS = 1024, 2
 # The widest state whose row fits such a tile.
 MOST_STATES = 1024
 
@@ -54,7 +54,7 @@ def _step(
     y = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     padded = power_of_2(states)
     block = max(TILE // padded, 1)
-    grid = (cdiv(channels, block) * cdiv(batch, ROWS),)
+    grid = (cdiv(channels, block) * batch,)
     with on_device_of(u):
         step_kernel[grid](
             state,
@@ -67,7 +67,6 @@ def _step(
             z,
             None if delta_bias is None else delta_bias.contiguous(),
             y,
-            batch,
             channels,
             states,
             channels // groups,
@@ -82,7 +81,6 @@ def _step(
             C.stride(1) if C.dim() == 3 else 0,
             BD=block,
             NP=padded,
-            ROWS=ROWS,
             GROUPED=groups > 1,
             SOFTPLUS=delta_softplus,
             num_warps=WARPS,
@@ -106,10 +104,10 @@ def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
     cases = []
     for dtype, states, grouped in (("fp32", 16, False), ("bf16", 64, True)):
         signature = {name: "i32:16" for name in step_kernel.arg_names if name.startswith("stride")}
-        signature |= dict.fromkeys(("batch", "channels", "states", "per_group"), "i32:16")
+        signature |= dict.fromkeys(("channels", "states", "per_group"), "i32:16")
         signature |= dict.fromkeys(("u", "delta", "B", "C", "z", "y"), "*bf16:16")
         signature |= dict.fromkeys(("A", "D", "delta_bias"), "*fp32:16") | {"state": f"*{dtype}:16"}
-        constants = {"stride_sn": 1, "stride_an": 1, "BD": TILE // states, "NP": states, "ROWS": ROWS}
+        constants = {"stride_sn": 1, "stride_an": 1, "BD": TILE // states, "NP": states}
         for name in constants:
             signature.pop(name, None)
         cases.append((step_kernel, signature, constants | {"GROUPED": grouped, "SOFTPLUS": True}, WARPS, 3))

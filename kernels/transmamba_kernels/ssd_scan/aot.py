@@ -12,7 +12,7 @@ from ..aot import Case, case
 from .launch import Problem
 
 # Bytes a thread; see `launch.tiles` for why.
-SPILLS, SPLIT_SPILLS = {"send_kernel": 128}, {"send_kernel": 224}
+SPILLS, SPLIT_SPILLS = {"send_kernel": 128}, {"send_kernel": 288}
 
 
 def tensors(

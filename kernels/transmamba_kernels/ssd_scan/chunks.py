@@ -128,20 +128,18 @@ def add_chunk(
 
 @triton.jit
 def gather(
-    chunk, step, count, x, x_stride, z, z_stride, B, B_stride, delta, delta_stride, rate, bias, ids, limit,
-    before,
+    chunk, step, count, x, x_stride, B, B_stride, delta, delta_stride, rate, bias, ids, limit, before,
     p, n, width, depth, P: tl.constexpr, N: tl.constexpr,
-    Q: tl.constexpr, SLOPE: tl.constexpr, GATED: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
+    Q: tl.constexpr, SOFTPLUS: tl.constexpr, SEQ: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The state that `count` chunks leave, from `chunk`, the nearest, on in steps of `step`."""
     state = tl.zeros((P, N), dtype=tl.float32)
     fade = 0.0
     for i in range(count):
         state, total = add_chunk(
-            state, fade, chunk + i * step, x, x_stride, z, z_stride, B, B_stride, delta, delta_stride, rate,
-            bias,
-            ids, limit, before, p, n, width, depth, Q, SLOPE, GATED, SOFTPLUS, SEQ, DOT, PRECISION, False,
+            state, fade, chunk + i * step, x, x_stride, x, x_stride, B, B_stride, delta, delta_stride, rate,
+            bias, ids, limit, before, p, n, width, depth, Q, False, False, SOFTPLUS, SEQ, DOT, PRECISION,
+            False,
         )  # fmt: skip
         fade += total
     return state
@@ -180,24 +178,6 @@ def pair_weights(
 def split_pairs(here, scores, weights, dt_f, dt_b, TWO: tl.constexpr, SENDERS: tl.constexpr):
     """`weights` = scores * decay * steps of both directions, (t, s), by direction: of a token's own term each
     has a half. SENDERS: (s, t)."""
-    half = 0.5 * weights
-    if SENDERS:
-        ahead = here[:, None] < here[None, :]
-        if TWO:
-            half = 0.5 * scores * dt_f[:, None]
-    else:
-        ahead = here[:, None] > here[None, :]
-        if TWO:
-            half = 0.5 * scores * dt_f[None, :]
-    forward = tl.where(ahead, weights, tl.where(here[:, None] == here[None, :], half, 0.0))
-    return forward, weights - forward
-
-
-@triton.jit
-def join_pairs(here, forward, backward, dt_f, dt_b, TWO: tl.constexpr, SENDERS: tl.constexpr):
-    """Gradients of the pairs' weights before decay and step size, (t, s), out of both directions'; a token's
-    own is their mean by step size. SENDERS: (s, t)."""
-    own = 0.5 * (forward + backward)
     if SENDERS:
         ahead, behind = here[:, None] < here[None, :], here[:, None] > here[None, :]
         dt_f, dt_b = dt_f[:, None], dt_b[:, None]
@@ -205,5 +185,29 @@ def join_pairs(here, forward, backward, dt_f, dt_b, TWO: tl.constexpr, SENDERS: 
         ahead, behind = here[:, None] > here[None, :], here[:, None] < here[None, :]
         dt_f, dt_b = dt_f[None, :], dt_b[None, :]
     if TWO:
-        own = (dt_f * forward + dt_b * backward) / tl.maximum(dt_f + dt_b, 1e-30)
-    return tl.where(ahead, forward, tl.where(behind, backward, own))
+        forward = tl.where(ahead, weights, tl.where(behind, 0.0, 0.5 * scores * dt_f))
+        backward = tl.where(behind, weights, tl.where(ahead, 0.0, 0.5 * scores * dt_b))
+    else:
+        forward = tl.where(ahead, weights, tl.where(behind, 0.0, 0.5 * weights))
+        backward = weights - forward  # exact: all, nothing or half of it
+    return forward, backward
+
+
+@triton.jit
+def join_pairs(here, forward, backward, SENDERS: tl.constexpr):
+    """Gradients of the pairs' weights before decay and step size, (t, s), out of both directions'; a token's
+    own is their mean, right where both have one step size. SENDERS: (s, t)."""
+    if SENDERS:
+        ahead, behind = here[:, None] < here[None, :], here[:, None] > here[None, :]
+    else:
+        ahead, behind = here[:, None] > here[None, :], here[:, None] < here[None, :]
+    return tl.where(ahead, forward, tl.where(behind, backward, 0.5 * (forward + backward)))
+
+
+@triton.jit
+def own_pairs(here, forward, backward, dt_f, dt_b):
+    """The diagonal of `join_pairs` times decay and steps where the step sizes are two, (Q,)."""
+    diagonal = here[:, None] == here[None, :]
+    own_f = tl.sum(tl.where(diagonal, forward, 0.0), 1)
+    own_b = tl.sum(tl.where(diagonal, backward, 0.0), 1)
+    return 0.5 * (dt_f * own_f + dt_b * own_b)

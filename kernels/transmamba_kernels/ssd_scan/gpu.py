@@ -56,7 +56,7 @@ def _problem(tensors: tuple[Any, ...], softplus: bool, reverse: bool) -> Problem
 
 def _forward(*arguments: Any) -> Outputs:
     *tensors, softplus, reverse, final = arguments
-    y, state = _problem(tuple(tensors), softplus, reverse).forward(final)
+    (y, _), state = _problem(tuple(tensors), softplus, reverse).forward(final)
     return y, or_nothing(state, y, torch.float32)
 
 

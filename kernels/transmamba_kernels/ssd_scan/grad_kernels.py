@@ -21,6 +21,7 @@ from .chunks import (
     load_steps,
     load_tile,
     log_decays,
+    own_pairs,
     pair_weights,
     running_sums,
 )
@@ -97,10 +98,14 @@ def receive_kernel(
     scores = tl.dot(query, tl.trans(match), input_precision=PRECISION)
     dscores = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
     if SPLIT:
-        grad_b = load_grad(dy_b, heads * width, z, z_l, first, here, valid, p, width, GATED).to(DOT)
+        grad_b = load_tile(dy_b, heads * width, first, here, valid, p, width).to(DOT)
         other = tl.dot(grad_b, tl.trans(value), input_precision=PRECISION)
-        dscores = join_pairs(here, dscores, other, dt_f, dt_b, TWO, False)
+        if TWO:
+            own = own_pairs(here, dscores, other, dt_f, dt_b)
+        dscores = join_pairs(here, dscores, other, False)
     dscores *= decay
+    if SPLIT and TWO:
+        dscores = tl.where(here[:, None] == here[None, :], own[:, None], dscores)
     pairs = scores * dscores
     # Rows less columns of the same numbers, so that what cancels does so exactly.
     if FORWARD:

@@ -146,8 +146,8 @@ def output_kernel(
     if FORWARD:
         if FUSED:
             state_f = gather(
-                chunk - 1, -1, chunk, x, x_l, z, z_l, B, B_l, delta, delta_sl, rate_f, shift, ids, limit, -1,
-                p, n, width, depth, P, N, Q, False, False, SOFTPLUS, SEQ, DOT, PRECISION,
+                chunk - 1, -1, chunk, x, x_l, B, B_l, delta, delta_sl, rate_f, shift, ids, limit, -1,
+                p, n, width, depth, P, N, Q, SOFTPLUS, SEQ, DOT, PRECISION,
             ).to(DOT)  # fmt: skip
         else:
             state_f = load_state(states, p, n, width, depth).to(DOT)
@@ -155,9 +155,8 @@ def output_kernel(
     if BACKWARD:
         if FUSED:
             state_b = gather(
-                chunk + 1, 1, chunks - 1 - chunk, x, x_l, z, z_l, B, B_l, delta_b, deltab_sl, rate_b, shift,
-                ids,
-                limit, 1, p, n, width, depth, P, N, Q, False, False, SOFTPLUS, SEQ, DOT, PRECISION,
+                chunk + 1, 1, chunks - 1 - chunk, x, x_l, B, B_l, delta_b, deltab_sl, rate_b, shift, ids,
+                limit, 1, p, n, width, depth, P, N, Q, SOFTPLUS, SEQ, DOT, PRECISION,
             ).to(DOT)  # fmt: skip
         else:
             state_b = load_state(states, p, n, width, depth).to(DOT)
@@ -173,13 +172,13 @@ def output_kernel(
     match = load_tile(B, B_l, first, here, valid, n, depth).to(DOT)
     decay, steps = pair_weights(here, dt_f, dt_b, upto_f, upto_b, FORWARD, BACKWARD, TWO, False)
     scores = tl.dot(query, tl.trans(match), input_precision=PRECISION)
-    weights = scores * (decay * steps)
+    weights_f = scores * (decay * steps)
     value = load_tile(x, x_l, first, here, valid, p, width)
     at = here[:, None] * (heads * width) + p[None, :]
     inside = (rows < length)[:, None] & (p < width)[None, :]
     out = tl.zeros((Q, P), dtype=tl.float32)
     if SPLIT:
-        weights, weights_b = split_pairs(here, scores, weights, dt_f, dt_b, TWO, False)
+        weights_f, weights_b = split_pairs(here, scores, weights_f, dt_f, dt_b, TWO, False)
         out += tl.dot(query, tl.trans(state_b), input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
         out = tl.dot(weights_b.to(DOT), value.to(DOT), out, input_precision=PRECISION)
         y_b += ((b * length + first) * heads + h) * width
@@ -189,7 +188,7 @@ def output_kernel(
         out += tl.dot(query, tl.trans(state_f), input_precision=PRECISION) * tl.exp2(upto_f)[:, None]
     if BACKWARD and not SPLIT:
         out += tl.dot(query, tl.trans(state_b), input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
-    out = tl.dot(weights.to(DOT), value.to(DOT), out, input_precision=PRECISION)
+    out = tl.dot(weights_f.to(DOT), value.to(DOT), out, input_precision=PRECISION)
     if SKIP:
         skip = tl.load(D + h * D_h + p * D_p, mask=p < width, other=0.0).to(tl.float32)
         out += value.to(tl.float32) * skip[None, :]

@@ -47,10 +47,10 @@ overrides: dict[str, dict[str, int]] = {"forward": {}, "backward": {}}
 def tiles(step: str, width: int, depth: int, half: bool) -> Tiles:
     """The table. width, depth: P and N, padded to powers of two; half: bfloat16 products.
 
-    The `aot_cases` spill no registers on sm_90. What spills is no case; all of it is in the backward (bytes a
-    thread, the more of triton 3.6 and 3.9). bfloat16: `send_kernel` with two deltas and seq_idx (8), beyond
-    64 by 128 (210); `receive_kernel` with a gate (120). float32: `send_kernel` both ways with P = N = 64
-    (24, fused 104), with N = 128 (220), with N = 16 (170, gated 690). 16 warps spill more.
+    On sm_90 the `aot_cases` spill no registers but for `send_kernel`, see aot.py. What spills is no case, all
+    of it in the backward (bytes a thread, the more of triton 3.6 and 3.9). bfloat16: `send_kernel` with two
+    deltas and seq_idx (8), beyond 64 by 128 (210); `receive_kernel` with a gate (120). float32: `send_kernel`
+    both ways with P = N = 64 (24), with N = 128 (220), with N = 16 (170, gated 690). 16 warps spill more.
     """
     if half:
         # Four warps for the send kernel spill some registers, and take three quarters of what eight do;
@@ -96,24 +96,25 @@ class Problem:
     split: bool = False
     launch: Callable[..., None] = _launch
 
-    def forward(self, final: bool = False) -> tuple[Tensor, Tensor | None]:
-        """y (B, L, H, P), split (2, B, L, H, P); and the final state (B, H, P, N) if asked for."""
+    def forward(self, final: bool = False) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """y (B, L, H, P), twice the same or, split, of each direction; and the final state (B, H, P, N) if
+        asked for."""
         x = self.x
-        y = torch.empty((2, *x.shape) if self.split else x.shape, dtype=x.dtype, device=x.device)
+        y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        y_b = torch.empty_like(y) if self.split else y
         end = x.new_empty(self._state_shape, dtype=torch.float32) if final else None
         if x.numel() == 0 or self.B.numel() == 0:
             if end is not None:
                 _ = end.zero_() if self.initial_state is None else end.copy_(self.initial_state)
-            return y.zero_(), end
+            return (y.zero_(), y_b.zero_()), end
         with on_device_of(x):
             cut = self._tiles("forward")
             shared, chunks = self._shared(cut), cdiv(x.shape[1], cut.chunk)
             # One way the sweep is cheaper at any length.
             fused = self.ahead and self.back and chunks <= cut.fused
             states = x if fused else self._sweep(cut, shared, chunks, last_state=end)
-            y_f, y_b = y if self.split else (y, y)
-            self._by_chunk(output_kernel, cut, shared, chunks, states=states, y=y_f, y_b=y_b, FUSED=fused)
-        return y, end
+            self._by_chunk(output_kernel, cut, shared, chunks, states=states, y=y, y_b=y_b, FUSED=fused)
+        return (y, y_b), end
 
     def gradients(
         self, dy: Tensor, dfinal: Tensor | None = None, dy_b: Tensor | None = None

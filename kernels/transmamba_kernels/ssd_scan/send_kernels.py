@@ -15,6 +15,7 @@ from .chunks import (
     load_steps,
     load_tile,
     log_decays,
+    own_pairs,
     pair_weights,
     running_sums,
     split_pairs,
@@ -110,16 +111,21 @@ def send_kernel(
         weights = tl.dot(match, tl.trans(query), input_precision=PRECISION)
         dscores = tl.dot(value, tl.trans(grad.to(DOT)), input_precision=PRECISION)
         own_f = tl.sum(tl.where(diagonal, weights * dscores, 0.0), 1)
-        grad_b = load_grad(dy_b, heads * width, z, z_l, first, here, valid, p, width, GATED).to(DOT)
+        grad_b = load_tile(dy_b, heads * width, first, here, valid, p, width).to(DOT)
         other = tl.dot(value, tl.trans(grad_b), input_precision=PRECISION)
         own_b = tl.sum(tl.where(diagonal, weights * other, 0.0), 1)
-        dscores = join_pairs(here, dscores, other, dt_f, dt_b, TWO, True)
+        if TWO:
+            own = own_pairs(here, dscores, other, dt_f, dt_b)
+        dscores = join_pairs(here, dscores, other, True)
         share_f, share_b = split_pairs(here, weights, weights * (decay * steps), dt_f, dt_b, TWO, True)
         acc = tl.dot(share_b.to(DOT), grad_b, input_precision=PRECISION)
         acc = tl.dot(share_f.to(DOT), grad.to(DOT), acc, input_precision=PRECISION)
         dscores *= decay
         pairs = weights * dscores
-        dscores = (dscores * steps).to(DOT)
+        dscores *= steps
+        if TWO:
+            dscores = tl.where(diagonal, own[:, None], dscores)
+        dscores = dscores.to(DOT)
     else:
         dscores = tl.dot(value, tl.trans(grad.to(DOT)), input_precision=PRECISION) * decay
         weights = tl.dot(match, tl.trans(query), input_precision=PRECISION)

@@ -91,8 +91,14 @@ def two_loops(**arguments: Any) -> Any:
     return (both_reference.bidirectional_ssd if short else both_cpu.by_scans)(**full)
 
 
+@pytest.fixture
+def short_chunks(monkeypatch):
+    cut = {} if COMPILED else {"chunk": 16}
+    monkeypatch.setattr(launch, "overrides", {"forward": cut, "backward": cut})
+
+
 @pytest.mark.parametrize("names", OPTIONS)
-def test_scan_agrees_with_loop(agree_on_device, ways, size, length, names):
+def test_scan_agrees_with_loop(agree_on_device, short_chunks, size, length, names):
     agree_on_device(ssd_scan, loop, make(length, names, **shape(size, depth=128)), **CLOSE)
 
 
@@ -119,7 +125,8 @@ def test_groups(agree_on_device, ways, size, groups):
 
 
 @pytest.mark.parametrize(
-    ("width", "depth"), [(64, 128), (40, 100), (128, 128), (64, 256)] if COMPILED else [(20, 24)]
+    ("width", "depth"),
+    [(64, 128), (40, 100), (128, 128), (64, 256), (16, 16), (32, 64), (64, 32)] if COMPILED else [(20, 24)],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(agree_on_device, size, dtype, width, depth):
@@ -215,14 +222,51 @@ def test_registered_ops(device, monkeypatch, names):
     )
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("names", [("A_b", "delta_b"), ("delta_bias", "seq_idx", "lengths")])
-def test_registered_op_both_ways(device, monkeypatch, names):
+def test_registered_op_both_ways(device, monkeypatch, names, split):
     import transmamba_kernels.bidirectional_ssd.gpu  # noqa: F401  registers it
 
     monkeypatch.undo()
     a = {n: v.to(device).requires_grad_(v.is_floating_point()) for n, v in make(3, names, batch=1).items()}
     order = ("x", "delta", "A", "B", "C", "A_b", "delta_b", "delta_bias", "seq_idx", "lengths")
-    torch.library.opcheck(torch.ops.transmamba.bidirectional_ssd.default, (*(a.get(n) for n in order), True))
+    ops = torch.ops.transmamba
+    op = ops.bidirectional_ssd_split if split else ops.bidirectional_ssd
+    torch.library.opcheck(op.default, (*(a.get(n) for n in order), True))
+
+
+@pytest.mark.parametrize("used", [(0, 1, 2), (1,), (0,)])
+def test_branches_compile(device, monkeypatch, used):
+    """As one graph, some outputs of which nobody uses."""
+    monkeypatch.undo()
+    a = {n: v.to(device) for n, v in make(18, ("A_b", "delta_bias")).items()}
+
+    def run(**tensors: Tensor) -> Tensor:
+        found = bidirectional_ssd(**tensors, delta_softplus=True, return_branches=True)
+        return sum((i + 1) * found[i].square().sum() for i in used)
+
+    results = []
+    for function in (run, torch.compile(run, fullgraph=True, backend="aot_eager")):
+        leaves = {n: v.clone().requires_grad_() for n, v in a.items()}
+        y = function(**leaves)
+        results.append((y, *torch.autograd.grad(y, list(leaves.values()))))
+    for p, q in zip(*results, strict=True):
+        torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("steps", ["signed", "far apart"])
+def test_branches_with_step_sizes_that_cancel(agree_on_device, ways, size, steps):
+    """A token's own term has two step sizes: of both signs, and of which one drowns in the other."""
+    arguments = make(size(197, 18), ("A_b", "delta_b", "return_branches"), **shape(size))
+    sign = torch.ones_like(arguments["delta"])
+    sign[:, ::2] = -1
+    if steps == "signed":
+        # Decays above 1: short lengths, small rates.
+        arguments |= {n: arguments[n] * 1e-3 for n in ("A", "A_b")}
+        arguments |= {"delta": arguments["delta"] * sign, "delta_b": -arguments["delta"] * sign * 1.01}
+    else:
+        arguments |= {"delta": torch.ones_like(sign), "delta_b": torch.full_like(sign, 1e-6)}
+    agree_on_device(bidirectional_ssd, two_loops, arguments, **CLOSE)
 
 
 @needs_compiler
