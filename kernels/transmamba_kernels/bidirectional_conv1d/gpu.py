@@ -59,8 +59,7 @@ def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: t
         silu=flags[0],
         reverse=False,
     )
-    fitted = [nothing(x) if t is None else g.to(t.dtype) for t, g in zip(filters, found, strict=True)]
-    return (dx, *fitted, nothing(x), nothing(x))
+    return (dx, *found, nothing(x), nothing(x))
 
 
 def _fake(x: Tensor, *rest: Any) -> Outputs:

@@ -118,14 +118,7 @@ def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: t
         silu,
         reverse,
     )
-    return (
-        dx,
-        dweight.to(weight.dtype),
-        nothing(x) if bias is None else dbias.to(bias.dtype),
-        or_nothing(dinitial, x),
-        nothing(x),
-        nothing(x),
-    )
+    return dx, dweight, dbias, or_nothing(dinitial, x), nothing(x), nothing(x)
 
 
 def _fake(

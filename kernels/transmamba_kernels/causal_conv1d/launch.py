@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..torch_ops import nothing
 from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from .backward import backward_kernel
 from .kernels import forward_kernel
@@ -110,9 +111,10 @@ def run_backward(
     silu: bool,
     reverse: bool,
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-    """dx, dinitial_state, and dweight (D, K), dbias (D,), with a second filter then its own, all contiguous.
+    """dx, dinitial_state, and dweight (D, K), dbias (D,) or nothing, with a second filter then its own, all
+    contiguous, the filters' in their dtypes.
 
-    grads: of y, of y_b, of the final state. The filters' gradients are float32.
+    grads: of y, of y_b, of the final state.
     """
     weight, bias, weight_b, bias_b = (None if t is None else t.contiguous() for t in filters)
     assert weight is not None
@@ -169,10 +171,12 @@ def run_backward(
             num_warps=1,
             **FUSED,
         )
-    found = []
-    for first in range(0, slots, taps + 1):
-        # Tensors of their own: a registered op must not return two views of one.
-        columns = partials[:, first : first + taps].sum(0)
-        found += [columns.T.contiguous() if taps > 1 else columns.view(channels, 1)]
-        found += [partials[:, first + taps].sum(0)]
+    sums = partials.sum(0)
+    found: list[Tensor] = []
+    for first, (taps_of, bias_of) in zip((0, taps + 1), (filters[:2], filters[2:]), strict=True):
+        # Copies: a registered op must not return two views of one tensor.
+        if taps_of is not None:
+            columns = sums[first : first + taps].T
+            found += [columns.to(taps_of.dtype, copy=True, memory_format=torch.contiguous_format)]
+            found += [nothing(x) if bias_of is None else sums[first + taps].to(bias_of.dtype, copy=True)]
     return dx, dinitial, found
