@@ -166,12 +166,16 @@ class Problem:
         if groups < heads:
             for n, parts in by_head.items():
                 torch.sum(parts.unflatten(2, (groups, -1)), 3, out=made[n])
-        first, last = int(not self.ahead), 2 if self.back else 1
-        made["A"] = shares[first : 1 if self.A_b is not None else last].sum((0, 1))
+        # Rows of directions that don't run, and of a bias that is none, hold nothing.
+        totals = shares.sum(1)
+        if self.ahead and self.back and self.A_b is None:
+            made["A"] = totals[0] + totals[1]
+        else:
+            made["A"] = totals[int(not self.ahead)].clone()
         if self.A_b is not None:
-            made["A_b"] = shares[1].sum(0)
+            made["A_b"] = totals[1].clone()
         if self.bias is not None:
-            made["bias"] = shares[2].sum(0)
+            made["bias"] = totals[2].clone()
         if self.D is not None:
             made["D"] = share_D.sum((0, 2) if self.D.dim() == 1 else 0)
         return {n: grad.to(inputs[n].dtype) for n, grad in made.items()}
