@@ -362,6 +362,8 @@ def test_report_lists_the_dropped_biases_of_cloned_layers(
     assert written["covered"] == report.covered and written["counts"] == report.counts
     text = str(report)
     assert "7 teacher tensors dropped" in text and "% of the student's" in text
+    report.dropped.extend(list(report.dropped))  # as where two student layers take from one block
+    assert "7 teacher tensors dropped" in str(report) and len(report.to_dict()["dropped_biases"]) == 7
 
 
 def test_kinds_of_rows(make_vit: Callable[..., Any]) -> None:

@@ -89,9 +89,12 @@ class TrainerConfig:
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
-        if self.cuda_graphs and (self.precision == "fp16" or self.grad_checkpointing):
-            clash = "grad_checkpointing" if self.grad_checkpointing else "precision fp16"
-            raise ValueError(f"cuda_graphs is true, which {clash} rules out; write false for one of them")
+        if self.cuda_graphs:
+            clashes = {"precision bf16 or no": self.precision == "fp16"}
+            clashes |= {"grad_checkpointing false": self.grad_checkpointing}
+            instead = [text for text, there in clashes.items() if there]
+            if instead:
+                raise ValueError(f"cuda_graphs is true; write {' and '.join(instead)}, or cuda_graphs false")
         for key in ("batch_size", "accumulation", "log_every", "eval_batch_size", "keep", "max_skipped"):
             if getattr(self, key) < 1:
                 raise ValueError(f"{key} is {getattr(self, key)}; write a number of at least 1")

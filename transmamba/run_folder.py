@@ -22,6 +22,7 @@ from .recipe import Recipe
 from .tracking import METRICS_FILE
 
 RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
+ENVIRONMENT = "environment.json"
 SUBCLONE, SAMPLES, INDICES = "subclone.json", "samples.npz", "train_indices.npy"
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "transmamba")
 
@@ -39,9 +40,11 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
             _refuse_another_run(folder, recipe)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not _has_begun(folder):
+        begun = _has_begun(folder)
+        if not begun:
             configs.save_yaml(recipe, folder / CONFIG)
-        (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+        if not begun or not (folder / ENVIRONMENT).is_file():
+            (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
 
@@ -110,7 +113,7 @@ def environment() -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
     return {"packages": versions, "python": platform.python_version(), "device": device, "commit": _commit()}
 
 

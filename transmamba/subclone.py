@@ -135,9 +135,13 @@ class Report:
             "covered": self.covered,
             "counts": self.counts,
             "rows": [dataclasses.asdict(row) for row in self.rows],
-            "dropped_biases": [drop.source for drop in self.dropped if drop.source.endswith("bias")],
+            "dropped_biases": [name for name in self._dropped_names() if name.endswith("bias")],
             "dropped": [dataclasses.asdict(drop) for drop in self.dropped],
         }
+
+    def _dropped_names(self) -> list[str]:
+        """Each once, though several student layers may take from one block."""
+        return list(dict.fromkeys(drop.source for drop in self.dropped))
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.to_dict(), indent=1))
@@ -153,7 +157,7 @@ class Report:
         counts = ", ".join(f"{number} {kind}" for kind, number in self.counts.items())
         lines = [f"{counts}; {100 * self.covered:.1f} % of the student's {self.total:,} parameters covered"]
         if self.dropped:
-            names = [drop.source for drop in self.dropped]
+            names = self._dropped_names()
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             lines.append(f"{len(names)} teacher tensors dropped: {shown}")
         return "\n".join(lines)

@@ -53,7 +53,11 @@ def test_a_run_leaves_its_recipe_as_it_was_and_beside_its_checkpoints(tmp_path: 
     environment = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__.split("+")[0]
     assert {"timm", "accelerate", "numpy"} <= environment["packages"].keys()
-    assert environment.keys() >= {"python", "device", "commit"}
+    assert environment.keys() >= {"python", "commit"} and environment["device"]
+    (run / "environment.json").write_text(json.dumps(environment | {"commit": "earlier"}))
+    harness.finish(harness.start(unchanged_by_a_run, recipe))
+    kept = json.loads((run / "environment.json").read_text())
+    assert kept["commit"] == "earlier", "what was true when the run was made"
 
 
 def unchanged_by_a_run(recipe: Recipe) -> None:

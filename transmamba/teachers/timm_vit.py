@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +94,23 @@ def create_timm(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"timm model {name!r} could not be made: {_first_line(error)}") from error
+        said = _unknown_option(error, kwargs) or _first_line(error)
+        raise UserError(f"timm model {name!r} could not be made: {said}") from error
+
+
+def _unknown_option(error: Exception, given: dict[str, Any]) -> str | None:
+    """What Python says of an argument that nobody takes, in a user's words."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    from ..students.ssd_vit import SSDVisionTransformer
+    from ..students.vim import VisionMamba
+
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kinds = {"VisionMamba": (VisionMamba,), "VisionTransformer": (VisionTransformer, SSDVisionTransformer)}
+    if not isinstance(error, TypeError) or not found or found[2] not in given or found[1] not in kinds:
+        return None
+    known = {name for kind in kinds[found[1]] for name in inspect.signature(kind.__init__).parameters}
+    return f"unknown option {found[2]!r}{suggest(found[2], known - {'self', 'kwargs'}, limit=40)}"
 
 
 def _first_line(error: Exception) -> str:
