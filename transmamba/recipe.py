@@ -90,9 +90,8 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         if self.cuda_graphs:
-            clashes = {"precision bf16 or no": self.precision == "fp16"}
-            clashes |= {"grad_checkpointing false": self.grad_checkpointing}
-            instead = [text for text, there in clashes.items() if there]
+            instead = ["precision bf16 or no"] if self.precision == "fp16" else []
+            instead += ["grad_checkpointing false"] if self.grad_checkpointing else []
             if instead:
                 raise ValueError(f"cuda_graphs is true; write {' and '.join(instead)}, or cuda_graphs false")
         for key in ("batch_size", "accumulation", "log_every", "eval_batch_size", "keep", "max_skipped"):

@@ -181,13 +181,13 @@ class Trainer:
         counts = self._global_counts(distiller, micro)
         sums: dict[str, Tensor] = {}
         parts: dict[str, Tensor] = {}
+        drawn = distiller.draw_tokens(self.progress.step, self.accelerator.device)
         for m, batch in enumerate(micro):
             seed = int(hash64(self.seed, self.progress.step, m, self.accelerator.process_index)[0] >> 1)
             torch.manual_seed(seed)
             if self.mix is not None:
                 batch = self.mix(batch, seed)
             last = m == len(micro) - 1
-            drawn = distiller.draw_tokens(self.progress.step, self.accelerator.device)
             with exchange(self.accelerator, model, last):
                 terms = forward_backward(batch.images, batch.targets, drawn, constants=tuple(counts.items()))
             for name, term in terms.items():

@@ -79,7 +79,7 @@ class Scan(NamedTuple):
 class Cut(NamedTuple):
     """How one scan is cut: blocks of channels, and segments of time where the blocks alone are too few."""
 
-    states: int  # padded to a power of two, at least the 16 that a matrix product needs
+    states: int  # as `_padded_states` has them
     block: int  # channels
     blocks: int  # a group of B and C
     segment: int  # steps
@@ -90,7 +90,7 @@ class Cut(NamedTuple):
     def make(cls, scan: Scan, backward: bool) -> Cut:
         batch, length, channels = scan.u.shape
         groups = scan.B.shape[2]
-        states = max(16, power_of_2(scan.A.shape[1]))
+        states = _padded_states(scan.A)
         block = 32 if states == 16 else 16
         warps = 1 if states <= 32 else 4
         blocks = cdiv(channels // groups, block)
@@ -277,20 +277,25 @@ def _states_between(
 def saved_like(u: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Empty, as large as what the forward of a scan saves for its backward: `kept`, and `rates` and `rows`
     or nothing for them."""
-    states = max(16, power_of_2(A.shape[1]))
     groups = B.shape[2] if B.dim() == 4 else 1
     if not _rows_are_small(u, A, groups):
         return _kept_like(u, A), u.new_empty(0), u.new_empty(0)
     rates = u.new_empty((A.shape[1], u.shape[2]), dtype=torch.float32)
-    packed = u.new_empty((u.shape[0], groups, u.shape[1] + 2 * PAD, 2, states), dtype=torch.float32)
+    shape = (u.shape[0], groups, u.shape[1] + 2 * PAD, 2, _padded_states(A))
+    packed = u.new_empty(shape, dtype=torch.float32)
     return _kept_like(u, A), rates, packed
 
 
 def _rows_are_small(u: Tensor, A: Tensor, groups: int) -> bool:
     """Whether rates and rows, saved, leave the whole at 3 bytes an element of u (bfloat16, 16 states)."""
     (batch, length, channels), states = u.shape, A.shape[1]
-    rows = batch * groups * (length + 2 * PAD) * 2 * max(16, power_of_2(states))
+    rows = batch * groups * (length + 2 * PAD) * 2 * _padded_states(A)
     return 4 * (rows + channels * states) <= 0.9 * batch * length * channels
+
+
+def _padded_states(A: Tensor) -> int:
+    """A power of two, at least the 16 that a matrix product needs."""
+    return max(16, power_of_2(A.shape[1]))
 
 
 def _kept_like(u: Tensor, A: Tensor) -> Tensor:
