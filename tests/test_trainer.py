@@ -232,19 +232,19 @@ def test_the_optimizer_is_made_where_the_parameters_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Projections are new at every stage, and made on the CPU: beside them no GPU would get fused steps."""
-    order: list[str] = []
+    moved: list[Distiller] = []
+    seen: list[bool] = []
     move, make = Distiller.to, trainer.make_optimizer
 
-    def moved(self: Any, *arguments: Any, **options: Any) -> Any:
-        order.append("moved")
+    def moving(self: Distiller, *arguments: Any, **options: Any) -> Any:
+        moved.append(self)
         return move(self, *arguments, **options)
 
-    def made(*arguments: Any) -> Any:
-        order.append("made")
-        return make(*arguments)
+    def making(distiller: Distiller, *arguments: Any) -> Any:
+        seen.append(any(distiller is earlier for earlier in moved))
+        return make(distiller, *arguments)
 
-    monkeypatch.setattr(Distiller, "to", moved)
-    monkeypatch.setattr(trainer, "make_optimizer", made)
+    monkeypatch.setattr(Distiller, "to", moving)
+    monkeypatch.setattr(trainer, "make_optimizer", making)
     harness.run_quietly(harness.tiny_recipe(tmp_path))
-    assert order.count("made") == 2
-    assert all(order[i - 1] == "moved" for i, step in enumerate(order) if step == "made")
+    assert seen == [True, True], "one distiller a stage, each on its device before its optimizer"
