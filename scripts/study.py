@@ -2,9 +2,20 @@
 
     python scripts/study.py recipes/studies/mnist.yaml --jobs 6 task.data.path=mnist.npz
 
-A study file names `output_dir`, `axes` (axis -> label -> list of overrides, `config=RECIPE` among them) and
-`report` (metric of results.json, rows, columns). Every cell is an ordinary run of `recipes/distill.py` in
-output_dir/LABEL.LABEL..., so a finished cell is not repeated; each can be rebuilt from its own config.yaml.
+Every cell is an ordinary run of `recipes/distill.py` in output_dir/LABEL.LABEL..., so a finished cell is not
+repeated, and each can be rebuilt from its own config.yaml. A study file names:
+
+output_dir: where the cells go
+common:     overrides of every cell
+axes:       axis -> label -> overrides (`config=RECIPE` among them), or a mapping of set (overrides), needs
+            (names of runs) and let (values for templates)
+first:      runs that cells need, name -> overrides, each made once before them, in this order
+cells:      which cells, in this order: a list of axis -> label or labels (an axis left out: all of it); by
+            default the whole grid
+report:     metric of results.json, rows and columns of the table that is printed
+
+In names and overrides `${axis}` stands for the cell's label, `${name}` for what a label lets it be,
+`${output_dir}` for the study's folder.
 """
 
 from __future__ import annotations
@@ -13,17 +24,169 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import statistics
+import string
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import yaml
 
 RECIPE_SCRIPT = Path(__file__).resolve().parent.parent / "recipes" / "distill.py"
+Cell = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe to run: its folder's name and its overrides, `config=RECIPE` among them."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a cell with this label sets, which runs it needs, and values for its templates."""
+
+    set: tuple[str, ...]
+    needs: tuple[str, ...]
+    let: dict[str, str]
+
+    @classmethod
+    def read(cls, value: Any) -> Label:
+        full = value if isinstance(value, dict) else {"set": value}
+        if unknown := set(full) - {"set", "needs", "let"}:
+            raise ValueError(f"axes: unknown key {unknown.pop()!r}; write overrides, or set, needs, let")
+        let = {name: str(item) for name, item in (full.get("let") or {}).items()}
+        return cls(tuple(full.get("set") or ()), tuple(full.get("needs") or ()), let)
+
+
+class Study:
+    """A study file, read. Raises ValueError naming what does not fit in it."""
+
+    def __init__(self, data: dict[str, Any], overrides: Iterable[str] = ()) -> None:
+        self.root = Path(data["output_dir"])
+        self.report: dict[str, Any] = data["report"]
+        self.axes = {
+            axis: {str(label): Label.read(value) for label, value in labels.items()}
+            for axis, labels in data["axes"].items()
+        }
+        self.common: list[str] = data.get("common") or []
+        self.first: dict[str, list[str]] = data.get("first") or {}
+        self.overrides = tuple(overrides)
+        self.cells = list(self._select(data.get("cells") or [{}]))
+
+    def _select(self, blocks: list[dict[str, Any]]) -> Iterable[Cell]:
+        """The blocks' cells, each once, in their order."""
+        seen: set[str] = set()
+        for block in blocks:
+            if unknown := set(block) - set(self.axes):
+                raise ValueError(f"cells: unknown axis {unknown.pop()!r}; known: {', '.join(self.axes)}")
+            choices = []
+            for axis, labels in self.axes.items():
+                wanted = block.get(axis, list(labels))
+                chosen = [str(label) for label in (wanted if isinstance(wanted, list) else [wanted])]
+                for label in chosen:
+                    if label not in labels:
+                        raise ValueError(f"cells: {axis} has no {label!r}; known: {', '.join(labels)}")
+                choices.append(chosen)
+            for labels_ in itertools.product(*choices):
+                if ".".join(labels_) not in seen:
+                    seen.add(".".join(labels_))
+                    yield dict(zip(self.axes, labels_, strict=True))
+
+    def run_of(self, cell: Cell) -> Run:
+        own = (item for axis, label in cell.items() for item in self.axes[axis][label].set)
+        chosen = [*self.common, *own]
+        return Run(".".join(cell.values()), (*self._filled(chosen, cell), *self.overrides))
+
+    def needs(self, cells: Iterable[Cell]) -> list[list[Run]]:
+        """What the cells need, each run once: one list for each name of `first`, in that order."""
+        stages: list[dict[str, Run]] = [{} for _ in self.first]
+        for cell in cells:
+            named = [item for axis, label in cell.items() for item in self.axes[axis][label].needs]
+            wanted = set(self._filled(named, cell))
+            for stage, (name, overrides) in zip(stages, self.first.items(), strict=True):
+                (filled,) = self._filled([name], cell)
+                if filled in wanted:
+                    stage[filled] = Run(filled, (*self._filled(overrides, cell), *self.overrides))
+                    wanted.remove(filled)
+            if wanted:
+                raise ValueError(f"needs: no {wanted.pop()!r} in first; known: {', '.join(self.first)}")
+        return [list(stage.values()) for stage in stages]
+
+    def _filled(self, texts: Iterable[str], cell: Cell) -> list[str]:
+        known = {**cell, "output_dir": str(self.root)}
+        for axis, label in cell.items():
+            known |= self.axes[axis][label].let
+        return [string.Template(text).safe_substitute(known) for text in texts]
+
+
+class Runner:
+    """Runs recipes as processes of their own, `jobs` at a time, spread over `devices` (GPU numbers, or none).
+
+    SIGTERM is passed on: each run saves what it has, and nothing new is begun.
+    """
+
+    def __init__(self, root: Path, jobs: int, threads: int, devices: list[str]) -> None:
+        self.root, self.jobs, self.threads = root, jobs, threads
+        self.slots: SimpleQueue[str] = SimpleQueue()
+        for slot in range(jobs):
+            self.slots.put(devices[slot % len(devices)] if devices else "")
+        self.stopping = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def run_all(self, runs: list[Run]) -> list[Run]:
+        """Runs what is not finished yet. Returns the runs that did not finish."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            done = list(pool.map(self._run, runs))
+        return [run for run, finished in zip(runs, done, strict=True) if not finished]
+
+    def stop(self, *_: Any) -> None:
+        with self._lock:
+            self.stopping = True
+            for process in self._running:
+                process.terminate()
+
+    def _run(self, run: Run) -> bool:
+        folder = self.root / run.name
+        if (folder / "results.json").is_file():
+            return True
+        configs = [item.removeprefix("config=") for item in run.overrides if item.startswith("config=")]
+        rest = [item for item in run.overrides if not item.startswith("config=")]
+        command = [sys.executable, str(RECIPE_SCRIPT), "--config", configs[-1], f"output_dir={folder}", *rest]
+        self.root.mkdir(parents=True, exist_ok=True)
+        device = self.slots.get()
+        try:
+            with (self.root / f"{run.name}.log").open("w") as log:
+                self._wait(command, log, device)
+        finally:
+            self.slots.put(device)
+        finished = (folder / "results.json").is_file()
+        if not self.stopping:
+            print(f"{'done' if finished else 'failed'}  {run.name}", file=sys.stderr, flush=True)
+        return finished
+
+    def _wait(self, command: list[str], log: Any, device: str) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        if device:
+            environment["CUDA_VISIBLE_DEVICES"] = device
+        with self._lock:
+            if self.stopping:
+                return
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            self._running.add(process)
+        process.wait()
+        with self._lock:
+            self._running.discard(process)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,75 +194,47 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("study", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a cell")
+    parser.add_argument("--devices", default="", help="GPUs that the cells share, such as 0,1")
     parser.add_argument("--only", action="append", default=[], metavar="LABEL", help="cells with this label")
     parser.add_argument("--table", action="store_true", help="tabulate what is there, run nothing")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every cell")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     arguments = parser.parse_intermixed_args(argv)
-    study = yaml.safe_load(arguments.study.read_text())
-    root = Path(study["output_dir"])
-    cells = [cell for cell in grid(study["axes"]) if set(arguments.only) <= set(cell)]
+    try:
+        study = Study(yaml.safe_load(arguments.study.read_text()), arguments.overrides)
+        cells = [cell for cell in study.cells if set(arguments.only) <= set(cell.values())]
+        needed = study.needs(cells)
+    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+        print(f"{arguments.study}: {error}", file=sys.stderr)
+        return 2
+    devices = [device for device in arguments.devices.split(",") if device]
+    failed: list[Run] = []
     if not arguments.table:
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            codes = list(
-                pool.map(
-                    lambda cell: run_cell(study, cell, root, arguments.overrides, arguments.threads), cells
-                )
-            )
-        if failed := [cell for cell, code in zip(cells, codes, strict=True) if code]:
-            print(
-                f"{len(failed)} of {len(cells)} cells failed, such as {'.'.join(failed[0])}", file=sys.stderr
-            )
-    table = tabulate(study, root)
+        runner = Runner(study.root, arguments.jobs, arguments.threads, devices)
+        signal.signal(signal.SIGTERM, runner.stop)
+        for runs in (*needed, [study.run_of(cell) for cell in cells]):
+            failed = failed or runner.run_all(runs)
+        if runner.stopping:
+            print("stopped; the same command goes on", file=sys.stderr)
+        elif failed:
+            print(f"{len(failed)} runs failed; see {study.root / failed[0].name}.log", file=sys.stderr)
+    table = tabulate(study)
     print(table)
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "table.md").write_text(table + "\n")
-    return 0
+    study.root.mkdir(parents=True, exist_ok=True)
+    (study.root / "table.md").write_text(table + "\n")
+    return 1 if failed else 0
 
 
-def grid(axes: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """Every combination of one label an axis, the first axis outermost."""
-    return itertools.product(*(map(str, labels) for labels in axes.values()))
-
-
-def overrides_of(study: dict[str, Any], cell: tuple[str, ...]) -> list[str]:
-    chosen: list[str] = []
-    for labels, label in zip(study["axes"].values(), cell, strict=True):
-        by_name = {str(key): value for key, value in labels.items()}
-        chosen += by_name[label] or []
-    return chosen
-
-
-def run_cell(
-    study: dict[str, Any], cell: tuple[str, ...], root: Path, overrides: list[str], threads: int
-) -> int:
-    folder = root / ".".join(cell)
-    if (folder / "results.json").is_file():
-        return 0
-    chosen = overrides_of(study, cell) + overrides
-    configs = [item.removeprefix("config=") for item in chosen if item.startswith("config=")]
-    rest = [item for item in chosen if not item.startswith("config=")]
-    command = [sys.executable, str(RECIPE_SCRIPT), "--config", configs[-1], f"output_dir={folder}", *rest]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (root / f"{folder.name}.log").open("w") as log:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
-    print(f"{'failed' if code else 'done'}  {folder.name}", file=sys.stderr, flush=True)
-    return code
-
-
-def tabulate(study: dict[str, Any], root: Path) -> str:
+def tabulate(study: Study) -> str:
     """A Markdown table: mean ± standard deviation over the remaining axes, and their number."""
-    report = study["report"]
-    names = list(study["axes"])
+    report = study.report
     found: dict[tuple[str, str], list[float]] = {}
-    for cell in grid(study["axes"]):
-        path = root / ".".join(cell) / "results.json"
+    for cell in study.cells:
+        path = study.root / ".".join(cell.values()) / "results.json"
         if path.is_file():
-            labels = dict(zip(names, cell, strict=True))
-            row = " ".join(labels[axis] for axis in report["rows"])
+            row = " ".join(cell[axis] for axis in report["rows"])
             value = json.loads(path.read_text())["student"][report["metric"]]
-            found.setdefault((row, labels[report["columns"]]), []).append(value)
-    columns = [str(label) for label in study["axes"][report["columns"]]]
+            found.setdefault((row, cell[report["columns"]]), []).append(value)
+    columns = list(study.axes[report["columns"]])
     rows = list(dict.fromkeys(row for row, _ in found))
     lines = ["| " + " | ".join([report["metric"], *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
     for row in rows:

@@ -149,10 +149,10 @@ def test_to_student_inverts_the_projection_on_kept_coordinates(kept: Tensor | No
     assert torch.equal(aligner.to_student(teacher), mine)
 
 
-def test_places_are_saved_and_positions_are_not() -> None:
+def test_places_and_statistics_are_saved_and_positions_are_not() -> None:
     aligner = make(3, 9, torch.tensor([7, 0, 4]))
     state = aligner.state_dict()
-    assert set(state) == {"places", *(f"projections.{k}.weight" for k in (1, 3, 5))}
+    assert set(state) == {"places", "mean", "std", *(f"projections.{k}.weight" for k in (1, 3, 5))}
     other = make(3, 9)
     other.load_state_dict(state)
     x = torch.randn(1, 17, 9)

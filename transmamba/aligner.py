@@ -13,12 +13,17 @@ Shapes: B images, L tokens, M matched tokens, S student channels, T teacher chan
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .outputs import TokenLayout
+from .errors import UserError
+from .outputs import Capture, TokenLayout
+
+if TYPE_CHECKING:
+    from .teacher import Teacher
 
 
 class Aligner(nn.Module):
@@ -36,6 +41,7 @@ class Aligner(nn.Module):
         teacher_width: int,
         layers: Iterable[int],
         kept: Tensor | None = None,
+        num_blocks: int = 0,
     ) -> None:
         super().__init__()
         self.student_layout, self.teacher_layout = student_layout, teacher_layout
@@ -61,6 +67,11 @@ class Aligner(nn.Module):
         self.same_order = from_teacher.tolist() == list(range(self.resized.length))
         places = _places(student_width, teacher_width, kept)
         self.register_buffer("places", places)  # saved: a resumed run does not subclone again
+        # of the teacher's residual streams, for losses that standardise; saved for the same reason
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.zeros(num_blocks, teacher_width))
+        self.register_buffer("std", torch.ones(num_blocks, teacher_width))
         self.projections = nn.ModuleDict()
         for k in sorted(set(layers)):
             linear = nn.Linear(student_width, teacher_width, bias=False)
@@ -69,6 +80,30 @@ class Aligner(nn.Module):
                 shared = min(student_width, teacher_width)
                 linear.weight[places[:shared], torch.arange(shared)] = 1.0
             self.projections[str(k)] = linear
+
+    @torch.no_grad()
+    def measure(self, teacher: Teacher, batches: Iterable[Tensor]) -> None:
+        """Take each channel's mean and standard deviation after every block from images (B, C, H, W), fixed
+        from then on. Without it features are standardised by 0 and 1, that is not at all."""
+        blocks = range(len(self.mean))
+        count = 0
+        total, squares = torch.zeros(2, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
+        for images in batches:
+            hidden = teacher(images, Capture(hidden=frozenset(blocks))).hidden
+            tokens = torch.stack([self.teacher_tokens(hidden[t]).flatten(0, 1) for t in blocks]).double()
+            count += tokens.shape[1]
+            total, squares = total + tokens.sum(dim=1), squares + tokens.square().sum(dim=1)
+        if not count:
+            raise UserError("standardised features need calibration images; the training data has none")
+        mean = total / count
+        self.mean.copy_(mean)
+        self.std.copy_((squares / count - mean.square()).clamp_min(1e-12).sqrt())
+
+    def standardise(self, blocks: Sequence[int], x: Tensor) -> Tensor:
+        """Features (..., n, B, M, T) in units of the teacher's statistics after `blocks`."""
+        chosen = list(blocks)
+        mean, std = self.mean[chosen][:, None, None], self.std[chosen][:, None, None]
+        return (x - mean.to(x.dtype)) / std.to(x.dtype)
 
     def student_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
         """(B, L, S) -> the matched tokens (B, M, S), or those at the positions `drawn` among them."""

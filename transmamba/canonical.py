@@ -138,7 +138,11 @@ class View:
         for k, block in enumerate(self.blocks):
             mixers: dict[str, Tensor] = {"attention_input": x}
             attended = self._attend(
-                block.attention, x, mixers, functools.partial(observe, f"value.{k}") if observe else _ignore
+                block.attention,
+                x,
+                mixers,
+                functools.partial(observe, f"value.{k}") if observe else _ignore,
+                capture.ranks if k in capture.mixers else None,
             )
             x = x + attended
             mixers |= {"attention_output": attended, "mlp_input": x}
@@ -158,7 +162,12 @@ class View:
         return output
 
     def _attend(
-        self, attention: Attention, x: Tensor, mixers: dict[str, Tensor], observe: Callable[[Tensor], Any]
+        self,
+        attention: Attention,
+        x: Tensor,
+        mixers: dict[str, Tensor],
+        observe: Callable[[Tensor], Any],
+        ranks: Tensor | None,
     ) -> Tensor:
         normed = attention.norm(x)
         q, k, v = (
@@ -169,7 +178,10 @@ class View:
         k = attention.k_norm(k) if attention.k_norm else k
         mixers |= {"q": q, "k": k}
         # layer norms run in float32 under autocast, so a normalised q or k may be wider than v
-        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if ranks is not None:
+            mixers["attention_back"] = _back(attention, q, k, v, ranks)
+        mixed = F.scaled_dot_product_attention(q, k, v)
         mixed = mixed.transpose(1, 2).flatten(2)
         observe(mixed)
         return _scaled(attention.o(mixed), attention.scale)
@@ -188,6 +200,16 @@ class View:
 
 def _ignore(_: Tensor) -> None:
     pass
+
+
+def _back(attention: Attention, q: Tensor, k: Tensor, v: Tensor, ranks: Tensor) -> Tensor:
+    """tril(A) V through the output projection with half its bias, (B, H, L, P) -> (B, L, D), the tokens in
+    the order of `ranks` (L,). What is missing to attention's output is triu(A, 1) V and the other half."""
+    weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+    seen = ranks[None, :] <= ranks[:, None]
+    mixed = ((weights * seen) @ v).transpose(1, 2).flatten(2)
+    bias = None if attention.o.bias is None else attention.o.bias / 2
+    return _scaled(Affine(attention.o.weight, bias)(mixed), attention.scale)
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .aligner import Aligner
 from .errors import UserError
-from .outputs import Capture, Output, Term
+from .outputs import Capture, Output, Term, TokenLayout
 from .registry import LOSSES
 from .signals import Geometry, Loss, Signals
 from .student import Student, feature_pairs
@@ -205,11 +205,29 @@ def geometry_of(student: nn.Module, teacher: Teacher | None) -> Geometry | None:
         pairs=feature_pairs(student.num_layers, teacher.num_blocks),
         sources=sources,
         state=student.state_width,
+        ranks=_ranks(teacher.layout, student.layout),
     )
+
+
+def _ranks(teacher: TokenLayout, student: TokenLayout) -> tuple[int, ...] | None:
+    if teacher.grid != student.grid:
+        return None
+    ranks = [-1] * teacher.length
+    for here, there in zip(*teacher.match(student), strict=True):
+        ranks[int(here)] = int(there)
+    return tuple(ranks)
 
 
 def make_aligner(
     student: nn.Module, teacher: Teacher, layers: Iterable[int], kept: Tensor | None = None
 ) -> Aligner:
     assert isinstance(student, Student), "geometry_of was asked first"
-    return Aligner(student.layout, teacher.layout, student.width, teacher.view.width, layers, kept)
+    return Aligner(
+        student.layout,
+        teacher.layout,
+        student.width,
+        teacher.view.width,
+        layers,
+        kept,
+        num_blocks=teacher.num_blocks,
+    )

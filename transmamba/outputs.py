@@ -59,12 +59,16 @@ class Capture:
     mixers:   what the sequence mixer of block k saw and made (teacher: q, k, input, output; student: B, C
     ...)
     tokens:   positions to keep in `branches` (they cost a projection each); None keeps all
+    ranks:    of a teacher, each token's place (L,) in the student's sequence: asks its mixers for
+        `attention_back`, what attention adds from the token itself and those before it there, half its bias
+        included
     """
 
     hidden: frozenset[int] = frozenset()
     branches: frozenset[int] = frozenset()
     mixers: frozenset[int] = frozenset()
     tokens: Tensor | None = None
+    ranks: Tensor | None = None
 
     def union(self, other: Capture) -> Capture:
         if self.tokens is not None and other.tokens is not None and self.tokens is not other.tokens:
@@ -74,6 +78,7 @@ class Capture:
             branches=self.branches | other.branches,
             mixers=self.mixers | other.mixers,
             tokens=other.tokens if self.tokens is None else self.tokens,
+            ranks=other.ranks if self.ranks is None else self.ranks,
         )
 
 

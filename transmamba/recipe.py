@@ -18,8 +18,8 @@ class Stage:
     """One stretch of training with its own losses, optimizer and schedule.
 
     Length: exactly one of steps, epochs, samples, percent (share of the optimizer steps of all stages).
-    trainable: `mixers` (the Mamba mixers and the projections), `all`, or `auto`: mixers where every loss is
-        teacher-forced, else all
+    trainable: `mixers` (the Mamba mixers and the projections), `head` (the classifier alone), `all`, or
+        `auto`: mixers where every loss is teacher-forced, else all
     lr, min_lr: peak and end of a cosine after `warmup` (share of the stage); per optimizer step of the
     global batch
     cloned_lr_scale: factor on the learning rate of tensors that came from the teacher
@@ -32,7 +32,7 @@ class Stage:
     epochs: float | None = None
     samples: int | None = None
     percent: float | None = None
-    trainable: Literal["auto", "all", "mixers"] = "auto"
+    trainable: Literal["auto", "all", "mixers", "head"] = "auto"
     lr: float = 5e-4
     min_lr: float = 1e-5
     warmup: float = 0.05

@@ -31,6 +31,8 @@ from .tracking import Tracker
 from .trainer import Trainer
 
 _NUM_SAMPLES = 24
+# images from which the teacher's channel statistics are taken
+_NUM_CALIBRATION = 1024
 
 
 def run(
@@ -60,7 +62,7 @@ def run(
             scratch_recipe(recipe, line.total_steps), accelerator=accelerator, quiet=quiet
         )["student"]
     if line.teacher is not None:
-        guide = line.predict(line.teacher)
+        guide = line.predict(line.teacher, line.task.final_split)
         results["teacher"] = summarise(guide, line.teacher.num_params) | taught
         results["agreement"] = agreement(guide, predictions.predictions)
     else:
@@ -124,7 +126,7 @@ class Line:
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
             cloned = cloned_tensors(folder)
             trainer.run(self._distiller, self.stages, cloned)
-            student = self.predict(self.student)
+            student = self.predict(self.student, self.task.final_split)
             if self.accelerator.is_main_process:
                 save_model(self.student, folder / STUDENT_FOLDER, self.task.preprocessing)
             summary = summarise(student, sum(p.numel() for p in self.student.parameters()))
@@ -141,9 +143,8 @@ class Line:
             and not resumed
         ):
             images: list[Tensor] = []
-            if init.importance == "activation" and init.calibration_images:
-                batches = self.task.calibration(init.calibration_images, self.recipe.trainer.eval_batch_size)
-                images = [batch.images.to(self.accelerator.device) for batch in batches]
+            if (init.importance == "activation" or init.average) and init.calibration_images:
+                images = self._calibration(init.calibration_images)
             report, select = subclone(self.student, self.teacher, init, images)
             kept = select.residual
             if self.accelerator.is_main_process:
@@ -154,11 +155,16 @@ class Line:
         if self.teacher is not None and isinstance(self.student, Student):
             geometry = geometry_of(self.student, self.teacher)
             assert geometry is not None, "there are a teacher and a student"
-            needed: set[int] = set()
-            for stage, _ in self.stages:
-                for loss in stage.losses:
-                    needed |= loss.build(geometry).projections()
+            losses = [loss.build(geometry) for stage, _ in self.stages for loss in stage.losses]
+            needed: set[int] = set().union(*(loss.projections() for loss in losses))
             self.aligner = make_aligner(self.student, self.teacher, needed, kept)
+            if any(loss.standardises for loss in losses) and not resumed:
+                self.aligner.to(self.accelerator.device).measure(self.teacher, self._calibration())
+
+    def _calibration(self, count: int = _NUM_CALIBRATION) -> list[Tensor]:
+        """The same training images whoever asks, on the device."""
+        batches = self.task.calibration(count, self.recipe.trainer.eval_batch_size)
+        return [batch.images.to(self.accelerator.device) for batch in batches]
 
     def _distiller(self, index: int) -> Distiller:
         stage = self.stages[index][0]
@@ -186,15 +192,15 @@ class Line:
         )
 
     def _evaluate(self, student: nn.Module) -> dict[str, float]:
-        return metrics(self.predict(student))
+        return metrics(self.predict(student, self.task.eval_split))
 
-    def predict(self, model: nn.Module | Teacher) -> Predictions:
-        """Predictions on the whole evaluation split, the same on every rank."""
+    def predict(self, model: nn.Module | Teacher, split: str) -> Predictions:
+        """Predictions on a whole split, the same on every rank."""
         from accelerate.utils import gather_object
 
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         batches = self.task.eval_batches(
-            self.task.eval_split,
+            split,
             batch_size=self.recipe.trainer.eval_batch_size,
             workers=self.recipe.trainer.workers,
             rank=rank,
@@ -239,9 +245,9 @@ class Line:
         interesting = np.flatnonzero(disagree | (predicted != labels))[: _NUM_SAMPLES // 2]
         others = np.setdiff1d(np.arange(len(labels)), interesting)[: _NUM_SAMPLES - len(interesting)]
         chosen = np.concatenate([interesting, others])
-        indices = self.task.indices(self.task.eval_split)
+        indices = self.task.indices(self.task.final_split)
         arrays["image_index"] = chosen
-        arrays["images"] = self.task.images(indices[chosen], self.task.eval_split)
+        arrays["images"] = self.task.images(indices[chosen], self.task.final_split)
         arrays["class_names"] = np.array(self.task.classes)
         np.savez_compressed(folder / SAMPLES, **arrays)
 

@@ -28,6 +28,8 @@ class Geometry:
     pairs:   student layer -> teacher block whose residual streams are compared
     sources: student mixer -> (teacher block, sublayer) whose work it takes over
     state:   width of the student mixers' B and C (B, L, state)
+    ranks:   each teacher token's place in the student's sequence, -1 for those it lacks; None where the patch
+        grids differ
     """
 
     num_layers: int
@@ -36,6 +38,7 @@ class Geometry:
     pairs: dict[int, int]
     sources: dict[int, tuple[int, Sublayer]]
     state: int = 0
+    ranks: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -47,7 +50,7 @@ class Signals:
     targets: Tensor
     aligner: Aligner | None = None
     tokens: Tensor | None = None
-    _units: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _units: dict[tuple[bool, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     @property
     def guide(self) -> Output:
@@ -63,12 +66,15 @@ class Signals:
         """The teacher's residual streams after `blocks` on the matched tokens, (n, B, m, T)."""
         return torch.stack(self._teacher_tokens(blocks))
 
-    def teacher_units(self, blocks: Sequence[int]) -> Tensor:
-        """The same, every token at length 1, in the type of a product under autocast."""
-        key = tuple(blocks)
+    def teacher_units(self, blocks: Sequence[int], standardise: bool = False) -> Tensor:
+        """The same, every token at length 1, in the type of a product under autocast; in units of the
+        teacher's statistics first, where asked."""
+        key = (standardise, tuple(blocks))
         if key not in self._units:
             # one after the other: all in float32 at once would be the largest thing in memory
-            self._units[key] = _stack([unit(x) for x in self._teacher_tokens(blocks)])
+            tokens = zip(blocks, self._teacher_tokens(blocks), strict=True)
+            own = (self.bridge.standardise([t], x[None])[0] if standardise else x for t, x in tokens)
+            self._units[key] = _stack([unit(x) for x in own])
         return self._units[key]
 
     def _teacher_tokens(self, blocks: Sequence[int]) -> list[Tensor]:
@@ -124,11 +130,13 @@ class Loss(nn.Module):
     uses_logits:    whether it reads the student's logits (so that its head gets a gradient)
     teacher_forced: whether it wants the student's mixers run on the teacher's own inputs instead of a
     forward pass
+    standardises:   whether it wants the aligner to know the teacher's statistics
     """
 
     needs_teacher = True
     uses_logits = False
     teacher_forced = False
+    standardises = False
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -160,10 +168,10 @@ class Loss(nn.Module):
         raise NotImplementedError
 
 
-def check_weight(weight: float, momentum: float = 0.0) -> None:
+def check_weight(weight: float, momentum: float = 0.0, name: str = "weight") -> None:
     """Raises ValueError for a loss weight, or the momentum of a running mean, that cannot be meant."""
     if not 0 <= weight < math.inf:
-        raise ValueError(f"weight is {weight}; write 0 or a number above it")
+        raise ValueError(f"{name} is {weight}; write 0 or a number above it")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; write a number from 0 to below 1")
 

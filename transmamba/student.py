@@ -58,7 +58,10 @@ class Student(Protocol):
         """One forward pass with what `capture` names."""
 
     def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
-        """What mixer k adds to the residual stream `hidden` (B, L, D), and its inner tensors."""
+        """What mixer k adds to the residual stream `hidden` (B, L, D), and its inner tensors.
+
+        Where `capture` asks for the mixer's branches, `spread` (B, L, D) is among them: output + spread and
+        output - spread are the forward and the backward branch, their mean the output."""
 
     def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
         """Student mixer -> (teacher block, sublayer) whose work it takes over."""

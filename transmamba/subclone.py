@@ -47,6 +47,9 @@ class SubcloneConfig:
     calibration_images: how many training images (no labels) `activation` looks at
     rescale:    multiply a matrix by sqrt(full / kept) where it lost inputs, which keeps the output's scale
     mimic:      start convolutions as the identity and gates (where they have a bias) as neutral
+    average:    start a Vim's attention layers as the average of the values over the image, on top of `mimic`
+                [proposal]: two inner channels v and -v for each value, so that the SiLU before the scan bends
+                nothing (silu(v) - silu(-v) = v), B, C and delta constant, no skip; needs calibration images
     fold:       fold LayerNorms and LayerScale into the linears first, so that an RMSNorm student loses
     nothing
     """
@@ -57,11 +60,14 @@ class SubcloneConfig:
     calibration_images: int = 256
     rescale: bool = True
     mimic: bool = False
+    average: bool = False
     fold: bool = False
 
     def __post_init__(self) -> None:
         if self.importance == "change" and not self.base:
             raise ValueError("importance 'change' compares with the teacher before fine-tuning; set `base`")
+        if self.average and not self.mimic:
+            raise ValueError("average needs the identity convolutions of mimic; set mimic to true")
         known = isinstance(self.layers, int) or self.layers in ("all", "half", None)
         if not known or (isinstance(self.layers, int) and self.layers < 0):
             raise ValueError(
@@ -167,11 +173,19 @@ class Selection:
     """Which coordinates of the teacher a student of width `width` keeps.
 
     `scores` maps `residual` (D,), `value.{t}` (D,) and `neuron.{t}` (F,) to importance; a missing name means
-    the uniform choice.
+    the uniform choice. `paired`:
+    values go to two inner channels each, see `SubcloneConfig.average`.
     """
 
-    def __init__(self, view: View, width: int, scores: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        view: View,
+        width: int,
+        scores: Mapping[str, Tensor] | None = None,
+        paired: bool = False,
+    ) -> None:
         self._scores = scores or {}
+        self.paired = paired
         self.residual = self._choose("residual", view.width, width)
 
     def values(self, block: int, full: int, count: int) -> Tensor:
@@ -258,13 +272,13 @@ def subclone(
     assert isinstance(student, nn.Module), "a student is a module"
     if config.fold:
         teacher.fold()
-    view = teacher.view
+    view, calibration = teacher.view, list(calibration)
     scores: dict[str, Tensor] = {}
     if student.width != view.width or config.importance == "change":
         scores = _scores(teacher, config, calibration)
     elif config.importance == "activation" and calibration:
         scores = activation_scores(teacher, calibration)
-    select = Selection(view, student.width, scores)
+    select = Selection(view, student.width, scores, config.average)
     parameters = dict(student.named_parameters())
     report = Report(total=sum(p.numel() for p in parameters.values()))
     layers = student.cloned_by_default if config.layers is None else config.layers
@@ -279,6 +293,8 @@ def subclone(
                 report.dropped.append(item)
             else:
                 report.rows.append(_execute(item, parameters, config.rescale))
+        if config.average:
+            _average(student, len(view.blocks), limit, calibration)
     taken = report.cloned
     report.rows += [
         Row(name, "initialisation", "fresh", tuple(p.shape), p.numel())
@@ -294,6 +310,17 @@ def mimic(student: Student, layers: int) -> None:
     able: list[Any] = [module for module in student.modules() if hasattr(module, "mimic_")]
     for module in able[:layers]:
         module.mimic_()
+
+
+def _average(student: Student, num_blocks: int, layers: int, calibration: Iterable[Tensor]) -> None:
+    """Let those of the first `layers` mixers that stand in for attention, and know how, begin as averages."""
+    images = next(iter(calibration), None)
+    if images is None:
+        raise UserError("init.average needs calibration images; set init.calibration_images above 0")
+    start = getattr(student, "average_", None)
+    for k, (_, sublayer) in sorted(student.mixer_sources(num_blocks).items()):
+        if start is not None and sublayer == "attention" and k < layers:
+            start(k, images)
 
 
 def _layer_limit(layers: int | str, num_layers: int) -> int:

@@ -325,21 +325,27 @@ def learning_rate(stage: Stage, step: int, steps: int) -> float:
 
 def set_trainable(distiller: Distiller, stage: Stage) -> None:
     """Which parameters this stage trains. The rest gets no gradient, so that DDP never waits for one."""
-    mixers_only = stage.trainable == "mixers" or (stage.trainable == "auto" and distiller.teacher_forced)
-    mixers: set[str] = set()
-    if mixers_only:
-        find = getattr(distiller.student, "mixer_parameters", None)
-        if find is None:
-            raise UserError(
-                f"stage {stage.name}: this student has no mixers to train alone; use trainable: all"
-            )
-        mixers = find()
-    for name, parameter in distiller.student.named_parameters():
-        parameter.requires_grad_(not mixers_only or name in mixers)
+    student = distiller.student
+    trained = {name for name, _ in student.named_parameters()}
+    if stage.trainable == "mixers" or (stage.trainable == "auto" and distiller.teacher_forced):
+        trained = _named(stage, student, "mixer_parameters", "mixers to train alone")()
+    elif stage.trainable == "head":
+        head = set(_named(stage, student, "get_classifier", "classifier by timm's name")().parameters())
+        trained = {name for name, parameter in student.named_parameters() if parameter in head}
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name in trained)
     if distiller.aligner is not None:
         used = distiller.used_projections()
         for k, projection in distiller.aligner.projections.items():
             projection.requires_grad_(int(k) in used)
+
+
+def _named(stage: Stage, student: nn.Module, member: str, what: str) -> Any:
+    """The student's `member`. Raises UserError where it has none."""
+    found = getattr(student, member, None)
+    if found is None:
+        raise UserError(f"stage {stage.name}: this student has no {what}; use trainable: all")
+    return found
 
 
 def make_optimizer(distiller: Distiller, stage: Stage, cloned: set[str]) -> torch.optim.AdamW:

@@ -105,7 +105,7 @@ def test_mixer_reads_queries_keys_and_values(make_vit: Callable[..., Any]) -> No
     model = make_vit()
     student: Any = convert(model, "ssd_vit")[0]
     u = torch.randn(2, 17, 64)
-    _, parts = student.mixer(1, u, None)
+    _, parts = student.mixer(1, u, Capture())
     attention = model.blocks[1].attn
     q, k, _ = attention.qkv(model.blocks[1].norm1(u)).chunk(3, dim=-1)
     torch.testing.assert_close(parts["C"], q, rtol=1e-5, atol=1e-5)

@@ -18,6 +18,8 @@ from .mixed import Mixed
 # silu(NEUTRAL_GATE) = 1: a gate whose pre-activation sits here lets the value path through unchanged
 NEUTRAL_GATE = 1.2784645427610738
 _DELTA_RANGE = (1e-3, 1e-1)
+# decay rate of the state that averages: by a tenth over a sequence
+_SLOW = 0.1
 
 
 class BidirectionalMamba(nn.Module):
@@ -125,6 +127,36 @@ class BidirectionalMamba(nn.Module):
         if gate is not None:
             gate.fill_(NEUTRAL_GATE)
             self.in_proj.weight[self.inner :].zero_()
+
+    @torch.no_grad()
+    def average_(self, length: int) -> None:
+        """Start as the average over `length` tokens of inner channels that come in pairs v and -v, behind
+        identity convolutions: y_t = sum_s x_s / length, whatever t, once `level_` has set the scale.
+
+        B and C have no bias to hold a constant, but the sum over pairs, silu(v) + silu(-v), is positive and
+        hardly varies: one state reads it on both sides, C of the others is 0. delta is 1 / length.
+        """
+        for suffix in ("", "_b"):
+            x_proj, dt_proj = getattr(self, f"x_proj{suffix}"), getattr(self, f"dt_proj{suffix}")
+            reads_B, reads_C = x_proj.weight[self.rank :].split(self.d_state)
+            reads_C.zero_()
+            reads_B[0], reads_C[0] = 1.0, 1.0
+            nn.init.zeros_(dt_proj.weight)
+            nn.init.constant_(dt_proj.bias, math.log(math.expm1(1 / length)))
+        for rates in (self.A_log, self.A_b_log):
+            rates[:, 0] = math.log(_SLOW)
+        for skip in (self.D, self.D_b):
+            skip.zero_()
+
+    @torch.no_grad()
+    def level_(self, parts: dict[str, Tensor]) -> None:
+        """After `average_`: scale so that B C of the averaging state is 2 on the inputs that made `parts`
+        (each direction gives half of the average)."""
+        for suffix in ("", "_b"):
+            factor = math.sqrt(2) / float(parts[f"B{suffix}"][..., 0].mean())
+            reads_B, reads_C = getattr(self, f"x_proj{suffix}").weight[self.rank :].split(self.d_state)
+            reads_B[0] *= factor
+            reads_C[0] *= factor
 
     def has_identity_conv(self) -> bool:
         """Whether both convolutions pass their input through (up to their bias)."""

@@ -25,14 +25,16 @@ class Bidirectional:
     """mean over directions m and layers i of w_im (1 - c_im); 0..2 an image.
 
     momentum: of the running mean cosine from which the weights of the next step come
+    standardize: as in `feature`
     """
 
     weight: float = 1.0
     weighting: Weighting = "adaptive"
     momentum: float = 0.9
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.momentum)
 
     def build(self, geometry: Geometry) -> CosineLoss:
-        return CosineLoss(geometry, self.weight, self.weighting, self.momentum, directions=2)
+        return CosineLoss(geometry, self, directions=2)

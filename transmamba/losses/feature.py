@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from ..outputs import Capture, Term
 from ..registry import LOSSES
 from ..signals import Geometry, Loss, Signals, check_weight, cosine
+
+if TYPE_CHECKING:
+    from .bidirectional import Bidirectional
 
 Weighting = Literal["adaptive", "uniform", "linear_depth"]
 
@@ -22,17 +25,20 @@ class Feature:
 
     weighting: `uniform`; `linear_depth` (weights grow with depth, as in the authors' released code);
         `adaptive` (less aligned layers weigh more, see `adaptive_weights`)
+    standardize: compare features in units of the teacher's channel statistics, fixed before training
+        [proposal]: the plain cosine is ruled by their mean and by a few outlier channels
     """
 
     weight: float = 1.0
     weighting: Weighting = "uniform"
     momentum: float = 0.9
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.momentum)
 
     def build(self, geometry: Geometry) -> CosineLoss:
-        return CosineLoss(geometry, self.weight, self.weighting, self.momentum, directions=1)
+        return CosineLoss(geometry, self, directions=1)
 
 
 class CosineLoss(Loss):
@@ -40,16 +46,11 @@ class CosineLoss(Loss):
 
     running: Tensor
 
-    def __init__(
-        self, geometry: Geometry, weight: float, weighting: Weighting, momentum: float, directions: int
-    ) -> None:
-        super().__init__(weight)
-        self.pairs, self.weighting, self.momentum, self.directions = (
-            geometry.pairs,
-            weighting,
-            momentum,
-            directions,
-        )
+    def __init__(self, geometry: Geometry, config: Feature | Bidirectional, directions: int) -> None:
+        super().__init__(config.weight)
+        self.pairs, self.directions = geometry.pairs, directions
+        self.weighting, self.momentum = config.weighting, config.momentum
+        self.standardises = config.standardize
         # NaN until the first step was observed; then the running mean cosine, (directions, layers)
         self.register_buffer("running", torch.full((directions, len(self.pairs)), torch.nan))
 
@@ -85,10 +86,13 @@ class CosineLoss(Loss):
 
     def forward(self, signals: Signals) -> Term:
         layers = list(self.pairs)
-        wanted = signals.teacher_units(list(self.pairs.values()))
+        blocks = list(self.pairs.values())
+        wanted = signals.teacher_units(blocks, self.standardises)
         features = (
             signals.student_branches(layers) if self.directions == 2 else signals.student_hidden(layers)[None]
         )
+        if self.standardises:
+            features = signals.bridge.standardise(blocks, features)
         cosines = cosine(features, wanted)  # (directions, layers, B)
         weighted = self.weights()[..., None] * (1 - cosines)
         parts = cosines.detach().float().sum(dim=-1)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
@@ -121,7 +122,9 @@ class SSDVisionTransformer(VisionTransformer):
 
     def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
         block: Any = self.blocks[k]
-        out = block.attn.mix(block.norm1(hidden))
+        out = block.attn.mix(block.norm1(hidden), branches=k in capture.branches)
+        if out.half is not None:
+            out.parts["spread"] = F.linear(out.half, _written(block))
         return block.ls1(out.output), out.parts
 
     def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:

@@ -14,10 +14,14 @@ from ..registry import STUDENTS
 @STUDENTS.register("timm")
 @dataclass(frozen=True, kw_only=True)
 class TimmModel:
-    """`model`: a timm name, `hf-hub:ID` or a folder; `kwargs` go to timm.create_model (its own names)."""
+    """`model`: a timm name, `hf-hub:ID` or a folder; `kwargs` go to timm.create_model (its own names).
+
+    fresh_head: start from a new classifier, also where the loaded one has as many classes
+    """
 
     model: str
     pretrained: bool = False
+    fresh_head: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def build(
@@ -25,4 +29,9 @@ class TimmModel:
     ) -> nn.Module:
         from ..teachers.timm_vit import create_timm
 
-        return create_timm(self.model, pretrained=self.pretrained, num_classes=num_classes, **self.kwargs)
+        model: Any = create_timm(
+            self.model, pretrained=self.pretrained, num_classes=num_classes, **self.kwargs
+        )
+        if self.fresh_head:
+            model.reset_classifier(num_classes)
+        return model

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, PatchEmbed, resample_abs_pos_embed, resample_patch_embed, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -266,8 +267,17 @@ class VisionMamba(nn.Module):
 
     def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
         layer: Any = self.layers[k]
-        mixed = layer.mixer(layer.norm(hidden))
+        mixed = layer.mixer(layer.norm(hidden), branches=k in capture.branches)
+        if mixed.half is not None:
+            mixed.parts["spread"] = F.linear(mixed.half, layer.mixer.out_proj.weight)
         return mixed.output, mixed.parts
+
+    def average_(self, k: int, images: Tensor) -> None:
+        """Let mixer k begin as the average of its values over the image (`SubcloneConfig.average`), to scale
+        on these images (B, C, H, W), which reach it through the layers before it."""
+        mixer: Any = self.layers[k].mixer
+        mixer.average_(self.layout.length)
+        mixer.level_(self.run(images, Capture(mixers=frozenset({k}))).mixers[k])
 
     def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
         sources = depth_map(self.num_layers, 2 * num_blocks)

@@ -97,9 +97,22 @@ def plan_layer(
     if sublayer == "attention":
         attention = block.attention
         read, write, norm, scale = attention.v, attention.o, attention.norm, attention.scale
-        channels = select.values(t, read.weight.shape[0], mixer.inner)
+        full = read.weight.shape[0]
+        paired = select.paired and mixer.has_identity_conv() and mixer.inner % 2 == 0
+        if paired:
+            read, write = _with_negatives(read, write)
+            chosen = select.values(t, full, mixer.inner // 2)
+            channels = torch.cat([chosen, chosen + full])
+        else:
+            channels = select.values(t, full, mixer.inner)
     else:
-        read, write, norm, scale = block.mlp.up, block.mlp.down, block.mlp.norm, block.mlp.scale
+        read, write, norm, scale, paired = (
+            block.mlp.up,
+            block.mlp.down,
+            block.mlp.norm,
+            block.mlp.scale,
+            False,
+        )
         channels = select.neurons(t, read.weight.shape[0], mixer.inner)
     if scale is not None:
         write = Affine(write.weight * scale[:, None], None if write.bias is None else write.bias * scale)
@@ -121,6 +134,7 @@ def plan_layer(
         into=slice(0, mixer.inner),
         scale=multiplicity(keep, view.width),
         layer=k,
+        moved=paired,
     )
     yield Take(
         target=f"{into}.out_proj.weight",
@@ -129,8 +143,16 @@ def plan_layer(
         index=(keep, channels),
         scale=multiplicity(channels, read.weight.shape[0]),
         layer=k,
+        moved=paired,
     )
     yield from _plan_biases(mixer, read, write, norm.bias, channels, keep, source, names, into, k)
+
+
+def _with_negatives(read: Affine, write: Affine) -> tuple[Affine, Affine]:
+    """Channels v and -v for each v, written back as their difference: silu(v) - silu(-v) = v."""
+    weight, bias = read.weight, read.bias
+    both = Affine(torch.cat([weight, -weight]), None if bias is None else torch.cat([bias, -bias]))
+    return both, Affine(torch.cat([write.weight, -write.weight], dim=1), write.bias)
 
 
 def _plan_biases(

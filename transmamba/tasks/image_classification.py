@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,8 @@ class ImageClassificationConfig:
     fraction_seed: which images that share takes; with one seed, a smaller share lies within a larger one
     partition:     whole, or one of two disjoint halves of the training data (the teacher's, the student's)
     validation:    share of each training class held out as evaluation split `validation`, instead of `test`
+    final_split:   what results.json is measured on, once: by default the split that training is watched on;
+                   with a validation split, `test` keeps the test set out of everything but the results
     split_seed:    which images the halves and the validation split take; runs that share it share the splits
     augment:       random changes to training images
     mixup, cutmix: strength (alpha) of mixing images within a micro-batch, 0 for never; if both, one by chance
@@ -44,6 +46,7 @@ class ImageClassificationConfig:
     fraction_seed: int = 0
     partition: Partition = "whole"
     validation: float = 0.0
+    final_split: Literal["validation", "test"] | None = None
     split_seed: int = 0
     augment: Augment = field(default_factory=Augment)
     mixup: float = 0.0
@@ -53,6 +56,8 @@ class ImageClassificationConfig:
         check_fraction(self.fraction)
         if not 0.0 <= self.validation < 1.0:
             raise UserError(f"validation {self.validation}: a share from 0 (none) to below 1, such as 0.1")
+        if self.final_split == "validation" and not self.validation:
+            raise UserError("final_split is 'validation', but validation is 0; hold out a share, such as 0.1")
         if self.mixup < 0.0 or self.cutmix < 0.0:
             raise UserError(
                 f"mixup {self.mixup}, cutmix {self.cutmix}: must be 0 (never) or above, such as 0.8"
@@ -68,6 +73,7 @@ class ImageClassification:
 
     preprocessing: the model's
     eval_split:    'validation' if a share of the training data is held out, 'test' otherwise
+    final_split:   what the finished model is measured on
     train_indices: (num_train,) int64, the images trained on, by number in the training source
     """
 
@@ -75,10 +81,11 @@ class ImageClassification:
         self.config = config
         self.preprocessing = preprocessing
         self.eval_split = "validation" if config.validation else "test"
+        self.final_split = config.final_split or self.eval_split
         self._train: ImageSource = config.data.build("train")
         self._test: ImageSource | None = None
         self.train_indices, self._held_out = self._choose()
-        if self.eval_split == "test":
+        if "test" in (self.eval_split, self.final_split):
             self._source("test")  # so that a missing test split is known before training, not after
 
     @property
