@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import config as configs
+from .calibration import calibrate
 from .data.preprocessing import Preprocessing
 from .distiller import Distiller, geometry_of, make_aligner
 from .errors import UserError
@@ -140,11 +141,10 @@ class Line:
             and isinstance(self.student, Student)
             and not resumed
         ):
-            images: list[Tensor] = []
-            if init.importance == "activation" and init.calibration_images:
-                batches = self.task.calibration(init.calibration_images, self.recipe.trainer.eval_batch_size)
-                images = [batch.images.to(self.accelerator.device) for batch in batches]
-            report, select = subclone(self.student, self.teacher, init, images)
+            counted = init.calibration_images if init.importance == "activation" else 0
+            report, select = subclone(self.student, self.teacher, init, self._images(counted))
+            fitted_to = self._images(init.calibrate)
+            report.calibrated = calibrate(self.student, self.teacher, init, select, fitted_to)
             kept = select.residual
             if self.accelerator.is_main_process:
                 report.save(folder / SUBCLONE)
@@ -159,6 +159,13 @@ class Line:
                 for loss in stage.losses:
                     needed |= loss.build(geometry).projections()
             self.aligner = make_aligner(self.student, self.teacher, needed, kept)
+
+    def _images(self, count: int) -> list[Tensor]:
+        """The first `count` of the task's calibration images, in batches; the same on every rank."""
+        if not count:
+            return []
+        batches = self.task.calibration(count, self.recipe.trainer.eval_batch_size)
+        return [batch.images.to(self.accelerator.device) for batch in batches]
 
     def _distiller(self, index: int) -> Distiller:
         stage = self.stages[index][0]

@@ -283,6 +283,23 @@ def test_sigterm_saves_and_resumes(whole: Path, recipe: Recipe, step: int) -> No
     assert_same(run, whole / "run")
 
 
+def test_a_calibrated_start_is_resumed_as_it_was(whole: Path, tmp_path: Path) -> None:
+    """What calibration images decided is not decided anew by a resumed run."""
+    changes = dict(init=dict(layers="all", calibration_images=8, calibrate=8))
+    stopped, straight = (again(whole, tmp_path / name, **changes) for name in ("stopped", "straight"))
+    harness.finish(harness.start(harness.run_quietly, straight))
+    report = json.loads((tmp_path / "straight/subclone.json").read_text())
+    assert [fitted["target"] for fitted in report["calibrated"]] == [
+        f"layers.{k}.mixer.out_proj" for k in range(harness.VIM["depth"])
+    ]
+    harness.finish(harness.start(stop_at, stopped, 7, 2))
+    harness.finish(harness.start(harness.run_quietly, stopped))
+    ours, theirs = (tmp_path / name / "student/model.safetensors" for name in ("stopped", "straight"))
+    assert ours.read_bytes() == theirs.read_bytes()
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("stopped", "straight")]
+    assert harness.without_timing(results[0]) == harness.without_timing(results[1])
+
+
 def count_stages(recipe: Recipe, log: Path) -> None:
     import transmamba.trainer
 

@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..layers.mamba2 import SSDAttention
 from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
-from ..student import Sublayer, depth_map
+from ..student import Sublayer, Writer, depth_map
 from ..subclone import Dropped, Selection, Take
 from .vim import _cfg
 
@@ -127,6 +127,29 @@ class SSDVisionTransformer(VisionTransformer):
     def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
         sources = depth_map(self.num_layers, num_blocks)
         return {k: (t, "attention") for k, t in enumerate(sources) if k not in self.attention_layers}
+
+    def writers(self, num_blocks: int) -> list[Writer]:
+        """Also of MLPs and of layers that keep their attention: as copied they are right for the teacher's
+        stream, and what reaches them is the mixers'."""
+        writers = []
+        block: Any
+        for k, t in enumerate(depth_map(self.num_layers, num_blocks)):
+            block = self.blocks[k]
+            for name, linear, sublayer, scale in (
+                ("attn.proj", block.attn.proj, "attention", block.ls1),
+                ("mlp.fc2", block.mlp.fc2, "mlp", block.ls2),
+            ):
+                writers.append(
+                    Writer(
+                        name=f"blocks.{k}.{name}",
+                        linear=linear,
+                        layer=k,
+                        block=t,
+                        sublayer=sublayer,  # type: ignore[arg-type]
+                        scale=getattr(scale, "gamma", None),
+                    )
+                )
+        return writers
 
     def mixer_parameters(self) -> set[str]:
         kept = {f"blocks.{k}." for k in self.attention_layers}
