@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from .canonical import View
 from .errors import UserError
+from .rotation import principal_axes
 
 if TYPE_CHECKING:
     from .calibration import Calibrated
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .teacher import Teacher
 
 Importance = Literal["activation", "uniform", "change"]
+Rotation = Literal["none", "pca"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,13 @@ class SubcloneConfig:
     images),
                 `uniform` (evenly spaced, no data), `change` (those that moved least since `base`)
     base:       for `change`: the teacher before fine-tuning (name, id or folder)
-    calibration_images: how many training images (no labels) `activation` looks at
+    calibration_images: how many training images (no labels) `activation` and `rotate` look at
     rescale:    multiply a matrix by sqrt(full / kept) where it lost inputs, which keeps the output's scale
     mimic:      start convolutions as the identity and gates (where they have a bias) as neutral
     fold:       fold LayerNorms and LayerScale into the linears first, so that an RMSNorm student loses
     nothing
+    rotate:     `pca`: turn the folded teacher's residual stream into its principal axes, of which a narrower
+                student keeps the first; `importance` then chooses value channels and neurons alone
     calibrate:  on how many training images (no labels) the matrices that write into the residual stream are
                 fitted to the teacher, in closed form; 0 leaves them as cloned, 1000 is plenty
     ridge:      how strongly that fit is held to the cloned matrix, relative to its inputs' mean square
@@ -63,6 +67,7 @@ class SubcloneConfig:
     rescale: bool = True
     mimic: bool = False
     fold: bool = False
+    rotate: Rotation = "none"
     calibrate: int = 0
     ridge: float = 1e-3
 
@@ -74,10 +79,26 @@ class SubcloneConfig:
             raise ValueError(
                 f"layers is {self.layers}; write 'all', 'half' or a number of layers, 0 for none"
             )
+        if self.rotate == "pca":
+            self._check_rotation()
         if self.calibrate < 0:
             raise ValueError(f"calibrate is {self.calibrate}; write a number of images, 0 for none")
         if not 0 < self.ridge < math.inf:
             raise ValueError(f"ridge is {self.ridge}; write a number above 0, such as 0.001")
+
+    def _check_rotation(self) -> None:
+        if not self.fold:
+            raise ValueError(
+                "rotate is 'pca', which only bare RMSNorms leave the function as it is; set fold to true"
+            )
+        if self.importance == "change":
+            raise ValueError(
+                "rotate is 'pca', but importance 'change' compares coordinates as they were; write activation"
+            )
+        if self.calibration_images < 1:
+            raise ValueError(
+                f"rotate is 'pca', calibration_images {self.calibration_images}; write how many it looks at"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +287,15 @@ def change_scores(view: View, base: View) -> dict[str, Tensor]:
     return {**scores, "residual": -residual}
 
 
+def prepare(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor] = ()) -> None:
+    """Fold and rotate the teacher as `config` says, where that is not done yet. A student that takes its
+    shape from the teacher is built after this."""
+    if config.fold:
+        teacher.fold()
+    if config.rotate == "pca" and not teacher.rotated:
+        teacher.rotate(principal_axes(teacher.view, calibration))
+
+
 @torch.no_grad()
 def subclone(
     student: Student, teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor] = ()
@@ -275,14 +305,16 @@ def subclone(
     Raises UserError where shapes cannot meet (the plan says which).
     """
     assert isinstance(student, nn.Module), "a student is a module"
-    if config.fold:
-        teacher.fold()
+    calibration = list(calibration)
+    prepare(teacher, config, calibration)
     view = teacher.view
     scores: dict[str, Tensor] = {}
     if student.width != view.width or config.importance == "change":
         scores = _scores(teacher, config, calibration)
     elif config.importance == "activation" and calibration:
         scores = activation_scores(teacher, calibration)
+    if config.rotate == "pca":
+        scores["residual"] = -torch.arange(view.width)  # the axes are sorted by what they hold
     select = Selection(view, student.width, scores)
     parameters = dict(student.named_parameters())
     report = Report(total=sum(p.numel() for p in parameters.values()))

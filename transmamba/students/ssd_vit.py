@@ -165,9 +165,22 @@ class SSDVisionTransformer(VisionTransformer):
                 f"ssd_vit keeps the teacher's width {view.width}, but the student is {self.width} wide; "
                 f"set student.kwargs.embed_dim={view.width}, or choose a vim student to shrink"
             )
+        if isinstance(self.blocks[0].norm1, nn.LayerNorm) and not _suits_layer_norms(view):
+            raise UserError(
+                "the teacher's RMSNorms read a stream that is not centred (init.rotate does that), and this "
+                "ssd_vit has LayerNorms; leave student.model out, and it gets the teacher's norms"
+            )
         yield from _plan_ends(self, view)
         for k, t in enumerate(depth_map(self.num_layers, len(view.blocks))):
             yield from _plan_block(self, view, k, t)
+
+
+def _suits_layer_norms(view: View) -> bool:
+    """Whether LayerNorms do what the view's norms do: they are LayerNorms, or its stream is centred."""
+    if not view.blocks[0].attention.norm.rms:
+        return True
+    weight = view.embedding.weight
+    return bool(weight.mean(dim=0).abs().max() < 1e-4 * weight.abs().max())
 
 
 def _written(block: Any) -> Tensor:
