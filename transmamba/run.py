@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import config as configs
+from .calibration import calibrate
+from .checkpoint import list_checkpoints
 from .data.preprocessing import Preprocessing
 from .distiller import Distiller, geometry_of, make_aligner
 from .errors import UserError
@@ -23,7 +27,8 @@ from .folders import STUDENT_FOLDER
 from .model_card import write_model_card
 from .recipe import Recipe, Scratch, Stage, stage_steps
 from .report import write_report
-from .run_folder import INDICES, REPORT, RESULTS, SAMPLES, SUBCLONE, claim_folder, cloned_tensors
+from .rotation import principal_axes
+from .run_folder import INDICES, REPORT, RESULTS, ROTATION, SAMPLES, SUBCLONE, claim_folder, cloned_tensors
 from .student import Student, save_model
 from .subclone import subclone
 from .teacher import Teacher
@@ -54,7 +59,7 @@ def run(
     taught: dict[str, Any] = {}
     if recipe.teacher_recipe is not None:
         taught = {"minutes": _run_teacher_recipe(recipe, accelerator, quiet)["student"]["minutes"]}
-    line = assemble(recipe, accelerator)
+    line = assemble(recipe, accelerator, folder)
     predictions = line.train(folder, quiet)
     results: dict[str, Any] = {"student": predictions.summary}
     if recipe.scratch is not None:
@@ -142,10 +147,11 @@ class Line:
             and isinstance(self.student, Student)
             and not resumed
         ):
-            images: list[Tensor] = []
-            if (init.importance == "activation" or init.average) and init.calibration_images:
-                images = self._calibration(init.calibration_images)
+            counted = init.importance == "activation" or init.average
+            images = self._images(init.calibration_images if counted else 0)
             report, select = subclone(self.student, self.teacher, init, images)
+            images = self._images(init.calibrate)
+            report.calibrated = calibrate(self.student, self.teacher, init, select, images)
             kept = select.residual
             if self.accelerator.is_main_process:
                 report.save(folder / SUBCLONE)
@@ -159,12 +165,11 @@ class Line:
             needed: set[int] = set().union(*(loss.projections() for loss in losses))
             self.aligner = make_aligner(self.student, self.teacher, needed, kept)
             if any(loss.standardises for loss in losses) and not resumed:
-                self.aligner.to(self.accelerator.device).measure(self.teacher, self._calibration())
+                images = self._images(_NUM_CALIBRATION)
+                self.aligner.to(self.accelerator.device).measure(self.teacher, images)
 
-    def _calibration(self, count: int = _NUM_CALIBRATION) -> list[Tensor]:
-        """The same training images whoever asks, on the device."""
-        batches = self.task.calibration(count, self.recipe.trainer.eval_batch_size)
-        return [batch.images.to(self.accelerator.device) for batch in batches]
+    def _images(self, count: int) -> list[Tensor]:
+        return _images(self.recipe, self.task, self.accelerator, count)
 
     def _distiller(self, index: int) -> Distiller:
         stage = self.stages[index][0]
@@ -252,8 +257,10 @@ class Line:
         np.savez_compressed(folder / SAMPLES, **arrays)
 
 
-def assemble(recipe: Recipe, accelerator: Any) -> Line:
-    """Build what a recipe names. Raises UserError for every mismatch between its parts."""
+def assemble(recipe: Recipe, accelerator: Any, folder: Path | None = None) -> Line:
+    """Build what a recipe names; `folder` is RUN, where it is run and not only looked at.
+
+    Raises UserError for every mismatch between its parts."""
     torch.manual_seed(recipe.seed)
     teacher = recipe.teacher.build().to(accelerator.device) if recipe.teacher is not None else None
     if teacher is None:
@@ -265,6 +272,8 @@ def assemble(recipe: Recipe, accelerator: Any) -> Line:
         task.check_classes(teacher.num_classes)
         if recipe.init is not None and recipe.init.fold:
             teacher.fold()  # here and not in subcloning, which a resumed run leaves out
+        if recipe.init is not None and recipe.init.rotate == "pca":
+            teacher.rotate(_axes(recipe, accelerator, teacher, task, folder))
     torch.manual_seed(recipe.seed)
     student = recipe.student.build(
         num_classes=task.num_classes,
@@ -276,6 +285,40 @@ def assemble(recipe: Recipe, accelerator: Any) -> Line:
             raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")
         student.set_grad_checkpointing(True)
     return Line(recipe, accelerator, teacher, student.to(accelerator.device), task)
+
+
+def _axes(recipe: Recipe, accelerator: Any, teacher: Teacher, task: Any, folder: Path | None) -> Tensor:
+    """The teacher's principal axes as this run found them when it began, (D, D).
+
+    Kept in RUN/rotation.safetensors and not found anew, since another device or number of threads rounds
+    differently, and axes of nearly the same energy would then change places under a half-trained student.
+    """
+    assert recipe.init is not None, "the caller asked"
+    count = recipe.init.calibration_images
+    if folder is None:
+        return principal_axes(teacher.view, _images(recipe, task, accelerator, count))
+    path = folder / ROTATION
+    with accelerator.main_process_first():
+        # before the first checkpoint nothing depends on what is there, and another recipe may have left it
+        if accelerator.is_main_process and not list_checkpoints(folder / "checkpoints"):
+            axes = principal_axes(teacher.view, _images(recipe, task, accelerator, count))
+            partial = folder / f"{ROTATION}.partial"
+            save_file({"axes": axes.contiguous()}, partial)
+            partial.replace(path)
+        try:
+            return load_file(path)["axes"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}), but the run began in its axes; run anew with --overwrite"
+            ) from error
+
+
+def _images(recipe: Recipe, task: Any, accelerator: Any, count: int) -> list[Tensor]:
+    """The first `count` of the task's calibration images, in batches; the same on every rank."""
+    if not count:
+        return []
+    batches = task.calibration(count, recipe.trainer.eval_batch_size)
+    return [batch.images.to(accelerator.device) for batch in batches]
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:

@@ -24,6 +24,7 @@ from .tracking import METRICS_FILE
 RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
 SUBCLONE, SAMPLES, INDICES = "subclone.json", "samples.npz", "train_indices.npy"
+ROTATION = "rotation.safetensors"
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "transmamba")
 
 

@@ -6,6 +6,7 @@ A student is an `nn.Module` (for images: a timm model) with the members of `Stud
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -32,6 +33,24 @@ _NOT_SAVED = frozenset(
         "dtype",
     ]
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """A linear through which a student's sublayer writes into the residual stream, and whose work that is.
+
+    name:     of the linear in the student
+    layer:    the student layer it belongs to
+    block, sublayer: the teacher's
+    scale:    LayerScale (D,) that multiplies what it writes
+    """
+
+    name: str
+    linear: nn.Linear
+    layer: int
+    block: int
+    sublayer: Sublayer
+    scale: Tensor | None = None
 
 
 @runtime_checkable
@@ -65,6 +84,9 @@ class Student(Protocol):
 
     def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
         """Student mixer -> (teacher block, sublayer) whose work it takes over."""
+
+    def writers(self, num_blocks: int) -> list[Writer]:
+        """The linears that write into the residual stream, in the order in which they run."""
 
     def mixer_parameters(self) -> set[str]:
         """Names of the parameters that teacher-forced alignment trains."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -26,12 +27,15 @@ from torch import Tensor, nn
 
 from .canonical import View
 from .errors import UserError
+from .rotation import principal_axes
 
 if TYPE_CHECKING:
+    from .calibration import Calibrated
     from .student import Student
     from .teacher import Teacher
 
 Importance = Literal["activation", "uniform", "change"]
+Rotation = Literal["none", "pca"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class SubcloneConfig:
     images),
                 `uniform` (evenly spaced, no data), `change` (those that moved least since `base`)
     base:       for `change`: the teacher before fine-tuning (name, id or folder)
-    calibration_images: how many training images (no labels) `activation` looks at
+    calibration_images: how many training images (no labels) `activation` and `rotate` look at
     rescale:    multiply a matrix by sqrt(full / kept) where it lost inputs, which keeps the output's scale
     mimic:      start convolutions as the identity and gates (where they have a bias) as neutral
     average:    start a Vim's attention layers as the average of the values over the image, on top of `mimic`
@@ -52,6 +56,11 @@ class SubcloneConfig:
                 nothing (silu(v) - silu(-v) = v), B, C and delta constant, no skip; needs calibration images
     fold:       fold LayerNorms and LayerScale into the linears first, so that an RMSNorm student loses
     nothing
+    rotate:     `pca`: turn the folded teacher's residual stream into its principal axes, of which a narrower
+                student keeps the first; `importance` then chooses value channels and neurons alone
+    calibrate:  on how many training images (no labels) the matrices that write into the residual stream are
+                fitted to the teacher, in closed form; 0 leaves them as cloned, 1000 is plenty
+    ridge:      how strongly that fit is held to the cloned matrix, relative to its inputs' mean square
     """
 
     layers: int | Literal["all", "half"] | None = None
@@ -62,6 +71,9 @@ class SubcloneConfig:
     mimic: bool = False
     average: bool = False
     fold: bool = False
+    rotate: Rotation = "none"
+    calibrate: int = 0
+    ridge: float = 1e-3
 
     def __post_init__(self) -> None:
         if self.importance == "change" and not self.base:
@@ -72,6 +84,26 @@ class SubcloneConfig:
         if not known or (isinstance(self.layers, int) and self.layers < 0):
             raise ValueError(
                 f"layers is {self.layers}; write 'all', 'half' or a number of layers, 0 for none"
+            )
+        if self.rotate == "pca":
+            self._check_rotation()
+        if self.calibrate < 0:
+            raise ValueError(f"calibrate is {self.calibrate}; write a number of images, 0 for none")
+        if not 0 < self.ridge < math.inf:
+            raise ValueError(f"ridge is {self.ridge}; write a number above 0, such as 0.001")
+
+    def _check_rotation(self) -> None:
+        if not self.fold:
+            raise ValueError(
+                "rotate is 'pca', which only bare RMSNorms leave the function as it is; set fold to true"
+            )
+        if self.importance == "change":
+            raise ValueError(
+                "rotate is 'pca', but importance 'change' compares coordinates as they were; write activation"
+            )
+        if self.calibration_images < 1:
+            raise ValueError(
+                f"rotate is 'pca', calibration_images {self.calibration_images}; write how many it looks at"
             )
 
 
@@ -115,11 +147,13 @@ class Row:
 
 @dataclass
 class Report:
-    """What was cloned: rows of (target, source, kind, shape), the biases dropped, the share covered."""
+    """What was cloned: rows of (target, source, kind, shape), the biases dropped, the share covered; and what
+    was calibrated after that."""
 
     rows: list[Row] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     total: int = 0
+    calibrated: list[Calibrated] = field(default_factory=list)
 
     @property
     def covered(self) -> float:
@@ -143,6 +177,7 @@ class Report:
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "dropped_biases": [name for name in self._dropped_names() if name.endswith("bias")],
             "dropped": [dataclasses.asdict(drop) for drop in self.dropped],
+            "calibrated": [dataclasses.asdict(fitted) for fitted in self.calibrated],
         }
 
     def _dropped_names(self) -> list[str]:
@@ -159,13 +194,18 @@ class Report:
         return "\n".join([*rows, *drops, self.summary()])
 
     def summary(self) -> str:
-        """How much was cloned, and what was dropped, in a line each."""
+        """How much was cloned, what was dropped, and how well calibration fits, in a line each."""
         counts = ", ".join(f"{number} {kind}" for kind, number in self.counts.items())
         lines = [f"{counts}; {100 * self.covered:.1f} % of the student's {self.total:,} parameters covered"]
         if self.dropped:
             names = self._dropped_names()
             shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
             lines.append(f"{len(names)} teacher tensors dropped: {shown}")
+        if self.calibrated:
+            number = len(self.calibrated)
+            before = sum(fitted.before for fitted in self.calibrated) / number
+            after = sum(fitted.after for fitted in self.calibrated) / number
+            lines.append(f"{number} matrices calibrated: mean relative error {before:.3f} -> {after:.3f}")
         return "\n".join(lines)
 
 
@@ -261,6 +301,15 @@ def change_scores(view: View, base: View) -> dict[str, Tensor]:
     return {**scores, "residual": -residual}
 
 
+def prepare(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor] = ()) -> None:
+    """Fold and rotate the teacher as `config` says, where that is not done yet. A student that takes its
+    shape from the teacher is built after this."""
+    if config.fold:
+        teacher.fold()
+    if config.rotate == "pca" and not teacher.rotated:
+        teacher.rotate(principal_axes(teacher.view, calibration))
+
+
 @torch.no_grad()
 def subclone(
     student: Student, teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor] = ()
@@ -270,19 +319,20 @@ def subclone(
     Raises UserError where shapes cannot meet (the plan says which).
     """
     assert isinstance(student, nn.Module), "a student is a module"
-    if config.fold:
-        teacher.fold()
-    view, calibration = teacher.view, list(calibration)
+    calibration = list(calibration)
+    prepare(teacher, config, calibration)
+    view = teacher.view
     scores: dict[str, Tensor] = {}
     if student.width != view.width or config.importance == "change":
         scores = _scores(teacher, config, calibration)
     elif config.importance == "activation" and calibration:
         scores = activation_scores(teacher, calibration)
+    if config.rotate == "pca":
+        scores["residual"] = -torch.arange(view.width)  # the axes are sorted by what they hold
     select = Selection(view, student.width, scores, config.average)
     parameters = dict(student.named_parameters())
     report = Report(total=sum(p.numel() for p in parameters.values()))
-    layers = student.cloned_by_default if config.layers is None else config.layers
-    limit = _layer_limit(layers, student.num_layers)
+    limit = cloned_layers(student, config)
     if limit and config.mimic:
         mimic(student, limit)
     if limit:
@@ -323,10 +373,12 @@ def _average(student: Student, num_blocks: int, layers: int, calibration: Iterab
             start(k, images)
 
 
-def _layer_limit(layers: int | str, num_layers: int) -> int:
+def cloned_layers(student: Student, config: SubcloneConfig) -> int:
+    """How many of the first student layers are cloned."""
+    layers = student.cloned_by_default if config.layers is None else config.layers
     if isinstance(layers, int):
         return layers
-    return num_layers if layers == "all" else num_layers // 2
+    return student.num_layers if layers == "all" else student.num_layers // 2
 
 
 def _scores(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .canonical import View, fold, map_tensors
+from .canonical import View, fold, map_tensors, rotate
 from .data.preprocessing import Preprocessing
 from .errors import UserError
 from .folders import model_folder
@@ -29,7 +29,7 @@ class Teacher:
         self.source = source
         self.preprocessing = preprocessing
         self.num_params = num_params
-        self.folded = False
+        self.folded = self.rotated = False
 
     @property
     def layout(self) -> TokenLayout:
@@ -53,6 +53,13 @@ class Teacher:
         if not self.folded:
             self.view = fold(self.view)
             self.folded = True
+
+    def rotate(self, axes: Tensor) -> None:
+        """Turn a folded teacher's residual stream by the orthogonal `axes` (D, D): the same logits in other
+        coordinates, here and wherever the student is compared. Once is enough."""
+        if not self.rotated:
+            self.view = rotate(self.view, axes)
+            self.rotated = True
 
     @torch.no_grad()
     def __call__(self, images: Tensor, capture: Capture | None = None) -> Output:

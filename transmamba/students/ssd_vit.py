@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..layers.mamba2 import SSDAttention
 from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
-from ..student import Sublayer, depth_map
+from ..student import Sublayer, Writer, depth_map
 from ..subclone import Dropped, Selection, Take
 from .vim import _cfg
 
@@ -131,6 +131,29 @@ class SSDVisionTransformer(VisionTransformer):
         sources = depth_map(self.num_layers, num_blocks)
         return {k: (t, "attention") for k, t in enumerate(sources) if k not in self.attention_layers}
 
+    def writers(self, num_blocks: int) -> list[Writer]:
+        """Also of MLPs and of layers that keep their attention: as copied they are right for the teacher's
+        stream, and what reaches them is the mixers'."""
+        writers = []
+        block: Any
+        for k, t in enumerate(depth_map(self.num_layers, num_blocks)):
+            block = self.blocks[k]
+            for name, linear, sublayer, scale in (
+                ("attn.proj", block.attn.proj, "attention", block.ls1),
+                ("mlp.fc2", block.mlp.fc2, "mlp", block.ls2),
+            ):
+                writers.append(
+                    Writer(
+                        name=f"blocks.{k}.{name}",
+                        linear=linear,
+                        layer=k,
+                        block=t,
+                        sublayer=sublayer,  # type: ignore[arg-type]
+                        scale=getattr(scale, "gamma", None),
+                    )
+                )
+        return writers
+
     def mixer_parameters(self) -> set[str]:
         kept = {f"blocks.{k}." for k in self.attention_layers}
         return {
@@ -145,9 +168,22 @@ class SSDVisionTransformer(VisionTransformer):
                 f"ssd_vit keeps the teacher's width {view.width}, but the student is {self.width} wide; "
                 f"set student.kwargs.embed_dim={view.width}, or choose a vim student to shrink"
             )
+        if isinstance(self.blocks[0].norm1, nn.LayerNorm) and not _suits_layer_norms(view):
+            raise UserError(
+                "the teacher's RMSNorms read a stream that is not centred (init.rotate does that), and this "
+                "ssd_vit has LayerNorms; leave student.model out, and it gets the teacher's norms"
+            )
         yield from _plan_ends(self, view)
         for k, t in enumerate(depth_map(self.num_layers, len(view.blocks))):
             yield from _plan_block(self, view, k, t)
+
+
+def _suits_layer_norms(view: View) -> bool:
+    """Whether LayerNorms do what the view's norms do: they are LayerNorms, or its stream is centred."""
+    if not view.blocks[0].attention.norm.rms:
+        return True
+    weight = view.embedding.weight
+    return bool(weight.mean(dim=0).abs().max() < 1e-4 * weight.abs().max())
 
 
 def _written(block: Any) -> Tensor:

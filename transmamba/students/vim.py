@@ -28,7 +28,7 @@ from ..errors import UserError
 from ..layers.bidirectional import BidirectionalMamba
 from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
-from ..student import Sublayer, depth_map
+from ..student import Sublayer, Writer, depth_map
 from ..subclone import Dropped, Selection, Take
 from .vim_plan import plan_ends, plan_layer
 
@@ -282,6 +282,19 @@ class VisionMamba(nn.Module):
     def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
         sources = depth_map(self.num_layers, 2 * num_blocks)
         return {k: (s // 2, "attention" if s % 2 == 0 else "mlp") for k, s in enumerate(sources)}
+
+    def writers(self, num_blocks: int) -> list[Writer]:
+        layers: Any = self.layers
+        return [
+            Writer(
+                name=f"layers.{k}.mixer.out_proj",
+                linear=layers[k].mixer.out_proj,
+                layer=k,
+                block=t,
+                sublayer=sublayer,
+            )
+            for k, (t, sublayer) in self.mixer_sources(num_blocks).items()
+        ]
 
     def mixer_parameters(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if ".mixer." in name}
