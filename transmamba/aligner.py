@@ -101,8 +101,8 @@ class Aligner(nn.Module):
 
     def standardise(self, blocks: Sequence[int], x: Tensor) -> Tensor:
         """Features (..., n, B, M, T) in units of the teacher's statistics after `blocks`."""
-        chosen = list(blocks)
-        mean, std = self.mean[chosen][:, None, None], self.std[chosen][:, None, None]
+        # stacked, since indexing with a list would copy it to the GPU at every use
+        mean, std = (torch.stack([of[t] for t in blocks])[:, None, None] for of in (self.mean, self.std))
         return (x - mean.to(x.dtype)) / std.to(x.dtype)
 
     def student_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
