@@ -1,0 +1,271 @@
+"""A study's run folders as a page of tables, intervals and figures, in two steps.
+
+    python scripts/study_report.py collect STUDY.yaml docs/study
+    python scripts/study_report.py render docs/study docs/study_data_efficiency.md
+
+`collect` reads every finished cell of STUDY.yaml (scripts/study.py runs them) into docs/study/cells.json, a
+line a cell, and docs/study/correct.npz, who was right on which test image. It adds to what is there: a cell
+collected earlier stays when its folder is gone, and one that differs is replaced with a line said, so a study
+may be run in several goes on several machines. `render` needs these two files alone; it writes the part of
+the page between `<!-- generated: begin -->` and `<!-- generated: end -->`, and the figures beside the files.
+
+The study's axes are arm, fraction and seed, and optionally setting and student; its
+`report: compare: [[a, b], ...]` names further pairs of arms to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from study_differences import name_of, share_of
+
+from transmamba.errors import UserError, suggest
+from transmamba.launch import guarded
+from transmamba.run_folder import CONFIG, ENVIRONMENT, INDICES, RESULTS, SAMPLES
+from transmamba.tracking import METRICS_FILE, read_metrics
+
+CELLS, CORRECT = "cells.json", "correct.npz"
+AXES = ("setting", "student", "arm", "fraction", "seed")
+NEEDED_AXES = ("arm", "fraction", "seed")
+LARGEST_MISMATCH = 0.1  # points between results.json and samples.npz: ties among logits, no more
+
+Cell = dict[str, Any]
+Bits = npt.NDArray[np.uint8]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(required=True)
+    verb = verbs.add_parser("collect", help="run folders -> FOLDER/cells.json and FOLDER/correct.npz")
+    verb.add_argument("study", type=Path)
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--runs", type=Path, help="where the cells' folders lie, if not in its output_dir")
+    verb.set_defaults(verb=lambda given: collect(given.study, given.folder, given.runs))
+    verb = verbs.add_parser("render", help="these two -> the generated part of PAGE, and the figures")
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("page", type=Path)
+    verb.set_defaults(verb=lambda given: render(given.folder, given.page))
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: arguments.verb(arguments))
+
+
+def collect(study_path: Path, folder: Path, runs: Path | None = None) -> int:
+    """Add the finished cells of a study to `folder`. Raises UserError if there is none at all."""
+    study = read_study(study_path)
+    runs = runs or Path(study["output_dir"])
+    old, old_bits = read_collected(folder) if (folder / CELLS).is_file() else ({"cells": []}, {})
+    if old["cells"] and list(old["axes"]) != list(study["axes"]):
+        raise UserError(f"{folder / CELLS} has axes {', '.join(old['axes'])}; choose another folder")
+    cells = {name_of(cell["labels"]): cell for cell in old["cells"]}
+    bits, counts = dict(old_bits), {"new": 0, "same": 0, "replaced": 0, "left out": 0, "not finished": 0}
+    for labels in grid(study["axes"]):
+        name = name_of(labels)
+        try:
+            found = read_cell(runs / name, labels)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            counts["left out"] += 1
+            continue
+        if found is None:
+            counts["not finished"] += name not in cells
+            continue
+        cell, right = found
+        same = cells.get(name) == cell and np.array_equal(bits[name], right)
+        outcome = "same" if same else "replaced" if name in cells else "new"
+        if outcome == "replaced":
+            print(f"replaced: {name}, {_change(cells[name], cell)}", file=sys.stderr)
+        counts[outcome] += 1
+        cells[name], bits[name] = cell, right
+    if not cells:
+        raise UserError(f"{runs}: no finished cell of {study_path}; run scripts/study.py first")
+    axes = {axis: list(labels) for axis, labels in study["axes"].items()}
+    for axis, cell in itertools.product(axes, cells.values()):
+        if cell["labels"][axis] not in axes[axis]:  # of an earlier version of the study
+            axes[axis].append(cell["labels"][axis])
+    write_collected(folder, axes, study["compare"], cells, bits)
+    told = ", ".join(f"{count} {word}" for word, count in counts.items())
+    print(f"{folder}: {len(cells)} cells ({told})")
+    return 0
+
+
+def render(folder: Path, page: Path) -> int:
+    """Write the figures and the generated part of `page` from what `collect` left in `folder`."""
+    from study_page import write_page  # and with it matplotlib, which `collect` can do without
+
+    header, bits = read_collected(folder)
+    write_page(header, bits, folder, page)
+    print(f"{page}: {len(header['cells'])} cells")
+    return 0
+
+
+# --- the study ---
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """output_dir, axes (axis -> labels) and compare of a study file. Raises UserError for what is wrong."""
+    try:
+        study = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}; write the path of a study") from None
+    if not isinstance(study, dict) or not isinstance(study.get("axes"), dict) or "output_dir" not in study:
+        raise UserError(f"{path}: a study has output_dir and axes")
+    axes = {str(axis): list(map(str, labels)) for axis, labels in study["axes"].items()}
+    for axis in axes:
+        if axis not in AXES:
+            raise UserError(f"{path}: unknown axis {axis!r}{suggest(axis, AXES)}")
+    if missing := [axis for axis in NEEDED_AXES if axis not in axes]:
+        raise UserError(f"{path}: no axis {missing[0]!r}; the page needs {', '.join(NEEDED_AXES)}")
+    for label in axes["fraction"]:
+        share_of(label)
+    compare = (study.get("report") or {}).get("compare") or []
+    for pair in compare:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise UserError(f"{path}: report.compare: {pair!r}; write [[arm, arm], ...]")
+        for arm in pair:
+            if arm not in axes["arm"]:
+                raise UserError(
+                    f"{path}: report.compare: unknown arm {arm!r}{suggest(str(arm), axes['arm'])}"
+                )
+    return {"output_dir": study["output_dir"], "axes": axes, "compare": compare}
+
+
+def grid(axes: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
+    """Every combination of one label an axis."""
+    for labels in itertools.product(*axes.values()):
+        yield dict(zip(axes, labels, strict=True))
+
+
+# --- a run folder ---
+
+
+def read_cell(folder: Path, labels: dict[str, str]) -> tuple[Cell, Bits] | None:
+    """A run's figures and its packed correctness; None if it is not finished. Raises UserError if damaged."""
+    if not (folder / RESULTS).is_file():
+        return None
+    try:
+        results = json.loads((folder / RESULTS).read_text())
+        with np.load(folder / SAMPLES, allow_pickle=False) as samples:
+            targets, predicted = samples["labels"], samples["student_pred"]
+        right = targets == predicted
+        student, teacher = results["student"], results.get("teacher") or {}
+        top1 = float(student["top1"])
+        config = (folder / CONFIG).read_bytes()
+        task = (yaml.safe_load(config) or {}).get("task") or {}
+        environment = _read_json(folder / ENVIRONMENT)
+        indices = folder / INDICES
+        trained_on = len(np.load(indices, allow_pickle=False)) if indices.is_file() else None
+    except (OSError, ValueError, KeyError, yaml.YAMLError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder}: cannot be read ({' '.join(str(error).split())})") from None
+    if not abs(top1 - 100 * right.mean()) <= LARGEST_MISMATCH:
+        raise UserError(f"{folder}: top-1 {top1:.2f} in {RESULTS}, {100 * right.mean():.2f} in {SAMPLES}")
+    rows = read_metrics(folder / METRICS_FILE)
+    cell: Cell = {
+        "labels": labels,
+        "top1": top1,
+        **{key: _finite(student.get(key)) for key in ("nll", "ece", "params", "minutes")},
+        "teacher_top1": _finite(teacher.get("top1")),
+        "agreement": _finite(results.get("agreement")),
+        "steps": max((row["step"] for row in rows if "step" in row), default=None),
+        "images_seen": max(_column(rows, "samples"), default=None),
+        "train_images": trained_on,
+        "test_images": len(targets),
+        "test_labels": hashlib.sha256(targets.astype("<i8").tobytes()).hexdigest()[:16],
+        "validation": task.get("validation") or 0.0,
+        "curve": _curve(rows),
+        "samples_per_second": _median(_column(rows, "samples_per_second")),
+        "peak_memory_mb": max(_column(rows, "peak_memory_mb"), default=None),
+        "config_sha256": hashlib.sha256(config).hexdigest(),
+        "commit": environment.get("commit"),
+        "device": environment.get("device"),
+        "packages": environment.get("packages"),
+    }
+    return cell, np.packbits(right)
+
+
+def _curve(rows: list[dict[str, Any]]) -> list[list[float]]:
+    """[images seen, top-1] of every evaluation; one that does not say how many takes the last row's."""
+    curve, seen = [], 0
+    for row in rows:
+        seen = row.get("samples") or seen
+        if _finite(row.get("eval/top1")) is not None:
+            curve.append([seen, round(row["eval/top1"], 4)])
+    return curve
+
+
+def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
+    return [row[key] for row in rows if row.get(key) is not None]
+
+
+def _median(values: list[float]) -> float | None:
+    return round(float(np.median(values)), 3) if values else None
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _change(old: Cell, new: Cell) -> str:
+    """What a replaced cell has that it had not."""
+    keys = [key for key in new if old.get(key) != new[key]]
+    if "top1" in keys:
+        return f"top-1 {old['top1']:.2f} before, {new['top1']:.2f} now"
+    return f"another {', '.join(keys) or 'answer on some image'}"
+
+
+# --- what is collected ---
+
+
+def write_collected(
+    folder: Path,
+    axes: dict[str, list[str]],
+    compare: list[list[str]],
+    cells: dict[str, Cell],
+    bits: dict[str, Bits],
+) -> None:
+    """The same cells make the same bytes: sorted, a line a cell, the archive without dates."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {name: bits[name] for name in sorted(cells)}
+    np.savez(folder / CORRECT, **arrays)
+    lines = [_line({key: cells[name][key] for key in sorted(cells[name])}) for name in sorted(cells)]
+    head = f'"axes": {_line(axes)},\n"compare": {_line(compare)},\n"cells": [\n'
+    (folder / CELLS).write_text("{\n" + head + ",\n".join(lines) + "\n]\n}\n", encoding="utf-8")
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def read_collected(folder: Path) -> tuple[dict[str, Any], dict[str, Bits]]:
+    """axes, compare and cells; packed correctness by name. Raises UserError if one is missing or damaged."""
+    try:
+        header = json.loads((folder / CELLS).read_text(encoding="utf-8"))
+        with np.load(folder / CORRECT, allow_pickle=False) as file:
+            bits = {name: file[name] for name in file.files}
+        names = {name_of(cell["labels"]) for cell in header["cells"]}
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{folder}: cannot be read ({error}); collect a study into it first") from None
+    if not names:
+        raise UserError(f"{folder / CELLS}: no finished cell; collect a study into it first")
+    if names != bits.keys():
+        raise UserError(f"{folder}: {CELLS} and {CORRECT} hold different cells; collect again")
+    return header, bits
+
+
+if __name__ == "__main__":
+    sys.exit(main())
