@@ -9,7 +9,8 @@ output_dir: where the cells go
 common:     overrides of every cell
 axes:       axis -> label -> overrides (`config=RECIPE` among them), or a mapping of set (overrides), needs
             (names of runs) and let (values for templates)
-first:      runs that cells need, name -> overrides, each made once before them, in this order
+first:      runs that cells need, name -> overrides; made once, before the first cell that needs them, in this
+            order
 cells:      which cells, in this order: a list of axis -> label or labels (an axis left out: all of it); by
             default the whole grid
 report:     metric of results.json, rows and columns of the table that is printed
@@ -31,7 +32,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -107,20 +108,18 @@ class Study:
         chosen = [*self.common, *own]
         return Run(".".join(cell.values()), (*self._filled(chosen, cell), *self.overrides))
 
-    def needs(self, cells: Iterable[Cell]) -> list[list[Run]]:
-        """What the cells need, each run once: one list for each name of `first`, in that order."""
-        stages: list[dict[str, Run]] = [{} for _ in self.first]
-        for cell in cells:
-            named = [item for axis, label in cell.items() for item in self.axes[axis][label].needs]
-            wanted = set(self._filled(named, cell))
-            for stage, (name, overrides) in zip(stages, self.first.items(), strict=True):
-                (filled,) = self._filled([name], cell)
-                if filled in wanted:
-                    stage[filled] = Run(filled, (*self._filled(overrides, cell), *self.overrides))
-                    wanted.remove(filled)
-            if wanted:
-                raise ValueError(f"needs: no {wanted.pop()!r} in first; known: {', '.join(self.first)}")
-        return [list(stage.values()) for stage in stages]
+    def needs(self, cell: Cell) -> list[Run]:
+        """The runs that a cell needs, in the order of `first`."""
+        named = [item for axis, label in cell.items() for item in self.axes[axis][label].needs]
+        wanted = set(self._filled(named, cell))
+        runs = []
+        for name, overrides in self.first.items():
+            (filled,) = self._filled([name], cell)
+            if filled in wanted:
+                runs.append(Run(filled, (*self._filled(overrides, cell), *self.overrides)))
+        if missing := wanted - {run.name for run in runs}:
+            raise ValueError(f"needs: no {missing.pop()!r} in first; known: {', '.join(self.first)}")
+        return runs
 
     def _filled(self, texts: Iterable[str], cell: Cell) -> list[str]:
         known = {**cell, "output_dir": str(self.root)}
@@ -144,11 +143,24 @@ class Runner:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
 
-    def run_all(self, runs: list[Run]) -> list[Run]:
-        """Runs what is not finished yet. Returns the runs that did not finish."""
+    def run_all(self, chains: list[list[Run]]) -> list[Run]:
+        """Runs what is not finished yet: each chain one after the other, chains beside each other, earlier
+        ones first; what several share is run once. Returns the runs that did not finish."""
+        begun: dict[str, Future[bool]] = {}
+        runs: dict[str, Run] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
-            done = list(pool.map(self._run, runs))
-        return [run for run, finished in zip(runs, done, strict=True) if not finished]
+            for chain in chains:
+                before: list[Future[bool]] = []
+                for run in chain:
+                    if run.name not in begun:
+                        # whoever waits was submitted after what it waits for, so somebody always works
+                        begun[run.name] = pool.submit(self._after, tuple(before), run)
+                        runs[run.name] = run
+                    before.append(begun[run.name])
+        return [runs[name] for name, future in begun.items() if not future.result()]
+
+    def _after(self, before: tuple[Future[bool], ...], run: Run) -> bool:
+        return all(future.result() for future in before) and self._run(run)
 
     def stop(self, *_: Any) -> None:
         with self._lock:
@@ -202,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         study = Study(yaml.safe_load(arguments.study.read_text()), arguments.overrides)
         cells = [cell for cell in study.cells if set(arguments.only) <= set(cell.values())]
-        needed = study.needs(cells)
+        chains = [[*study.needs(cell), study.run_of(cell)] for cell in cells]
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         print(f"{arguments.study}: {error}", file=sys.stderr)
         return 2
@@ -211,8 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.table:
         runner = Runner(study.root, arguments.jobs, arguments.threads, devices)
         signal.signal(signal.SIGTERM, runner.stop)
-        for runs in (*needed, [study.run_of(cell) for cell in cells]):
-            failed = failed or runner.run_all(runs)
+        failed = runner.run_all(chains)
         if runner.stopping:
             print("stopped; the same command goes on", file=sys.stderr)
         elif failed:

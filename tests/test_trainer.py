@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import harness
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
 from transmamba import trainer
 from transmamba.data.batch import Batch
@@ -20,6 +22,7 @@ from transmamba.distiller import Distiller
 from transmamba.errors import UserError
 from transmamba.recipe import Stage, TrainerConfig, stage_steps
 from transmamba.registry import LOSSES
+from transmamba.tasks.image_classification import ImageClassification
 from transmamba.tracking import Tracker, read_metrics
 from transmamba.trainer import Trainer, learning_rate, parameter_groups, set_trainable
 
@@ -107,6 +110,45 @@ def test_teacher_forced_stages_train_the_mixers_alone(kind: str) -> None:
     assert {name.removeprefix("student.") for name in trained(model)} >= everything
     set_trainable(model, stage(CE, trainable="mixers"))
     assert all(inside in name for name in trained(model) if name.startswith("student."))
+
+
+def test_a_head_stage_trains_the_classifier_alone(tmp_path: Path) -> None:
+    """Twin runs, with and without the steps: the classifier's two tensors differ, every other is the same."""
+    head = dict(name="head", losses=["cross_entropy"], trainable="head", steps=2, lr=1e-2)
+    student = dict(name="timm", model="vit_tiny_patch16_224", kwargs=harness.TEACHER)
+    recipe = harness.tiny_recipe(tmp_path, teacher=None, init=None, student=student, stages=[head])
+    harness.run_quietly(recipe)
+    trained = load_file(tmp_path / "run" / "student" / "model.safetensors")
+    torch.manual_seed(recipe.seed)
+    fresh = recipe.student.build(num_classes=3).state_dict()
+    changed = {name for name in fresh if not torch.equal(fresh[name], trained[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_a_model_without_a_known_classifier_has_no_head_stage() -> None:
+    model = Distiller(torch.nn.Linear(2, 2), None, CE)
+    with pytest.raises(UserError, match="no classifier by timm's name; use trainable: all"):
+        set_trainable(model, stage(CE, trainable="head"))
+
+
+def test_the_test_set_is_used_once_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = []
+    real = ImageClassification.eval_batches
+
+    def spy(self: ImageClassification, split: str = "test", **options: Any) -> Any:
+        splits.append(split)
+        return real(self, split, **options)
+
+    monkeypatch.setattr(ImageClassification, "eval_batches", spy)
+    recipe = harness.tiny_recipe(tmp_path, task__validation=0.2, task__final_split="test")
+    results = harness.run_quietly(recipe)
+    watched = sum("eval/top1" in row for row in harness.metrics_rows(tmp_path / "run"))
+    assert splits == ["validation"] * watched + ["test", "test"], "student, then teacher"
+    saved = np.load(tmp_path / "run" / "samples.npz")
+    assert len(saved["labels"]) == 11
+    assert results["student"]["top1"] == pytest.approx(
+        100 * (saved["student_pred"] == saved["labels"]).mean()
+    )
 
 
 def test_a_later_stage_trains_what_an_earlier_one_froze() -> None:

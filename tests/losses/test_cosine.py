@@ -14,7 +14,7 @@ from torch import Tensor
 from transmamba.distiller import Distiller
 from transmamba.losses.bidirectional import Bidirectional
 from transmamba.losses.feature import CosineLoss, Feature, adaptive_weights
-from transmamba.outputs import Branches, Output
+from transmamba.outputs import Branches, Capture, Output
 from transmamba.signals import Geometry, Signals, cosine, unit
 
 
@@ -237,3 +237,36 @@ def test_evaluating_a_loss_observes_nothing() -> None:
     assert loss.running.isnan().all()
     distiller.loss(*harness.tiny_batch(3))
     assert not loss.running.isnan().any()
+
+
+@pytest.mark.parametrize("part", [Feature, Bidirectional])
+def test_standardised_features_by_hand(part: Any) -> None:
+    """Cosines of (x - mean) / std, the statistics those of other images; in float64 with numpy."""
+    teacher = harness.tiny_teacher()
+    distiller = Distiller(harness.tiny_student(), teacher, (part(standardize=True),)).eval()
+    calibration, _ = harness.tiny_batch(6, seed=1)
+    aligner = distiller.aligner
+    assert aligner is not None
+    aligner.measure(teacher, [calibration[:4], calibration[4:]])
+    hidden = teacher(calibration, Capture(hidden=frozenset({0, 1}))).hidden
+    means = np.stack([hidden[t].double().numpy().reshape(-1, 16).mean(axis=0) for t in (0, 1)])
+    stds = np.stack([hidden[t].double().numpy().reshape(-1, 16).std(axis=0) for t in (0, 1)])
+    np.testing.assert_allclose(aligner.mean.numpy(), means, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(aligner.std.numpy(), stds, rtol=1e-4)
+
+    images, targets = harness.tiny_batch(3)
+    student: Any = distiller.student
+    layers = {1: 0, 3: 1}
+    output = student.run(images, Capture(hidden=frozenset(layers), branches=frozenset(layers)))
+    guide = teacher(images, Capture(hidden=frozenset({0, 1}))).hidden
+    losses = []
+    for k, t in layers.items():
+        sides = list(output.branches[k]) if part is Bidirectional else [output.hidden[k]]
+        wanted = (guide[t][:, [1, 2, 0, 3, 4]].double().numpy() - means[t]) / stds[t]
+        for side in sides:
+            made = aligner.project(k, side).detach().double().numpy()
+            made = (made - means[t]) / stds[t]
+            lengths = np.linalg.norm(made, axis=-1) * np.linalg.norm(wanted, axis=-1)
+            losses.append(1 - ((made * wanted).sum(-1) / lengths).mean(-1))
+    (term,) = distiller(images, targets).values()
+    np.testing.assert_allclose(float(term.sum.detach()), np.mean(losses, axis=0).sum(), rtol=1e-4)

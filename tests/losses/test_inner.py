@@ -94,3 +94,68 @@ def test_mixer_loss_is_teacher_forced() -> None:
     geometry = geometry_of(harness.tiny_student(), harness.tiny_teacher())
     assert geometry is not None
     assert Mixer().build(geometry).teacher_forced and not Cab().build(geometry).teacher_forced
+
+
+@pytest.mark.parametrize("kind", ["vim", "ssd_vit"])
+def test_triangular_targets_split_attention_in_the_student_s_order(kind: str) -> None:
+    """|z - t|² / |t|² + 2 |s - d|² / |d|², d = (tril(A) - triu(A, 1)) V by loops in float64."""
+    student: Any = harness.tiny_student(kind)
+    distiller = Distiller(student, harness.tiny_teacher(), (Mixer(triangular=2.0),)).eval()
+    plain = Distiller(student, distiller.teacher, (Mixer(),), aligner=distiller.aligner).eval()
+    images, targets = harness.tiny_batch(3)
+    teacher, aligner = distiller.teacher, distiller.aligner
+    assert teacher is not None and aligner is not None
+    guide = teacher(images, Capture(mixers=frozenset({0, 1})))
+    order = [1, 2, 0, 3, 4] if kind == "vim" else [0, 1, 2, 3, 4]
+    extra = 0.0
+    for k, (t, sublayer) in student.mixer_sources(2).items():
+        if sublayer != "attention":
+            continue
+        attention = teacher.view.blocks[t].attention
+        wanted = _split_by_loops(attention, guide.mixers[t]["attention_input"], order)
+        shown = guide.mixers[t]["attention_input"][:, order][..., aligner.places]
+        _, parts = student.mixer(k, shown, Capture(branches=frozenset({k})))
+        made = (parts["spread"] @ aligner.projections[str(k)].weight.T).double()
+        errors = (made - wanted).square().sum(dim=(1, 2)) / wanted.square().sum(dim=(1, 2))
+        extra += 2.0 * float(errors.sum().detach()) / student.num_layers
+    both, without = (float(d(images, targets)["mixer"].sum.detach()) for d in (distiller, plain))
+    assert both - without == pytest.approx(extra, rel=1e-4)
+
+
+def _split_by_loops(attention: Any, x: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """What comes from behind (and the token itself) minus what comes from ahead, (B, L, D) float64, tokens in
+    `order`; the bias, half of each, cancels."""
+    normed = attention.norm(x)[:, order].double()
+    heads = attention.heads
+    q, k, v = (
+        (normed @ p.weight.double().T + p.bias.double()).unflatten(-1, (heads, -1))
+        for p in (attention.q, attention.k, attention.v)
+    )
+    mixed = torch.zeros_like(v)
+    for i in range(v.shape[1]):
+        scores = torch.stack([(q[:, i] * k[:, j]).sum(-1) for j in range(v.shape[1])]) / q.shape[-1] ** 0.5
+        weights = scores.softmax(dim=0)
+        for j in range(v.shape[1]):
+            mixed[:, i] += (1 if j <= i else -1) * weights[j][..., None] * v[:, j]
+    return mixed.flatten(2) @ attention.o.weight.double().T
+
+
+def test_the_directions_of_a_mixer_add_up() -> None:
+    """output + spread is the forward branch: all there is, doubled, where the backward one's D and C are 0."""
+    student: Any = harness.tiny_student("vim")
+    mixer = student.layers[0].mixer
+    with torch.no_grad():
+        mixer.D_b.zero_()
+        mixer.x_proj_b.weight[mixer.rank + mixer.d_state :].zero_()
+        output, parts = student.mixer(0, torch.randn(2, 5, 12), Capture(branches=frozenset({0})))
+    torch.testing.assert_close(output, parts["spread"])
+
+
+def test_triangular_targets_need_one_grid() -> None:
+    student = harness.tiny_student()
+    geometry = geometry_of(student, harness.tiny_teacher())
+    assert geometry is not None
+    with pytest.raises(UserError, match="same patch grid"):
+        Mixer(triangular=1.0).build(replace(geometry, ranks=None))
+    with pytest.raises(ValueError, match="triangular is -1"):
+        Mixer(triangular=-1.0)

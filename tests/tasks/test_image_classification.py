@@ -93,6 +93,14 @@ def test_validation_is_held_out_whatever_else_is_chosen() -> None:
         task.eval_batches("dev", batch_size=5)
 
 
+def test_the_final_split_may_be_the_test_set_where_another_is_watched() -> None:
+    assert _task(validation=0.3).final_split == "validation" and _task().final_split == "test"
+    task = _task(validation=0.3, final_split="test")
+    assert (task.eval_split, task.final_split) == ("validation", "test")
+    with pytest.raises(UserError, match="validation is 0; hold out a share"):
+        _task(final_split="validation")
+
+
 def test_training_stays_within_the_chosen_images_and_resumes() -> None:
     task = _task(fraction=0.5, augment=Augment(crop_padding=1, hflip=True))
     options: dict[str, Any] = {"micro_batch": 4, "accumulation": 2, "seed": 3}

@@ -1,0 +1,109 @@
+"""A Vim whose attention layers begin as averages, against attention that is an average."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import harness
+import pytest
+import torch
+from torch import Tensor, nn
+
+from transmamba import UserError, adapt_teacher, convert
+from transmamba.distiller import Distiller
+from transmamba.layers.bidirectional import BidirectionalMamba
+from transmamba.losses.mixer import Mixer
+from transmamba.subclone import SubcloneConfig
+
+
+def uniform_vit() -> Any:
+    """A random ViT whose queries are zero: every token attends to all alike."""
+    model: Any = harness.tiny_vit()
+    with torch.no_grad():
+        for block in model.blocks:
+            width = block.attn.qkv.in_features
+            block.attn.qkv.weight[:width].zero_()
+            if block.attn.qkv.bias is not None:
+                block.attn.qkv.bias[:width].zero_()
+    return model
+
+
+def converted(images: Tensor, **init: Any) -> tuple[nn.Module, Any]:
+    model = uniform_vit()
+    options = SubcloneConfig(layers="all", mimic=True, fold=True, **init)
+    student, _ = convert(
+        model, "vim_micro_patch2_8", calibration=[images], init=options, **{**SHAPE, "gate_bias": True}
+    )
+    return model, student
+
+
+SHAPE: dict[str, Any] = dict(harness.VIM, img_size=8, embed_dim=16)
+
+
+def attention_cosines(model: nn.Module, student: Any, images: Tensor) -> list[float]:
+    """Cosine of the attention layers with the teacher's, on the teacher's own inputs."""
+    teacher = adapt_teacher(model)
+    teacher.fold()
+    distiller = Distiller(student, teacher, (Mixer(),))
+    similarity = distiller(images, torch.zeros(len(images), dtype=torch.long))["mixer"].parts
+    assert similarity is not None
+    return [float(similarity[k]) / len(images) for k in range(0, 4, 2)]
+
+
+def test_a_mixer_averages_its_values() -> None:
+    """out_proj of the mean over the tokens of V u, in float64, at every token, whatever the sequence."""
+    torch.manual_seed(0)
+    dim, length = 96, 50
+    mixer = BidirectionalMamba(dim, gate_bias=True)
+    u = nn.functional.rms_norm(torch.randn(8, length, dim) + torch.randn(8, 1, dim), (dim,))
+    with torch.no_grad():
+        mixer.mimic_()
+        mixer.in_proj.weight[dim : 2 * dim] = -mixer.in_proj.weight[:dim]
+        mixer.out_proj.weight[:, dim:] = -mixer.out_proj.weight[:, :dim]
+        mixer.average_(length)
+        mixer.level_(mixer(u).parts)
+        made = mixer(u).output.double()
+    values = u.double().mean(dim=1) @ mixer.in_proj.weight[:dim].double().T
+    wanted = (values @ mixer.out_proj.weight[:, :dim].double().T)[:, None]
+    assert float((made - wanted).square().sum() / wanted.expand_as(made).square().sum()) < 0.05
+
+
+def test_uniform_attention_is_closer_than_mamba_s_own_start() -> None:
+    """Cosine with what the teacher's attention adds. Started as Mamba starts, a token passes itself on."""
+    images, _ = harness.tiny_batch(16)
+    averaged = attention_cosines(*converted(images, average=True), images)
+    plain = attention_cosines(*converted(images), images)
+    assert min(averaged) > 0.7 > max(plain) + 0.1, (averaged, plain)
+
+
+def test_values_pass_the_activation_unbent() -> None:
+    """The inner channels' pairs: silu(v) - silu(-v) = v, so doubling the values doubles what is written."""
+    images, _ = harness.tiny_batch(4)
+    _, student = converted(images, average=True)
+    mixer: Any = student.layers[0].mixer  # type: ignore[union-attr,index]
+    half = mixer.inner // 2
+    weight = mixer.in_proj.weight[: mixer.inner]
+    torch.testing.assert_close(weight[:half], -weight[half:])
+    torch.testing.assert_close(mixer.out_proj.weight[:, :half], -mixer.out_proj.weight[:, half:])
+    torch.testing.assert_close(mixer.conv1d.bias[:half], -mixer.conv1d.bias[half:])
+    v = torch.randn(64)
+    torch.testing.assert_close(nn.functional.silu(v) - nn.functional.silu(-v), v)
+
+
+def test_only_attention_layers_that_are_cloned_average() -> None:
+    images, _ = harness.tiny_batch(4)
+    model = uniform_vit()
+    init = SubcloneConfig(layers=2, mimic=True, average=True)
+    student, _ = convert(
+        model, "vim_micro_patch2_8", calibration=[images], init=init, **{**SHAPE, "gate_bias": True}
+    )
+    skips = [bool(layer.mixer.D.any()) for layer in student.layers]  # type: ignore[union-attr]
+    assert skips == [False, True, True, True], "layer 1 is an MLP's, 2 and 3 are not cloned"
+
+
+def test_average_says_what_it_needs() -> None:
+    with pytest.raises(ValueError, match="set mimic to true"):
+        SubcloneConfig(average=True)
+    init = SubcloneConfig(layers="all", mimic=True, average=True, importance="uniform")
+    with pytest.raises(UserError, match="calibration images"):
+        convert(uniform_vit(), "vim_micro_patch2_8", init=init, **{**SHAPE, "gate_bias": True})

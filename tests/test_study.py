@@ -1,0 +1,203 @@
+"""scripts/study.py: which cells, what they need, what a kill leaves, and that a cell's folder rebuilds it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from transmamba import config as configs
+from transmamba.recipe import Recipe
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+import study as studies  # noqa: E402
+
+
+def plain(**changes: Any) -> dict[str, Any]:
+    return {
+        "output_dir": "runs/s",
+        "common": ["a=1"],
+        "first": {
+            "teacher": ["config=t.yaml"],
+            "head.${share}": ["config=h.yaml", "model=${output_dir}/teacher", "fraction=${part}"],
+        },
+        "axes": {
+            "arm": {"free": ["x=0"], "taught": {"needs": ["teacher", "head.${share}"], "set": ["x=1"]}},
+            "share": {"5%": {"let": {"part": 0.05}, "set": ["fraction=${part}"]}, "all": []},
+        },
+        "report": {"metric": "top1", "rows": ["arm"], "columns": "share"},
+        **changes,
+    }
+
+
+def test_a_cell_is_its_labels_and_their_overrides() -> None:
+    study = studies.Study(plain(), ["b=2"])
+    assert [".".join(cell.values()) for cell in study.cells] == [
+        "free.5%", "free.all", "taught.5%", "taught.all",
+    ]  # fmt: skip
+    assert study.run_of(study.cells[0]) == studies.Run("free.5%", ("a=1", "x=0", "fraction=0.05", "b=2"))
+
+
+def test_what_cells_need_is_made_once_and_in_order() -> None:
+    study = studies.Study(plain())
+    free, _, taught, other = study.cells
+    assert study.needs(free) == []
+    assert [run.name for run in study.needs(other)] == ["teacher", "head.all"]
+    teacher, head = study.needs(taught)
+    assert teacher.name == "teacher" and teacher.overrides == ("config=t.yaml",)
+    assert head.overrides == ("config=h.yaml", "model=runs/s/teacher", "fraction=0.05")
+
+
+def test_runs_wait_for_what_they_need_and_shared_ones_run_once(tmp_path: Path) -> None:
+    """With one job and with many, on a stand-in for the recipe: the order in which runs begin and end."""
+    for jobs in (1, 5):
+        events: list[str] = []
+
+        class Recorder(studies.Runner):
+            def _run(self, run: Any) -> bool:
+                events.append(f"+{run.name}")
+                time.sleep(0.05)
+                events.append(f"-{run.name}")  # noqa: B023
+                return run.name != "broken"
+
+        named = {name: studies.Run(name, ()) for name in ("t", "h1", "h2", "broken", "a", "b", "c", "d")}
+        chains = [["t", "h1", "a"], ["t", "h1", "b"], ["t", "h2", "c"], ["broken", "d"]]
+        failed = Recorder(tmp_path, jobs, 1, []).run_all(
+            [[named[name] for name in chain] for chain in chains]
+        )
+        assert [run.name for run in failed] == ["broken", "d"] and "+d" not in events
+        assert sorted(event for event in events if event[0] == "+") == [
+            "+a", "+b", "+broken", "+c", "+h1", "+h2", "+t",
+        ]  # fmt: skip
+        for need, run in (("t", "h1"), ("t", "h2"), ("h1", "a"), ("h1", "b"), ("h2", "c")):
+            assert events.index(f"-{need}") < events.index(f"+{run}")
+        if jobs == 1:
+            assert events[0::2] == ["+t", "+h1", "+a", "+b", "+h2", "+c", "+broken"], "earlier chains first"
+
+
+def test_blocks_of_cells_are_priorities() -> None:
+    study = studies.Study(plain(cells=[{"arm": "taught", "share": "all"}, {"share": ["5%", "all"]}]))
+    assert [".".join(cell.values()) for cell in study.cells] == [
+        "taught.all", "free.5%", "free.all", "taught.5%",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cells": [{"arms": "free"}]}, "unknown axis 'arms'; known: arm, share"),
+        ({"cells": [{"share": "6%"}]}, "share has no '6%'; known: 5%, all"),
+        ({"axes": {"arm": {"a": {"need": []}}}}, "unknown key 'need'"),
+        ({"first": {}}, "no 'teacher' in first"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(plain(output_dir=str(tmp_path / "out"), **changes)))
+    assert studies.main([str(path)]) == 2
+    error = capsys.readouterr().err
+    known = [said] if "teacher" not in said else [said, "in first"]
+    assert error.count("\n") == 1 and any(text in error for text in known)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A study of four tiny cells on synthetic images; two need a teacher, which the study trains."""
+    recipe = configs.dump(harness.tiny_recipe(tmp_path))
+    (tmp_path / "student.yaml").write_text(yaml.safe_dump(recipe))
+    teacher = {key: recipe[key] for key in ("output_dir", "task", "trainer")}
+    teacher["student"] = {"name": "timm", "model": "vit_tiny_patch16_224", "kwargs": harness.TEACHER}
+    teacher["stages"] = [{"name": "labels", "losses": ["cross_entropy"], "steps": 3}]
+    (tmp_path / "teacher.yaml").write_text(yaml.safe_dump(teacher))
+    labels = [{"name": "labels", "losses": ["cross_entropy"], "steps": 6}]
+    study = {
+        "output_dir": str(tmp_path / "out"),
+        "first": {"teacher": [f"config={tmp_path / 'teacher.yaml'}"]},
+        "axes": {
+            "arm": {
+                "full": {
+                    "needs": ["teacher"],
+                    "set": [f"config={tmp_path / 'student.yaml'}", "teacher.model=${output_dir}/teacher"],
+                },
+                "scratch": [
+                    f"config={tmp_path / 'student.yaml'}", "init=null", f"stages={json.dumps(labels)}",
+                ],
+            },
+            "seed": {"s0": ["seed=0"], "s1": ["seed=1"]},
+        },
+        "report": {"metric": "top1", "rows": ["arm"], "columns": "seed"},
+    }  # fmt: skip
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return path
+
+
+def start(path: Path) -> subprocess.Popen[bytes]:
+    """In a process group of its own, so that a kill reaches the cells as a job scheduler's does."""
+    command = [sys.executable, str(ROOT / "scripts" / "study.py"), str(path), "--jobs", "2"]
+    return subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+
+def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        path.parent.name: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.glob("*/results.json")
+    }
+
+
+def test_a_killed_study_goes_on_and_a_cell_rebuilds_from_its_config(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(small)
+    deadline = time.monotonic() + 240
+    while len(finished(out)) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = finished(out)
+    assert 2 <= len(before) < 5, "the teacher and one cell at least, and not all"
+    assert start(small).wait(timeout=240) == 0
+    after = finished(out)
+    assert set(after) == {"teacher", "full.s0", "full.s1", "scratch.s0", "scratch.s1"}
+    assert {name: after[name] for name in before} == before, "no finished run is repeated"
+    assert (out / "table.md").read_text().count("\n| ") == 2
+
+    recipe = configs.load(Recipe, out / "full.s1" / "config.yaml", [f"output_dir={tmp_path / 'again'}"])
+    again = harness.run_quietly(recipe)
+    old = json.loads(after["full.s1"][1])
+    assert harness.without_timing(again) == harness.without_timing(old)
+    mine, theirs = (
+        load_file(folder / "student" / "model.safetensors")
+        for folder in (tmp_path / "again", out / "full.s1")
+    )
+    assert mine.keys() == theirs.keys() and all(bool((mine[k] == theirs[k]).all()) for k in mine)
+
+
+def test_sigterm_saves_the_cells_and_begins_no_other(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = start(small)
+    deadline = time.monotonic() + 240
+    while not list(out.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    process.wait(timeout=120)
+    time.sleep(0.5)
+    running = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout
+    assert not running.strip(), "every cell has ended"
+    assert len(finished(out)) < 5
