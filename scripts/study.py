@@ -170,8 +170,8 @@ class Runner:
 
     def _run(self, run: Run) -> bool:
         folder = self.root / run.name
-        if (folder / "results.json").is_file():
-            return True
+        if (folder / "results.json").is_file() or self.stopping:
+            return (folder / "results.json").is_file()
         configs = [item.removeprefix("config=") for item in run.overrides if item.startswith("config=")]
         rest = [item for item in run.overrides if not item.startswith("config=")]
         command = [sys.executable, str(RECIPE_SCRIPT), "--config", configs[-1], f"output_dir={folder}", *rest]

@@ -59,23 +59,26 @@ def test_what_cells_need_is_made_once_and_in_order() -> None:
     assert head.overrides == ("config=h.yaml", "model=runs/s/teacher", "fraction=0.05")
 
 
+class Recorder(studies.Runner):
+    """Notes when a run begins and ends, in place of running it."""
+
+    events: list[str]
+
+    def _run(self, run: Any) -> bool:
+        self.events.append(f"+{run.name}")
+        time.sleep(0.05)
+        self.events.append(f"-{run.name}")
+        return run.name != "broken"
+
+
 def test_runs_wait_for_what_they_need_and_shared_ones_run_once(tmp_path: Path) -> None:
     """With one job and with many, on a stand-in for the recipe: the order in which runs begin and end."""
     for jobs in (1, 5):
-        events: list[str] = []
-
-        class Recorder(studies.Runner):
-            def _run(self, run: Any) -> bool:
-                events.append(f"+{run.name}")
-                time.sleep(0.05)
-                events.append(f"-{run.name}")  # noqa: B023
-                return run.name != "broken"
-
+        runner = Recorder(tmp_path, jobs, 1, [])
+        events = runner.events = []
         named = {name: studies.Run(name, ()) for name in ("t", "h1", "h2", "broken", "a", "b", "c", "d")}
         chains = [["t", "h1", "a"], ["t", "h1", "b"], ["t", "h2", "c"], ["broken", "d"]]
-        failed = Recorder(tmp_path, jobs, 1, []).run_all(
-            [[named[name] for name in chain] for chain in chains]
-        )
+        failed = runner.run_all([[named[name] for name in chain] for chain in chains])
         assert [run.name for run in failed] == ["broken", "d"] and "+d" not in events
         assert sorted(event for event in events if event[0] == "+") == [
             "+a", "+b", "+broken", "+c", "+h1", "+h2", "+t",

@@ -141,7 +141,7 @@ def _split_by_loops(attention: Any, x: torch.Tensor, order: list[int]) -> torch.
 
 
 def test_the_directions_of_a_mixer_add_up() -> None:
-    """output + spread is the forward branch: all there is, doubled, where the backward one's D and C are 0."""
+    """output + spread is the forward branch, output - spread the backward one: 0 where its D and C are."""
     student: Any = harness.tiny_student("vim")
     mixer = student.layers[0].mixer
     with torch.no_grad():
