@@ -64,9 +64,17 @@ class Fake:
         self.path.write_text(yaml.safe_dump(study | changes, sort_keys=False, allow_unicode=True))
 
     def finish(
-        self, arm: str, fraction: str, seed: str, right: int, shift: int = 0, minutes: float = 2.0
+        self,
+        arm: str,
+        fraction: str,
+        seed: str,
+        right: int,
+        shift: int = 0,
+        minutes: float = 2.0,
+        watched: float | None = None,
     ) -> Path:
-        """A finished run, right on `right` of 400 images, which begin at image `shift`."""
+        """A finished run, right on `right` of 400 images, which begin at image `shift`, and with `watched`
+        percent on the validation split."""
         folder = self.runs / f"transfer.vim.{arm}.{fraction}.{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         labels = np.arange(IMAGES) % 10
@@ -83,7 +91,7 @@ class Fake:
             for step in (10, 20, 30)
         ]
         rows.insert(2, {"step": 20, "eval/top1": right / 8})
-        rows.append({"step": 30, "samples": 240, "eval/top1": right / 4})
+        rows.append({"step": 30, "samples": 240, "eval/top1": right / 4 if watched is None else watched})
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         (folder / "config.yaml").write_text("task: {validation: 0.1}\n")
         (folder / "environment.json").write_text(json.dumps({"commit": "abc", "device": "a GPU"}))
@@ -249,7 +257,19 @@ def test_the_bars(fake: Fake) -> None:
     assert names[2] == "`full` above `kl` at every fraction up to 50%"
     assert kl.startswith("not run at 25%; elsewhere ahead by 25.00 or more (")
     assert cab.startswith("missed by 0.50 at 50% (")
-    assert half.startswith("missed by 0.50 at 100% (")
+    assert half.startswith("missed by 3.50 at 100% ("), "beside scratch_long, the better of two"
+
+
+def test_the_baseline_is_chosen_on_the_validation_split(fake: Fake) -> None:
+    for seed in ("s0", "s1"):
+        fake.finish("scratch", "100%", seed, 320, watched=81)
+        fake.finish("scratch_long", "100%", seed, 332, watched=79)
+        fake.finish("full", "50%", seed, 340)
+    fake.collect()
+    fake.render()
+    text = fake.page.read_text()
+    assert "the best from scratch (`scratch`) at 100%: **met by 5.00" in text
+    assert "`full` − `scratch_long`" not in text
 
 
 def test_bars_that_did_not_run_say_so(fake: Fake) -> None:
