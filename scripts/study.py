@@ -15,8 +15,8 @@ cells:      which cells, in this order: a list of axis -> label or labels (an ax
             default the whole grid
 report:     metric of results.json, rows and columns of the table that is printed
 
-In names and overrides `${axis}` stands for the cell's label, `${name}` for what a label lets it be,
-`${output_dir}` for the study's folder.
+An override is text, `key=value`, or a mapping of keys and values. In names and overrides `${axis}` stands for
+the cell's label, `${name}` for what a label lets it be, `${output_dir}` for the study's folder.
 """
 
 from __future__ import annotations
@@ -66,7 +66,19 @@ class Label:
         if unknown := set(full) - {"set", "needs", "let"}:
             raise ValueError(f"axes: unknown key {unknown.pop()!r}; write overrides, or set, needs, let")
         let = {name: str(item) for name, item in (full.get("let") or {}).items()}
-        return cls(tuple(full.get("set") or ()), tuple(full.get("needs") or ()), let)
+        return cls(tuple(as_overrides(full.get("set"))), tuple(full.get("needs") or ()), let)
+
+
+def as_overrides(items: Any) -> list[str]:
+    """Overrides as text: `a.b=c` as it is written, a mapping a.b: VALUE as one for each of its keys."""
+    texts = []
+    for item in items or ():
+        texts += (
+            [f"{key}={json.dumps(value)}" for key, value in item.items()]
+            if isinstance(item, dict)
+            else [item]
+        )
+    return texts
 
 
 class Study:
@@ -79,8 +91,8 @@ class Study:
             axis: {str(label): Label.read(value) for label, value in labels.items()}
             for axis, labels in data["axes"].items()
         }
-        self.common: list[str] = data.get("common") or []
-        self.first: dict[str, list[str]] = data.get("first") or {}
+        self.common = as_overrides(data.get("common"))
+        self.first = {name: as_overrides(items) for name, items in (data.get("first") or {}).items()}
         self.overrides = tuple(overrides)
         self.cells = list(self._select(data.get("cells") or [{}]))
 

@@ -204,3 +204,10 @@ def test_sigterm_saves_the_cells_and_begins_no_other(small: Path, tmp_path: Path
     running = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout
     assert not running.strip(), "every cell has ended"
     assert len(finished(out)) < 5
+
+
+def test_overrides_may_be_mappings() -> None:
+    data = plain(common=["a=1", {"b.c": 0.5, "stages": [{"name": "x", "share": "${part}"}]}])
+    study = studies.Study(data)
+    run = study.run_of(study.cells[0])
+    assert run.overrides[:3] == ("a=1", "b.c=0.5", 'stages=[{"name": "x", "share": "0.05"}]')
