@@ -158,18 +158,31 @@ def figures(study: Study, place: Place, folder: Path, root: Path) -> Iterable[st
     name, kind = figure_name(place), "validation" if _validated(study, place) else "test"
     teacher = values(study, place, study.arms, study.fractions, "teacher_top1")
     level = statistics.mean(teacher) if teacher else None
-    draw_fractions(points(study, place), study.arms, level, title(place), folder / f"{name}-fraction.png")
+    shown = drawn(study, place)
+    draw_fractions(points(study, place, shown), shown, level, title(place), folder / f"{name}-fraction.png")
     yield _link(f"{title(place)}: top-1 against share of the data", folder / f"{name}-fraction.png", root)
-    found = curves(study, place)
+    found = curves(study, place, shown)
     if any(found.values()):
-        draw_curves(found, study.arms, f"{kind} top-1 (%)", title(place), folder / f"{name}-images.png")
+        draw_curves(found, shown, f"{kind} top-1 (%)", title(place), folder / f"{name}-images.png")
         yield _link(f"{title(place)}: {kind} top-1 against images seen", folder / f"{name}-images.png", root)
 
 
-def points(study: Study, place: Place) -> dict[str, Points]:
+def drawn(study: Study, place: Place) -> list[str]:
+    """The arms of the figures: those that ran with two shares of the data or more, and every baseline; all
+    where that is none. A race of many arms at one share is for the table."""
+    best = {group[0] for fraction in study.fractions if (group := study.baseline(place, fraction))}
+    wide = [
+        arm
+        for arm in study.arms
+        if arm in best or sum(bool(study.group(place, (arm, fraction))) for fraction in study.fractions) > 1
+    ]
+    return wide or study.arms
+
+
+def points(study: Study, place: Place, arms: list[str]) -> dict[str, Points]:
     """arm -> (share in percent, mean top-1, deviation over seeds, 0 of one), of the arms that ran."""
     found: dict[str, Points] = {}
-    for arm in study.arms:
+    for arm in arms:
         for fraction in study.fractions:
             if group := study.group(place, (arm, fraction)):
                 top1 = study.top1[group]
@@ -178,12 +191,12 @@ def points(study: Study, place: Place) -> dict[str, Points]:
     return found
 
 
-def curves(study: Study, place: Place) -> dict[str, Curves]:
+def curves(study: Study, place: Place, arms: list[str]) -> dict[str, Curves]:
     """fraction -> arm -> (images seen, top-1), the mean over seeds where all of them have been evaluated."""
     found: dict[str, Curves] = {}
     for fraction in study.fractions:
         found[fraction] = {}
-        for arm in study.arms:
+        for arm in arms:
             of_seeds = [study.cells[index]["curve"] for index in study.group(place, (arm, fraction))]
             of_seeds = [np.array(curve, dtype=float) for curve in of_seeds if curve]
             if of_seeds:
