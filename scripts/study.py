@@ -22,122 +22,22 @@ the cell's label, `${name}` for what a label lets it be, `${output_dir}` for the
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import signal
 import statistics
-import string
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import yaml
+from study_file import Run, Study
 
 RECIPE_SCRIPT = Path(__file__).resolve().parent.parent / "recipes" / "distill.py"
-Cell = dict[str, str]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One recipe to run: its folder's name and its overrides, `config=RECIPE` among them."""
-
-    name: str
-    overrides: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Label:
-    """What a cell with this label sets, which runs it needs, and values for its templates."""
-
-    set: tuple[str, ...]
-    needs: tuple[str, ...]
-    let: dict[str, str]
-
-    @classmethod
-    def read(cls, value: Any) -> Label:
-        full = value if isinstance(value, dict) else {"set": value}
-        if unknown := set(full) - {"set", "needs", "let"}:
-            raise ValueError(f"axes: unknown key {unknown.pop()!r}; write overrides, or set, needs, let")
-        let = {name: str(item) for name, item in (full.get("let") or {}).items()}
-        return cls(tuple(as_overrides(full.get("set"))), tuple(full.get("needs") or ()), let)
-
-
-def as_overrides(items: Any) -> list[str]:
-    """Overrides as text: `a.b=c` as it is written, a mapping a.b: VALUE as one for each of its keys."""
-    texts = []
-    for item in items or ():
-        texts += (
-            [f"{key}={json.dumps(value)}" for key, value in item.items()]
-            if isinstance(item, dict)
-            else [item]
-        )
-    return texts
-
-
-class Study:
-    """A study file, read. Raises ValueError naming what does not fit in it."""
-
-    def __init__(self, data: dict[str, Any], overrides: Iterable[str] = ()) -> None:
-        self.root = Path(data["output_dir"])
-        self.report: dict[str, Any] = data["report"]
-        self.axes = {
-            axis: {str(label): Label.read(value) for label, value in labels.items()}
-            for axis, labels in data["axes"].items()
-        }
-        self.common = as_overrides(data.get("common"))
-        self.first = {name: as_overrides(items) for name, items in (data.get("first") or {}).items()}
-        self.overrides = tuple(overrides)
-        self.cells = list(self._select(data.get("cells") or [{}]))
-
-    def _select(self, blocks: list[dict[str, Any]]) -> Iterable[Cell]:
-        """The blocks' cells, each once, in their order."""
-        seen: set[str] = set()
-        for block in blocks:
-            if unknown := set(block) - set(self.axes):
-                raise ValueError(f"cells: unknown axis {unknown.pop()!r}; known: {', '.join(self.axes)}")
-            choices = []
-            for axis, labels in self.axes.items():
-                wanted = block.get(axis, list(labels))
-                chosen = [str(label) for label in (wanted if isinstance(wanted, list) else [wanted])]
-                for label in chosen:
-                    if label not in labels:
-                        raise ValueError(f"cells: {axis} has no {label!r}; known: {', '.join(labels)}")
-                choices.append(chosen)
-            for labels_ in itertools.product(*choices):
-                if ".".join(labels_) not in seen:
-                    seen.add(".".join(labels_))
-                    yield dict(zip(self.axes, labels_, strict=True))
-
-    def run_of(self, cell: Cell) -> Run:
-        own = (item for axis, label in cell.items() for item in self.axes[axis][label].set)
-        chosen = [*self.common, *own]
-        return Run(".".join(cell.values()), (*self._filled(chosen, cell), *self.overrides))
-
-    def needs(self, cell: Cell) -> list[Run]:
-        """The runs that a cell needs, in the order of `first`."""
-        named = [item for axis, label in cell.items() for item in self.axes[axis][label].needs]
-        wanted = set(self._filled(named, cell))
-        runs = []
-        for name, overrides in self.first.items():
-            (filled,) = self._filled([name], cell)
-            if filled in wanted:
-                runs.append(Run(filled, (*self._filled(overrides, cell), *self.overrides)))
-        if missing := wanted - {run.name for run in runs}:
-            raise ValueError(f"needs: no {missing.pop()!r} in first; known: {', '.join(self.first)}")
-        return runs
-
-    def _filled(self, texts: Iterable[str], cell: Cell) -> list[str]:
-        known = {**cell, "output_dir": str(self.root)}
-        for axis, label in cell.items():
-            known |= self.axes[axis][label].let
-        return [string.Template(text).safe_substitute(known) for text in texts]
 
 
 class Runner:
@@ -184,9 +84,8 @@ class Runner:
         folder = self.root / run.name
         if (folder / "results.json").is_file() or self.stopping:
             return (folder / "results.json").is_file()
-        configs = [item.removeprefix("config=") for item in run.overrides if item.startswith("config=")]
         rest = [item for item in run.overrides if not item.startswith("config=")]
-        command = [sys.executable, str(RECIPE_SCRIPT), "--config", configs[-1], f"output_dir={folder}", *rest]
+        command = [sys.executable, str(RECIPE_SCRIPT), "--config", run.config, f"output_dir={folder}", *rest]
         self.root.mkdir(parents=True, exist_ok=True)
         device = self.slots.get()
         try:
@@ -226,6 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         study = Study(yaml.safe_load(arguments.study.read_text()), arguments.overrides)
         cells = [cell for cell in study.cells if set(arguments.only) <= set(cell.values())]
+        if not cells:
+            raise ValueError(f"no cell is called {' '.join(arguments.only)}")
         chains = [[*study.needs(cell), study.run_of(cell)] for cell in cells]
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         print(f"{arguments.study}: {error}", file=sys.stderr)

@@ -36,6 +36,25 @@ TIMING = frozenset(
 TEACHER = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 VIM = dict(patch_size=4, embed_dim=12, depth=4, d_state=4)
 
+# What the CIFAR-10 recipe is made of, as changes of a tiny recipe.
+FULL_METHOD: dict[str, Any] = dict(
+    init=dict(layers="all", calibration_images=8, mimic=True, fold=True, average=True),
+    stages=[
+        dict(name="align", losses=[dict(name="mixer", triangular=1.0)], steps=5, lr=3e-3),
+        dict(
+            name="distill",
+            losses=[
+                "kl",
+                dict(name="feature", standardize=True),
+                dict(name="bidirectional", standardize=True),
+            ],
+            steps=8,
+            lr=3e-3,
+            token_fraction=0.6,
+        ),
+    ],
+)
+
 _context = multiprocessing.get_context("forkserver")
 # What a run imports at once or later; this file itself is not on the forkserver's path.
 _PARTS = ("run", "launch", "students.vim", "students.ssd_vit", "teachers.auto", "tasks.image_classification")

@@ -101,14 +101,17 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
 
 
 @pytest.mark.parametrize(
-    ("accumulation", "student"), [(1, "vim"), (2, "vim"), (6, "vim"), (1, "ssd_vit"), (1, "hybrid")]
+    ("accumulation", "student"),
+    [(1, "vim"), (2, "vim"), (6, "vim"), (2, "full method"), (1, "ssd_vit"), (1, "hybrid")],
 )
 def test_a_recorded_run_is_the_run(
     tmp_path: Path, stand_in: type[StandIn], accumulation: int, student: str
 ) -> None:
     """Weights and log bit for bit, through both stages, drawn tokens and drop path included."""
     changes: dict[str, Any] = {}
-    if student != "vim":
+    if student == "full method":
+        changes = dict(harness.FULL_METHOD)
+    elif student != "vim":
         layers = [0] if student == "hybrid" else []
         changes["student"] = dict(name="ssd_vit", attention_layers=layers, kwargs=dict(drop_path_rate=0.1))
     for name, graphs in (("plain", False), ("graphs", True)):

@@ -12,6 +12,7 @@ from typing import Any
 import harness
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
@@ -24,7 +25,7 @@ from transmamba.recipe import Stage, TrainerConfig, stage_steps
 from transmamba.registry import LOSSES
 from transmamba.tasks.image_classification import ImageClassification
 from transmamba.tracking import Tracker, read_metrics
-from transmamba.trainer import Trainer, learning_rate, parameter_groups, set_trainable
+from transmamba.trainer import Trainer, learning_rate, parameter_groups, set_trainable, set_training
 
 CE = (LOSSES["cross_entropy"](),)
 MIXER = (LOSSES["mixer"](),)
@@ -129,6 +130,22 @@ def test_a_model_without_a_known_classifier_has_no_head_stage() -> None:
     model = Distiller(torch.nn.Linear(2, 2), None, CE)
     with pytest.raises(UserError, match="no classifier by timm's name; use trainable: all"):
         set_trainable(model, stage(CE, trainable="head"))
+
+
+def test_a_head_stage_knows_what_it_can_train() -> None:
+    with pytest.raises(ValueError, match="losses on the logits alone"):
+        stage(MIXER, trainable="head")
+    torch.manual_seed(0)
+    deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, **harness.TEACHER)
+    model = Distiller(deit, None, CE)
+    set_trainable(model, stage(CE, trainable="head"))
+    assert trained(model) == {
+        f"student.{head}.{part}" for head in ("head", "head_dist") for part in ("weight", "bias")
+    }
+    set_training(model, stage(CE, trainable="head"))
+    assert not any(module.training for module in deit.modules())
+    set_training(model, stage(CE))
+    assert all(module.training for module in deit.modules())
 
 
 def test_the_test_set_is_used_once_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,8 @@ class Aligner(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(num_blocks, teacher_width))
         self.register_buffer("std", torch.ones(num_blocks, teacher_width))
+        self.measured = False  # whether they are the teacher's, here or in the checkpoint that was loaded
+        self.register_load_state_dict_post_hook(_loaded)
         self.projections = nn.ModuleDict()
         for k in sorted(set(layers)):
             linear = nn.Linear(student_width, teacher_width, bias=False)
@@ -84,7 +86,7 @@ class Aligner(nn.Module):
     @torch.no_grad()
     def measure(self, teacher: Teacher, batches: Iterable[Tensor]) -> None:
         """Take each channel's mean and standard deviation after every block from images (B, C, H, W), fixed
-        from then on. Without it features are standardised by 0 and 1, that is not at all."""
+        from then on."""
         blocks = range(len(self.mean))
         count = 0
         total, squares = torch.zeros(2, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
@@ -98,9 +100,18 @@ class Aligner(nn.Module):
         mean = total / count
         self.mean.copy_(mean)
         self.std.copy_((squares / count - mean.square()).clamp_min(1e-12).sqrt())
+        self.measured = True
 
     def standardise(self, blocks: Sequence[int], x: Tensor) -> Tensor:
-        """Features (..., n, B, M, T) in units of the teacher's statistics after `blocks`."""
+        """Features (..., n, B, M, T) in units of the teacher's statistics after `blocks`.
+
+        Raises UserError before they were measured.
+        """
+        if not self.measured:
+            raise UserError(
+                "standardize needs the teacher's statistics; call distiller.aligner.measure(teacher, batches) "
+                "with some training images first"
+            )
         # stacked, since indexing with a list would copy it to the GPU at every use
         mean, std = (torch.stack([of[t] for t in blocks])[:, None, None] for of in (self.mean, self.std))
         return (x - mean.to(x.dtype)) / std.to(x.dtype)
@@ -157,6 +168,10 @@ class Aligner(nn.Module):
         out[:, self._resized_patches] = patches.flatten(2).transpose(1, 2)
         out[:, self._special] = x.index_select(1, self._special)
         return out
+
+
+def _loaded(aligner: Aligner, _: object) -> None:
+    aligner.measured = True
 
 
 def _places(student_width: int, teacher_width: int, kept: Tensor | None) -> Tensor:

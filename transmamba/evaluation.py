@@ -86,7 +86,8 @@ def metrics(predictions: Predictions) -> dict[str, float]:
     ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices
     hits = ranked == labels[:, None]
     return {
-        "top1": 100 * hits[:, 0].double().mean().item(),
+        # argmax, as everywhere else: topk may order equal logits differently
+        "top1": 100 * (logits.argmax(dim=-1) == labels).double().mean().item(),
         "top5": 100 * hits.any(dim=1).double().mean().item(),
         "ece": 100 * expected_calibration_error(logits, labels),
         "nll": F.cross_entropy(logits.double(), labels).item(),

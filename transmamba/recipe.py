@@ -57,6 +57,8 @@ class Stage:
             raise ValueError("losses is empty; name at least one, such as cross_entropy")
         if not 0 < self.token_fraction <= 1:
             raise ValueError(f"token_fraction is {self.token_fraction}; write a share above 0, at most 1")
+        if self.trainable == "head" and not all(getattr(loss, "uses_logits", False) for loss in self.losses):
+            raise ValueError("trainable head needs losses on the logits alone: cross_entropy, kl")
         check_optimizer(self)
         for key in ("min_lr", "clip", "cloned_lr_scale"):
             if not 0 <= getattr(self, key) < math.inf:

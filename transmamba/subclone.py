@@ -17,7 +17,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,6 +78,9 @@ class SubcloneConfig:
     def __post_init__(self) -> None:
         if self.importance == "change" and not self.base:
             raise ValueError("importance 'change' compares with the teacher before fine-tuning; set `base`")
+        for name in ("calibration_images", "calibrate"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; write a number of images, 0 for none")
         if self.average and not self.mimic:
             raise ValueError("average needs the identity convolutions of mimic; set mimic to true")
         known = isinstance(self.layers, int) or self.layers in ("all", "half", None)
@@ -87,8 +90,6 @@ class SubcloneConfig:
             )
         if self.rotate == "pca":
             self._check_rotation()
-        if self.calibrate < 0:
-            raise ValueError(f"calibrate is {self.calibrate}; write a number of images, 0 for none")
         if not 0 < self.ridge < math.inf:
             raise ValueError(f"ridge is {self.ridge}; write a number above 0, such as 0.001")
 
@@ -362,15 +363,22 @@ def mimic(student: Student, layers: int) -> None:
         module.mimic_()
 
 
-def _average(student: Student, num_blocks: int, layers: int, calibration: Iterable[Tensor]) -> None:
-    """Let those of the first `layers` mixers that stand in for attention, and know how, begin as averages."""
-    images = next(iter(calibration), None)
-    if images is None:
-        raise UserError("init.average needs calibration images; set init.calibration_images above 0")
+def _average(student: Student, num_blocks: int, layers: int, calibration: Sequence[Tensor]) -> None:
+    """Let those of the first `layers` mixers that stand in for attention begin as averages."""
+    assert isinstance(student, nn.Module), "a student is a module"
     start = getattr(student, "average_", None)
+    if start is None:
+        raise UserError("init.average is for students whose attention layers are scans; set it to false")
+    if not calibration:
+        raise UserError("init.average needs calibration images; set init.calibration_images above 0")
+    device = next(student.parameters()).device
+    batches = [images.to(device) for images in calibration]
+    was_training = student.training
+    student.eval()  # without dropped paths
     for k, (_, sublayer) in sorted(student.mixer_sources(num_blocks).items()):
-        if start is not None and sublayer == "attention" and k < layers:
-            start(k, images)
+        if sublayer == "attention" and k < layers:
+            start(k, batches)
+    student.train(was_training)
 
 
 def cloned_layers(student: Student, config: SubcloneConfig) -> int:

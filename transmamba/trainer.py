@@ -126,7 +126,7 @@ class Trainer:
         self, index: int, stage: Stage, steps: int, distiller: Distiller, cloned: set[str]
     ) -> None:
         set_trainable(distiller, stage)
-        distiller.train()
+        set_training(distiller, stage)
         distiller.to(self.accelerator.device)  # before the optimizer looks where the parameters are
         optimizer = make_optimizer(distiller, stage, cloned)
         model, optimizer = self.accelerator.prepare(distiller, optimizer)
@@ -148,7 +148,7 @@ class Trainer:
             if self.evaluate and _due(self.progress.stage_step, self.config.eval_every, done):
                 row = {f"eval/{key}": value for key, value in self.evaluate(distiller.student).items()}
                 self.tracker.log({"samples": self.progress.samples, **row}, self.progress.step)
-                distiller.train()
+                set_training(distiller, stage)
             stopping = self._should_stop()
             if stopping or _due(self.progress.stage_step, self.config.save_every, done):
                 self.progress.metrics_offset = self.tracker.offset()
@@ -330,7 +330,9 @@ def set_trainable(distiller: Distiller, stage: Stage) -> None:
     if stage.trainable == "mixers" or (stage.trainable == "auto" and distiller.teacher_forced):
         trained = _named(stage, student, "mixer_parameters", "mixers to train alone")()
     elif stage.trainable == "head":
-        head = set(_named(stage, student, "get_classifier", "classifier by timm's name")().parameters())
+        found = _named(stage, student, "get_classifier", "classifier by timm's name")()
+        heads = found if isinstance(found, tuple) else (found,)  # a distilled DeiT has two
+        head = {parameter for module in heads for parameter in module.parameters()}
         trained = {name for name, parameter in student.named_parameters() if parameter in head}
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name in trained)
@@ -338,6 +340,13 @@ def set_trainable(distiller: Distiller, stage: Stage) -> None:
         used = distiller.used_projections()
         for k, projection in distiller.aligner.projections.items():
             projection.requires_grad_(int(k) in used)
+
+
+def set_training(distiller: Distiller, stage: Stage) -> None:
+    """Training mode; below a head that is trained alone nothing is dropped and no statistics move."""
+    distiller.train()
+    if stage.trainable == "head":
+        distiller.student.eval()
 
 
 def _named(stage: Stage, student: nn.Module, member: str, what: str) -> Any:

@@ -75,6 +75,16 @@ def test_the_same_student(folder: Path) -> None:
     assert float((gap / sum(weight.square().sum() for weight in one.values())).sqrt()) < 1e-4
 
 
+def test_the_full_method_on_two_processes(folder: Path) -> None:
+    """Averages and statistics are those of one process: both ranks look at the same calibration images."""
+    changes = dict(harness.FULL_METHOD)
+    harness.finish(harness.start(harness.run_quietly, recipe_of(folder, "full_one", 4, **changes)))
+    harness.in_ranks(2, harness.run_quietly, recipe_of(folder, "full_two", 2, **changes))
+    one, two = (load_file(folder / name / "student/model.safetensors") for name in ("full_one", "full_two"))
+    gap = sum((one[name] - two[name]).square().sum() for name in one)
+    assert float((gap / sum(weight.square().sum() for weight in one.values())).sqrt()) < 1e-4
+
+
 def test_the_same_results_written_once(folder: Path) -> None:
     """The test images of both ranks come together in order, each once."""
     notes = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]

@@ -16,6 +16,7 @@ from typing import Any
 import harness
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import transmamba.checkpoint
 import transmamba.run
@@ -312,6 +313,31 @@ def test_a_start_from_calibration_images_is_resumed(
     assert ours.read_bytes() == theirs.read_bytes()
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("stopped", "straight")]
     assert harness.without_timing(results[0]) == harness.without_timing(results[1])
+
+
+def without_measuring(recipe: Recipe) -> None:
+    """Runs where nobody may ask for the teacher's statistics or start layers as averages."""
+    import transmamba.aligner
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("begun anew")
+
+    transmamba.aligner.Aligner.measure = refuse  # type: ignore[method-assign]
+    transmamba.run.subclone = refuse
+    harness.run_quietly(recipe)
+
+
+def test_statistics_and_averages_are_resumed(whole: Path, tmp_path: Path) -> None:
+    """Stopped in the last stage, where the loss needs the statistics: what was measured is in the checkpoint."""
+    stopped, straight = (
+        again(whole, tmp_path / name, **harness.FULL_METHOD) for name in ("stopped", "straight")
+    )
+    harness.finish(harness.start(harness.run_quietly, straight))
+    harness.finish(harness.start(stop_at, stopped, 7, 2))
+    harness.finish(harness.start(without_measuring, stopped))
+    assert_same(tmp_path / "stopped", tmp_path / "straight")
+    state = load_file(max((tmp_path / "straight/checkpoints").iterdir()) / "model.safetensors")
+    assert bool((state["aligner.std"] != 1).all()) and bool(state["aligner.mean"].any())
 
 
 def count_stages(recipe: Recipe, log: Path) -> None:

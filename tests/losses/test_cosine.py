@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transmamba.distiller import Distiller
+from transmamba.errors import UserError
 from transmamba.losses.bidirectional import Bidirectional
 from transmamba.losses.feature import CosineLoss, Feature, adaptive_weights
 from transmamba.outputs import Branches, Capture, Output
@@ -247,6 +248,8 @@ def test_standardised_features_by_hand(part: Any) -> None:
     calibration, _ = harness.tiny_batch(6, seed=1)
     aligner = distiller.aligner
     assert aligner is not None
+    with pytest.raises(UserError, match="call distiller.aligner.measure"):
+        distiller(*harness.tiny_batch(3))
     aligner.measure(teacher, [calibration[:4], calibration[4:]])
     hidden = teacher(calibration, Capture(hidden=frozenset({0, 1}))).hidden
     means = np.stack([hidden[t].double().numpy().reshape(-1, 16).mean(axis=0) for t in (0, 1)])

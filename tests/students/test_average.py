@@ -104,6 +104,32 @@ def test_only_attention_layers_that_are_cloned_average() -> None:
 def test_average_says_what_it_needs() -> None:
     with pytest.raises(ValueError, match="set mimic to true"):
         SubcloneConfig(average=True)
+    with pytest.raises(ValueError, match="calibration_images is -4"):
+        SubcloneConfig(calibration_images=-4)
     init = SubcloneConfig(layers="all", mimic=True, average=True, importance="uniform")
     with pytest.raises(UserError, match="calibration images"):
         convert(uniform_vit(), "vim_micro_patch2_8", init=init, **{**SHAPE, "gate_bias": True})
+
+
+def test_the_level_is_that_of_all_calibration_images_without_dropped_paths() -> None:
+    """However they come in batches, and however often the student drops a layer in training."""
+    images, _ = harness.tiny_batch(16)
+    init = SubcloneConfig(layers="all", mimic=True, average=True)
+    levels = []
+    for batches, rate in (([images], 0.0), ([images[:2], images[2:]], 0.0), ([images], 0.9)):
+        options = {**SHAPE, "gate_bias": True, "drop_path_rate": rate}
+        torch.manual_seed(0)
+        student: Any = convert(
+            uniform_vit(), "vim_micro_patch2_8", calibration=batches, init=init, **options
+        )[0]
+        levels.append(
+            [layer.mixer.x_proj.weight[layer.mixer.rank, 0].item() for layer in student.layers[::2]]
+        )
+    assert levels[0] == pytest.approx(levels[1], rel=1e-5) == levels[2]
+
+
+def test_students_without_scans_have_no_averages() -> None:
+    images, _ = harness.tiny_batch(4)
+    init = SubcloneConfig(layers="all", mimic=True, average=True)
+    with pytest.raises(UserError, match="attention layers are scans; set it to false"):
+        convert(uniform_vit(), "ssd_vit", calibration=[images], init=init)

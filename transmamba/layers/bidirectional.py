@@ -7,6 +7,7 @@ D channels, E = expand * D inner channels, N state size, R rank of delta.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -149,11 +150,12 @@ class BidirectionalMamba(nn.Module):
             skip.zero_()
 
     @torch.no_grad()
-    def level_(self, parts: dict[str, Tensor]) -> None:
-        """After `average_`: scale so that B C of the averaging state is 2 on the inputs that made `parts`
-        (each direction gives half of the average)."""
+    def level_(self, made: Sequence[dict[str, Tensor]]) -> None:
+        """After `average_`: scale so that B C of the averaging state is 2 on the inputs that made these parts,
+        a batch each (each direction gives half of the average)."""
         for suffix in ("", "_b"):
-            factor = math.sqrt(2) / float(parts[f"B{suffix}"][..., 0].mean())
+            level = torch.cat([parts[f"B{suffix}"][..., 0].flatten() for parts in made]).mean()
+            factor = math.sqrt(2) / float(level)
             reads_B, reads_C = getattr(self, f"x_proj{suffix}").weight[self.rank :].split(self.d_state)
             reads_B[0] *= factor
             reads_C[0] *= factor

@@ -8,7 +8,7 @@ L tokens, D channels, E inner channels.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -272,12 +272,12 @@ class VisionMamba(nn.Module):
             mixed.parts["spread"] = F.linear(mixed.half, layer.mixer.out_proj.weight)
         return mixed.output, mixed.parts
 
-    def average_(self, k: int, images: Tensor) -> None:
+    def average_(self, k: int, batches: Sequence[Tensor]) -> None:
         """Let mixer k begin as the average of its values over the image (`SubcloneConfig.average`), to scale
-        on these images (B, C, H, W), which reach it through the layers before it."""
+        on these images, each (B, C, H, W), which reach it through the layers before it."""
         mixer: Any = self.layers[k].mixer
         mixer.average_(self.layout.length)
-        mixer.level_(self.run(images, Capture(mixers=frozenset({k}))).mixers[k])
+        mixer.level_([self.run(images, Capture(mixers=frozenset({k}))).mixers[k] for images in batches])
 
     def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
         sources = depth_map(self.num_layers, 2 * num_blocks)
