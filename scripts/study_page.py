@@ -75,8 +75,7 @@ def title(place: Place) -> str:
 
 def what_ran(study: Study) -> str:
     """How many cells there are, on what they ran and from which commits."""
-    every = int(np.prod([len(labels) for labels in study.axes.values()]))
-    lines = [f"{len(study.cells)} of the grid's {every} cells have finished."]
+    lines = [f"{len(study.cells)} cells have finished."]
     for key, noun in (("commit", "Commits"), ("device", "Devices")):
         counts = Counter(cell[key] or "not recorded" for cell in study.cells)
         lines.append(f"{noun}: {', '.join(f'{name} ({count})' for name, count in sorted(counts.items()))}.")

@@ -220,7 +220,7 @@ def test_the_page(fake: Fake) -> None:
         PAGE[PAGE.index("<!-- generated: end") :]
     )
     assert "old" not in text.split("<!-- generated: begin -->")[1].split()
-    assert "12 of the grid's 42 cells have finished." in text and "Commits: abc (12)." in text
+    assert "12 cells have finished." in text and "Commits: abc (12)." in text
 
     assert entries(text, "arm") == ["arm", "25%", "50%", "100%", "teacher", "minutes a run"]
     assert entries(text, "*training images*")[1:4] == ["25", "50", "100"]

@@ -328,7 +328,7 @@ def without_measuring(recipe: Recipe) -> None:
 
 
 def test_statistics_and_averages_are_resumed(whole: Path, tmp_path: Path) -> None:
-    """Stopped in the last stage, where the loss needs the statistics: what was measured is in the checkpoint."""
+    """Stopped in the last stage, whose loss needs the statistics: what was measured is in the checkpoint."""
     stopped, straight = (
         again(whole, tmp_path / name, **harness.FULL_METHOD) for name in ("stopped", "straight")
     )

@@ -248,7 +248,7 @@ def test_standardised_features_by_hand(part: Any) -> None:
     calibration, _ = harness.tiny_batch(6, seed=1)
     aligner = distiller.aligner
     assert aligner is not None
-    with pytest.raises(UserError, match="call distiller.aligner.measure"):
+    with pytest.raises(UserError, match=r"call distiller\.aligner\.measure"):
         distiller(*harness.tiny_batch(3))
     aligner.measure(teacher, [calibration[:4], calibration[4:]])
     hidden = teacher(calibration, Capture(hidden=frozenset({0, 1}))).hidden

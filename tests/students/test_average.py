@@ -61,7 +61,7 @@ def test_a_mixer_averages_its_values() -> None:
         mixer.in_proj.weight[dim : 2 * dim] = -mixer.in_proj.weight[:dim]
         mixer.out_proj.weight[:, dim:] = -mixer.out_proj.weight[:, :dim]
         mixer.average_(length)
-        mixer.level_(mixer(u).parts)
+        mixer.level_([mixer(u).parts])
         made = mixer(u).output.double()
     values = u.double().mean(dim=1) @ mixer.in_proj.weight[:dim].double().T
     wanted = (values @ mixer.out_proj.weight[:, :dim].double().T)[:, None]
