@@ -62,7 +62,12 @@ def test_a_mixer_averages_its_values() -> None:
         mixer.out_proj.weight[:, dim:] = -mixer.out_proj.weight[:, :dim]
         mixer.average_(length)
         mixer.level_([mixer(u).parts])
+        parts = mixer(u).parts
         made = mixer(u).output.double()
+    for suffix in ("", "_b"):
+        assert not parts[f"C{suffix}"][..., 1:].any(), "one state alone is read"
+        level = (parts[f"B{suffix}"] * parts[f"C{suffix}"])[..., 0].mean()
+        assert float(level) == pytest.approx(2, rel=0.1)
     values = u.double().mean(dim=1) @ mixer.in_proj.weight[:dim].double().T
     wanted = (values @ mixer.out_proj.weight[:, :dim].double().T)[:, None]
     assert float((made - wanted).square().sum() / wanted.expand_as(made).square().sum()) < 0.05

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import pytest
 import timm
 import torch
@@ -354,6 +355,21 @@ def test_other_students_train_any_timm_or_hugging_face_model(tmp_path: Path) -> 
     ViTForImageClassification(config).save_pretrained(tmp_path)
     model: nn.Module = STUDENTS["hf_vit"](model=str(tmp_path)).build(num_classes=3)
     assert model(torch.zeros(1, 3, 8, 8)).logits.shape == (1, 3) and model.num_classes == 3
+
+
+def test_a_fresh_head_forgets_the_loaded_one_alone(tmp_path: Path) -> None:
+    """What a study's teacher needs: the body that was trained, and no label of its training in the head."""
+    trained = create_timm("vit_tiny_patch16_224", pretrained=False, num_classes=3, **harness.TEACHER)
+    trained.transmamba_args = dict(harness.TEACHER)  # timm before 1.0.31 does not remember them
+    save_model(trained, tmp_path)
+    changed = []
+    for fresh in (False, True):
+        part = STUDENTS["timm"](model=str(tmp_path), pretrained=True, fresh_head=fresh)
+        state = part.build(num_classes=3).state_dict()
+        changed.append(
+            {name for name, old in trained.state_dict().items() if not torch.equal(old, state[name])}
+        )
+    assert changed == [set(), {"head.weight", "head.bias"}]
 
 
 def test_saving_does_not_rely_on_timms_own_record_of_arguments(tmp_path):
