@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import transmamba
 from transmamba import SubcloneConfig, UserError, adapt_teacher
 from transmamba.calibration import NormalEquations, calibrate
-from transmamba.subclone import Report, Selection, subclone
+from transmamba.selection import Selection
+from transmamba.subclone import Report, subclone
 
 RIDGE = 1e-3
 # the teacher's position of each of vim's tokens: the class token is first there, in the middle here

@@ -20,7 +20,8 @@ from transmamba import SubcloneConfig, UserError, adapt_teacher
 from transmamba.outputs import Capture
 from transmamba.rotation import principal_axes
 from transmamba.run import assemble, make_accelerator
-from transmamba.subclone import Selection, subclone
+from transmamba.selection import Selection
+from transmamba.subclone import subclone
 from transmamba.teacher import Teacher
 
 WIDTH = 24

@@ -3,9 +3,9 @@ between their widths.
 
 TransMamba (arXiv 2502.15130), as reported by third parties, pads the narrower Mamba feature with zeros to the
 Transformer's width and applies one plain linear layer. Padding and a bias-free linear are one rectangular
-linear,
-so that is what is built [proposal D1]: one per pair, the student's side only (a trainable teacher side could
-collapse), starting as the embedding of the student's coordinates into the teacher's, dropped at export.
+linear, so that is what is built [proposal D1]: one per pair, the student's side only (a trainable teacher
+side could collapse), starting as the embedding of the student's coordinates into the teacher's, dropped at
+export.
 
 Shapes: B images, L tokens, M matched tokens, S student channels, T teacher channels.
 """
@@ -109,8 +109,8 @@ class Aligner(nn.Module):
         """
         if not self.measured:
             raise UserError(
-                "standardize needs the teacher's statistics; call distiller.aligner.measure(teacher, batches) "
-                "with some training images first"
+                "standardize needs the teacher's statistics; call "
+                "distiller.aligner.measure(teacher, batches) with some training images first"
             )
         # stacked, since indexing with a list would copy it to the GPU at every use
         mean, std = (torch.stack([of[t] for t in blocks])[:, None, None] for of in (self.mean, self.std))

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .aligner import Aligner
 from .errors import UserError
 from .outputs import Capture
-from .subclone import Selection, SubcloneConfig, cloned_layers
+from .selection import Selection
+from .subclone import SubcloneConfig, cloned_layers
 
 if TYPE_CHECKING:
     from .student import Student, Writer

@@ -96,8 +96,7 @@ def metrics(predictions: Predictions) -> dict[str, float]:
 
 def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
     """Mean |confidence - accuracy| over equally wide bins of the top probability, weighted by their size,
-    0..1
-    (Guo et al., ICML 2017, equation 3)."""
+    0..1 (Guo et al., ICML 2017, equation 3)."""
     confidence, predicted = logits.double().softmax(dim=-1).max(dim=-1)
     correct = (predicted == labels).double()
     which = (confidence * bins).ceil().clamp(1, bins).long() - 1

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .canonical import View
 from .data.preprocessing import Preprocessing
 from .outputs import Capture, Output, TokenLayout
-from .subclone import Dropped, Selection, Take
+from .selection import Selection
+from .subclone import Dropped, Take
 
 Sublayer = Literal["attention", "mlp"]
 

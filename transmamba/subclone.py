@@ -1,14 +1,10 @@
 """Weight subcloning: a student's tensors taken from the teacher's canonical tensors.
 
-The student's `plan` says what goes where; this file chooses the coordinates, executes the plan and reports
-it. It
-knows no model by name. Sources: Samragh et al., "Weight subcloning" (arXiv 2312.09299) for the activation
-criterion, one permutation of the residual stream and the rescaling; Xu et al., "Initializing models with
-larger
-ones" (ICLR 2024) for the data-free uniform choice; TransMamba (arXiv 2502.15130), as reported by third
-parties,
-for "weights that change little between pretraining and fine-tuning" and for the early layers first. The
-tensor map from attention and MLP sublayers to Mamba layers is this project's own proposal.
+The student's `plan` says what goes where; this file executes it, with the coordinates that `selection.py`
+chooses, and reports it. It knows no model by name. Sources: Samragh et al., "Weight subcloning" (arXiv
+2312.09299) for one permutation of the residual stream and the rescaling; TransMamba (arXiv 2502.15130), as
+reported by third parties, for the early layers first. The tensor map from attention and MLP sublayers to
+Mamba layers is this project's own proposal.
 """
 
 from __future__ import annotations
@@ -25,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .canonical import View
 from .errors import UserError
 from .rotation import principal_axes
+from .selection import Selection, activation_scores, change_scores
 
 if TYPE_CHECKING:
     from .calibration import Calibrated
@@ -45,17 +41,16 @@ class SubcloneConfig:
     layers:     "all", "half", or how many of the first student layers are cloned; 0 clones nothing at all. By
                 default what the student says: half of a Vim (the early layers first), all of an ssd_vit
     importance: which coordinates a narrower student keeps: `activation` (mean magnitude on calibration
-    images),
-                `uniform` (evenly spaced, no data), `change` (those that moved least since `base`)
+                images), `uniform` (evenly spaced, no data), `change` (those that moved least since `base`)
     base:       for `change`: the teacher before fine-tuning (name, id or folder)
-    calibration_images: how many training images (no labels) `activation` and `rotate` look at
+    calibration_images: how many training images (no labels) `activation`, `average` and `rotate` look at
     rescale:    multiply a matrix by sqrt(full / kept) where it lost inputs, which keeps the output's scale
     mimic:      start convolutions as the identity and gates (where they have a bias) as neutral
     average:    start a Vim's attention layers as the average of the values over the image, on top of `mimic`
                 [proposal]: two inner channels v and -v for each value, so that the SiLU before the scan bends
                 nothing (silu(v) - silu(-v) = v), B, C and delta constant, no skip; needs calibration images
     fold:       fold LayerNorms and LayerScale into the linears first, so that an RMSNorm student loses
-    nothing
+                nothing
     rotate:     `pca`: turn the folded teacher's residual stream into its principal axes, of which a narrower
                 student keeps the first; `importance` then chooses value channels and neurons alone
     calibrate:  on how many training images (no labels) the matrices that write into the residual stream are
@@ -208,98 +203,6 @@ class Report:
             after = sum(fitted.after for fitted in self.calibrated) / number
             lines.append(f"{number} matrices calibrated: mean relative error {before:.3f} -> {after:.3f}")
         return "\n".join(lines)
-
-
-class Selection:
-    """Which coordinates of the teacher a student of width `width` keeps.
-
-    `scores` maps `residual` (D,), `value.{t}` (D,) and `neuron.{t}` (F,) to importance; a missing name means
-    the uniform choice. `paired`:
-    values go to two inner channels each, see `SubcloneConfig.average`.
-    """
-
-    def __init__(
-        self,
-        view: View,
-        width: int,
-        scores: Mapping[str, Tensor] | None = None,
-        paired: bool = False,
-    ) -> None:
-        self._scores = scores or {}
-        self.paired = paired
-        self.residual = self._choose("residual", view.width, width)
-
-    def values(self, block: int, full: int, count: int) -> Tensor:
-        """`count` of the `full` value channels of attention `block`."""
-        return self._choose(f"value.{block}", full, count)
-
-    def neurons(self, block: int, full: int, count: int) -> Tensor:
-        """`count` of the `full` hidden neurons of MLP `block`."""
-        return self._choose(f"neuron.{block}", full, count)
-
-    def _choose(self, name: str, full: int, count: int) -> Tensor:
-        """`count` positions: whole cycles of all of them first, then the most important ones in their
-        order."""
-        cycles, rest = divmod(count, full)
-        whole = torch.arange(full).repeat(cycles)
-        if not rest:
-            return whole
-        score = self._scores.get(name)
-        if score is None:
-            picked = torch.arange(rest) * full // rest
-        else:
-            picked = score.topk(rest).indices.sort().values
-        return torch.cat([whole, picked.to(whole.device)])
-
-
-def multiplicity(index: Tensor, full: int) -> Tensor:
-    """1 / how often each chosen position is chosen: the factor that keeps a sum over repeats unchanged."""
-    return 1.0 / torch.bincount(index, minlength=full)[index].float()
-
-
-@torch.no_grad()
-def activation_scores(teacher: Teacher, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Mean |activation| of every residual coordinate (over all blocks), value channel and neuron.
-
-    `batches` yields images (B, C, H, W) as the teacher wants them. Raises UserError when there are none.
-    """
-    sums: dict[str, Tensor] = {}
-    counts: Counter[str] = Counter()
-
-    def observe(name: str, tensor: Tensor) -> None:
-        key = "residual" if name.startswith("residual") else name
-        flat = tensor.float().abs().flatten(0, -2)
-        sums[key] = sums.get(key, 0) + flat.sum(dim=0)
-        counts[key] += len(flat)
-
-    for images in batches:
-        teacher.view.run(images, observe=observe)
-    if not sums:
-        raise UserError("subcloning by activation needs calibration images; set init.importance to 'uniform'")
-    return {key: (total / counts[key]).cpu() for key, total in sums.items()}
-
-
-@torch.no_grad()
-def change_scores(view: View, base: View) -> dict[str, Tensor]:
-    """Minus the summed |fine-tuned - base| of every weight that touches a coordinate: what moved least
-    matters
-    most (the criterion reported of arXiv 2502.15130). Raises UserError when the two teachers differ in
-    shape."""
-    if view.width != base.width or len(view.blocks) != len(base.blocks):
-        raise UserError(
-            "init.base has another width or depth than the teacher; give its own pretrained version"
-        )
-    residual = torch.zeros(view.width)
-    scores: dict[str, Tensor] = {}
-    for t, (block, old) in enumerate(zip(view.blocks, base.blocks, strict=True)):
-        moved_v = (block.attention.v.weight - old.attention.v.weight).abs().cpu()
-        moved_o = (block.attention.o.weight - old.attention.o.weight).abs().cpu()
-        moved_up = (block.mlp.up.weight - old.mlp.up.weight).abs().cpu()
-        moved_down = (block.mlp.down.weight - old.mlp.down.weight).abs().cpu()
-        residual += moved_v.sum(0) + moved_o.sum(1) + moved_up.sum(0) + moved_down.sum(1)
-        scores[f"value.{t}"] = -(moved_v.sum(1) + moved_o.sum(0))
-        scores[f"neuron.{t}"] = -(moved_up.sum(1) + moved_down.sum(0))
-    return {**scores, "residual": -residual}
 
 
 def prepare(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor] = ()) -> None:

@@ -151,8 +151,8 @@ class BidirectionalMamba(nn.Module):
 
     @torch.no_grad()
     def level_(self, made: Sequence[dict[str, Tensor]]) -> None:
-        """After `average_`: scale so that B C of the averaging state is 2 on the inputs that made these parts,
-        a batch each (each direction gives half of the average)."""
+        """After `average_`: scale so that B C of the averaging state is 2 on the inputs that made these
+        parts, a batch each (each direction gives half of the average)."""
         for suffix in ("", "_b"):
             level = torch.cat([parts[f"B{suffix}"][..., 0].flatten() for parts in made]).mean()
             factor = math.sqrt(2) / float(level)

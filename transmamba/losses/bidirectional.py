@@ -1,13 +1,9 @@
-"""Adaptive bidirectional distillation: each scan direction's own feature against the teacher's, layer by
-layer.
+"""Adaptive bidirectional distillation: each scan direction's own feature against the teacher's.
 
 TransMamba (arXiv 2502.15130), as third parties report it, compares the backward branch with the teacher's
-features
-reversed along the tokens. Bringing the branch back to raster order and comparing it with the unreversed
-teacher is
-the same number (a test holds that), so one teacher tensor serves both directions [proposal D4]. Adaptive
-weights:
-`feature.adaptive_weights` [proposal D3].
+features reversed along the tokens. Bringing the branch back to raster order and comparing it with the
+unreversed teacher is the same number (a test holds that), so one teacher tensor serves both directions
+[proposal D4]. Adaptive weights: `feature.adaptive_weights` [proposal D3].
 """
 
 from __future__ import annotations

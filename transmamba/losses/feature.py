@@ -103,9 +103,9 @@ def adaptive_weights(similarity: Tensor, floor: float = 0.1, cap: float = 5.0) -
     """w_i = mean_j(c_j) / c_i with c clamped to floor..1, scaled to mean 1 and capped; (..., N) -> (..., N).
 
     The published rule, as third parties report it, is (sum_j c_j) / c_i on raw, attached cosines: that
-    explodes
-    near c = 0, changes sign below it, grows with depth and pushes aligned layers apart. Detached, clamped and
-    mean-normalised [proposal D3] it keeps the intent: the less aligned a layer, the more it weighs.
+    explodes near c = 0, changes sign below it, grows with depth and pushes aligned layers apart. Detached,
+    clamped and mean-normalised [proposal D3] it keeps the intent: the less aligned a layer, the more it
+    weighs.
     """
     clamped = similarity.detach().clamp(floor, 1.0)
     weights = clamped.mean(dim=-1, keepdim=True) / clamped

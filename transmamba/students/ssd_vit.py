@@ -25,8 +25,9 @@ from ..errors import UserError
 from ..layers.mamba2 import SSDAttention
 from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
+from ..selection import Selection
 from ..student import Sublayer, Writer, depth_map
-from ..subclone import Dropped, Selection, Take
+from ..subclone import Dropped, Take
 from .vim import _cfg
 
 

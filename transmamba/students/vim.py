@@ -28,8 +28,9 @@ from ..errors import UserError
 from ..layers.bidirectional import BidirectionalMamba
 from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
+from ..selection import Selection
 from ..student import Sublayer, Writer, depth_map
-from ..subclone import Dropped, Selection, Take
+from ..subclone import Dropped, Take
 from .vim_plan import plan_ends, plan_layer
 
 

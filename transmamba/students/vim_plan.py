@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..canonical import Affine, View
 from ..errors import UserError
+from ..selection import Selection, multiplicity
 from ..student import Sublayer
-from ..subclone import Dropped, Selection, Take, multiplicity
+from ..subclone import Dropped, Take
 
 if TYPE_CHECKING:
     from .vim import VisionMamba
