@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from transmamba import config as configs
+from transmamba.errors import UserError
 from transmamba.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -200,6 +201,28 @@ def test_a_killed_study_goes_on_and_a_cell_rebuilds_from_its_config(small: Path,
         for folder in (tmp_path / "again", out / "full.s1")
     )
     assert mine.keys() == theirs.keys() and all(bool((mine[k] == theirs[k]).all()) for k in mine)
+
+
+def test_a_cell_that_another_process_is_in_is_left_alone(small: Path, tmp_path: Path) -> None:
+    """A study killed without its cells leaves them running: begun again, it does not run them twice."""
+    out = tmp_path / "out"
+    process = start(small)
+    deadline = time.monotonic() + 240
+    while not list(out.glob("*/.lock")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    (running,) = {path.parent for path in out.glob("*/.lock")} or {None}
+    assert running is not None
+    recipe = configs.load(Recipe, running / "config.yaml")
+    with pytest.raises(UserError, match="in use by another process"):
+        harness.run_quietly(recipe)
+    with pytest.raises(UserError, match="in use by another process"):
+        harness.run_quietly(recipe, overwrite=True)
+    while not (running / "results.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (running / "results.json").exists()
 
 
 def test_sigterm_saves_the_cells_and_begins_no_other(small: Path, tmp_path: Path) -> None:

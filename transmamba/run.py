@@ -28,7 +28,17 @@ from .model_card import write_model_card
 from .recipe import Recipe, Scratch, Stage, stage_steps
 from .report import write_report
 from .rotation import principal_axes
-from .run_folder import INDICES, REPORT, RESULTS, ROTATION, SAMPLES, SUBCLONE, claim_folder, cloned_tensors
+from .run_folder import (
+    INDICES,
+    REPORT,
+    RESULTS,
+    ROTATION,
+    SAMPLES,
+    SUBCLONE,
+    claim_folder,
+    cloned_tensors,
+    sole,
+)
 from .student import Student, save_model
 from .subclone import subclone
 from .teacher import Teacher
@@ -49,9 +59,16 @@ def run(
     """
     folder = Path(recipe.output_dir).expanduser()
     accelerator = accelerator or make_accelerator(recipe)
-    if accelerator.is_main_process:
-        claim_folder(folder, recipe, overwrite)
-    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return _run(recipe, folder, accelerator, quiet)
+    claim_folder(folder, recipe, overwrite)
+    with sole(folder):
+        return _run(recipe, folder, accelerator, quiet)
+
+
+def _run(recipe: Recipe, folder: Path, accelerator: Any, quiet: bool) -> dict[str, Any]:
+    """`run`, in a folder that is ours."""
+    accelerator.wait_for_everyone()  # until the main process has claimed it
     if (folder / RESULTS).is_file():
         if accelerator.is_main_process and not (folder / REPORT).is_file():  # killed between the two
             write_report(folder)

@@ -25,6 +25,7 @@ RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
 SUBCLONE, SAMPLES, INDICES = "subclone.json", "samples.npz", "train_indices.npy"
 ROTATION = "rotation.safetensors"
+_LOCK = ".lock"
 _PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "transmamba")
 
 
@@ -35,6 +36,8 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
         raise UserError(f"output_dir {str(folder)!r} is a file; write a folder")
     if folder.exists() and any(folder.iterdir()):
         _refuse_what_is_no_run(folder)
+        with sole(folder):
+            pass
         if overwrite:
             shutil.rmtree(folder)
         elif _has_begun(folder):
@@ -48,6 +51,31 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
             (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder until it ends, however it ends.
+
+    Raises UserError where one is in it. Where there are no locks, or nothing can be written, all are let in.
+    """
+    path = folder / _LOCK
+    with contextlib.ExitStack() as held:
+        try:
+            import fcntl
+
+            lock = held.enter_context(path.open("w"))
+            # of the process, not of the open file, which the workers that load data would keep
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.callback(path.unlink, missing_ok=True)
+        except BlockingIOError:
+            raise UserError(
+                f"output_dir {str(folder)!r} is in use by another process; "
+                "wait until it has ended, or choose another folder"
+            ) from None
+        except (ImportError, OSError):  # Windows has no fcntl
+            pass
+        yield
 
 
 def _has_begun(folder: Path) -> bool:
