@@ -115,7 +115,7 @@ class Runner:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("study", type=Path)
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--jobs", type=_positive, default=1, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a cell")
     parser.add_argument("--devices", default="", help="GPUs that the cells share, such as 0,1")
     parser.add_argument("--only", action="append", default=[], metavar="LABEL", help="cells with this label")
@@ -126,10 +126,10 @@ def main(argv: list[str] | None = None) -> int:
         study = Study(yaml.safe_load(arguments.study.read_text()), arguments.overrides)
         cells = [cell for cell in study.cells if set(arguments.only) <= set(cell.values())]
         if not cells:
-            raise ValueError(f"no cell is called {' '.join(arguments.only)}")
+            raise ValueError(f"no cell has all of the labels {', '.join(arguments.only)}")
         chains = [[*study.needs(cell), study.run_of(cell)] for cell in cells]
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
-        print(f"{arguments.study}: {error}", file=sys.stderr)
+        print(f"{arguments.study}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     devices = [device for device in arguments.devices.split(",") if device]
     failed: list[Run] = []
@@ -146,6 +146,12 @@ def main(argv: list[str] | None = None) -> int:
     study.root.mkdir(parents=True, exist_ok=True)
     (study.root / "table.md").write_text(table + "\n")
     return 1 if failed else 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}; write a number of at least 1")
+    return int(text)
 
 
 def tabulate(study: Study) -> str:

@@ -195,11 +195,9 @@ def differences(study: Study, place: Place) -> Iterator[Difference]:
 
 
 def beside_scratch(study: Study, place: Place, arm: str) -> Iterator[tuple[Group, Group]]:
-    """`arm` and the best from scratch with the same share of the data, where there are both."""
+    """`arm` and the best from scratch with the same share of the data, whether they have run or not."""
     for fraction in study.fractions:
-        best = study.baseline(place, fraction)
-        if best and study.group(place, (arm, fraction)):
-            yield (arm, fraction), best
+        yield (arm, fraction), study.baseline(place, fraction) or ("scratch", fraction)
 
 
 def bars(study: Study, place: Place) -> Iterator[tuple[str, str]]:

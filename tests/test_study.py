@@ -250,7 +250,13 @@ def test_labels_that_no_cell_has_are_a_mistake(tmp_path: Path, capsys: pytest.Ca
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(plain(output_dir=str(tmp_path / "out"))))
     assert studies.main([str(path), "--only", "nosuch"]) == 2
-    assert "no cell is called nosuch" in capsys.readouterr().err
+    assert "no cell has all of the labels nosuch" in capsys.readouterr().err
     path.write_text("")
     assert studies.main([str(path)]) == 2
     assert "a study is a mapping" in capsys.readouterr().err
+    path.write_text("axes: {a: [")
+    assert studies.main([str(path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):
+        studies.main([str(path), "--jobs", "0"])
+    assert "'0'; write a number of at least 1" in capsys.readouterr().err

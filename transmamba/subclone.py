@@ -271,7 +271,7 @@ def _average(student: Student, num_blocks: int, layers: int, calibration: Sequen
     assert isinstance(student, nn.Module), "a student is a module"
     start = getattr(student, "average_", None)
     if start is None:
-        raise UserError("init.average is for students whose attention layers are scans; set it to false")
+        raise UserError("init.average is for Vim students; set it to false")
     if not calibration:
         raise UserError("init.average needs calibration images; set init.calibration_images above 0")
     device = next(student.parameters()).device
