@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -36,6 +35,7 @@ from typing import Any
 
 import yaml
 from study_file import Run, Study
+from study_tables import mean_and_deviation, table
 
 RECIPE_SCRIPT = Path(__file__).resolve().parent.parent / "recipes" / "distill.py"
 
@@ -82,8 +82,9 @@ class Runner:
 
     def _run(self, run: Run) -> bool:
         folder = self.root / run.name
-        if (folder / "results.json").is_file() or self.stopping:
-            return (folder / "results.json").is_file()
+        results = folder / "results.json"
+        if results.is_file() or self.stopping:
+            return results.is_file()
         rest = [item for item in run.overrides if not item.startswith("config=")]
         command = [sys.executable, str(RECIPE_SCRIPT), "--config", run.config, f"output_dir={folder}", *rest]
         self.root.mkdir(parents=True, exist_ok=True)
@@ -93,10 +94,9 @@ class Runner:
                 self._wait(command, log, device)
         finally:
             self.slots.put(device)
-        finished = (folder / "results.json").is_file()
         if not self.stopping:
-            print(f"{'done' if finished else 'failed'}  {run.name}", file=sys.stderr, flush=True)
-        return finished
+            print(f"{'done' if results.is_file() else 'failed'}  {run.name}", file=sys.stderr, flush=True)
+        return results.is_file()
 
     def _wait(self, command: list[str], log: Any, device: str) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
@@ -165,21 +165,14 @@ def tabulate(study: Study) -> str:
             value = json.loads(path.read_text())["student"][report["metric"]]
             found.setdefault((row, cell[report["columns"]]), []).append(value)
     columns = list(study.axes[report["columns"]])
-    rows = list(dict.fromkeys(row for row, _ in found))
-    lines = ["| " + " | ".join([report["metric"], *columns]) + " |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        lines.append(
-            "| " + " | ".join([row, *(_shown(found.get((row, column), [])) for column in columns)]) + " |"
-        )
-    return "\n".join(lines)
+    rows = [[report["metric"], *columns]]
+    for row in dict.fromkeys(row for row, _ in found):
+        rows.append([row, *(_shown(found.get((row, column), [])) for column in columns)])
+    return table(rows)
 
 
 def _shown(values: list[float]) -> str:
-    if not values:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
+    return f"{values[0]:.2f}" if len(values) == 1 else mean_and_deviation(values)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from study_differences import DRAWS, Place, Study, bars, differences, share_of
 from study_figures import Curves, Points, draw_curves, draw_fractions, figure_name
+from study_tables import mean_and_deviation, table
 
 from transmamba.errors import UserError
 
@@ -122,23 +123,11 @@ def differences_table(study: Study, place: Place) -> str:
     return table(rows) if len(rows) > 1 else "No two arms to compare have both run."
 
 
-def table(rows: list[list[str]]) -> str:
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
-
-
 def values(study: Study, place: Place, arms: list[str], fractions: list[str], key: str) -> list[float]:
     """`key` of every run of these arms and fractions that has it."""
     groups = [study.group(place, (arm, fraction)) for arm in arms for fraction in fractions]
     found = [study.cells[index][key] for group in groups for index in group]
     return [value for value in found if value is not None]
-
-
-def mean_and_deviation(values: list[float]) -> str:
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation} ({len(values)})"
 
 
 def spread(values: list[float], form: str = ",") -> str:

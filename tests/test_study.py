@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,13 @@ def start(path: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def wait_for(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {
         path.parent.name: (path.stat().st_mtime_ns, path.read_bytes())
@@ -178,10 +186,8 @@ def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_killed_study_goes_on_and_a_cell_rebuilds_from_its_config(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(small)
-    deadline = time.monotonic() + 240
-    while len(finished(out)) < 2 and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: len(finished(out)) >= 2 or process.poll() is not None)
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = finished(out)
@@ -207,19 +213,15 @@ def test_a_cell_that_another_process_is_in_is_left_alone(small: Path, tmp_path: 
     """A study killed without its cells leaves them running: begun again, it does not run them twice."""
     out = tmp_path / "out"
     process = start(small)
-    deadline = time.monotonic() + 240
-    while not list(out.glob("*/.lock")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: list(out.glob("*/.lock")))
     os.kill(process.pid, signal.SIGKILL)
-    (running,) = {path.parent for path in out.glob("*/.lock")} or {None}
-    assert running is not None
+    (running,) = {path.parent for path in out.glob("*/.lock")}
     recipe = configs.load(Recipe, running / "config.yaml")
     with pytest.raises(UserError, match="in use by another process"):
         harness.run_quietly(recipe)
     with pytest.raises(UserError, match="in use by another process"):
         harness.run_quietly(recipe, overwrite=True)
-    while not (running / "results.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for((running / "results.json").exists)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert (running / "results.json").exists()
@@ -228,9 +230,7 @@ def test_a_cell_that_another_process_is_in_is_left_alone(small: Path, tmp_path: 
 def test_sigterm_saves_the_cells_and_begins_no_other(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(small)
-    deadline = time.monotonic() + 240
-    while not list(out.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: list(out.glob("*/metrics.jsonl")))
     process.terminate()
     process.wait(timeout=120)
     time.sleep(0.5)

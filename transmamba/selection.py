@@ -25,8 +25,7 @@ class Selection:
     """Which coordinates of the teacher a student of width `width` keeps.
 
     `scores` maps `residual` (D,), `value.{t}` (D,) and `neuron.{t}` (F,) to importance; a missing name means
-    the uniform choice. `paired`:
-    values go to two inner channels each, see `SubcloneConfig.average`.
+    the uniform choice. `paired`: values go to two inner channels each, see `SubcloneConfig.average`.
     """
 
     def __init__(
