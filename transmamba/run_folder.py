@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -147,6 +148,9 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
+    """TRANSMAMBA_COMMIT where it is set: a copied tree has no history, or an older one, to ask."""
+    if told := os.environ.get("TRANSMAMBA_COMMIT"):
+        return told
     here = Path(__file__).resolve().parent
     try:
         done = subprocess.run(

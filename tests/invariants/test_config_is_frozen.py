@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from transmamba import config as configs
+from transmamba import run_folder
 from transmamba.recipe import Recipe
 from transmamba.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS
 
@@ -42,6 +43,12 @@ def test_every_registered_part_is_frozen_and_keyword_only(registry: Any) -> None
     for name in registry:
         assert registry[name].__dataclass_params__.frozen, name
         assert all(field.kw_only for field in dataclasses.fields(registry[name])), name
+
+
+def test_a_copied_tree_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = run_folder.environment()["commit"]
+    monkeypatch.setenv("TRANSMAMBA_COMMIT", "0123456789ab")
+    assert run_folder.environment()["commit"] == "0123456789ab" != asked
 
 
 def test_a_run_leaves_its_recipe_as_it_was_and_beside_its_checkpoints(tmp_path: Path) -> None:
