@@ -143,8 +143,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{len(failed)} runs failed; see {study.root / failed[0].name}.log", file=sys.stderr)
     table = tabulate(study)
     print(table)
-    study.root.mkdir(parents=True, exist_ok=True)
-    (study.root / "table.md").write_text(table + "\n")
+    if not arguments.table:
+        study.root.mkdir(parents=True, exist_ok=True)
+        (study.root / "table.md").write_text(table + "\n")
     return 1 if failed else 0
 
 

@@ -21,13 +21,16 @@ from harness import TEACHER, VIM, tiny_recipe, tiny_vit
 from PIL import Image
 from safetensors import SafetensorError
 
+import transmamba
 from transmamba import cli, launch
 from transmamba import config as configs
 from transmamba.errors import UserError
 from transmamba.recipe import Recipe
+from transmamba.registry import TASKS
 from transmamba.report import write_report
 from transmamba.run import claim_folder
 from transmamba.student import save_model
+from transmamba.subclone import SubcloneConfig
 
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]
@@ -143,6 +146,27 @@ def test_convert_reports_as_json_and_ranks_by_activation(
     assert any(name.endswith("norm.bias") for name in report["dropped_biases"])
 
 
+def test_convert_starts_as_a_recipe_s_init_would(command: Command, teacher: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(12) % 3
+    np.savez(data, train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
+    flags = ("--fold", "--mimic", "--average", "--rotate", "pca", "--calibrate", "12")
+    torch.manual_seed(0)
+    done = command("convert", teacher, tmp_path / "out", *STUDENT, "--data", data, *flags)
+    assert done.code == 0, done.err
+    assert "matrices calibrated" in done.out
+    torch.manual_seed(0)  # for what is fresh
+    guide = transmamba.load_teacher(str(teacher))
+    task = configs.parse(TASKS["image_classification"], {"data": {"name": "npz", "path": str(data)}}, "test")
+    images = [batch.images for batch in task.build(guide.preprocessing).calibration(256, 64)]
+    init = SubcloneConfig(layers="all", fold=True, mimic=True, average=True, rotate="pca", calibrate=12)
+    expected, _ = transmamba.convert(guide, STUDENT[1], init=init, calibration=images, **VIM)
+    found = transmamba.load_student(tmp_path / "out")
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=0, atol=0)
+
+
 def test_convert_script_is_the_verb(teacher: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [
@@ -230,6 +254,12 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
             ["convert", "TEACHER", "OUT", "--data", "/no/such/folder"],
             "/no/such/folder: no such file or folder",
         ),
+        (["convert", "TEACHER", "OUT", "--average"], "average needs the identity convolutions of mimic"),
+        (
+            ["convert", "TEACHER", "OUT", "--average", "--mimic"],
+            "look at images; write whose, such as --data",
+        ),
+        (["convert", "TEACHER", "OUT", "--calibrate", "-3"], "calibrate is -3; write a number of images"),
         (["convert", "missing.pth", "OUT"], "'missing.pth' does not exist"),
         (["evaluate", "/no/such/run"], "/no/such/run"),
         (["evaluate", "TEACHER"], "write --data"),

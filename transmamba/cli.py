@@ -55,13 +55,25 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", help="the folder to write")
     parser.add_argument("--student", default="vim_small_patch16_224", help="a timm name of ours, or ssd_vit")
     parser.add_argument(
-        "--data", help="images for the activation criterion: a reader, or a folder (see evaluate)"
+        "--data", help="images to rank coordinates by, to average, rotate, calibrate: see evaluate"
     )
     parser.add_argument(
         "--layers", type=_layers, default="all", help="all, half, or a number of student layers to clone"
     )
     parser.add_argument("--mimic", action="store_true", help="identity convolutions, neutral gates")
     parser.add_argument("--fold", action="store_true", help="fold LayerNorms into the linears first")
+    parser.add_argument(
+        "--average", action="store_true", help="attention layers of a Vim begin as averages (with --mimic)"
+    )
+    parser.add_argument(
+        "--rotate",
+        choices=("none", "pca"),
+        default="none",
+        help="what a narrower student keeps (with --fold)",
+    )
+    parser.add_argument(
+        "--calibrate", type=int, default=0, metavar="N", help="fit writes to the teacher's on N images"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     parser.add_argument(
@@ -122,16 +134,19 @@ def _layers(text: str) -> int | str:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
+    from . import config as configs
     from .conversion import convert_checkpoint
+    from .subclone import SubcloneConfig
 
+    chosen = vars(arguments)
+    init = {name: chosen[name] for name in ("layers", "mimic", "fold", "average", "rotate", "calibrate")}
+    init["importance"] = "activation" if arguments.data else "uniform"
     report = convert_checkpoint(
         arguments.teacher,
         Path(arguments.out),
         student=arguments.student,
         data=task_of(arguments.data, []) if arguments.data else None,
-        layers=arguments.layers,
-        mimic=arguments.mimic,
-        fold=arguments.fold,
+        init=configs.parse(SubcloneConfig, init, "convert"),
         overwrite=arguments.overwrite,
         options=_pairs(arguments.options),
     )

@@ -356,7 +356,7 @@ def _absent(path: Path, error: OSError) -> str:
     if not path.parent.is_dir():
         return f"no such file, nor the folder {path.parent}"
     names = sorted(entry.name for entry in path.parent.glob("*.yaml"))
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.3)
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
     reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
     return f"{reason}; did you mean {str(path.parent / close[0])!r}?" if close else f"{reason}"
 

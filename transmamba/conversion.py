@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -18,8 +18,6 @@ from .student import save_model
 from .subclone import Report, Row, SubcloneConfig
 from .teacher import load_teacher
 
-_CALIBRATION_IMAGES = 256
-
 
 def convert_checkpoint(
     teacher: str,
@@ -27,21 +25,23 @@ def convert_checkpoint(
     *,
     student: str = "vim_small_patch16_224",
     data: Any = None,
-    layers: int | Literal["all", "half"] = "all",
-    mimic: bool = False,
-    fold: bool = False,
+    init: SubcloneConfig | None = None,
     overwrite: bool = False,
     options: dict[str, Any] | None = None,
 ) -> Report:
     """Write the student that `teacher` becomes to `out`; its report too (subclone.json).
 
-    data: a task configuration whose training images (no labels) rank coordinates by activation; without it
-        evenly spaced coordinates are kept
+    data: a task configuration whose training images (no labels) rank coordinates by activation, and which
+        init.average, init.rotate and init.calibrate look at; without it evenly spaced coordinates are kept
+    init: how the student starts; left out: all layers, and the importance that `data` allows
     teacher: also a hustvl/Vim `.pth`, which is only rewritten as safetensors under `student`'s name
 
     Raises UserError for whatever cannot be read, met or written; `out` is then as it was.
     """
     _check_place(out, overwrite)
+    init = init or SubcloneConfig(layers="all", importance="uniform" if data is None else "activation")
+    if data is None and (init.average or init.rotate != "none" or init.calibrate):
+        raise UserError("average, rotate and calibrate look at images; write whose, such as --data FOLDER")
     model: nn.Module
     preprocessing: Preprocessing | None = None
     if Path(teacher).suffix == ".pth":
@@ -52,10 +52,8 @@ def convert_checkpoint(
         batches: list[Tensor] = []
         if data is not None:
             task = data.build(preprocessing)
-            batches = [batch.images for batch in task.calibration(_CALIBRATION_IMAGES, 64)]
-        init = SubcloneConfig(
-            layers=layers, mimic=mimic, fold=fold, importance="activation" if batches else "uniform"
-        )
+            number = max(init.calibration_images, init.calibrate)
+            batches = [batch.images for batch in task.calibration(number, 64)]
         model, report = convert(guide, student, init=init, calibration=batches, **(options or {}))
     _write(model, out, preprocessing, report, teacher)
     return report
