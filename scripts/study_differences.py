@@ -1,13 +1,13 @@
-"""The differences of a study that matter, with their intervals, and whether its bars are met.
+"""The collected runs of a study, and the differences between them with their intervals.
 
 `Study(header, bits)` holds what `scripts/study_report.py collect` wrote; `study.difference(place, a, b)`
-compares two of its groups of runs, `differences(study, place)` and `bars(study, place)` all that the page
-shows. A place is a (setting, student), a group an (arm, fraction): what is left in it are the seeds.
+compares two of its groups of runs. A place is a (setting, student), a group an (arm, fraction): what is left
+in it are the seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,6 @@ import numpy.typing as npt
 from transmamba.errors import UserError
 
 DRAWS, SEED = 10_000, 0
-# Bar 1: the shares of the data, in percent, at which `full` is to reach from scratch with all of it.
-REACHING = {"transfer": (50.0, 25.0), "compression": (25.0,)}
-REPORTED = (50.0, 25.0, 10.0)
-MOST = 50.0  # bar 2: up to here `full` is to be above the others
-
 Place = tuple[str, str]
 Group = tuple[str, str]
 Floats = npt.NDArray[np.floating[Any]]
@@ -38,6 +33,10 @@ def share_of(fraction: str) -> float:
         return float(fraction.removesuffix("%"))
     except ValueError:
         raise UserError(f"fraction {fraction!r}: label it with its percentage, such as '10%'") from None
+
+
+def from_scratch(arm: str) -> bool:
+    return arm.startswith("scratch")
 
 
 # --- the bootstrap ---
@@ -105,6 +104,7 @@ class Study:
         self.axes: dict[str, list[str]] = header["axes"]
         self.cells: list[dict[str, Any]] = header["cells"]
         self.compare: list[list[str]] = header["compare"]
+        self.scratch_of: dict[str, str] = header.get("scratch_of", {})
         self.arms = self.axes["arm"]
         self.fractions = sorted(self.axes["fraction"], key=share_of)
         self._groups: dict[tuple[str, str, str, str], dict[str, int]] = {}
@@ -130,7 +130,12 @@ class Study:
         return [place for place in every if place in found]
 
     def group(self, place: Place, group: Group) -> list[int]:
-        """Places in `cells` of its runs, one a seed, in the seeds' order."""
+        """Places in `cells` of its runs, one a seed, in the seeds' order.
+
+        From scratch knows no teacher: settings that differ in the teacher alone share those runs.
+        """
+        if from_scratch(group[0]):
+            place = self.scratch_of.get(place[0], place[0]), place[1]
         found = self._groups.get((*place, *group), {})
         return [found[seed] for seed in self.axes["seed"] if seed in found]
 
@@ -153,11 +158,28 @@ class Study:
         mean = float(self.top1[left].mean() - self.top1[right].mean())
         return Difference(a, b, mean, low, high, (len(left), len(right)))
 
-    def baseline(self, place: Place, fraction: str) -> Group | None:
+    def steps(self, place: Place, group: Group) -> int | None:
+        """Optimizer steps of its runs; None where there is none, or they differ."""
+        found = {self.cells[index]["steps"] for index in self.group(place, group)}
+        return found.pop() if len(found) == 1 else None
+
+    def teacher(self, place: Place, fraction: str) -> float | None:
+        """Mean top-1 of this setting's teacher, its head fitted on this share of the data, if known."""
+        found = [
+            cell["teacher_top1"]
+            for cell in self.cells
+            if (cell["labels"].get("setting", ""), cell["labels"]["fraction"]) == (place[0], fraction)
+            and cell["teacher_top1"] is not None
+        ]
+        return float(np.mean(found)) if found else None
+
+    def baseline(self, place: Place, fraction: str, steps: int | None = None) -> Group | None:
         """The arm from scratch that is best on the validation split with this share of the data (on the test
-        set where none was held out); None where there is none."""
-        groups = [(arm, fraction) for arm in self.arms if arm.startswith("scratch")]
+        set where none was held out), of so many `steps` or of any number; None where there is none."""
+        groups = [(arm, fraction) for arm in self.arms if from_scratch(arm)]
         groups = [group for group in groups if self.group(place, group)]
+        if steps is not None:
+            groups = [group for group in groups if self.steps(place, group) == steps]
 
         def chosen_by(group: Group) -> float:
             runs = self.group(place, group)
@@ -174,73 +196,3 @@ class Study:
     def labelled(self, share: float) -> str:
         """The fraction of so many percent, as the study labels it."""
         return next((label for label in self.fractions if share_of(label) == share), f"{share:g}%")
-
-
-# --- what the page shows ---
-
-
-def differences(study: Study, place: Place) -> Iterator[Difference]:
-    """Every difference that matters of which both sides have run."""
-    asked: list[tuple[Group, Group]] = list(beside_scratch(study, place, "full"))
-    for arm in ("kl", "cab"):
-        asked += [(("full", fraction), (arm, fraction)) for fraction in study.fractions]
-    if best := study.best_scratch(place):
-        asked += [(("full", study.labelled(share)), best) for share in REPORTED]
-    asked += beside_scratch(study, place, "full_half")
-    for a, b in study.compare:
-        asked += [((a, fraction), (b, fraction)) for fraction in study.fractions]
-    for a_group, b_group in dict.fromkeys(asked):
-        if found := study.difference(place, a_group, b_group):
-            yield found
-
-
-def beside_scratch(study: Study, place: Place, arm: str) -> Iterator[tuple[Group, Group]]:
-    """`arm` and the best from scratch with the same share of the data, whether they have run or not."""
-    for fraction in study.fractions:
-        yield (arm, fraction), study.baseline(place, fraction) or ("scratch", fraction)
-
-
-def bars(study: Study, place: Place) -> Iterator[tuple[str, str]]:
-    """(bar, `met`, `missed by` or `not run`) of a setting and student."""
-    best = study.best_scratch(place)
-    for share in REACHING.get(place[0], ()):
-        fraction = study.labelled(share)
-        against = "from scratch" if best is None else f"the best from scratch (`{best[0]}`)"
-        asked = [] if best is None else [(("full", fraction), best)]
-        yield (
-            f"`full` at {fraction} at least as good as {against} at 100%",
-            verdict(study, place, asked, strict=False),
-        )
-    low = [fraction for fraction in study.fractions if share_of(fraction) <= MOST]
-    for arm in ("kl", "cab"):
-        asked = [(("full", fraction), (arm, fraction)) for fraction in low]
-        yield (
-            f"`full` above `{arm}` at every fraction up to {MOST:g}%",
-            verdict(study, place, asked, strict=True),
-        )
-    asked = list(beside_scratch(study, place, "full_half"))
-    yield (
-        "`full_half` reaches the best from scratch with its full schedule and the same share",
-        verdict(study, place, asked, strict=False),
-    )
-
-
-def verdict(study: Study, place: Place, asked: list[tuple[Group, Group]], strict: bool) -> str:
-    """Whether a is at least b (strict: above b) in every pair asked for; the interval where it is closest."""
-    found = [study.difference(place, a, b) for a, b in asked]
-    run = sorted((each for each in found if each), key=lambda each: each.mean)
-    if not run:
-        return "not run"
-    absent = [a[1] for (a, _), each in zip(asked, found, strict=True) if each is None]
-    missed = [each for each in run if each.mean < 0 or (strict and each.mean == 0)]
-    first = run[0]
-    between = f"(95 % interval {first.low:+.2f} to {first.high:+.2f}{', one seed' * (min(first.seeds) < 2)})"
-    if missed:
-        others = "".join(f", by {-each.mean:.2f} at {each.a[1]}" for each in missed[1:])
-        text = f"missed by {-first.mean:.2f} at {first.a[1]} {between}{others}"
-    elif absent:
-        text = f"not run at {', '.join(absent)}; elsewhere ahead by {first.mean:.2f} or more {between}"
-        return text
-    else:
-        text = f"met by {first.mean:.2f}{' or more' * (len(run) > 1)} {between}"
-    return text + (f"; not run at {', '.join(absent)}" if absent else "")

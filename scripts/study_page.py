@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from study_differences import DRAWS, Place, Study, bars, differences, share_of
+from study_bars import bars, differences
+from study_differences import DRAWS, Place, Study, from_scratch, share_of
 from study_figures import Curves, Points, draw_curves, draw_fractions, figure_name
 from study_tables import mean_and_deviation, table
 
@@ -99,10 +100,10 @@ def top1_table(study: Study, place: Place) -> str:
         if not any(groups):
             continue
         shown = [mean_and_deviation(study.top1[group].tolist()) for group in groups]
-        teacher = spread(values(study, place, [arm], study.fractions, "teacher_top1"), ".2f")
+        taught = [] if from_scratch(arm) else values(study, place, [arm], study.fractions, "teacher_top1")
         minutes = [values(study, place, [arm], [fraction], "minutes") for fraction in study.fractions]
         means = [statistics.mean(each) for each in minutes if each]
-        rows.append([f"`{arm}`", *shown, teacher, spread(means, ".1f")])
+        rows.append([f"`{arm}`", *shown, spread(taught, ".2f"), spread(means, ".1f")])
     return table(rows)
 
 
@@ -144,7 +145,8 @@ def spread(values: list[float], form: str = ",") -> str:
 def figures(study: Study, place: Place, folder: Path, root: Path) -> Iterable[str]:
     """Draws both figures of a setting and student; links to those that there is something to draw in."""
     name, kind = figure_name(place), "validation" if _validated(study, place) else "test"
-    teacher = values(study, place, study.arms, study.fractions, "teacher_top1")
+    taught = [arm for arm in study.arms if not from_scratch(arm)]
+    teacher = values(study, place, taught, study.fractions, "teacher_top1")
     level = statistics.mean(teacher) if teacher else None
     shown = drawn(study, place)
     draw_fractions(points(study, place, shown), shown, level, title(place), folder / f"{name}-fraction.png")

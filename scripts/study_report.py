@@ -10,7 +10,8 @@ may be run in several goes on several machines. `render` needs these two files a
 the page between `<!-- generated: begin -->` and `<!-- generated: end -->`, and the figures beside the files.
 
 The study's axes are arm, fraction and seed, and optionally setting and student; its
-`report: compare: [[a, b], ...]` names further pairs of arms to compare.
+`report: compare: [[a, b], ...]` names further pairs of arms to compare; `report: scratch_of: {a: b}` says
+that setting a differs from b in the teacher alone, so that b's runs from scratch are its own too.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def collect(study_path: Path, folder: Path, runs: Path | None = None) -> int:
     for axis, cell in itertools.product(axes, cells.values()):
         if cell["labels"][axis] not in axes[axis]:  # of an earlier version of the study
             axes[axis].append(cell["labels"][axis])
-    write_collected(folder, axes, study["compare"], cells, bits)
+    write_collected(folder, axes, study, cells, bits)
     told = ", ".join(f"{count} {word}" for word, count in counts.items())
     print(f"{folder}: {len(cells)} cells ({told})")
     return 0
@@ -114,7 +115,10 @@ def render(folder: Path, page: Path) -> int:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """output_dir, axes (axis -> labels) and compare of a study file. Raises UserError for what is wrong."""
+    """output_dir, axes (axis -> labels), compare and scratch_of of a study file.
+
+    Raises UserError for what is wrong.
+    """
     try:
         study = yaml.safe_load(path.read_text())
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -138,7 +142,12 @@ def read_study(path: Path) -> dict[str, Any]:
                 raise UserError(
                     f"{path}: report.compare: unknown arm {arm!r}{suggest(str(arm), axes['arm'])}"
                 )
-    return {"output_dir": study["output_dir"], "axes": axes, "compare": compare}
+    scratch_of = (study.get("report") or {}).get("scratch_of") or {}
+    for setting in (*scratch_of, *scratch_of.values()):
+        if setting not in axes.get("setting", ()):
+            known = suggest(str(setting), axes.get("setting", []))
+            raise UserError(f"{path}: report.scratch_of: unknown setting {setting!r}{known}")
+    return {"output_dir": study["output_dir"], "axes": axes, "compare": compare, "scratch_of": scratch_of}
 
 
 def grid(axes: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
@@ -234,7 +243,7 @@ def _change(old: Cell, new: Cell) -> str:
 def write_collected(
     folder: Path,
     axes: dict[str, list[str]],
-    compare: list[list[str]],
+    study: Mapping[str, Any],
     cells: dict[str, Cell],
     bits: dict[str, Bits],
 ) -> None:
@@ -243,7 +252,8 @@ def write_collected(
     arrays: dict[str, Any] = {name: bits[name] for name in sorted(cells)}
     np.savez(folder / CORRECT, **arrays)
     lines = [_line({key: cells[name][key] for key in sorted(cells[name])}) for name in sorted(cells)]
-    head = f'"axes": {_line(axes)},\n"compare": {_line(compare)},\n"cells": [\n'
+    told = "".join(f'"{key}": {_line(study[key])},\n' for key in ("compare", "scratch_of"))
+    head = f'"axes": {_line(axes)},\n{told}"cells": [\n'
     (folder / CELLS).write_text("{\n" + head + ",\n".join(lines) + "\n]\n}\n", encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-MODULES = ("study_report", "study_differences", "study_page", "study_figures")
+MODULES = ("study_report", "study_differences", "study_bars", "study_page", "study_figures")
 IMAGES = 400
 PAGE = "# A study\n\nBefore.\n\n<!-- generated: begin -->\nold\n<!-- generated: end -->\n\nAfter.\n"
 PLACE = ("transfer", "vim")
@@ -72,10 +72,13 @@ class Fake:
         shift: int = 0,
         minutes: float = 2.0,
         watched: float | None = None,
+        steps: int = 30,
+        setting: str = "transfer",
+        teacher: float = 99.25,
     ) -> Path:
         """A finished run, right on `right` of 400 images, which begin at image `shift`, and with `watched`
         percent on the validation split."""
-        folder = self.runs / f"transfer.vim.{arm}.{fraction}.{seed}"
+        folder = self.runs / f"{setting}.vim.{arm}.{fraction}.{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         labels = np.arange(IMAGES) % 10
         predicted = (labels + 1) % 10
@@ -84,14 +87,16 @@ class Fake:
         np.savez(folder / "samples.npz", labels=labels, student_pred=predicted, teacher_pred=labels)
         np.save(folder / "train_indices.npy", np.arange(int(fraction[:-1])))
         student = {"top1": 100 * right / IMAGES, "nll": 0.5, "ece": 1.0, "params": 7, "minutes": minutes}
-        results = {"student": student, "teacher": {"top1": 99.25}, "agreement": 80.0}
+        results = {"student": student, "teacher": {"top1": teacher}, "agreement": 80.0}
         (folder / "results.json").write_text(json.dumps(results))
         rows = [
             {"step": step, "samples": 8 * step, "samples_per_second": 100.0 + step, "seconds": 1.0}
-            for step in (10, 20, 30)
+            for step in (steps // 3, 2 * steps // 3, steps)
         ]
-        rows.insert(2, {"step": 20, "eval/top1": right / 8})
-        rows.append({"step": 30, "samples": 240, "eval/top1": right / 4 if watched is None else watched})
+        rows.insert(2, {"step": 2 * steps // 3, "eval/top1": right / 8})
+        rows.append(
+            {"step": steps, "samples": 8 * steps, "eval/top1": right / 4 if watched is None else watched}
+        )
         (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         (folder / "config.yaml").write_text("task: {validation: 0.1}\n")
         (folder / "environment.json").write_text(json.dumps({"commit": "abc", "device": "a GPU"}))
@@ -100,7 +105,7 @@ class Fake:
     def finish_a_dozen(self) -> None:
         for seed, more in (("s0", 0), ("s1", 4)):
             self.finish("scratch", "100%", seed, 320 + more)
-            self.finish("scratch_long", "100%", seed, 332 + more)
+            self.finish("scratch_long", "100%", seed, 332 + more, steps=60)
             self.finish("full", "50%", seed, 340 + more, minutes=4.0)
             self.finish("full", "25%", seed, 328 + more)
             self.finish("kl", "50%", seed, 240 + more)
@@ -236,7 +241,8 @@ def test_the_page(fake: Fake) -> None:
     assert 0 < low < 2 < high < 4
     assert entries(text, "`full` − `kl`")[1:3] == ["50%", "+25.00"]  # once, though compared twice
     assert entries(text, "`mixer` − `kl`")[2] == "+1.00"
-    assert text.count("`full` − `scratch`") == 0, "they have no fraction in common"
+    assert text.count("`full` − `scratch` |") == 2, "with equal steps; they have no fraction in common"
+    assert entries(text, "`full` − `scratch` | 50% − 100%")[2] == "+5.00"
 
 
 def test_the_bars(fake: Fake) -> None:
@@ -244,20 +250,57 @@ def test_the_bars(fake: Fake) -> None:
     for seed in ("s0", "s1"):
         fake.finish("cab", "25%", seed, 300)
         fake.finish("cab", "50%", seed, 344)
-        fake.finish("full_half", "100%", seed, 320)
+        fake.finish("full_half", "100%", seed, 320, steps=15)
     fake.collect()
     fake.render()
     lines = [line for line in fake.page.read_text().splitlines() if line.startswith("- transfer, vim: ")]
     bars = [line.removeprefix("- transfer, vim: ").split(": **") for line in lines]
     names = [name for name, _ in bars]
-    at_50, at_25, kl, cab, half = [verdict for _, verdict in bars]
-    assert names[0] == "`full` at 50% at least as good as the best from scratch (`scratch_long`) at 100%"
+    gate, at_50, at_25, kl, cab, half = [verdict for _, verdict in bars]
+    assert names[0].startswith("gate: the teacher at least 2 points above") and gate == "met, it is +15.75**"
+    assert names[1] == "`full` at 50% at least as good as the best from scratch (`scratch_long`) at 100%"
     assert at_50.startswith("met by 2.00 (95 % interval +")
     assert at_25.startswith("missed by 1.00 at 25% (95 % interval -")
-    assert names[2] == "`full` above `kl` at every fraction up to 50%"
+    assert names[3] == "`full` above `kl` at every fraction up to 50%"
     assert kl.startswith("not run at 25%; elsewhere ahead by 25.00 or more (")
     assert cab.startswith("missed by 0.50 at 50% (")
-    assert half.startswith("missed by 3.50 at 100% ("), "beside scratch_long, the better of two"
+    assert half.startswith("missed by 0.50 at 100% ("), "beside scratch, of twice its steps"
+
+
+def test_a_form_of_the_full_method_stands_beside_twice_its_steps(fake: Fake) -> None:
+    fake.axes["arm"]["full_long"] = []
+    fake.write()
+    fake.finish_a_dozen()
+    for arm, right, steps in (("full_half", 330, 15), ("full", 330, 30), ("full_long", 340, 60)):
+        fake.finish(arm, "100%", "s0", right, steps=steps)
+    fake.collect()
+    fake.render()
+    text = fake.page.read_text()
+    assert entries(text, "`full_half` − `scratch` |")[2] == "+2.00"
+    assert entries(text, "`full` − `scratch_long` | 100% |")[2] == "-1.00"
+    assert "`full_long` −" not in text, "nothing from scratch took 120 steps"
+    (line,) = [line for line in text.splitlines() if "with twice its steps" in line]
+    assert "missed by 1.00 at 100% (`full`)" in line
+    assert entries(text, "`full` − `scratch` | 50% − 100%")[2] == "+5.00", "equal steps"
+
+
+def test_settings_that_differ_in_the_teacher_share_what_is_from_scratch(fake: Fake) -> None:
+    fake.axes["setting"]["transfer_strong"] = []
+    fake.write(report={"scratch_of": {"transfer_strong": "transfer"}})
+    fake.finish_a_dozen()
+    for seed in ("s0", "s1"):
+        fake.finish("full", "100%", seed, 344, setting="transfer_strong", teacher=84.5)
+    fake.collect()
+    fake.render()
+    text = fake.page.read_text().split("## transfer_strong, vim")[1]
+    assert entries(text, "`full` − `scratch_long`")[2] == "+2.50"
+    assert entries(text, "`scratch_long`")[1:5] == ["-", "-", "83.50 ± 0.71 (2)", "-"]
+    assert "`kl`" not in text
+    gates = [line for line in fake.page.read_text().splitlines() if ": gate: " in line]
+    assert [line.rsplit(": ", 1)[1] for line in gates] == ["**met, it is +15.75**", "**missed, it is +1.00**"]
+    fake.write(report={"scratch_of": {"transfer_strong": "transfr"}})
+    code, _, err = fake.collect()
+    assert code == 2 and "unknown setting 'transfr'; did you mean 'transfer'?" in err
 
 
 def test_the_baseline_is_chosen_on_the_validation_split(fake: Fake) -> None:
