@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from study_differences import Difference, Group, Place, Study, share_of
 
 # Bar 1: the shares of the data, in percent, at which `full` is to reach from scratch with all of it.
-REACHING = {"transfer": (50.0, 25.0), "transfer_strong": (50.0, 25.0), "compression": (25.0,)}
+REACHING = {"transfer": (50.0, 25.0), "compression": (25.0,)}
 REPORTED = (50.0, 25.0, 10.0)
 MOST = 50.0  # bar 2: up to here `full` is to be above the others
 HALVES = ("full_half", "full", "full_long")  # bar 3: each beside twice as many steps from scratch
@@ -59,7 +59,7 @@ def bars(study: Study, place: Place) -> Iterator[tuple[str, str]]:
             f"gate: the teacher at least {LEAD:g} points above the best from scratch (`{best[0]}`) at 100%",
             f"{'met' if lead >= LEAD else 'missed'}, it is {lead:+.2f}",
         )
-    for share in REACHING.get(place[0], ()):
+    for share in REACHING.get(study.scratch_of.get(place[0], place[0]), ()):
         fraction = study.labelled(share)
         against = "from scratch" if best is None else f"the best from scratch (`{best[0]}`)"
         asked = [] if best is None else [(("full", fraction), best)]
