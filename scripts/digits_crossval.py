@@ -22,7 +22,8 @@ from transmamba import config as configs
 from transmamba.evaluation import paired_bootstrap
 from transmamba.launch import guarded
 from transmamba.recipe import Recipe
-from transmamba.run import SAMPLES, run
+from transmamba.run import run
+from transmamba.run_folder import SAMPLES
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 MODELS = ("teacher", "student", "scratch")

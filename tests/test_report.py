@@ -15,7 +15,8 @@ import yaml
 
 from transmamba.errors import UserError
 from transmamba.model_card import render_model_card, write_model_card
-from transmamba.report import RunData, read_run, render, write_report
+from transmamba.report import render, write_report
+from transmamba.run_data import RunData, read_run
 
 CLASSES = ["cat", "dog", "<script>alert(1)</script>", "$x$ & y"]
 

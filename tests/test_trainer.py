@@ -21,11 +21,12 @@ from transmamba import trainer
 from transmamba.data.batch import Batch
 from transmamba.distiller import Distiller
 from transmamba.errors import UserError
+from transmamba.optimizer import learning_rate, parameter_groups, set_trainable, set_training
 from transmamba.recipe import Stage, TrainerConfig, stage_steps
 from transmamba.registry import LOSSES
 from transmamba.tasks.image_classification import ImageClassification
 from transmamba.tracking import Tracker, read_metrics
-from transmamba.trainer import Trainer, learning_rate, parameter_groups, set_trainable, set_training
+from transmamba.trainer import Trainer
 
 CE = (LOSSES["cross_entropy"](),)
 MIXER = (LOSSES["mixer"](),)

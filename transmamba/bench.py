@@ -19,11 +19,13 @@ from torch import Tensor, nn
 from .cuda_graph import WARMUP, GraphedStep
 from .distiller import Distiller
 from .errors import UserError
+from .line import Line
+from .optimizer import make_optimizer, set_trainable
 from .outputs import Term
 from .recipe import Recipe, Stage
-from .run import Line, assemble, make_accelerator
+from .run import assemble, make_accelerator
 from .student import Student
-from .trainer import make_optimizer, set_trainable, weighted
+from .trainer import weighted
 
 _WARMUP = WARMUP + 2  # first as it is, then recorded
 

@@ -7,12 +7,9 @@ dataclass to fill, and `Annotated[Any, Part(REGISTRY)]` marks the fields where a
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import functools
 import json
-import re
-import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,25 +20,12 @@ import pydantic
 import yaml
 from pydantic_core import CoreSchema, core_schema
 
-from .errors import ConfigError, suggest
+from .config_file import apply_override, read_yaml
+from .config_problems import Problem, kind_of, lines_of, show
+from .errors import ConfigError
 from .registry import Registry
 
 T = TypeVar("T")
-
-# What to write instead, by the type of pydantic's complaint.
-WANTED = {
-    "bool": "true or false",
-    "int": "a whole number",
-    "float": "a number, such as 0.001",
-    "string": "text (in quotes)",
-    "path": "a path",
-    "tuple": "a list, such as [a, b]",
-    "list": "a list, such as [a, b]",
-    "frozen_set": "a list, such as [a, b]",
-    "set": "a list, such as [a, b]",
-    "dict": "a mapping (key: value)",
-    "none": "null",
-}
 
 
 class Part:
@@ -68,7 +52,9 @@ class Part:
         known = f"known: {', '.join(self.registry.names()) or 'none'}"
         if isinstance(value, dict) and "name" not in value:
             raise ValueError(f"has no name; write `name:` and the {self.registry.kind}'s name; {known}")
-        raise ValueError(f"{_show(name)} is {_kind(name)}; write the name of a {self.registry.kind}; {known}")
+        raise ValueError(
+            f"{show(name)} is {kind_of(name)}; write the name of a {self.registry.kind}; {known}"
+        )
 
     def _build(self, value: Any) -> Any:
         # A ValidationError raised in here keeps its own locations below this one.
@@ -102,11 +88,11 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     whatever `parse` finds.
     """
     source = str(path)
-    data = _read_yaml(Path(path))
+    data = read_yaml(Path(path))
     problems = []
     for override in overrides:
         try:
-            _apply(data, override)
+            apply_override(data, override)
         except ValueError as error:
             problems.append(f"override {override}: {error}")
     value, found = _check(cls, data)
@@ -153,80 +139,29 @@ def _check(cls: type, data: Mapping[str, Any]) -> tuple[Any, list[str]]:
         try:
             return _adapter(cls).validate_json(json.dumps(plain)), []
         except pydantic.ValidationError as error:
-            found = [_Problem.locate(cls, plain, details) for details in error.errors(include_url=False)]
+            found = [_locate(cls, plain, details) for details in error.errors(include_url=False)]
         # Every repair turns text into a number, 8.0 into 8 or false into text, so this ends.
         if sum(problem.repair(plain) for problem in found) == 0:
-            return None, _lines(found)
+            return None, lines_of(found)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Problem:
-    """One complaint of pydantic: its path in the data, the value there, the dataclasses that hold the key."""
-
-    path: tuple[str | int, ...]
-    value: Any
-    owners: tuple[type, ...]
-    details: Any
-
-    @classmethod
-    def locate(cls, root: type, data: Any, details: Any) -> _Problem:
-        """Follows pydantic's location through data and types, leaving out the tags it adds for unions."""
-        path: list[str | int] = []
-        value, hints = data, list(_members(root, data))
-        owners: tuple[Any, ...] = ()
-        for step in details["loc"]:
-            inside = isinstance(value, dict) and step in value
-            inside = inside or (isinstance(value, list) and isinstance(step, int) and step < len(value))
-            if not inside and not (details["type"] == "missing" and step == details["loc"][-1]):
-                continue
-            owners = tuple(hint for hint in hints if dataclasses.is_dataclass(hint))
-            value = value[step] if inside else None
-            hints = [
-                member for hint in hints for inner in _below(hint, step) for member in _members(inner, value)
-            ]
-            path.append(step)
-        return cls(path=tuple(path), value=value, owners=owners, details=details)
-
-    def repair(self, data: Any) -> bool:
-        """Puts into `data` what YAML 1.1 misread: the number that 1e-4 is, the word `no` that it takes for
-        false."""
-        kind = self.details["type"]
-        convert = {"float_type": _float, "int_type": _whole, "int_from_float": _whole}.get(kind)
-        repaired: Any = convert(self.value) if convert else None
-        if kind == "literal_error" and self.value is False and "'no'" in self.details["ctx"]["expected"]:
-            repaired = "no"
-        if repaired is None or not self.path:
-            return False
-        for step in self.path[:-1]:
-            data = data[step]
-        data[self.path[-1]] = repaired
-        return True
-
-    @property
-    def wanted(self) -> str | None:
-        kind = self.details["type"]
-        if kind.startswith("dataclass"):
-            return "a mapping (key: value)"
-        if kind == "literal_error":
-            return str(self.details["ctx"]["expected"])
-        return WANTED.get(re.sub(r"_(type|parsing|required|from_float|required_to_be_.*)$", "", kind))
-
-    @property
-    def message(self) -> str:
-        kind, context = self.details["type"], self.details.get("ctx", {})
-        if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-            names = [field.name for owner in self.owners for field in dataclasses.fields(owner)]
-            hint, _, known = suggest(str(self.path[-1]), names).partition(" known: ")
-            return f"unknown key{hint}" if "mean" in hint else f"unknown key; known: {known}"
-        if kind == "missing":
-            return "required, but missing"
-        if kind == "value_error":
-            return str(context["error"])
-        if kind == "literal_error" and isinstance(self.value, str):
-            choices = re.findall(r"'([^']*)'", context["expected"])
-            return f"unknown value {self.value!r}{suggest(self.value, choices)}"
-        text = self.details["msg"].replace("Input should", "it should")
-        return f"{_show(self.value)}: {text}"
+def _locate(root: type, data: Any, details: Any) -> Problem:
+    """Follows pydantic's location through data and types, leaving out the tags it adds for unions."""
+    path: list[str | int] = []
+    value, hints = data, list(_members(root, data))
+    owners: tuple[Any, ...] = ()
+    for step in details["loc"]:
+        inside = isinstance(value, dict) and step in value
+        inside = inside or (isinstance(value, list) and isinstance(step, int) and step < len(value))
+        if not inside and not (details["type"] == "missing" and step == details["loc"][-1]):
+            continue
+        owners = tuple(hint for hint in hints if dataclasses.is_dataclass(hint))
+        value = value[step] if inside else None
+        hints = [
+            member for hint in hints for inner in _below(hint, step) for member in _members(inner, value)
+        ]
+        path.append(step)
+    return Problem(path=tuple(path), value=value, owners=owners, details=details)
 
 
 def _plain(value: Any) -> Any:
@@ -236,28 +171,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _lines(problems: list[_Problem]) -> list[str]:
-    """`path: message`, one line a path: the branches of a union become alternatives of one sentence."""
-    by_path: dict[str, list[_Problem]] = {}
-    for problem in problems:
-        by_path.setdefault(".".join(map(str, problem.path)), []).append(problem)
-    lines = []
-    for path, group in by_path.items():
-        wanted = [problem.wanted for problem in group]
-        messages = [problem.message for problem, want in zip(group, wanted, strict=True) if want is None]
-        if (
-            len(group) == 1
-            and group[0].details["type"] == "literal_error"
-            and isinstance(group[0].value, str)
-        ):
-            messages = [group[0].message]
-        if not messages:
-            alternatives = " or ".join(dict.fromkeys(cast(list[str], wanted)))
-            messages = [f"{_show(group[0].value)} is {_kind(group[0].value)}; write {alternatives}"]
-        lines += [f"{path}: {message}" if path else message for message in dict.fromkeys(messages)]
-    return lines
 
 
 def _members(hint: Any, value: Any) -> Iterator[Any]:
@@ -285,129 +198,3 @@ def _below(hint: Any, step: str | int) -> list[Any]:
             item for name, item in typing.get_type_hints(hint, include_extras=True).items() if name == step
         ]
     return [item for item in typing.get_args(hint) if item is not Ellipsis]
-
-
-def _float(value: Any) -> float | None:
-    try:
-        return float(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
-
-
-def _whole(value: Any) -> int | None:
-    number = value if isinstance(value, float) else _float(value)
-    return int(number) if number is not None and number.is_integer() else None
-
-
-def _kind(value: Any) -> str:
-    kinds: dict[type, str] = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-    }
-    return "empty" if value is None else kinds.get(type(value), "a mapping")
-
-
-def _show(value: Any) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)
-
-
-# --- reading ---
-
-
-def _repeated(node: yaml.Node | None, path: str = "") -> Iterator[str]:
-    """A line for each key given twice below `node`, of which YAML itself would silently keep the last."""
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            yield from _repeated(item, f"{path}{index}.")
-    elif isinstance(node, yaml.MappingNode):
-        first: dict[Any, int] = {}
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in first and isinstance(key, yaml.ScalarNode):
-                yield f"{path}{key.value}: given twice, on lines {first[key.value]} and {line}; keep one"
-            if isinstance(key, yaml.ScalarNode):
-                first[key.value] = line
-            yield from _repeated(value, f"{path}{getattr(key, 'value', '?')}.")
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(str(path), [_absent(path, error)]) from None
-    except UnicodeDecodeError:
-        raise ConfigError(str(path), ["not a text file in UTF-8"]) from None
-    try:
-        repeated = list(_repeated(yaml.compose(text, Loader=yaml.SafeLoader)))
-        data = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
-        raise ConfigError(str(path), [_invalid(error)]) from None
-    if repeated:
-        raise ConfigError(str(path), repeated)
-    if data is not None and not isinstance(data, dict):
-        raise ConfigError(str(path), [f"the file holds {_kind(data)}; write a mapping (key: value)"])
-    return data or {}
-
-
-def _absent(path: Path, error: OSError) -> str:
-    if not path.parent.is_dir():
-        return f"no such file, nor the folder {path.parent}"
-    names = sorted(entry.name for entry in path.parent.glob("*.yaml"))
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-    return f"{reason}; did you mean {str(path.parent / close[0])!r}?" if close else f"{reason}"
-
-
-def _invalid(error: Exception) -> str:
-    mark = getattr(error, "problem_mark", None)
-    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-    return f"{where}invalid YAML: {reason}"
-
-
-def _apply(data: dict[str, Any], override: str) -> None:
-    """Sets one `a.b.0.c=value` in `data`. Raises ValueError when it is malformed or leads nowhere."""
-    path, equals, text = override.partition("=")
-    if not equals:
-        raise ValueError("write key=value, such as trainer.seed=1")
-    if path.startswith("-"):
-        raise ValueError(f"write it without dashes: {override.lstrip('-')}")
-    steps = path.split(".")
-    if not all(steps):
-        raise ValueError("a part of the path is empty; write key=value, such as trainer.seed=1")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{text!r} is no YAML value ({_invalid(error)})") from None
-    place: Any = data
-    for depth, step in enumerate(steps):
-        key = _key(place, step, ".".join(steps[:depth]))
-        if depth == len(steps) - 1:
-            place[key] = value
-            return
-        below = place.get(key) if isinstance(place, dict) else place[key]
-        if below is None and steps[depth + 1].isdigit():
-            raise ValueError(f"{'.'.join(steps[: depth + 1])} has no items in the file")
-        if isinstance(below, str):
-            below = {"name": below}  # the short form of a part gains options
-        elif below is None:
-            below = {}
-        place[key] = below
-        place = below
-
-
-def _key(place: Any, step: str, path: str) -> str | int:
-    if isinstance(place, dict):
-        return step
-    if not isinstance(place, list):
-        raise ValueError(f"{path} is {_kind(place)}, which has no {step!r}")
-    if not step.isdigit():
-        raise ValueError(f"{path} is a list; write an index instead of {step!r}")
-    if int(step) >= len(place):
-        raise ValueError(
-            f"{path} has no item {step}; its last is {len(place) - 1}" if place else f"{path} is empty"
-        )
-    return int(step)

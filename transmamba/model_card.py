@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from .folders import read_model_config
-from .report import METRICS, evaluated_split, part_label
+from .report import METRICS
+from .run_data import evaluated_split, part_label
 
 TRANSFORMERS, TIMM = "transformers", "timm"
 

@@ -11,7 +11,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from .data.hashing import hash64
 from .distiller import Distiller
 from .errors import UserError
 from .evaluation import peak_memory_mb
+from .log_window import Window
+from .optimizer import learning_rate, make_optimizer, set_trainable, set_training
 from .outputs import Term
 from .recipe import Stage, TrainerConfig
 from .tracking import Tracker
@@ -34,29 +35,6 @@ if TYPE_CHECKING:
 
 class Interrupted(Exception):
     """SIGTERM came; the run was saved and can be resumed."""
-
-
-@dataclass
-class Window:
-    """What is summed between two log lines."""
-
-    sums: dict[str, float] = field(default_factory=dict)
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    samples: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    grad_norm: float = 0.0
-
-    def saved(self) -> dict[str, Any]:
-        """As JSON, for a checkpoint between two log lines."""
-        return {**vars(self), "parts": {name: part.tolist() for name, part in self.parts.items()}}
-
-    @classmethod
-    def restored(cls, saved: dict[str, Any]) -> Window:
-        """Inverse of `saved`; of nothing, an empty window."""
-        parts = {name: torch.tensor(part) for name, part in saved.get("parts", {}).items()}
-        return cls(**{**saved, "parts": parts})
 
 
 class Trainer:
@@ -205,7 +183,7 @@ class Trainer:
         elapsed = time.perf_counter() - started
         self.progress.seconds += elapsed
         if stepped:  # a skipped step's losses are said above; in the mean they would hide the others
-            _add(window, means, part_means, total, self.global_batch, elapsed, waited, float(norm))
+            window.add(means, part_means, total, self.global_batch, elapsed, waited, float(norm))
 
     def _forward_backward(self, model: nn.Module, distiller: Distiller) -> Callable[..., dict[str, Term]]:
         """f(images, targets, drawn, constants=counts): a micro-batch's terms, its gradients added."""
@@ -313,99 +291,5 @@ def weighted(terms: dict[str, Term], weights: dict[str, float], counts: dict[str
     return torch.stack([weights[name] * term.sum / counts[name] for name, term in terms.items()]).sum()
 
 
-def learning_rate(stage: Stage, step: int, steps: int) -> float:
-    """Linear warm-up over `stage.warmup` of the stage, then a cosine from lr down to min_lr."""
-    warmup = round(stage.warmup * steps)
-    if step < warmup:
-        return stage.lr * (step + 1) / warmup
-    end = min(stage.min_lr, stage.lr)
-    position = (step - warmup) / max(1, steps - warmup)
-    return end + (stage.lr - end) * 0.5 * (1 + math.cos(math.pi * position))
-
-
-def set_trainable(distiller: Distiller, stage: Stage) -> None:
-    """Which parameters this stage trains. The rest gets no gradient, so that DDP never waits for one."""
-    student = distiller.student
-    trained = {name for name, _ in student.named_parameters()}
-    if stage.trainable == "mixers" or (stage.trainable == "auto" and distiller.teacher_forced):
-        trained = _named(stage, student, "mixer_parameters", "mixers to train alone")()
-    elif stage.trainable == "head":
-        found = _named(stage, student, "get_classifier", "classifier by timm's name")()
-        heads = found if isinstance(found, tuple) else (found,)  # a distilled DeiT has two
-        head = {parameter for module in heads for parameter in module.parameters()}
-        trained = {name for name, parameter in student.named_parameters() if parameter in head}
-    for name, parameter in student.named_parameters():
-        parameter.requires_grad_(name in trained)
-    if distiller.aligner is not None:
-        used = distiller.used_projections()
-        for k, projection in distiller.aligner.projections.items():
-            projection.requires_grad_(int(k) in used)
-
-
-def set_training(distiller: Distiller, stage: Stage) -> None:
-    """Training mode; below a head that is trained alone nothing is dropped and no statistics move."""
-    distiller.train()
-    if stage.trainable == "head":
-        distiller.student.eval()
-
-
-def _named(stage: Stage, student: nn.Module, member: str, what: str) -> Any:
-    """The student's `member`. Raises UserError where it has none."""
-    found = getattr(student, member, None)
-    if found is None:
-        raise UserError(f"stage {stage.name}: this student has no {what}; use trainable: all")
-    return found
-
-
-def make_optimizer(distiller: Distiller, stage: Stage, cloned: set[str]) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; on a GPU in one kernel, for the steps of small students wait for its
-    launches."""
-    groups = parameter_groups(distiller, stage, cloned)
-    fused = all(p.device.type == "cuda" for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, fused=fused or None)
-
-
-def parameter_groups(distiller: Distiller, stage: Stage, cloned: set[str]) -> list[dict[str, Any]]:
-    """Four groups at most: with and without weight decay, cloned from the teacher or not."""
-    student = distiller.student
-    exempt = set(student.no_weight_decay()) if hasattr(student, "no_weight_decay") else set()  # type: ignore[operator]
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in distiller.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        own = name.removeprefix("student.")
-        decays = parameter.ndim > 1 and own not in exempt
-        groups.setdefault((decays, own in cloned), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": stage.weight_decay if decays else 0.0,
-            "lr_scale": stage.cloned_lr_scale if was_cloned else 1.0,
-        }
-        for (decays, was_cloned), parameters in groups.items()
-    ]
-
-
 def _due(step: int, every: int, done: bool) -> bool:
     return done or (every > 0 and step % every == 0)
-
-
-def _add(
-    window: Window,
-    means: dict[str, float],
-    parts: dict[str, Tensor],
-    total: float,
-    samples: int,
-    seconds: float,
-    waited: float,
-    norm: float,
-) -> None:
-    for key, value in {"loss": total, **{f"loss/{name}": value for name, value in means.items()}}.items():
-        window.sums[key] = window.sums.get(key, 0.0) + value
-    for name, part in parts.items():
-        window.parts[name] = window.parts.get(name, 0) + part
-    window.steps += 1
-    window.samples += samples
-    window.seconds += seconds
-    window.waited += waited
-    window.grad_norm += norm

@@ -21,6 +21,7 @@ MODELS = {
     "teacher",
     "distiller",
     "trainer",
+    "optimizer",
     "layers",
     "accelerate",
     "timm",

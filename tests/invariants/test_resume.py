@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import transmamba.checkpoint
+import transmamba.line
 import transmamba.run
 from transmamba.recipe import Recipe
 
@@ -323,7 +324,7 @@ def without_measuring(recipe: Recipe) -> None:
         raise AssertionError("begun anew")
 
     transmamba.aligner.Aligner.measure = refuse  # type: ignore[method-assign]
-    transmamba.run.subclone = refuse
+    transmamba.line.subclone = refuse
     harness.run_quietly(recipe)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from transmamba.canonical import map_tensors
 from transmamba.distiller import Distiller
+from transmamba.optimizer import parameter_groups, set_trainable
 from transmamba.recipe import Stage
 from transmamba.registry import LOSSES
-from transmamba.trainer import parameter_groups, set_trainable
 
 LOSS_NAMES = sorted(LOSSES)
 

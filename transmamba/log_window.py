@@ -1,0 +1,53 @@
+"""The steps between two log lines, summed up; a checkpoint that falls between them keeps the sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Window:
+    """What is summed between two log lines."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    grad_norm: float = 0.0
+
+    def add(
+        self,
+        means: dict[str, float],
+        parts: dict[str, Tensor],
+        total: float,
+        samples: int,
+        seconds: float,
+        waited: float,
+        norm: float,
+    ) -> None:
+        """A step: the means of its losses and of their per-layer parts, the losses' weighted total."""
+        for key, value in {"loss": total, **{f"loss/{name}": value for name, value in means.items()}}.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+        for name, part in parts.items():
+            self.parts[name] = self.parts.get(name, 0) + part
+        self.steps += 1
+        self.samples += samples
+        self.seconds += seconds
+        self.waited += waited
+        self.grad_norm += norm
+
+    def saved(self) -> dict[str, Any]:
+        """As JSON, for a checkpoint between two log lines."""
+        return {**vars(self), "parts": {name: part.tolist() for name, part in self.parts.items()}}
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> Window:
+        """Inverse of `saved`; of nothing, an empty window."""
+        parts = {name: torch.tensor(part) for name, part in saved.get("parts", {}).items()}
+        return cls(**{**saved, "parts": parts})
