@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba import SubcloneConfig, Teacher, UserError, adapt_teacher
-from transmamba.canonical import fold
+from transmamba.folding import fold
 from transmamba.layers.bidirectional import NEUTRAL_GATE
 from transmamba.selection import activation_scores, multiplicity
 from transmamba.student import depth_map, feature_pairs, save_model
