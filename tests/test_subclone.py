@@ -19,7 +19,8 @@ from transmamba.folding import fold
 from transmamba.layers.bidirectional import NEUTRAL_GATE
 from transmamba.selection import activation_scores, multiplicity
 from transmamba.student import depth_map, feature_pairs, save_model
-from transmamba.subclone import Report, subclone
+from transmamba.subclone import subclone
+from transmamba.subclone_report import Report
 
 NOT_CLONED = ("conv1d", "x_proj", "dt_proj", "A_log", "A_b_log", "mixer.D")
 

@@ -15,7 +15,8 @@ from .data.preprocessing import Preprocessing
 from .errors import UserError
 from .model_card import write_model_card
 from .student import save_model
-from .subclone import Report, Row, SubcloneConfig
+from .subclone import SubcloneConfig
+from .subclone_report import Report, Row
 from .teacher import load_teacher
 
 _CALIBRATION_IMAGES = 256

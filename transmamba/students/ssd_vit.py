@@ -26,8 +26,7 @@ from ..layers.mamba2 import SSDAttention
 from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
 from ..selection import Selection
-from ..student import Sublayer, Writer, depth_map
-from ..subclone import Dropped, Take
+from ..student import Dropped, Sublayer, Take, Writer, depth_map
 from .vim import _cfg
 
 

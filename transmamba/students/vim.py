@@ -29,8 +29,7 @@ from ..layers.bidirectional import BidirectionalMamba
 from ..outputs import Branches, Capture, Output, TokenLayout
 from ..registry import STUDENTS
 from ..selection import Selection
-from ..student import Sublayer, Writer, depth_map
-from ..subclone import Dropped, Take
+from ..student import Dropped, Sublayer, Take, Writer, depth_map
 from .vim_plan import plan_ends, plan_layer
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from ..canonical import Affine, View
 from ..errors import UserError
 from ..selection import Selection, multiplicity
-from ..student import Sublayer
-from ..subclone import Dropped, Take
+from ..student import Dropped, Sublayer, Take
 
 if TYPE_CHECKING:
     from .vim import VisionMamba
