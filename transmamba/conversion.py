@@ -75,7 +75,7 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tuple[nn.Module, Report]:
-    from .students.vim import checkpoint_filter_fn, read_official_checkpoint
+    from .students.vim_checkpoint import checkpoint_filter_fn, read_official_checkpoint
     from .teachers.timm_vit import create_timm
 
     state = read_official_checkpoint(path)

@@ -19,7 +19,7 @@ from ..selection import Selection, multiplicity
 from ..student import Dropped, Sublayer, Take
 
 if TYPE_CHECKING:
-    from .vim import VisionMamba
+    from .vision_mamba import VisionMamba
 
 
 def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[Take | Dropped]:
