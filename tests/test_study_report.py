@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-MODULES = ("study_report", "study_differences", "study_page", "study_figures")
+MODULES = ("study_report", "study_cell", "study_differences", "study_page", "study_figures")
 IMAGES = 400
 PAGE = "# A study\n\nBefore.\n\n<!-- generated: begin -->\nold\n<!-- generated: end -->\n\nAfter.\n"
 PLACE = ("transfer", "vim")
