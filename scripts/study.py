@@ -34,7 +34,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import yaml
-from study_file import Run, Study
+from study_file import Run, Study, name_of
 from study_tables import mean_and_deviation, table
 
 RECIPE_SCRIPT = Path(__file__).resolve().parent.parent / "recipes" / "distill.py"
@@ -160,7 +160,7 @@ def tabulate(study: Study) -> str:
     report = study.report
     found: dict[tuple[str, str], list[float]] = {}
     for cell in study.cells:
-        path = study.root / ".".join(cell.values()) / "results.json"
+        path = study.root / name_of(cell) / "results.json"
         if path.is_file():
             row = " ".join(cell[axis] for axis in report["rows"])
             value = json.loads(path.read_text())["student"][report["metric"]]

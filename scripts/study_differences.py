@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from study_file import name_of
 
 from transmamba.errors import UserError
 
@@ -20,11 +21,6 @@ DRAWS, SEED = 10_000, 0
 Place = tuple[str, str]
 Group = tuple[str, str]
 Floats = npt.NDArray[np.floating[Any]]
-
-
-def name_of(labels: Mapping[str, str]) -> str:
-    """The cell's folder: its labels in the order of the axes."""
-    return ".".join(labels.values())
 
 
 def share_of(fraction: str) -> float:

@@ -5,12 +5,23 @@ from __future__ import annotations
 import itertools
 import json
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Cell = dict[str, str]
+
+
+def name_of(labels: Mapping[str, str]) -> str:
+    """The cell's folder: its labels in the order of the axes."""
+    return ".".join(labels.values())
+
+
+def grid(axes: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
+    """Every combination of one label an axis."""
+    for labels in itertools.product(*axes.values()):
+        yield dict(zip(axes, labels, strict=True))
 
 
 @dataclass(frozen=True)
@@ -83,23 +94,22 @@ class Study:
         for block in blocks:
             if unknown := set(block) - set(self.axes):
                 raise ValueError(f"cells: unknown axis {unknown.pop()!r}; known: {', '.join(self.axes)}")
-            choices = []
+            chosen = {}
             for axis, labels in self.axes.items():
                 wanted = block.get(axis, list(labels))
-                chosen = [str(label) for label in (wanted if isinstance(wanted, list) else [wanted])]
-                for label in chosen:
+                chosen[axis] = [str(label) for label in (wanted if isinstance(wanted, list) else [wanted])]
+                for label in chosen[axis]:
                     if label not in labels:
                         raise ValueError(f"cells: {axis} has no {label!r}; known: {', '.join(labels)}")
-                choices.append(chosen)
-            for labels_ in itertools.product(*choices):
-                if ".".join(labels_) not in seen:
-                    seen.add(".".join(labels_))
-                    yield dict(zip(self.axes, labels_, strict=True))
+            for cell in grid(chosen):
+                if name_of(cell) not in seen:
+                    seen.add(name_of(cell))
+                    yield cell
 
     def run_of(self, cell: Cell) -> Run:
         own = (item for axis, label in cell.items() for item in self.axes[axis][label].set)
         chosen = [*self.common, *own]
-        return self._run(".".join(cell.values()), chosen, cell)
+        return self._run(name_of(cell), chosen, cell)
 
     def needs(self, cell: Cell) -> list[Run]:
         """The runs that a cell needs, in the order of `first`."""

@@ -17,33 +17,26 @@ that setting a differs from b in the teacher alone, so that b's runs from scratc
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
 import json
-import math
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import yaml
-from study_differences import name_of, share_of
+from study_cell import Bits, Cell, read_cell
+from study_differences import share_of
+from study_file import grid, name_of
 
 from transmamba.errors import UserError, suggest
 from transmamba.launch import guarded
-from transmamba.run_folder import CONFIG, ENVIRONMENT, INDICES, RESULTS, SAMPLES
-from transmamba.tracking import METRICS_FILE, read_metrics
 
 CELLS, CORRECT = "cells.json", "correct.npz"
 AXES = ("setting", "student", "arm", "fraction", "seed")
 NEEDED_AXES = ("arm", "fraction", "seed")
-LARGEST_MISMATCH = 0.1  # points between results.json and samples.npz: ties among logits, no more
-
-Cell = dict[str, Any]
-Bits = npt.NDArray[np.uint8]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -111,13 +104,22 @@ def render(folder: Path, page: Path) -> int:
     return 0
 
 
+def _change(old: Cell, new: Cell) -> str:
+    """What a replaced cell has that it had not."""
+    keys = [key for key in new if old.get(key) != new[key]]
+    if "top1" in keys:
+        return f"top-1 {old['top1']:.2f} before, {new['top1']:.2f} now"
+    return f"another {', '.join(keys) or 'answer on some image'}"
+
+
 # --- the study ---
 
 
 def read_study(path: Path) -> dict[str, Any]:
     """output_dir, axes (axis -> labels), compare and scratch_of of a study file.
 
-    Raises UserError for what is wrong.
+    Not a `study_file.Study`: the page needs no recipes and no table, but axes that it knows. Raises UserError
+    for what is wrong.
     """
     try:
         study = yaml.safe_load(path.read_text())
@@ -125,6 +127,11 @@ def read_study(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {' '.join(str(error).split())}; write the path of a study") from None
     if not isinstance(study, dict) or not isinstance(study.get("axes"), dict) or "output_dir" not in study:
         raise UserError(f"{path}: a study has output_dir and axes")
+    if not isinstance(study["output_dir"], str):
+        raise UserError(f"{path}: output_dir is {study['output_dir']!r}; write a folder")
+    for axis, labels in study["axes"].items():
+        if not isinstance(labels, dict) or not labels:
+            raise UserError(f"{path}: axis {axis} is {labels!r}; write label: overrides")
     axes = {str(axis): list(map(str, labels)) for axis, labels in study["axes"].items()}
     for axis in axes:
         if axis not in AXES:
@@ -148,93 +155,6 @@ def read_study(path: Path) -> dict[str, Any]:
             known = suggest(str(setting), axes.get("setting", []))
             raise UserError(f"{path}: report.scratch_of: unknown setting {setting!r}{known}")
     return {"output_dir": study["output_dir"], "axes": axes, "compare": compare, "scratch_of": scratch_of}
-
-
-def grid(axes: Mapping[str, list[str]]) -> Iterator[dict[str, str]]:
-    """Every combination of one label an axis."""
-    for labels in itertools.product(*axes.values()):
-        yield dict(zip(axes, labels, strict=True))
-
-
-# --- a run folder ---
-
-
-def read_cell(folder: Path, labels: dict[str, str]) -> tuple[Cell, Bits] | None:
-    """A run's figures and its packed correctness; None if it is not finished. Raises UserError if damaged."""
-    if not (folder / RESULTS).is_file():
-        return None
-    try:
-        results = json.loads((folder / RESULTS).read_text())
-        with np.load(folder / SAMPLES, allow_pickle=False) as samples:
-            targets, predicted = samples["labels"], samples["student_pred"]
-        right = targets == predicted
-        student, teacher = results["student"], results.get("teacher") or {}
-        top1 = float(student["top1"])
-        config = (folder / CONFIG).read_bytes()
-        task = (yaml.safe_load(config) or {}).get("task") or {}
-        environment = _read_json(folder / ENVIRONMENT)
-        indices = folder / INDICES
-        trained_on = len(np.load(indices, allow_pickle=False)) if indices.is_file() else None
-    except (OSError, ValueError, KeyError, yaml.YAMLError, zipfile.BadZipFile) as error:
-        raise UserError(f"{folder}: cannot be read ({' '.join(str(error).split())})") from None
-    if not abs(top1 - 100 * right.mean()) <= LARGEST_MISMATCH:
-        raise UserError(f"{folder}: top-1 {top1:.2f} in {RESULTS}, {100 * right.mean():.2f} in {SAMPLES}")
-    rows = read_metrics(folder / METRICS_FILE)
-    cell: Cell = {
-        "labels": labels,
-        "top1": top1,
-        **{key: _finite(student.get(key)) for key in ("nll", "ece", "params", "minutes")},
-        "teacher_top1": _finite(teacher.get("top1")),
-        "agreement": _finite(results.get("agreement")),
-        "steps": max((row["step"] for row in rows if "step" in row), default=None),
-        "images_seen": max(_column(rows, "samples"), default=None),
-        "train_images": trained_on,
-        "test_images": len(targets),
-        "test_labels": hashlib.sha256(targets.astype("<i8").tobytes()).hexdigest()[:16],
-        "validation": task.get("validation") or 0.0,
-        "curve": _curve(rows),
-        "samples_per_second": _median(_column(rows, "samples_per_second")),
-        "peak_memory_mb": max(_column(rows, "peak_memory_mb"), default=None),
-        "config_sha256": hashlib.sha256(config).hexdigest(),
-        "commit": environment.get("commit"),
-        "device": environment.get("device"),
-        "packages": environment.get("packages"),
-    }
-    return cell, np.packbits(right)
-
-
-def _curve(rows: list[dict[str, Any]]) -> list[list[float]]:
-    """[images seen, top-1] of every evaluation; one that does not say how many takes the last row's."""
-    curve, seen = [], 0
-    for row in rows:
-        seen = row.get("samples") or seen
-        if _finite(row.get("eval/top1")) is not None:
-            curve.append([seen, round(row["eval/top1"], 4)])
-    return curve
-
-
-def _column(rows: list[dict[str, Any]], key: str) -> list[float]:
-    return [row[key] for row in rows if row.get(key) is not None]
-
-
-def _median(values: list[float]) -> float | None:
-    return round(float(np.median(values)), 3) if values else None
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _change(old: Cell, new: Cell) -> str:
-    """What a replaced cell has that it had not."""
-    keys = [key for key in new if old.get(key) != new[key]]
-    if "top1" in keys:
-        return f"top-1 {old['top1']:.2f} before, {new['top1']:.2f} now"
-    return f"another {', '.join(keys) or 'answer on some image'}"
 
 
 # --- what is collected ---

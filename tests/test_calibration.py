@@ -19,7 +19,8 @@ import transmamba
 from transmamba import SubcloneConfig, UserError, adapt_teacher
 from transmamba.calibration import NormalEquations, calibrate
 from transmamba.selection import Selection
-from transmamba.subclone import Report, subclone
+from transmamba.subclone import subclone
+from transmamba.subclone_report import Report
 
 RIDGE = 1e-3
 # the teacher's position of each of vim's tokens: the class token is first there, in the middle here

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba import adapt_teacher
-from transmamba.canonical import Norm, fold, map_tensors, rotate
+from transmamba.canonical import Norm, map_tensors
 from transmamba.errors import UserError
+from transmamba.folding import fold
 from transmamba.outputs import Capture
 from transmamba.registry import TEACHERS
+from transmamba.rotation import rotate
 from transmamba.teacher import Teacher
 
 TIMM: dict[str, dict[str, Any]] = {

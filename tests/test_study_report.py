@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"
-MODULES = ("study_report", "study_differences", "study_bars", "study_page", "study_figures")
+MODULES = ("study_report", "study_cell", "study_differences", "study_bars", "study_page", "study_figures")
 IMAGES = 400
 PAGE = "# A study\n\nBefore.\n\n<!-- generated: begin -->\nold\n<!-- generated: end -->\n\nAfter.\n"
 PLACE = ("transfer", "vim")
@@ -380,6 +380,10 @@ def test_mistakes_are_one_line(fake: Fake) -> None:
     refused(fake.collect, "no axis 'seed'")
     fake.write(axes=fake.axes | {"fraction": {"half": []}})
     refused(fake.collect, "fraction 'half'")
+    fake.write(axes=fake.axes | {"seed": None})
+    refused(fake.collect, "axis seed", "label: overrides")
+    fake.write(output_dir=3)
+    refused(fake.collect, "output_dir is 3", "a folder")
     fake.write(report={"compare": [["full", "bothways"]]})
     refused(fake.collect, "unknown arm 'bothways'")
     fake.write(axes={axis: labels for axis, labels in fake.axes.items() if axis != "setting"})

@@ -19,7 +19,8 @@ from .recipe import Recipe
 from .registry import STUDENTS
 from .run import preprocessing_of, run
 from .student import save_model
-from .subclone import Report, SubcloneConfig, prepare, subclone
+from .subclone import SubcloneConfig, prepare, subclone
+from .subclone_report import Report
 from .teacher import Teacher, adapt_teacher, load_teacher
 
 # registered students that are any classifier of a library: fine-tuned, not converted to

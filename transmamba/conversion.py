@@ -15,7 +15,8 @@ from .data.preprocessing import Preprocessing
 from .errors import UserError
 from .model_card import write_model_card
 from .student import save_model
-from .subclone import Report, Row, SubcloneConfig
+from .subclone import SubcloneConfig
+from .subclone_report import Report, Row
 from .teacher import load_teacher
 
 
@@ -72,7 +73,7 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tuple[nn.Module, Report]:
-    from .students.vim import checkpoint_filter_fn, read_official_checkpoint
+    from .students.vim_checkpoint import checkpoint_filter_fn, read_official_checkpoint
     from .teachers.timm_vit import create_timm
 
     state = read_official_checkpoint(path)

@@ -1,4 +1,4 @@
-"""The principal axes of a teacher's residual stream, so that its first coordinates hold most of what is read.
+"""A teacher's residual stream in its principal axes, so that its first coordinates hold most of what is read.
 
 A folded teacher's norms are bare RMSNorms, which an orthogonal rotation of the stream leaves as they are, so
 that the stream may be written in any basis. In its principal axes a narrower student loses the directions of
@@ -11,13 +11,14 @@ Shapes: B images, L tokens, D channels.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .canonical import View
+from .canonical import Affine, Block, View
 from .errors import UserError
 from .outputs import Capture
 
@@ -51,3 +52,54 @@ def _streams_read(view: View, images: Tensor) -> list[Tensor]:
     output = view.run(images, Capture(hidden=frozenset({last}), mixers=frozenset(range(last + 1))))
     streams = [mixer[f"{name}_input"] for mixer in output.mixers.values() for name in ("attention", "mlp")]
     return [*streams, output.hidden[last]]
+
+
+def rotate(view: View, axes: Tensor) -> View:
+    """The same function with its residual stream x turned into x Q, for an orthogonal Q = `axes` (D, D): what
+    writes into the stream is multiplied by Q, what reads it by Q too (y = x Wᵀ = (x Q) (W Q)ᵀ).
+
+    An RMSNorm without a weight only divides by the stream's length, which a rotation keeps. Raises UserError
+    for a view with any other norm: fold it first.
+    """
+    norms = [view.norm, *(norm for b in view.blocks for norm in (b.attention.norm, b.mlp.norm))]
+    scales = [scale for b in view.blocks for scale in (b.attention.scale, b.mlp.scale)]
+    bare = all(norm is not None and norm.rms and norm.weight is None for norm in norms)
+    if not bare or view.embedding.norm is not None or any(scale is not None for scale in scales):
+        raise UserError("only a folded teacher can be rotated: its norms must be bare; set fold to true")
+    embedding = dataclasses.replace(
+        view.embedding,
+        weight=_turned(view.embedding.weight.movedim(0, -1), axes).movedim(-1, 0).contiguous(),
+        bias=None if view.embedding.bias is None else _turned(view.embedding.bias, axes),
+        special=_turned(view.embedding.special, axes),
+        position=_turned(view.embedding.position, axes),
+    )
+    blocks = tuple(
+        Block(
+            dataclasses.replace(
+                b.attention,
+                q=_reading(b.attention.q, axes),
+                k=_reading(b.attention.k, axes),
+                v=_reading(b.attention.v, axes),
+                o=_writing(b.attention.o, axes),
+            ),
+            dataclasses.replace(b.mlp, up=_reading(b.mlp.up, axes), down=_writing(b.mlp.down, axes)),
+        )
+        for b in view.blocks
+    )
+    heads = tuple((token, _reading(head, axes)) for token, head in view.heads)
+    return dataclasses.replace(view, embedding=embedding, blocks=blocks, heads=heads)
+
+
+def _turned(x: Tensor, axes: Tensor) -> Tensor:
+    """x Q over the last dimension, in Q's precision and returned in x's."""
+    axes = axes.to(x.device)
+    return (x.to(axes.dtype) @ axes).to(x.dtype)
+
+
+def _reading(linear: Affine, axes: Tensor) -> Affine:
+    return Affine(_turned(linear.weight, axes), linear.bias)
+
+
+def _writing(linear: Affine, axes: Tensor) -> Affine:
+    bias = None if linear.bias is None else _turned(linear.bias, axes)
+    return Affine(_turned(linear.weight.mT, axes).mT.contiguous(), bias)

@@ -16,7 +16,6 @@ from .canonical import View
 from .data.preprocessing import Preprocessing
 from .outputs import Capture, Output, TokenLayout
 from .selection import Selection
-from .subclone import Dropped, Take
 
 Sublayer = Literal["attention", "mlp"]
 
@@ -34,6 +33,35 @@ _NOT_SAVED = frozenset(
         "dtype",
     ]
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """One student tensor (or the part `into` of it) taken from one teacher tensor.
+
+    index: per dimension of the source, the positions to take (repeats allowed) or None for all of them
+    scale: a factor, or one per kept position of the last dimension
+    moved: the plan itself reordered or resampled the source, so that it counts as permuted at best
+    layer: the student layer it belongs to; None for embeddings, final norm and head
+    """
+
+    target: str
+    source: str
+    tensor: Tensor
+    index: tuple[Tensor | None, ...] = ()
+    into: slice | None = None
+    scale: Tensor | float = 1.0
+    layer: int | None = None
+    moved: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """A teacher tensor for which the student has no place; `layer` as in `Take`."""
+
+    source: str
+    why: str
+    layer: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,21 +1,17 @@
 """Weight subcloning: a student's tensors taken from the teacher's canonical tensors.
 
 The student's `plan` says what goes where; this file executes it, with the coordinates that `selection.py`
-chooses, and reports it. It knows no model by name. Sources: Samragh et al., "Weight subcloning" (arXiv
-2312.09299) for one permutation of the residual stream and the rescaling; TransMamba (arXiv 2502.15130), as
-reported by third parties, for the early layers first. The tensor map from attention and MLP sublayers to
-Mamba layers is this project's own proposal.
+chooses, and reports it (`subclone_report.py`). It knows no model by name. Sources: Samragh et al., "Weight
+subcloning" (arXiv 2312.09299) for one permutation of the residual stream and the rescaling; TransMamba (arXiv
+2502.15130), as reported by third parties, for the early layers first. The tensor map from attention and MLP
+sublayers to Mamba layers is this project's own proposal.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,10 +20,10 @@ from torch import Tensor, nn
 from .errors import UserError
 from .rotation import principal_axes
 from .selection import Selection, activation_scores, change_scores
+from .student import Dropped, Student, Take
+from .subclone_report import Report, Row
 
 if TYPE_CHECKING:
-    from .calibration import Calibrated
-    from .student import Student
     from .teacher import Teacher
 
 Importance = Literal["activation", "uniform", "change"]
@@ -101,108 +97,6 @@ class SubcloneConfig:
             raise ValueError(
                 f"rotate is 'pca', calibration_images {self.calibration_images}; write how many it looks at"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Take:
-    """One student tensor (or the part `into` of it) taken from one teacher tensor.
-
-    index: per dimension of the source, the positions to take (repeats allowed) or None for all of them
-    scale: a factor, or one per kept position of the last dimension
-    moved: the plan itself reordered or resampled the source, so that it counts as permuted at best
-    layer: the student layer it belongs to; None for embeddings, final norm and head
-    """
-
-    target: str
-    source: str
-    tensor: Tensor
-    index: tuple[Tensor | None, ...] = ()
-    into: slice | None = None
-    scale: Tensor | float = 1.0
-    layer: int | None = None
-    moved: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropped:
-    """A teacher tensor for which the student has no place; `layer` as in `Take`."""
-
-    source: str
-    why: str
-    layer: int | None = None
-
-
-@dataclass
-class Row:
-    target: str
-    source: str
-    kind: str
-    shape: tuple[int, ...]
-    elements: int
-
-
-@dataclass
-class Report:
-    """What was cloned: rows of (target, source, kind, shape), the biases dropped, the share covered; and what
-    was calibrated after that."""
-
-    rows: list[Row] = field(default_factory=list)
-    dropped: list[Dropped] = field(default_factory=list)
-    total: int = 0
-    calibrated: list[Calibrated] = field(default_factory=list)
-
-    @property
-    def covered(self) -> float:
-        """Share of the student's parameters that came from the teacher, 0..1."""
-        return sum(row.elements for row in self.rows if row.kind != "fresh") / max(self.total, 1)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        counted = Counter(row.kind for row in self.rows)
-        return {kind: counted.get(kind, 0) for kind in ("copied", "sliced", "permuted", "fresh")}
-
-    @property
-    def cloned(self) -> set[str]:
-        """Names of the student tensors that came, at least in part, from the teacher."""
-        return {row.target for row in self.rows if row.kind != "fresh"}
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "covered": self.covered,
-            "counts": self.counts,
-            "rows": [dataclasses.asdict(row) for row in self.rows],
-            "dropped_biases": [name for name in self._dropped_names() if name.endswith("bias")],
-            "dropped": [dataclasses.asdict(drop) for drop in self.dropped],
-            "calibrated": [dataclasses.asdict(fitted) for fitted in self.calibrated],
-        }
-
-    def _dropped_names(self) -> list[str]:
-        """Each once, though several student layers may take from one block."""
-        return list(dict.fromkeys(drop.source for drop in self.dropped))
-
-    def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_dict(), indent=1))
-
-    def __str__(self) -> str:
-        width = max((len(row.target) for row in self.rows), default=6)
-        rows = [f"{row.target:<{width}}  {row.kind:<8}  {row.source}" for row in self.rows]
-        drops = [f"{drop.source:<{width}}  dropped   {drop.why}" for drop in self.dropped]
-        return "\n".join([*rows, *drops, self.summary()])
-
-    def summary(self) -> str:
-        """How much was cloned, what was dropped, and how well calibration fits, in a line each."""
-        counts = ", ".join(f"{number} {kind}" for kind, number in self.counts.items())
-        lines = [f"{counts}; {100 * self.covered:.1f} % of the student's {self.total:,} parameters covered"]
-        if self.dropped:
-            names = self._dropped_names()
-            shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-            lines.append(f"{len(names)} teacher tensors dropped: {shown}")
-        if self.calibrated:
-            number = len(self.calibrated)
-            before = sum(fitted.before for fitted in self.calibrated) / number
-            after = sum(fitted.after for fitted in self.calibrated) / number
-            lines.append(f"{number} matrices calibrated: mean relative error {before:.3f} -> {after:.3f}")
-        return "\n".join(lines)
 
 
 def prepare(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor] = ()) -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .canonical import View, fold, map_tensors, rotate
+from .canonical import View, map_tensors
 from .data.preprocessing import Preprocessing
 from .errors import UserError
 from .folders import model_folder
+from .folding import fold
 from .outputs import Capture, Output, TokenLayout
 from .registry import TEACHERS
+from .rotation import rotate
 
 
 class Teacher:

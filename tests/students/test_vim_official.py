@@ -17,7 +17,7 @@ from torch import Tensor
 import transmamba  # noqa: F401  (registers the students in timm)
 from transmamba.conversion import convert_checkpoint
 from transmamba.errors import UserError
-from transmamba.students.vim import checkpoint_filter_fn, read_official_checkpoint
+from transmamba.students.vim_checkpoint import checkpoint_filter_fn, read_official_checkpoint
 
 
 def official_shapes(

@@ -16,11 +16,10 @@ from torch import Tensor
 from ..canonical import Affine, View
 from ..errors import UserError
 from ..selection import Selection, multiplicity
-from ..student import Sublayer
-from ..subclone import Dropped, Take
+from ..student import Dropped, Sublayer, Take
 
 if TYPE_CHECKING:
-    from .vim import VisionMamba
+    from .vision_mamba import VisionMamba
 
 
 def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[Take | Dropped]:

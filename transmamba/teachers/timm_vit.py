@@ -102,8 +102,8 @@ def _unknown_option(error: Exception, given: dict[str, Any]) -> str | None:
     """What Python says of an argument that nobody takes, in a user's words."""
     from timm.models.vision_transformer import VisionTransformer
 
-    from ..students.ssd_vit import SSDVisionTransformer
-    from ..students.vim import VisionMamba
+    from ..students.ssd_vision_transformer import SSDVisionTransformer
+    from ..students.vision_mamba import VisionMamba
 
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     kinds = {"VisionMamba": (VisionMamba,), "VisionTransformer": (VisionTransformer, SSDVisionTransformer)}
