@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import harness
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -183,6 +184,16 @@ def finished(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As cells have by default: more of them round sums otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_study_goes_on_and_a_cell_rebuilds_from_its_config(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(small)
