@@ -135,6 +135,7 @@ def _layers(text: str) -> int | str:
 
 def _convert(arguments: argparse.Namespace) -> int:
     from . import config as configs
+    from .arguments import pairs, task_of
     from .conversion import convert_checkpoint
     from .subclone import SubcloneConfig
 
@@ -148,7 +149,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         data=task_of(arguments.data, []) if arguments.data else None,
         init=configs.parse(SubcloneConfig, init, "convert"),
         overwrite=arguments.overwrite,
-        options=_pairs(arguments.options),
+        options=pairs(arguments.options),
     )
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
     print(f"written: {arguments.out}", file=sys.stderr)
@@ -157,6 +158,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from .api import evaluate
+    from .arguments import task_of
 
     task = task_of(arguments.data, arguments.options, arguments.task, run=Path(arguments.model))
     results = evaluate(
@@ -171,67 +173,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     )
     print(json.dumps(results, indent=2) if arguments.json else results_table(results))
     return 0
-
-
-def task_of(
-    data: str | None, options: list[str], task: str = "image_classification", run: Path | None = None
-) -> Any:
-    """The task configuration that `--task`, `--data` and reader options mean.
-
-    Without `data`: the task of the run folder, at full fraction. Raises UserError where neither is given.
-    """
-    from . import config as configs
-    from .recipe import Recipe
-    from .registry import READERS, TASKS
-
-    if data is None:
-        saved = (
-            None
-            if run is None
-            else next((p for p in (run, run.parent) if (p / "config.yaml").is_file()), None)
-        )
-        if saved is None:
-            raise UserError(
-                f"{run or 'model'}: no run there whose data to use; write --data FOLDER, or a reader's name"
-            )
-        return configs.load(Recipe, saved / "config.yaml").task
-    values: dict[str, Any] = {"name": data, **_pairs(options)}
-    path = Path(data).expanduser()
-    if data not in READERS:
-        if path.exists():
-            values = {**_pairs(options), **_guess_reader(path)}
-        elif path.name != data:
-            raise UserError(f"--data {data}: no such file or folder; write one, or a reader's name")
-    return configs.parse(TASKS[task], {"data": values}, "--data")
-
-
-def _guess_reader(path: Path) -> dict[str, str]:
-    if path.suffix == ".npz":
-        return {"name": "npz", "path": str(path)}
-    if any(path.glob("*ubyte*")):
-        return {"name": "idx", "root": str(path)}
-    if (
-        (path / "dataset_dict.json").is_file()
-        or (path / "dataset_info.json").is_file()
-        or any(path.glob("*.parquet"))
-    ):
-        return {"name": "hf_dataset", "path": str(path)}
-    return {"name": "image_folder", "root": str(path)}
-
-
-def _pairs(options: list[str]) -> dict[str, Any]:
-    import yaml
-
-    pairs = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise UserError(f"option {option!r} is no key=value")
-        try:
-            pairs[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"option {option!r}: {value!r} is no YAML value; put it in quotes") from error
-    return pairs
 
 
 def _report(arguments: argparse.Namespace) -> int:
