@@ -67,6 +67,21 @@ def read_cell(folder: Path, labels: dict[str, str]) -> tuple[Cell, Bits] | None:
     return cell, np.packbits(right)
 
 
+def read_first(runs: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Of the finished ones among the runs that cells need: top-1 on the images they held out (the test set
+    where they held none), images seen, minutes and commit."""
+    found = {}
+    for name in names:
+        folder = runs / name
+        if (folder / RESULTS).is_file():
+            student = _read_json(folder / RESULTS)["student"]
+            seen = max(_column(read_metrics(folder / METRICS_FILE), "samples"), default=None)
+            commit = _read_json(folder / ENVIRONMENT).get("commit")
+            kept = {key: _finite(student.get(key)) for key in ("top1", "params", "minutes")}
+            found[name] = {**kept, "images_seen": seen, "commit": commit}
+    return found
+
+
 def _curve(rows: list[dict[str, Any]]) -> list[list[float]]:
     """[images seen, top-1] of every evaluation; one that does not say how many takes the last row's."""
     curve, seen = [], 0

@@ -101,6 +101,7 @@ class Study:
         self.cells: list[dict[str, Any]] = header["cells"]
         self.compare: list[list[str]] = header["compare"]
         self.scratch_of: dict[str, str] = header.get("scratch_of", {})
+        self.first: dict[str, dict[str, Any]] = header.get("first", {})
         self.arms = self.axes["arm"]
         self.fractions = sorted(self.axes["fraction"], key=share_of)
         self._groups: dict[tuple[str, str, str, str], dict[str, int]] = {}
@@ -117,6 +118,20 @@ class Study:
             correct = np.unpackbits(packed, axis=1, count=images)
             self.top1[indices] = 100 * correct.mean(1)
             self._resampled[:, indices] = resampled_accuracies(correct)
+        for setting, other in self.scratch_of.items():
+            self._check_alike(setting, other)
+
+    def _check_alike(self, setting: str, other: str) -> None:
+        """Raises UserError if a share is not as many images in both, tested on the same ones."""
+        found: dict[str, set[tuple[Any, Any]]] = {}
+        for cell in self.cells:
+            if cell["labels"].get("setting") in (setting, other):
+                data = cell["train_images"], cell["test_labels"]
+                found.setdefault(cell["labels"]["fraction"], set()).add(data)
+        if apart := [fraction for fraction, data in found.items() if len(data) > 1]:
+            raise UserError(
+                f"report.scratch_of: {setting} and {other} differ in their images at {apart[0]}; leave it out"
+            )
 
     @property
     def places(self) -> list[Place]:
@@ -160,27 +175,36 @@ class Study:
         return found.pop() if len(found) == 1 else None
 
     def teacher(self, place: Place, fraction: str) -> float | None:
-        """Mean top-1 of this setting's teacher, its head fitted on this share of the data, if known."""
+        """Mean top-1 of this setting's teacher, its head fitted on this share of the data.
+
+        Where that did not run, on whatever shares did; None if unknown.
+        """
         found = [
-            cell["teacher_top1"]
+            (cell["labels"]["fraction"], cell["teacher_top1"])
             for cell in self.cells
-            if (cell["labels"].get("setting", ""), cell["labels"]["fraction"]) == (place[0], fraction)
-            and cell["teacher_top1"] is not None
+            if cell["labels"].get("setting", "") == place[0] and cell["teacher_top1"] is not None
         ]
-        return float(np.mean(found)) if found else None
+        same = [top1 for label, top1 in found if label == fraction] or [top1 for _, top1 in found]
+        return float(np.mean(same)) if same else None
 
     def baseline(self, place: Place, fraction: str, steps: int | None = None) -> Group | None:
-        """The arm from scratch that is best on the validation split with this share of the data (on the test
-        set where none was held out), of so many `steps` or of any number; None where there is none."""
+        """The arm from scratch that is best on the validation split with this share of the data, of so many
+        `steps` or of any number; None where there is none.
+
+        On the test set where one of them held no images out.
+        """
         groups = [(arm, fraction) for arm in self.arms if from_scratch(arm)]
         groups = [group for group in groups if self.group(place, group)]
         if steps is not None:
             groups = [group for group in groups if self.steps(place, group) == steps]
 
+        runs = [index for group in groups for index in self.group(place, group)]
+        watched = all(self.cells[index].get("validation") for index in runs)
+
         def chosen_by(group: Group) -> float:
-            runs = self.group(place, group)
-            watched = [self.cells[i]["curve"][-1][1] for i in runs if self.cells[i].get("validation")]
-            return float(np.mean(watched if len(watched) == len(runs) else self.top1[runs]))
+            same = self.group(place, group)
+            last = [self.cells[index]["curve"][-1][1] for index in same] if watched else self.top1[same]
+            return float(np.mean(last))
 
         return max(groups, key=chosen_by, default=None)
 

@@ -53,21 +53,26 @@ def around(page: Path) -> tuple[str, str]:
 def sections(study: Study, folder: Path, root: Path) -> Iterable[str]:
     """The generated Markdown in parts; draws the figures into `folder`, linked from a page in `root`."""
     yield what_ran(study)
+    if study.first:
+        yield first_table(study)
     yield "## The bars"
     for place in study.places:
         lines = [f"- {title(place)}: {bar}: **{verdict}**" for bar, verdict in bars(study, place)]
         yield "\n".join(lines)
+    yield "Bars are met or missed by means; its interval says whether seeds and images could have made it so."
+    in_figures = {arm for place in study.places for arm in drawn(study, place)}
+    styled = [arm for arm in study.arms if arm in in_figures]
     for place in study.places:
         yield f"## {title(place)}"
         yield top1_table(study, place)
         yield "Top-1 in percent: mean ± standard deviation (seeds). Minutes: mean of a run's training."
-        yield from figures(study, place, folder, root)
+        yield from figures(study, place, styled, folder, root)
         yield differences_table(study, place)
     yield (
         f"Differences of top-1 in points. Intervals: {DRAWS:,} draws of seeds and of test images with "
         "replacement, the same images for both sides and, where both ran the same seeds, the same seeds. "
-        "`counts`: the interval excludes zero. Of a handful of seeds it is somewhat too narrow; of one it "
-        "knows the images alone, and says `one seed`."
+        "`counts`: the interval excludes zero. Of two to five seeds it is too narrow where seeds differ more "
+        "than images do; of one it knows the images alone, and says `one seed`."
     )
 
 
@@ -87,6 +92,20 @@ def what_ran(study: Study) -> str:
 
 
 # --- tables ---
+
+
+def first_table(study: Study) -> str:
+    """The runs that cells need: their teachers."""
+    rows = [["made first", "images seen", "top-1 on held-out images", "parameters", "minutes", "commit"]]
+    for name, run in study.first.items():
+        figures = [
+            f"{run['images_seen']:,}",
+            f"{run['top1']:.2f}",
+            f"{run['params']:,}",
+            f"{run['minutes']:.1f}",
+        ]
+        rows.append([f"`{name}`", *figures, run["commit"] or "-"])
+    return table(rows)
 
 
 def top1_table(study: Study, place: Place) -> str:
@@ -142,18 +161,21 @@ def spread(values: list[float], form: str = ",") -> str:
 # --- figures ---
 
 
-def figures(study: Study, place: Place, folder: Path, root: Path) -> Iterable[str]:
-    """Draws both figures of a setting and student; links to those that there is something to draw in."""
+def figures(study: Study, place: Place, styled: list[str], folder: Path, root: Path) -> Iterable[str]:
+    """Draws both figures of a setting and student; links to those that there is something to draw in.
+
+    styled: the arms of all figures, whose places give an arm its style
+    """
     name, kind = figure_name(place), "validation" if _validated(study, place) else "test"
     taught = [arm for arm in study.arms if not from_scratch(arm)]
     teacher = values(study, place, taught, study.fractions, "teacher_top1")
     level = statistics.mean(teacher) if teacher else None
     shown = drawn(study, place)
-    draw_fractions(points(study, place, shown), shown, level, title(place), folder / f"{name}-fraction.png")
+    draw_fractions(points(study, place, shown), styled, level, title(place), folder / f"{name}-fraction.png")
     yield _link(f"{title(place)}: top-1 against share of the data", folder / f"{name}-fraction.png", root)
     found = curves(study, place, shown)
     if any(found.values()):
-        draw_curves(found, shown, f"{kind} top-1 (%)", title(place), folder / f"{name}-images.png")
+        draw_curves(found, styled, f"{kind} top-1 (%)", title(place), folder / f"{name}-images.png")
         yield _link(f"{title(place)}: {kind} top-1 against images seen", folder / f"{name}-images.png", root)
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from study_cell import Bits, Cell, read_cell
+from study_cell import Bits, Cell, read_cell, read_first
 from study_differences import share_of
 from study_file import grid, name_of
 
@@ -64,6 +64,7 @@ def collect(study_path: Path, folder: Path, runs: Path | None = None) -> int:
         raise UserError(f"{folder / CELLS} has axes {', '.join(old['axes'])}; choose another folder")
     cells = {name_of(cell["labels"]): cell for cell in old["cells"]}
     bits, counts = dict(old_bits), {"new": 0, "same": 0, "replaced": 0, "left out": 0, "not finished": 0}
+    study["first"] = old.get("first", {}) | read_first(runs, study["first"])
     for labels in grid(study["axes"]):
         name = name_of(labels)
         try:
@@ -150,11 +151,15 @@ def read_study(path: Path) -> dict[str, Any]:
                     f"{path}: report.compare: unknown arm {arm!r}{suggest(str(arm), axes['arm'])}"
                 )
     scratch_of = (study.get("report") or {}).get("scratch_of") or {}
+    if not isinstance(scratch_of, dict):
+        raise UserError(f"{path}: report.scratch_of: {scratch_of!r}; write {{setting: setting}}")
     for setting in (*scratch_of, *scratch_of.values()):
         if setting not in axes.get("setting", ()):
             known = suggest(str(setting), axes.get("setting", []))
             raise UserError(f"{path}: report.scratch_of: unknown setting {setting!r}{known}")
-    return {"output_dir": study["output_dir"], "axes": axes, "compare": compare, "scratch_of": scratch_of}
+    first = [name for name in study.get("first") or {} if "${" not in name]
+    chosen = {"axes": axes, "compare": compare, "scratch_of": scratch_of, "first": first}
+    return {"output_dir": study["output_dir"], **chosen}
 
 
 # --- what is collected ---
@@ -172,7 +177,7 @@ def write_collected(
     arrays: dict[str, Any] = {name: bits[name] for name in sorted(cells)}
     np.savez(folder / CORRECT, **arrays)
     lines = [_line({key: cells[name][key] for key in sorted(cells[name])}) for name in sorted(cells)]
-    told = "".join(f'"{key}": {_line(study[key])},\n' for key in ("compare", "scratch_of"))
+    told = "".join(f'"{key}": {_line(study[key])},\n' for key in ("compare", "scratch_of", "first"))
     head = f'"axes": {_line(axes)},\n{told}"cells": [\n'
     (folder / CELLS).write_text("{\n" + head + ",\n".join(lines) + "\n]\n}\n", encoding="utf-8")
 
@@ -182,7 +187,10 @@ def _line(value: Any) -> str:
 
 
 def read_collected(folder: Path) -> tuple[dict[str, Any], dict[str, Bits]]:
-    """axes, compare and cells; packed correctness by name. Raises UserError if one is missing or damaged."""
+    """axes, compare, scratch_of, first and cells; packed correctness by name.
+
+    Raises UserError if one is missing or damaged.
+    """
     try:
         header = json.loads((folder / CELLS).read_text(encoding="utf-8"))
         with np.load(folder / CORRECT, allow_pickle=False) as file:

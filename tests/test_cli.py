@@ -26,11 +26,10 @@ from transmamba import cli, launch
 from transmamba import config as configs
 from transmamba.errors import UserError
 from transmamba.recipe import Recipe
-from transmamba.registry import TASKS
+from transmamba.registry import STUDENTS
 from transmamba.report import write_report
 from transmamba.run import claim_folder
 from transmamba.student import save_model
-from transmamba.subclone import SubcloneConfig
 
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]
@@ -146,25 +145,38 @@ def test_convert_reports_as_json_and_ranks_by_activation(
     assert any(name.endswith("norm.bias") for name in report["dropped_biases"])
 
 
-def test_convert_starts_as_a_recipe_s_init_would(command: Command, teacher: Path, tmp_path: Path) -> None:
+def test_convert_starts_as_a_recipe_s_init_would(
+    command: Command, teacher: Path, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More images for `calibrate` than the 256 that rank, average and rotate."""
+    build = STUDENTS["vim"].build
+
+    def seeded(*arguments: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(0)  # what is fresh is the same
+        return build(*arguments, **kwargs)
+
+    monkeypatch.setattr(STUDENTS["vim"], "build", seeded)
     data = tmp_path / "data.npz"
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
-    labels = np.arange(12) % 3
-    np.savez(data, train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
-    flags = ("--fold", "--mimic", "--average", "--rotate", "pca", "--calibrate", "12")
-    torch.manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(300) % 3
+    np.savez(data, train_images=pixels, train_labels=labels, test_images=pixels[:12], test_labels=labels[:12])
+    flags = ("--fold", "--mimic", "--average", "--rotate", "pca", "--calibrate", "300")
     done = command("convert", teacher, tmp_path / "out", *STUDENT, "--data", data, *flags)
     assert done.code == 0, done.err
     assert "matrices calibrated" in done.out
-    torch.manual_seed(0)  # for what is fresh
-    guide = transmamba.load_teacher(str(teacher))
-    task = configs.parse(TASKS["image_classification"], {"data": {"name": "npz", "path": str(data)}}, "test")
-    images = [batch.images for batch in task.build(guide.preprocessing).calibration(256, 64)]
-    init = SubcloneConfig(layers="all", fold=True, mimic=True, average=True, rotate="pca", calibrate=12)
-    expected, _ = transmamba.convert(guide, STUDENT[1], init=init, calibration=images, **VIM)
-    found = transmamba.load_student(tmp_path / "out")
+    recipe = tiny_recipe(
+        tmp_path,
+        task=dict(name="image_classification", data=dict(name="npz", path=str(data))),
+        teacher__model=str(teacher),
+        student=dict(name="vim", model=STUDENT[1], kwargs=VIM),
+        init=dict(layers="all", fold=True, mimic=True, average=True, rotate="pca", calibrate=300),
+        stages=[dict(name="align", losses=["mixer"], steps=1, lr=1e-30, min_lr=0.0)],  # as it began
+        trainer__eval_batch_size=64,
+    )
+    transmamba.distill(recipe)
+    expected, found = (transmamba.load_student(tmp_path / name) for name in ("run", "out"))
     for name, value in expected.state_dict().items():
-        torch.testing.assert_close(found.state_dict()[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(found.state_dict()[name], value, rtol=0, atol=1e-20)
 
 
 def test_convert_script_is_the_verb(teacher: Path, tmp_path: Path) -> None:
@@ -261,6 +273,7 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
         ),
         (["convert", "TEACHER", "OUT", "--calibrate", "-3"], "calibrate is -3; write a number of images"),
         (["convert", "missing.pth", "OUT"], "'missing.pth' does not exist"),
+        (["convert", "missing.pth", "OUT", "--mimic"], "missing.pth is a Vim already, only rewritten"),
         (["evaluate", "/no/such/run"], "/no/such/run"),
         (["evaluate", "TEACHER"], "write --data"),
         (["evaluate", "TEACHER", "--data", "digit"], "did you mean 'digits'?"),

@@ -256,7 +256,7 @@ def test_the_bars(fake: Fake) -> None:
     lines = [line for line in fake.page.read_text().splitlines() if line.startswith("- transfer, vim: ")]
     bars = [line.removeprefix("- transfer, vim: ").split(": **") for line in lines]
     names = [name for name, _ in bars]
-    gate, at_50, at_25, kl, cab, half = [verdict for _, verdict in bars]
+    gate, at_50, at_25, kl, cab, half, twice = [verdict for _, verdict in bars]
     assert names[0].startswith("gate: the teacher at least 2 points above") and gate == "met, it is +15.75**"
     assert names[1] == "`full` at 50% at least as good as the best from scratch (`scratch_long`) at 100%"
     assert at_50.startswith("met by 2.00 (95 % interval +")
@@ -264,7 +264,10 @@ def test_the_bars(fake: Fake) -> None:
     assert names[3] == "`full` above `kl` at every fraction up to 50%"
     assert kl.startswith("not run at 25%; elsewhere ahead by 25.00 or more (")
     assert cab.startswith("missed by 0.50 at 50% (")
-    assert half.startswith("missed by 0.50 at 100% ("), "beside scratch, of twice its steps"
+    assert half.startswith("missed by 3.50 at 100% ("), "beside scratch_long, the better of two"
+    assert half.endswith("; not run at 25%, 50%**")
+    assert twice.startswith("missed by 0.50 at 100% ("), "beside scratch, of twice its steps"
+    assert twice.endswith("; not run at 25%, 50%**")
 
 
 def test_a_form_of_the_full_method_stands_beside_twice_its_steps(fake: Fake) -> None:
@@ -298,6 +301,10 @@ def test_settings_that_differ_in_the_teacher_share_what_is_from_scratch(fake: Fa
     assert "`kl`" not in text
     gates = [line for line in fake.page.read_text().splitlines() if ": gate: " in line]
     assert [line.rsplit(": ", 1)[1] for line in gates] == ["**met, it is +15.75**", "**missed, it is +1.00**"]
+    np.save(fake.runs / "transfer_strong.vim.full.100%.s0" / "train_indices.npy", np.arange(7))
+    fake.collect()
+    code, _, err = fake.render()
+    assert code == 2 and "differ in their images at 100%" in err
     fake.write(report={"scratch_of": {"transfer_strong": "transfr"}})
     code, _, err = fake.collect()
     assert code == 2 and "unknown setting 'transfr'; did you mean 'transfer'?" in err
@@ -315,12 +322,45 @@ def test_the_baseline_is_chosen_on_the_validation_split(fake: Fake) -> None:
     assert "`full` − `scratch_long`" not in text
 
 
+def test_a_gate_takes_the_teacher_of_another_share_where_its_own_did_not_run(fake: Fake) -> None:
+    fake.finish_a_dozen()
+    for path in fake.runs.glob("*.scratch*/results.json"):
+        path.write_text(json.dumps({"student": json.loads(path.read_text())["student"]}))
+    fake.collect()
+    fake.render()
+    (line,) = [line for line in fake.page.read_text().splitlines() if ": gate: " in line]
+    assert line.endswith("**met, it is +15.75**")
+
+
+def test_what_cells_need_is_told(fake: Fake) -> None:
+    fake.finish_a_dozen()
+    fake.write(first={"teacher": [], "head.${seed}": [], "absent": []})
+    shutil.copytree(fake.runs / "transfer.vim.full.50%.s0", fake.runs / "teacher")
+    fake.collect()
+    shutil.rmtree(fake.runs)
+    fake.render()
+    assert entries(fake.page.read_text(), "`teacher` |") == ["`teacher`", "240", "85.00", "7", "4.0", "abc"]
+    assert "`absent`" not in fake.page.read_text()
+
+
+def test_the_baseline_is_chosen_on_one_split_alone(fake: Fake) -> None:
+    """Where one of the arms held no images out, by the test set for all, not each by its own."""
+    for seed in ("s0", "s1"):
+        fake.finish("scratch", "100%", seed, 320, watched=99)
+        folder = fake.finish("scratch_long", "100%", seed, 332, watched=10)
+        fake.finish("full", "50%", seed, 340)
+        (folder / "config.yaml").write_text("task: {}\n")
+    fake.collect()
+    fake.render()
+    assert "the best from scratch (`scratch_long`) at 100%" in fake.page.read_text()
+
+
 def test_bars_that_did_not_run_say_so(fake: Fake) -> None:
     fake.finish("mixer", "50%", "s0", 300)
     fake.collect()
     fake.render()
     text = fake.page.read_text()
-    assert text.count("**not run**") == 5
+    assert text.count("**not run**") == 7
     assert "No two arms to compare have both run." in text
 
 
@@ -384,6 +424,8 @@ def test_mistakes_are_one_line(fake: Fake) -> None:
     refused(fake.collect, "axis seed", "label: overrides")
     fake.write(output_dir=3)
     refused(fake.collect, "output_dir is 3", "a folder")
+    fake.write(report={"scratch_of": ["transfer"]})
+    refused(fake.collect, "report.scratch_of", "write {setting: setting}")
     fake.write(report={"compare": [["full", "bothways"]]})
     refused(fake.collect, "unknown arm 'bothways'")
     fake.write(axes={axis: labels for axis, labels in fake.axes.items() if axis != "setting"})

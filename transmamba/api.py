@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import config as configs
-from .calibration import calibrate
+from .calibration import calibrate, first_images
 from .data.preprocessing import Preprocessing
 from .errors import UserError, suggest
 from .evaluation import agreement, predict, summarise
@@ -41,18 +41,20 @@ def convert(
 
     model:   a timm or transformers ViT/DeiT you hold, or its name, id or folder
     student: a timm name of ours, `ssd_vit` for the teacher's own shape, or a student module
-    calibration: image batches (B, C, H, W), normalised for the teacher, for the activation criterion (without
-        them evenly spaced coordinates are kept), `init.rotate` and `init.calibrate`
+    calibration: image batches (B, C, H, W), normalised for the teacher. The first `init.calibration_images`
+        of them rank coordinates by activation (without any, evenly spaced ones are kept) and serve
+        `init.average` and `init.rotate`, the first `init.calibrate` that
     kwargs:  for the student's constructor (embed_dim, depth, gate_bias ...)
 
     Raises UserError for an unknown name or shapes that cannot meet.
     """
     teacher = _as_teacher(model)
     init = init or SubcloneConfig(layers="all", importance="activation" if calibration else "uniform")
-    prepare(teacher, init, calibration or [])  # first: a student of the teacher's shape has its norms too
+    ranked = list(first_images(calibration or [], init.calibration_images))
+    prepare(teacher, init, ranked)  # first: a student of the teacher's shape has its norms too
     if isinstance(student, str):
         student = build_student(student, teacher, num_classes, **kwargs)
-    report, select = subclone(student, teacher, init, calibration or [])  # type: ignore[arg-type]
+    report, select = subclone(student, teacher, init, ranked)  # type: ignore[arg-type]
     report.calibrated = calibrate(student, teacher, init, select, calibration or [])  # type: ignore[arg-type]
     if hasattr(student, "pretrained_cfg"):
         carried = {**student.pretrained_cfg, **teacher.preprocessing.to_pretrained_cfg()}  # type: ignore[dict-item]

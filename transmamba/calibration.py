@@ -101,7 +101,7 @@ def calibrate(
     if not config.calibrate:
         return []
     device = next(student.parameters()).device
-    images = [batch.to(device) for batch in _first(batches, config.calibrate)]
+    images = [batch.to(device) for batch in first_images(batches, config.calibrate)]
     if not images:
         raise UserError("init.calibrate needs training images to fit to; give some, or set it to 0")
     writers = student.writers(teacher.num_blocks)
@@ -122,7 +122,7 @@ def calibrate(
         student.train(training)
 
 
-def _first(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
+def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
     """The first `count` images."""
     for images in batches:
         if count <= 0:

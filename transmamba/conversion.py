@@ -35,17 +35,21 @@ def convert_checkpoint(
     data: a task configuration whose training images (no labels) rank coordinates by activation, and which
         init.average, init.rotate and init.calibrate look at; without it evenly spaced coordinates are kept
     init: how the student starts; left out: all layers, and the importance that `data` allows
-    teacher: also a hustvl/Vim `.pth`, which is only rewritten as safetensors under `student`'s name
+    teacher: also a hustvl/Vim `.pth`, which is only rewritten as safetensors under `student`'s name, without
+        `init`
 
     Raises UserError for whatever cannot be read, met or written; `out` is then as it was.
     """
     _check_place(out, overwrite)
-    init = init or SubcloneConfig(layers="all", importance="uniform" if data is None else "activation")
+    plain = SubcloneConfig(layers="all", importance="uniform" if data is None else "activation")
+    init = init or plain
     if data is None and (init.average or init.rotate != "none" or init.calibrate):
         raise UserError("average, rotate and calibrate look at images; write whose, such as --data FOLDER")
     model: nn.Module
     preprocessing: Preprocessing | None = None
     if Path(teacher).suffix == ".pth":
+        if init != plain:
+            raise UserError(f"{teacher} is a Vim already, only rewritten; leave out how a student starts")
         model, report = _rewrite_official(Path(teacher), student, options or {})
     else:
         guide = load_teacher(teacher)
