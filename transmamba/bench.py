@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from .cuda_graph import WARMUP, GraphedStep
 from .distiller import Distiller
 from .errors import UserError
-from .line import Line
 from .optimizer import make_optimizer, set_trainable
 from .outputs import Term
+from .pipeline import Pipeline
 from .recipe import Recipe, Stage
 from .run import assemble, make_accelerator
 from .student import Student
@@ -44,15 +44,15 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
     if steps < 1:
         raise UserError(f"--steps is {steps}; write at least 1")
     accelerator = make_accelerator(recipe)
-    line = assemble(recipe, accelerator)
-    assert line.teacher is not None, "the recipe names one"
-    batch = next(line._batches(0, 1, len(line.stages) - 1)).to(accelerator.device)
-    stage = line.stages[-1][0]
-    full = _distillation(line, replace(stage, token_fraction=1.0), batch)
-    quarter = _distillation(line, replace(stage, token_fraction=0.25), batch)
+    pipeline = assemble(recipe, accelerator)
+    assert pipeline.teacher is not None, "the recipe names one"
+    batch = next(pipeline._batches(0, 1, len(pipeline.stages) - 1)).to(accelerator.device)
+    stage = pipeline.stages[-1][0]
+    full = _distillation(pipeline, replace(stage, token_fraction=1.0), batch)
+    quarter = _distillation(pipeline, replace(stage, token_fraction=0.25), batch)
     kinds: dict[str, Callable[[], None]] = {
-        "teacher_forward": _teacher_forward(line, batch),
-        "cross_entropy_step": _cross_entropy(line, batch),
+        "teacher_forward": _teacher_forward(pipeline, batch),
+        "cross_entropy_step": _cross_entropy(pipeline, batch),
         "distillation_step": full,
         "distillation_step_quarter_tokens": quarter,
     }
@@ -90,30 +90,30 @@ def _interleaved(kinds: dict[str, Callable[[], None]], steps: int, device: torch
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _teacher_forward(line: Line, batch: Any) -> Callable[[], None]:
-    teacher = line.teacher
+def _teacher_forward(pipeline: Pipeline, batch: Any) -> Callable[[], None]:
+    teacher = pipeline.teacher
     assert teacher is not None
 
     def forward(images: Tensor, _: Any) -> None:
-        with line.accelerator.autocast():
+        with pipeline.accelerator.autocast():
             teacher(images)
 
-    run = _recorded(line, forward, nn.Module())
+    run = _recorded(pipeline, forward, nn.Module())
     return lambda: run(batch.images)
 
 
-def _cross_entropy(line: Line, batch: Any) -> Callable[[], None]:
+def _cross_entropy(pipeline: Pipeline, batch: Any) -> Callable[[], None]:
     """timm's own training step of the same student: forward, cross-entropy, backward, clip, AdamW."""
-    student = line.student
+    student = pipeline.student
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, fused=batch.images.is_cuda or None)
 
     def forward_backward(images: Tensor, targets: Tensor, _: Any) -> None:
         student.train().requires_grad_(True)
-        with line.accelerator.autocast():
+        with pipeline.accelerator.autocast():
             loss = F.cross_entropy(student(images), targets)
         loss.backward()
 
-    run = _recorded(line, forward_backward, student)
+    run = _recorded(pipeline, forward_backward, student)
 
     def step() -> None:
         run(batch.images, batch.targets)
@@ -122,24 +122,26 @@ def _cross_entropy(line: Line, batch: Any) -> Callable[[], None]:
     return step
 
 
-def _distillation(line: Line, stage: Stage, batch: Any) -> Callable[[], None]:
-    assert line.teacher is not None and isinstance(line.student, Student)
-    distiller = Distiller(line.student, line.teacher, stage.losses, token_fraction=stage.token_fraction)
-    distiller.to(line.accelerator.device)
+def _distillation(pipeline: Pipeline, stage: Stage, batch: Any) -> Callable[[], None]:
+    assert pipeline.teacher is not None and isinstance(pipeline.student, Student)
+    distiller = Distiller(
+        pipeline.student, pipeline.teacher, stage.losses, token_fraction=stage.token_fraction
+    )
+    distiller.to(pipeline.accelerator.device)
     set_trainable(distiller, stage)
     optimizer = make_optimizer(distiller, replace(stage, lr=1e-6), set())
 
     def forward_backward(images: Tensor, targets: Tensor, drawn: Tensor | None, _: Any) -> dict[str, Term]:
         distiller.train()
         set_trainable(distiller, stage)
-        with line.accelerator.autocast():
+        with pipeline.accelerator.autocast():
             terms = distiller(images, targets, drawn=drawn)
             counts = {name: term.count for name, term in terms.items()}
             loss: Tensor = weighted(terms, distiller.weights, counts)
         loss.backward()
         return {name: term.detached() for name, term in terms.items()}
 
-    run = _recorded(line, forward_backward, distiller)
+    run = _recorded(pipeline, forward_backward, distiller)
     steps = itertools.count()
 
     def step() -> None:
@@ -151,8 +153,8 @@ def _distillation(line: Line, stage: Stage, batch: Any) -> Callable[[], None]:
     return step
 
 
-def _recorded(line: Line, body: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-    if not (line.recipe.trainer.cuda_graphs and line.accelerator.device.type == "cuda"):
+def _recorded(pipeline: Pipeline, body: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+    if not (pipeline.recipe.trainer.cuda_graphs and pipeline.accelerator.device.type == "cuda"):
         return lambda *inputs: body(*inputs, None)
     return GraphedStep(body, module.parameters())
 

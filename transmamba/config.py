@@ -20,8 +20,8 @@ import pydantic
 import yaml
 from pydantic_core import CoreSchema, core_schema
 
-from .config_file import apply_override, read_yaml
-from .config_problems import Problem, kind_of, lines_of, show
+from .config_file import apply_override, kind_of, read_yaml, show
+from .config_problems import Problem, lines_of
 from .errors import ConfigError
 from .registry import Registry
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .config_problems import kind_of
 from .errors import ConfigError
 
 
@@ -109,3 +110,20 @@ def _key(place: Any, step: str, path: str) -> str | int:
             f"{path} has no item {step}; its last is {len(place) - 1}" if place else f"{path} is empty"
         )
     return int(step)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of YAML."""
+    kinds: dict[type, str] = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+    }
+    return "empty" if value is None else kinds.get(type(value), "a mapping")
+
+
+def show(value: Any) -> str:
+    """A value as it was written, cut where it is long."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)

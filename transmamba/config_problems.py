@@ -4,11 +4,10 @@ write instead; and what YAML misread, repaired."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import reprlib
 from typing import Any, cast
 
+from .config_file import kind_of, show
 from .errors import suggest
 
 # What to write instead, by the type of pydantic's complaint.
@@ -110,20 +109,3 @@ def _float(value: Any) -> float | None:
 def _whole(value: Any) -> int | None:
     number = value if isinstance(value, float) else _float(value)
     return int(number) if number is not None and number.is_integer() else None
-
-
-def kind_of(value: Any) -> str:
-    """What a value is, in the words of YAML."""
-    kinds: dict[type, str] = {
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-    }
-    return "empty" if value is None else kinds.get(type(value), "a mapping")
-
-
-def show(value: Any) -> str:
-    """A value as it was written, cut where it is long."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from .charts import STYLE, confusion, curves, similarity
-from .run_data import RunData, class_names, evaluated_split, part_label, read_run, run_folder
+from .run_data import RunData, class_names, evaluated_split, folder_of_run, part_label, read_run
 
 MAX_EXAMPLES = 12
 
@@ -36,7 +36,7 @@ METRICS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 def write_report(run: Path) -> Path:
     """Writes report.html into the run folder. Raises UserError if the folder is missing or a file damaged."""
-    run = run_folder(run)
+    run = folder_of_run(run)
     page = run / "report.html"
     page.write_text(render(read_run(run)), encoding="utf-8")
     return page

@@ -19,7 +19,7 @@ from .checkpoint import list_checkpoints
 from .data.preprocessing import Preprocessing
 from .errors import UserError
 from .evaluation import agreement, summarise
-from .line import Line, calibration_images
+from .pipeline import Pipeline, calibration_images
 from .recipe import Recipe, Scratch, Stage
 from .report import write_report
 from .rotation import principal_axes
@@ -53,27 +53,27 @@ def _run(recipe: Recipe, folder: Path, accelerator: Any, quiet: bool) -> dict[st
     taught: dict[str, Any] = {}
     if recipe.teacher_recipe is not None:
         taught = {"minutes": _run_teacher_recipe(recipe, accelerator, quiet)["student"]["minutes"]}
-    line = assemble(recipe, accelerator, folder)
-    predictions = line.train(folder, quiet)
+    pipeline = assemble(recipe, accelerator, folder)
+    predictions = pipeline.train(folder, quiet)
     results: dict[str, Any] = {"student": predictions.summary}
     if recipe.scratch is not None:
         results["scratch"] = run(
-            scratch_recipe(recipe, line.total_steps), accelerator=accelerator, quiet=quiet
+            scratch_recipe(recipe, pipeline.total_steps), accelerator=accelerator, quiet=quiet
         )["student"]
-    if line.teacher is not None:
-        guide = line.predict(line.teacher, line.task.final_split)
-        results["teacher"] = summarise(guide, line.teacher.num_params) | taught
+    if pipeline.teacher is not None:
+        guide = pipeline.predict(pipeline.teacher, pipeline.task.final_split)
+        results["teacher"] = summarise(guide, pipeline.teacher.num_params) | taught
         results["agreement"] = agreement(guide, predictions.predictions)
     else:
         guide = None
     if accelerator.is_main_process:
-        line.write(folder, results, predictions.predictions, guide)
+        pipeline.write(folder, results, predictions.predictions, guide)
         write_report(folder)
     accelerator.wait_for_everyone()
     return results
 
 
-def assemble(recipe: Recipe, accelerator: Any, folder: Path | None = None) -> Line:
+def assemble(recipe: Recipe, accelerator: Any, folder: Path | None = None) -> Pipeline:
     """Build what a recipe names; `folder` is RUN, where it is run and not only looked at.
 
     Raises UserError for every mismatch between its parts."""
@@ -100,7 +100,7 @@ def assemble(recipe: Recipe, accelerator: Any, folder: Path | None = None) -> Li
         if not hasattr(student, "set_grad_checkpointing"):
             raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")
         student.set_grad_checkpointing(True)
-    return Line(recipe, accelerator, teacher, student.to(accelerator.device), task)
+    return Pipeline(recipe, accelerator, teacher, student.to(accelerator.device), task)
 
 
 def _axes(recipe: Recipe, accelerator: Any, teacher: Teacher, task: Any, folder: Path | None) -> Tensor:

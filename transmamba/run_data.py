@@ -34,7 +34,7 @@ class RunData:
     subclone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def run_folder(path: Path) -> Path:
+def folder_of_run(path: Path) -> Path:
     """RUN, given RUN or RUN/student. Raises UserError if it is no folder."""
     path = Path(path).expanduser()
     if not path.is_dir():

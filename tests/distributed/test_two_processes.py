@@ -34,15 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def count_writes(recipe: Recipe, folder: Path) -> None:
     """Runs; each rank notes what it wrote and what it was given back."""
-    import transmamba.line
+    import transmamba.pipeline
 
-    real, written = transmamba.line.Line.write, []
+    real, written = transmamba.pipeline.Pipeline.write, []
 
     def write(self: Any, *arguments: Any) -> None:
         written.append(1)
         real(self, *arguments)
 
-    transmamba.line.Line.write = write  # type: ignore[method-assign]
+    transmamba.pipeline.Pipeline.write = write  # type: ignore[method-assign]
     results = harness.run_quietly(recipe)
     note = {"written": len(written), "results": harness.without_timing(results)}
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(note))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import transmamba.line
+import transmamba.pipeline
 import transmamba.trainer
 from transmamba.losses.cross_entropy import CrossEntropy
 from transmamba.losses.feature import CosineLoss
@@ -76,7 +76,7 @@ def record(recipe: Recipe, path: Path) -> None:
             super()._apply(optimizer, loss, norm, distiller, parts)
             steps.append({"gradients": gradients, "weights": {n: p.detach().clone() for n, p in named}})
 
-    make = transmamba.line.Line._distiller
+    make = transmamba.pipeline.Pipeline._distiller
 
     def seen_before(self: Any, index: int) -> Any:
         """Adaptive weights away from one in the very first step."""
@@ -86,8 +86,8 @@ def record(recipe: Recipe, path: Path) -> None:
                 loss.observe(torch.linspace(0.1, 0.9, loss.running.numel()).view_as(loss.running))
         return distiller
 
-    transmamba.line.Trainer = Recording  # type: ignore[misc]
-    transmamba.line.Line._distiller = seen_before  # type: ignore[method-assign]
+    transmamba.pipeline.Trainer = Recording  # type: ignore[misc]
+    transmamba.pipeline.Pipeline._distiller = seen_before  # type: ignore[method-assign]
     harness.run_quietly(recipe)
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import transmamba.checkpoint
-import transmamba.line
+import transmamba.pipeline
 import transmamba.run
 from transmamba.recipe import Recipe
 
@@ -324,7 +324,7 @@ def without_measuring(recipe: Recipe) -> None:
         raise AssertionError("begun anew")
 
     transmamba.aligner.Aligner.measure = refuse  # type: ignore[method-assign]
-    transmamba.line.subclone = refuse
+    transmamba.pipeline.subclone = refuse
     harness.run_quietly(recipe)
 
 

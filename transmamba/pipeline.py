@@ -36,7 +36,7 @@ class Trained:
     summary: dict[str, Any]
 
 
-class Line:
+class Pipeline:
     """Teacher, student, task and stages of one recipe, built and ready to train."""
 
     def __init__(
