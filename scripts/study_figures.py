@@ -1,7 +1,7 @@
 """Two figures of a setting and student: top-1 against the share of the data, and against the images seen.
 
 `draw_fractions` and `draw_curves` write PNG files without a date, from values alone. An arm has the same
-colour, marker and dashes in every figure of a study, from its place among the study's arms.
+colour, marker and dashes in every figure of a study, from its place among the arms that any of them shows.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def figure_name(place: tuple[str, str]) -> str:
 
 
 def style_of(arm: str, arms: list[str]) -> dict[str, Any]:
-    """Colour, marker, dashes and width of an arm among the study's: no two of the first 18 are alike."""
+    """Colour, marker, dashes and width of an arm among these: no two of the first 18 are alike."""
     index = arms.index(arm)
     style = {
         "color": COLOURS[index % len(COLOURS)],
@@ -72,9 +72,9 @@ def draw_fractions(
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.add_subplot()
-        for arm, points in found.items():
+        for place, (arm, points) in enumerate(found.items()):
             share, mean, deviation = np.array(points).T
-            share = share * 1.008 ** (arms.index(arm) - len(arms) / 2)  # error bars side by side
+            share = share * 1.008 ** (place - len(found) / 2)  # error bars side by side
             axes.errorbar(
                 share, mean, deviation, **style_of(arm, arms), markersize=4.5, elinewidth=0.9, capsize=2
             )

@@ -188,7 +188,9 @@ def drawn(study: Study, place: Place) -> list[str]:
         for arm in study.arms
         if arm in best or sum(bool(study.group(place, (arm, fraction))) for fraction in study.fractions) > 1
     ]
-    return wide or study.arms
+    return wide or [
+        arm for arm in study.arms if any(study.group(place, (arm, fraction)) for fraction in study.fractions)
+    ]
 
 
 def points(study: Study, place: Place, arms: list[str]) -> dict[str, Points]:
