@@ -143,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{len(failed)} runs failed; see {study.root / failed[0].name}.log", file=sys.stderr)
     table = tabulate(study)
     print(table)
+    if arguments.table and not any(study.root.glob("*/results.json")):
+        print(f"no finished run in {study.root}", file=sys.stderr)
     if not arguments.table:
         study.root.mkdir(parents=True, exist_ok=True)
         (study.root / "table.md").write_text(table + "\n")

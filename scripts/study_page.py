@@ -56,10 +56,13 @@ def sections(study: Study, folder: Path, root: Path) -> Iterable[str]:
     if study.first:
         yield first_table(study)
     yield "## The bars"
+    yield (
+        "What was asked of the method, and the gate: whether its teacher leads by enough for a fair question. "
+        "Met or missed is said of means; an interval that holds zero may be chance."
+    )
     for place in study.places:
         lines = [f"- {title(place)}: {bar}: **{verdict}**" for bar, verdict in bars(study, place)]
         yield "\n".join(lines)
-    yield "Bars are met or missed by means; its interval says whether seeds and images could have made it so."
     in_figures = {arm for place in study.places for arm in drawn(study, place)}
     styled = [arm for arm in study.arms if arm in in_figures]
     for place in study.places:
@@ -171,8 +174,11 @@ def figures(study: Study, place: Place, styled: list[str], folder: Path, root: P
     teacher = values(study, place, taught, study.fractions, "teacher_top1")
     level = statistics.mean(teacher) if teacher else None
     shown = drawn(study, place)
-    draw_fractions(points(study, place, shown), styled, level, title(place), folder / f"{name}-fraction.png")
-    yield _link(f"{title(place)}: top-1 against share of the data", folder / f"{name}-fraction.png", root)
+    path, dots = folder / f"{name}-fraction.png", points(study, place, shown)
+    path.unlink(missing_ok=True)
+    if len({share for of_arm in dots.values() for share, *_ in of_arm}) > 1:
+        draw_fractions(dots, styled, level, title(place), path)
+        yield _link(f"{title(place)}: top-1 against share of the data", path, root)
     found = curves(study, place, shown)
     if any(found.values()):
         draw_curves(found, styled, f"{kind} top-1 (%)", title(place), folder / f"{name}-images.png")
@@ -180,13 +186,15 @@ def figures(study: Study, place: Place, styled: list[str], folder: Path, root: P
 
 
 def drawn(study: Study, place: Place) -> list[str]:
-    """The arms of the figures: those that ran with two shares of the data or more, and every baseline; all
-    where that is none. A race of many arms at one share is for the table."""
+    """The arms of the figures: those that ran with two shares of the data or more, those that bars compare;
+    all where that is none. A race of many arms at one share is for the table."""
     best = {group[0] for fraction in study.fractions if (group := study.baseline(place, fraction))}
+    best |= {"full", "cab", "kl"}  # what bars are about
     wide = [
         arm
         for arm in study.arms
-        if arm in best or sum(bool(study.group(place, (arm, fraction))) for fraction in study.fractions) > 1
+        if (ran := sum(bool(study.group(place, (arm, fraction))) for fraction in study.fractions)) > 1
+        or (ran and arm in best)
     ]
     return wide or [
         arm for arm in study.arms if any(study.group(place, (arm, fraction)) for fraction in study.fractions)

@@ -160,7 +160,7 @@ def test_convert_starts_as_a_recipe_s_init_would(
     pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
     labels = np.arange(300) % 3
     np.savez(data, train_images=pixels, train_labels=labels, test_images=pixels[:12], test_labels=labels[:12])
-    flags = ("--fold", "--mimic", "--average", "--rotate", "pca", "--calibrate", "300")
+    flags = ("--fold", "--average", "--rotate", "pca", "--calibrate", "300")
     done = command("convert", teacher, tmp_path / "out", *STUDENT, "--data", data, *flags)
     assert done.code == 0, done.err
     assert "matrices calibrated" in done.out
@@ -266,9 +266,8 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
             ["convert", "TEACHER", "OUT", "--data", "/no/such/folder"],
             "/no/such/folder: no such file or folder",
         ),
-        (["convert", "TEACHER", "OUT", "--average"], "average needs the identity convolutions of mimic"),
         (
-            ["convert", "TEACHER", "OUT", "--average", "--mimic"],
+            ["convert", "TEACHER", "OUT", "--average"],
             "look at images; write whose, such as --data",
         ),
         (["convert", "TEACHER", "OUT", "--calibrate", "-3"], "calibrate is -3; write a number of images"),

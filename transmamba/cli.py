@@ -63,16 +63,20 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mimic", action="store_true", help="identity convolutions, neutral gates")
     parser.add_argument("--fold", action="store_true", help="fold LayerNorms into the linears first")
     parser.add_argument(
-        "--average", action="store_true", help="attention layers of a Vim begin as averages (with --mimic)"
+        "--average", action="store_true", help="attention layers of a Vim begin as averages (and --mimic)"
     )
     parser.add_argument(
         "--rotate",
         choices=("none", "pca"),
         default="none",
-        help="what a narrower student keeps (with --fold)",
+        help="principal axes, for a narrower student (with --fold)",
     )
     parser.add_argument(
-        "--calibrate", type=int, default=0, metavar="N", help="fit writes to the teacher's on N images"
+        "--calibrate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="fit output projections on N images",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
@@ -141,6 +145,7 @@ def _convert(arguments: argparse.Namespace) -> int:
 
     chosen = vars(arguments)
     init = {name: chosen[name] for name in ("layers", "mimic", "fold", "average", "rotate", "calibrate")}
+    init["mimic"] = arguments.mimic or arguments.average  # which builds on it
     init["importance"] = "activation" if arguments.data else "uniform"
     report = convert_checkpoint(
         arguments.teacher,
@@ -241,7 +246,7 @@ VERBS = {
     "distill": Verb(run_recipe, "run a recipe on this process", recipe_parser),
     "evaluate": Verb(_evaluate, "measure a model, and its teacher beside it", _evaluate_arguments),
     "report": Verb(_report, "write RUN/report.html again", _report_arguments),
-    "list": Verb(_list, "what is registered", _list_arguments),
+    "list": Verb(_list, "teachers, students, losses, tasks and readers, with their options", _list_arguments),
     "push": Verb(_push, "upload a student to the Hugging Face Hub", _push_arguments),
     "bench": Verb(_bench, "measure a recipe's distillation step, or the kernels", _bench_arguments),
 }

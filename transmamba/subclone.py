@@ -165,9 +165,11 @@ def _average(student: Student, num_blocks: int, layers: int, calibration: Sequen
     assert isinstance(student, nn.Module), "a student is a module"
     start = getattr(student, "average_", None)
     if start is None:
-        raise UserError("init.average is for Vim students; set it to false")
+        raise UserError("init.average is for Vim students; leave it out")
     if not calibration:
-        raise UserError("init.average needs calibration images; set init.calibration_images above 0")
+        raise UserError(
+            "init.average needs calibration images; give some (init.calibration_images: how many)"
+        )
     device = next(student.parameters()).device
     batches = [images.to(device) for images in calibration]
     was_training = student.training

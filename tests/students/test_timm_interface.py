@@ -357,6 +357,11 @@ def test_other_students_train_any_timm_or_hugging_face_model(tmp_path: Path) -> 
     assert model(torch.zeros(1, 3, 8, 8)).logits.shape == (1, 3) and model.num_classes == 3
 
 
+def test_a_folder_s_weights_are_not_left_unread(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"whose weights are not read .* set student.pretrained to true"):
+        STUDENTS["timm"](model=str(tmp_path)).build(num_classes=3)
+
+
 def test_a_fresh_head_forgets_the_loaded_one_alone(tmp_path: Path) -> None:
     """What a study's teacher needs: the body that was trained, and no label of its training in the head."""
     trained = create_timm("vit_tiny_patch16_224", pretrained=False, num_classes=3, **harness.TEACHER)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ..canonical import View
+from ..errors import UserError
 from ..registry import STUDENTS
 
 
@@ -29,6 +31,11 @@ class TimmModel:
     ) -> nn.Module:
         from ..teachers.timm_vit import create_timm
 
+        if not self.pretrained and Path(self.model).expanduser().is_dir():
+            raise UserError(
+                f"student.model is the folder {self.model!r}, whose weights are not read while pretrained is "
+                "false; set student.pretrained to true, or write the architecture's name"
+            )
         model: Any = create_timm(
             self.model, pretrained=self.pretrained, num_classes=num_classes, **self.kwargs
         )
