@@ -57,7 +57,7 @@ def sections(study: Study, folder: Path, root: Path) -> Iterable[str]:
         yield first_table(study)
     yield "## The bars"
     yield (
-        "What was asked of the method, and the gate: whether its teacher leads by enough for a fair question. "
+        "What was asked of the method, and the gate: whether its teacher leads by enough to be fair. "
         "Met or missed is said of means; an interval that holds zero may be chance."
     )
     for place in study.places:
