@@ -136,5 +136,5 @@ def test_the_level_is_that_of_all_calibration_images_without_dropped_paths() -> 
 def test_students_without_scans_have_no_averages() -> None:
     images, _ = harness.tiny_batch(4)
     init = SubcloneConfig(layers="all", mimic=True, average=True)
-    with pytest.raises(UserError, match="for Vim students; set it to false"):
+    with pytest.raises(UserError, match="for Vim students; leave it out"):
         convert(uniform_vit(), "ssd_vit", calibration=[images], init=init)
