@@ -190,15 +190,12 @@ def drawn(study: Study, place: Place) -> list[str]:
     all where that is none. A race of many arms at one share is for the table."""
     best = {group[0] for fraction in study.fractions if (group := study.baseline(place, fraction))}
     best |= {"full", "cab", "kl"}  # what bars are about
-    wide = [
-        arm
+    shares = {
+        arm: sum(bool(study.group(place, (arm, fraction))) for fraction in study.fractions)
         for arm in study.arms
-        if (ran := sum(bool(study.group(place, (arm, fraction))) for fraction in study.fractions)) > 1
-        or (ran and arm in best)
-    ]
-    return wide or [
-        arm for arm in study.arms if any(study.group(place, (arm, fraction)) for fraction in study.fractions)
-    ]
+    }
+    wide = [arm for arm, ran in shares.items() if ran > 1 or (ran and arm in best)]
+    return wide or [arm for arm, ran in shares.items() if ran]
 
 
 def points(study: Study, place: Place, arms: list[str]) -> dict[str, Points]:

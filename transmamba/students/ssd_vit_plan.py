@@ -99,21 +99,15 @@ def plan_block(student: SSDVisionTransformer, view: View, k: int, t: int) -> Ite
     for third, name in enumerate(("q", "k", "v")):
         projection: Affine = getattr(attention, name)
         rows = slice(third * view.width, (third + 1) * view.width)
-        yield Take(
-            target=f"{into}.attn.qkv.weight",
-            source=f"{source}.attention.{name}.weight",
-            tensor=projection.weight,
-            into=rows,
-            layer=k,
-        )
-        if projection.bias is not None:
-            yield Take(
-                target=f"{into}.attn.qkv.bias",
-                source=f"{source}.attention.{name}.bias",
-                tensor=projection.bias,
-                into=rows,
-                layer=k,
-            )
+        for part, tensor in (("weight", projection.weight), ("bias", projection.bias)):
+            if tensor is not None:
+                yield Take(
+                    target=f"{into}.attn.qkv.{part}",
+                    source=f"{source}.attention.{name}.{part}",
+                    tensor=tensor,
+                    into=rows,
+                    layer=k,
+                )
     for target, name, affine in (
         ("attn.proj", "attention.o", attention.o),
         ("mlp.fc1", "mlp.up", mlp.up),
