@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--devices", default="", help="GPUs that the cells share, such as 0,1")
     parser.add_argument("--only", action="append", default=[], metavar="LABEL", help="cells with this label")
     parser.add_argument("--table", action="store_true", help="tabulate what is there, run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="list what would run, in its order")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     arguments = parser.parse_intermixed_args(argv)
     try:
@@ -131,6 +132,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
         print(f"{arguments.study}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    if arguments.dry_run:
+        print("\n".join(planned(study, chains)))
+        return 0
     devices = [device for device in arguments.devices.split(",") if device]
     failed: list[Run] = []
     if not arguments.table:
@@ -149,6 +153,13 @@ def main(argv: list[str] | None = None) -> int:
         study.root.mkdir(parents=True, exist_ok=True)
         (study.root / "table.md").write_text(table + "\n")
     return 1 if failed else 0
+
+
+def planned(study: Study, chains: list[list[Run]]) -> list[str]:
+    """A line a run, in the order in which they begin: its name, finished or not; then how many are left."""
+    runs = {run.name: (study.root / run.name / "results.json").is_file() for chain in chains for run in chain}
+    lines = [f"{'finished' if finished else 'to run'}  {name}" for name, finished in runs.items()]
+    return [*lines, f"{len(runs) - sum(runs.values())} of {len(runs)} runs left"]
 
 
 def _positive(text: str) -> int:

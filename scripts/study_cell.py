@@ -67,19 +67,20 @@ def read_cell(folder: Path, labels: dict[str, str]) -> tuple[Cell, Bits] | None:
     return cell, np.packbits(right)
 
 
-def read_first(runs: Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Of the finished ones among the runs that cells need: top-1 on the images they held out (the test set
-    where they held none), images seen, minutes and commit."""
-    found = {}
-    for name in names:
-        folder = runs / name
-        if (folder / RESULTS).is_file():
-            student = _read_json(folder / RESULTS)["student"]
-            seen = max(_column(read_metrics(folder / METRICS_FILE), "samples"), default=None)
-            commit = _read_json(folder / ENVIRONMENT).get("commit")
-            kept = {key: _finite(student.get(key)) for key in ("top1", "params", "minutes")}
-            found[name] = {**kept, "images_seen": seen, "commit": commit}
-    return found
+def read_first(folder: Path) -> dict[str, Any] | None:
+    """Of a run that cells need: top-1 on the images it held out (the test set where it held none), images
+    seen, minutes and commit; None if it is not finished. Raises UserError if damaged."""
+    if not (folder / RESULTS).is_file():
+        return None
+    try:
+        student = _read_json(folder / RESULTS)["student"]
+        kept = {key: _finite(float(student[key])) for key in ("top1", "minutes")}
+        kept["params"] = int(student["params"])
+        commit = _read_json(folder / ENVIRONMENT).get("commit")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: cannot be read ({' '.join(str(error).split())})") from None
+    seen = max(_column(read_metrics(folder / METRICS_FILE), "samples"), default=None)
+    return {**kept, "images_seen": seen, "commit": commit}
 
 
 def _curve(rows: list[dict[str, Any]]) -> list[list[float]]:

@@ -101,12 +101,8 @@ def first_table(study: Study) -> str:
     """The runs that cells need: their teachers."""
     rows = [["made first", "images seen", "top-1 on held-out images", "parameters", "minutes", "commit"]]
     for name, run in study.first.items():
-        figures = [
-            f"{run['images_seen']:,}",
-            f"{run['top1']:.2f}",
-            f"{run['params']:,}",
-            f"{run['minutes']:.1f}",
-        ]
+        forms = {"images_seen": ",", "top1": ".2f", "params": ",", "minutes": ".1f"}
+        figures = ["-" if run[key] is None else f"{run[key]:{form}}" for key, form in forms.items()]
         rows.append([f"`{name}`", *figures, run["commit"] or "-"])
     return table(rows)
 

@@ -21,9 +21,9 @@ import itertools
 import json
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -33,6 +33,8 @@ from study_file import grid, name_of
 
 from transmamba.errors import UserError, suggest
 from transmamba.launch import guarded
+
+T = TypeVar("T")
 
 CELLS, CORRECT = "cells.json", "correct.npz"
 AXES = ("setting", "student", "arm", "fraction", "seed")
@@ -64,17 +66,15 @@ def collect(study_path: Path, folder: Path, runs: Path | None = None) -> int:
         raise UserError(f"{folder / CELLS} has axes {', '.join(old['axes'])}; choose another folder")
     cells = {name_of(cell["labels"]): cell for cell in old["cells"]}
     bits, counts = dict(old_bits), {"new": 0, "same": 0, "replaced": 0, "left out": 0, "not finished": 0}
-    study["first"] = old.get("first", {}) | read_first(runs, study["first"])
+    needed, study["first"] = study["first"], dict(old.get("first", {}))
+    for name in needed:
+        if run := _unless_damaged(lambda name=name: read_first(runs / name), counts):
+            study["first"][name] = run
     for labels in grid(study["axes"]):
-        name = name_of(labels)
-        try:
-            found = read_cell(runs / name, labels)
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            counts["left out"] += 1
-            continue
+        name, damaged = name_of(labels), counts["left out"]
+        found = _unless_damaged(lambda name=name, labels=labels: read_cell(runs / name, labels), counts)
         if found is None:
-            counts["not finished"] += name not in cells
+            counts["not finished"] += name not in cells and counts["left out"] == damaged
             continue
         cell, right = found
         same = cells.get(name) == cell and np.array_equal(bits[name], right)
@@ -103,6 +103,16 @@ def render(folder: Path, page: Path) -> int:
     write_page(header, bits, folder, page)
     print(f"{page}: {len(header['cells'])} cells")
     return 0
+
+
+def _unless_damaged(read: Callable[[], T], counts: dict[str, int]) -> T | None:
+    """What `read` finds; None, said and counted, where that is damaged."""
+    try:
+        return read()
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        counts["left out"] += 1
+        return None
 
 
 def _change(old: Cell, new: Cell) -> str:

@@ -75,6 +75,28 @@ def test_convert_to_the_teacher_s_own_shape(make: Any) -> None:
     assert torch.equal(student.head.weight, head.weight)
 
 
+def test_convert_without_a_name_gives_a_vim_of_the_teacher_s_shape() -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=24, patch_size=6, embed_dim=48, depth=3, num_heads=2, num_classes=5
+    )
+    student, report = transmamba.convert(model)
+    assert (student.width, student.num_layers, student.layout.grid) == (48, 6, (4, 4))
+    assert student(torch.zeros(1, 3, 24, 24)).shape == (1, 5)
+    assert torch.equal(student.patch_embed.proj.weight, model.patch_embed.proj.weight)
+    assert not report.unused
+
+
+def test_convert_clones_every_layer_unless_told_otherwise() -> None:
+    """Half of a Vim is a recipe's default: here nothing would train the other half."""
+
+    def layers(**config: Any) -> set[str]:
+        init = transmamba.SubcloneConfig(importance="uniform", **config)
+        _, report = transmamba.convert(tiny_vit(), student=NAME, init=init, **VIM)
+        return {name.split(".")[1] for name in report.cloned if name.startswith("layers.")}
+
+    assert layers() == {str(k) for k in range(VIM["depth"])} and layers(layers="half") < layers()
+
+
 def test_convert_takes_options_calibration_and_classes() -> None:
     images = [tiny_batch(4)[0]]
     student, report = transmamba.convert(

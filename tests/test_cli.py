@@ -145,6 +145,15 @@ def test_convert_reports_as_json_and_ranks_by_activation(
     assert any(name.endswith("norm.bias") for name in report["dropped_biases"])
 
 
+def test_convert_gives_the_reader_its_options(command: Command, teacher: Path, tmp_path: Path) -> None:
+    words = ("convert", teacher, tmp_path / "out", *STUDENT, "--json")
+    tall = ("--data", "synthetic", "data.size=8", "data.num_classes=3")
+    done = command(*words, *tall, "data.num_train=20")
+    assert done.code == 0, done.err
+    assert_mistake(command(*words, *tall, "data.num_trian=20"), "num_trian", "num_train")
+    assert_mistake(command(*words, "data.num_train=20"), "data.num_train=20 is the reader's", "--data")
+
+
 def test_convert_starts_as_a_recipe_s_init_would(
     command: Command, teacher: Path, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

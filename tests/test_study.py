@@ -193,6 +193,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def test_a_dry_run_lists_what_is_left_and_begins_nothing(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = tmp_path / "out" / "full.s0"
+    done.mkdir(parents=True)
+    (done / "results.json").write_text("{}")
+    assert studies.main([str(small), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["to run  teacher", "finished  full.s0"] and lines[-1] == "4 of 5 runs left"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"full.s0"}
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_study_goes_on_and_a_cell_rebuilds_from_its_config(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -334,13 +334,24 @@ def test_a_gate_takes_the_teacher_of_another_share_where_its_own_did_not_run(fak
 
 def test_what_cells_need_is_told(fake: Fake) -> None:
     fake.finish_a_dozen()
-    fake.write(first={"teacher": [], "head.${seed}": [], "absent": []})
-    shutil.copytree(fake.runs / "transfer.vim.full.50%.s0", fake.runs / "teacher")
+    fake.write(first={"teacher": [], "head.${seed}": [], "absent": [], "damaged": []})
+    for name in ("teacher", "damaged"):
+        shutil.copytree(fake.runs / "transfer.vim.full.50%.s0", fake.runs / name)
+    (fake.runs / "damaged/results.json").write_text('{"student": {"top1": 80.0}}')
+    _, out, err = fake.collect()
+    assert "1 left out" in out and len(err.splitlines()) == 1 and "damaged: cannot be read" in err
+    assert "minutes" in err
+    (fake.runs / "teacher/metrics.jsonl").write_text("{}\n")
+    (fake.runs / "damaged/results.json").write_text("{")
+    fake.collect()
+    fake.render()
+    assert entries(fake.page.read_text(), "`teacher` |")[1] == "-", "it does not say how many images it saw"
+    shutil.copy(fake.runs / "transfer.vim.full.50%.s0/metrics.jsonl", fake.runs / "teacher")
     fake.collect()
     shutil.rmtree(fake.runs)
     fake.render()
     assert entries(fake.page.read_text(), "`teacher` |") == ["`teacher`", "240", "85.00", "7", "4.0", "abc"]
-    assert "`absent`" not in fake.page.read_text()
+    assert "`absent`" not in fake.page.read_text() and "`damaged`" not in fake.page.read_text()
 
 
 def test_the_baseline_is_chosen_on_one_split_alone(fake: Fake) -> None:

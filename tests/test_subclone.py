@@ -371,12 +371,30 @@ def test_report_lists_the_dropped_biases_of_cloned_layers(
 def test_kinds_of_rows(make_vit: Callable[..., Any]) -> None:
     teacher = adapt_teacher(make_vit(mlp_ratio=2))
     equal = {row.target: row.kind for row in clone(make_vim(), teacher).rows}
-    assert equal["layers.0.mixer.in_proj.weight"] == equal["layers.1.mixer.in_proj.weight"] == "copied"
+    assert equal["layers.0.mixer.in_proj.weight"] == "repeated", "32 value channels for 64 inner ones"
+    assert equal["layers.1.mixer.in_proj.weight"] == equal["patch_embed.proj.weight"] == "copied"
     assert equal["pos_embed"] == "permuted" and equal["layers.0.mixer.x_proj.weight"] == "fresh"
     narrow = {row.target: row.kind for row in clone(make_vim(24), teacher).rows}
     assert (
         narrow["layers.0.mixer.in_proj.weight"] == narrow["pos_embed"] == narrow["norm_f.weight"] == "sliced"
     )
+    resized = {row.target: row.kind for row in clone(make_vim(img_size=12, patch_size=4), teacher).rows}
+    assert resized["pos_embed"] == resized["patch_embed.proj.weight"] == "resampled"
+
+
+def test_printed_once_for_all_layers_and_what_is_left_of_the_teacher(make_vit: Callable[..., Any]) -> None:
+    teacher = adapt_teacher(make_vit())
+    report = clone(make_vim(), teacher)
+    text = str(report)
+    assert not report.unused and f"from {2 * report.blocks} of the teacher's {2 * report.blocks}" in text
+    stars = [line for line in text.splitlines() if line.startswith("layers.*.mixer.A_log ")]
+    assert [line.split() for line in stars] == [["layers.*.mixer.A_log", "fresh", "6", "initialisation"]]
+    assert "layers.0." not in text and "RMSNorm has no bias" in text
+    shallow = clone(make_vim(depth=2), teacher)
+    taken = {".".join(row.source.split(".")[:3]) for row in shallow.rows if row.source.startswith("blocks")}
+    every = {f"blocks.{t}.{name}" for t in range(report.blocks) for name in ("attention", "mlp")}
+    assert set(shallow.unused) == every - taken != set()
+    assert f"from 2 of the teacher's {len(every)}" in str(shallow) and shallow.unused[0] in str(shallow)
 
 
 def test_every_teacher_part_that_has_no_place_is_listed(make_vit: Callable[..., Any]) -> None:

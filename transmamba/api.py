@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ _TRAINED_AS_THEY_ARE = ("timm", "hf_vit")
 
 def convert(
     model: nn.Module | Teacher | str | Path,
-    student: str | nn.Module = "vim_small_patch16_224",
+    student: str | nn.Module = "vim",
     *,
     init: SubcloneConfig | None = None,
     calibration: list[Tensor] | None = None,
@@ -40,7 +41,9 @@ def convert(
     took.
 
     model:   a timm or transformers ViT/DeiT you hold, or its name, id or folder
-    student: a timm name of ours, `ssd_vit` for the teacher's own shape, or a student module
+    student: `vim` or `ssd_vit` for one of the teacher's own shape, a timm name of ours, or a student module
+    init:    how it starts; left out: every layer from the teacher, and the importance that `calibration`
+        allows. Layers left open (`init.layers` None) are all, for nothing trains the others
     calibration: image batches (B, C, H, W), normalised for the teacher. The first `init.calibration_images`
         of them rank coordinates by activation (without any, evenly spaced ones are kept) and serve
         `init.average` and `init.rotate`, the first `init.calibrate` that
@@ -49,7 +52,9 @@ def convert(
     Raises UserError for an unknown name or shapes that cannot meet.
     """
     teacher = _as_teacher(model)
-    init = init or SubcloneConfig(layers="all", importance="activation" if calibration else "uniform")
+    init = init or SubcloneConfig(importance="activation" if calibration else "uniform")
+    if init.layers is None:
+        init = dataclasses.replace(init, layers="all")
     ranked = list(first_images(calibration or [], init.calibration_images))
     prepare(teacher, init, ranked)  # first: a student of the teacher's shape has its norms too
     if isinstance(student, str):
@@ -80,7 +85,7 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
         kind = "ssd_vit" if name.startswith("ssd_vit") else "vim"
         part = STUDENTS[kind](model=name, kwargs=kwargs)
     else:
-        raise UserError(f"unknown student {name!r}{suggest(name, [*student_models(), 'ssd_vit'])}")
+        raise UserError(f"unknown student {name!r}{suggest(name, [*student_models(), 'vim', 'ssd_vit'])}")
     return part.build(**size)
 
 

@@ -53,7 +53,11 @@ class Verb:
 def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("teacher", help="a folder, a timm name, a Hugging Face id, or a hustvl/Vim .pth")
     parser.add_argument("out", help="the folder to write")
-    parser.add_argument("--student", default="vim_small_patch16_224", help="a timm name of ours, or ssd_vit")
+    parser.add_argument(
+        "--student",
+        default="vim",
+        help="vim or ssd_vit of the teacher's shape (vim left out), or a timm name",
+    )
     parser.add_argument(
         "--data", help="images to rank coordinates by, to average, rotate, calibrate: see evaluate"
     )
@@ -81,7 +85,10 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--overwrite", action="store_true", help="replace what is in OUT")
     parser.add_argument(
-        "options", nargs="*", metavar="key=value", help="student options, such as gate_bias=true"
+        "options",
+        nargs="*",
+        metavar="key=value",
+        help="student options, such as gate_bias=true; the reader's with data. before, such as data.path=x",
     )
 
 
@@ -147,14 +154,17 @@ def _convert(arguments: argparse.Namespace) -> int:
     init = {name: chosen[name] for name in ("layers", "mimic", "fold", "average", "rotate", "calibrate")}
     init["mimic"] = arguments.mimic or arguments.average  # which builds on it
     init["importance"] = "activation" if arguments.data else "uniform"
+    reader = [word.removeprefix("data.") for word in arguments.options if word.startswith("data.")]
+    if reader and arguments.data is None:
+        raise UserError(f"data.{reader[0]} is the reader's, and there is none; write --data and its name")
     report = convert_checkpoint(
         arguments.teacher,
         Path(arguments.out),
         student=arguments.student,
-        data=task_of(arguments.data, []) if arguments.data else None,
+        data=task_of(arguments.data, reader) if arguments.data else None,
         init=configs.parse(SubcloneConfig, init, "convert"),
         overwrite=arguments.overwrite,
-        options=pairs(arguments.options),
+        options=pairs([word for word in arguments.options if not word.startswith("data.")]),
     )
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
     print(f"written: {arguments.out}", file=sys.stderr)

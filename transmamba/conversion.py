@@ -24,7 +24,7 @@ def convert_checkpoint(
     teacher: str,
     out: Path,
     *,
-    student: str = "vim_small_patch16_224",
+    student: str = "vim",
     data: Any = None,
     init: SubcloneConfig | None = None,
     overwrite: bool = False,
@@ -35,8 +35,8 @@ def convert_checkpoint(
     data: a task configuration whose training images (no labels) rank coordinates by activation, and which
         init.average, init.rotate and init.calibrate look at; without it evenly spaced coordinates are kept
     init: how the student starts; left out: all layers, and the importance that `data` allows
-    teacher: also a hustvl/Vim `.pth`, which is only rewritten as safetensors under `student`'s name, without
-        `init`
+    teacher: also a hustvl/Vim `.pth`, which is only rewritten as safetensors under `student`'s name (left
+        out: that of its width), without `init`
 
     Raises UserError for whatever cannot be read, met or written; `out` is then as it was.
     """
@@ -77,11 +77,14 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tuple[nn.Module, Report]:
+    from .students.vim import name_of_width
     from .students.vim_checkpoint import checkpoint_filter_fn, read_official_checkpoint
     from .teachers.timm_vit import create_timm
 
     state = read_official_checkpoint(path)
     classes = state["head.weight"].shape[0] if "head.weight" in state else 1000
+    if student == "vim":
+        student = name_of_width(state["norm_f.weight"].shape[0])
     model: Any = create_timm(student, pretrained=False, **{"num_classes": classes, **options})
     if not hasattr(model, "cls_position"):
         raise UserError(

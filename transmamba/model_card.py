@@ -9,8 +9,7 @@ from typing import Any
 import yaml
 
 from .folders import read_model_config
-from .report import METRICS
-from .run_data import evaluated_split, part_label
+from .run_data import METRICS, evaluated_split, part_label
 
 TRANSFORMERS, TIMM = "transformers", "timm"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,18 @@ import yaml
 from PIL import Image
 
 from .charts import STYLE, confusion, curves, similarity
-from .run_data import RunData, class_names, evaluated_split, folder_of_run, part_label, read_run
+from .run_data import (
+    METRICS,
+    RunData,
+    class_names,
+    count,
+    evaluated_split,
+    folder_of_run,
+    part_label,
+    read_run,
+)
 
 MAX_EXAMPLES = 12
-
-METRICS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("top1", "Top-1 accuracy", lambda value: f"{value:.2f} %"),
-    ("top5", "Top-5 accuracy", lambda value: f"{value:.2f} %"),
-    ("agreement", "Agreement with the teacher", lambda value: f"{value:.2f} %"),
-    ("ece", "Calibration error (ECE)", lambda value: f"{value:.2f} %"),
-    ("nll", "Negative log-likelihood", lambda value: f"{value:.3f}"),
-    ("params", "Parameters", lambda value: _count(value)),
-    ("images_per_second", "Images per second", lambda value: f"{value:,.0f}"),
-    ("peak_memory_mb", "Peak memory", lambda value: f"{value:,.0f} MB"),
-    ("minutes", "Minutes of training", lambda value: f"{value:.1f}"),
-)
 
 
 def write_report(run: Path) -> Path:
@@ -101,7 +98,7 @@ def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             if teacher.get("params")
             else ""
         )
-        tiles.append(("Student parameters", _count(student["params"]), share))
+        tiles.append(("Student parameters", count(student["params"]), share))
     if "minutes" in student:
         tiles.append(("Training", f"{student['minutes']:.1f} min", ""))
     return tiles
@@ -130,7 +127,7 @@ def _cost(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
             ("Time", f"{max(seconds) / 60:.1f} min" if max(seconds) >= 60 else f"{max(seconds):.1f} s")
         )
     if samples := column("samples"):
-        cost.append(("Samples seen", _count(max(samples))))
+        cost.append(("Samples seen", count(max(samples))))
     if rates := column("samples_per_second"):
         cost.append(("Samples per second (median)", f"{np.median(rates):,.0f}"))
     if waits := column("data_wait"):
@@ -138,13 +135,6 @@ def _cost(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     if memory := column("peak_memory_mb"):
         cost.append(("Peak memory", f"{max(memory):,.0f} MB"))
     return cost
-
-
-def _count(value: float) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
 
 
 # --- examples ---

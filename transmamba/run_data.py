@@ -16,6 +16,19 @@ from .errors import UserError
 from .folders import STUDENT_FOLDER
 from .tracking import METRICS_FILE, read_metrics
 
+# of results.json: key, what people call it, how it is written
+METRICS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("top1", "Top-1 accuracy", lambda value: f"{value:.2f} %"),
+    ("top5", "Top-5 accuracy", lambda value: f"{value:.2f} %"),
+    ("agreement", "Agreement with the teacher", lambda value: f"{value:.2f} %"),
+    ("ece", "Calibration error (ECE)", lambda value: f"{value:.2f} %"),
+    ("nll", "Negative log-likelihood", lambda value: f"{value:.3f}"),
+    ("params", "Parameters", lambda value: count(value)),
+    ("images_per_second", "Images per second", lambda value: f"{value:,.0f}"),
+    ("peak_memory_mb", "Peak memory", lambda value: f"{value:,.0f} MB"),
+    ("minutes", "Minutes of training", lambda value: f"{value:.1f}"),
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunData:
@@ -103,3 +116,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise UserError(
             f"{path}: cannot be read ({error}); delete it or run `transmamba evaluate` again"
         ) from None
+
+
+def count(value: float) -> str:
+    """`1.23 M` for 1,234,567."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"

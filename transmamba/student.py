@@ -18,6 +18,9 @@ from .outputs import Capture, Output, TokenLayout
 from .selection import Selection
 
 Sublayer = Literal["attention", "mlp"]
+# how a tensor was taken from the teacher's: as it is; in another order; some positions more than once;
+# interpolated to another patch or grid; without some positions
+Kind = Literal["copied", "permuted", "repeated", "resampled", "sliced"]
 
 # what timm gives a model's constructor beside the arguments that rebuild it
 _NOT_SAVED = frozenset(
@@ -41,7 +44,7 @@ class Take:
 
     index: per dimension of the source, the positions to take (repeats allowed) or None for all of them
     scale: a factor, or one per kept position of the last dimension
-    moved: the plan itself reordered or resampled the source, so that it counts as permuted at best
+    made:  what the plan itself did to the source before that
     layer: the student layer it belongs to; None for embeddings, final norm and head
     """
 
@@ -52,7 +55,7 @@ class Take:
     into: slice | None = None
     scale: Tensor | float = 1.0
     layer: int | None = None
-    moved: bool = False
+    made: Kind = "copied"
 
 
 @dataclass(frozen=True, kw_only=True)

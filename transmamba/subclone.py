@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .rotation import principal_axes
 from .selection import Selection, activation_scores, change_scores
-from .student import Dropped, Student, Take
+from .student import Dropped, Kind, Student, Take
 from .subclone_report import Report, Row
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def subclone(
         scores["residual"] = -torch.arange(view.width)  # the axes are sorted by what they hold
     select = Selection(view, student.width, scores, config.average)
     parameters = dict(student.named_parameters())
-    report = Report(total=sum(p.numel() for p in parameters.values()))
+    report = Report(total=sum(p.numel() for p in parameters.values()), blocks=len(view.blocks))
     limit = cloned_layers(student, config)
     if limit and config.mimic:
         mimic(student, limit)
@@ -211,7 +211,7 @@ def _execute(take: Take, parameters: Mapping[str, nn.Parameter], rescale: bool) 
     target = parameters[take.target]
     place = target.data if take.into is None else target.data[take.into]
     value = take.tensor.detach().to(place.device, place.dtype)
-    kinds = ["permuted"] if take.moved else []
+    kinds: list[Kind] = [take.made]
     for dim, index in enumerate(take.index):
         if index is None:
             continue
@@ -230,12 +230,13 @@ def _execute(take: Take, parameters: Mapping[str, nn.Parameter], rescale: bool) 
             "choose a student of the same image size, patch and number of classes"
         )
     place.copy_(value.reshape(place.shape))
-    kind = max(kinds, key=("copied", "permuted", "sliced").index, default="copied")
+    kind = max(kinds, key=get_args(Kind).index)
     return Row(take.target, take.source, kind, tuple(target.shape), place.numel())
 
 
-def _kind(index: Tensor, full: int) -> str:
-    """copied: every position in order, perhaps repeated; permuted: all of them in another order; sliced."""
-    if len(index) % full == 0 and torch.equal(index.cpu(), torch.arange(full).repeat(len(index) // full)):
-        return "copied"
-    return "permuted" if len(index.unique()) == full else "sliced"
+def _kind(index: Tensor, full: int) -> Kind:
+    if len(index.unique()) < full:
+        return "sliced"
+    if len(index) > full:
+        return "repeated"
+    return "copied" if torch.equal(index.cpu(), torch.arange(full)) else "permuted"

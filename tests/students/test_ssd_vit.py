@@ -55,8 +55,7 @@ def test_plain_teacher_comes_back_bit_for_bit(make_vit: Callable[..., Any], gray
     theirs = model.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in student.state_dict().items())
     assert torch.equal(student(gray_images), model(gray_images))
-    assert report.covered == 1.0 and set(report.counts) == {"copied", "sliced", "permuted", "fresh"}
-    assert report.counts["sliced"] == report.counts["permuted"] == report.counts["fresh"] == 0
+    assert report.covered == 1.0 and report.counts["copied"] == sum(report.counts.values()) > 0
     assert not report.dropped
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,13 @@ def test_official_checkpoint_becomes_a_student_folder(tmp_path: Path) -> None:
     assert loaded.num_classes == 3
     assert all(torch.equal(tensor, state[key]) for key, tensor in loaded.state_dict().items())
     assert report.covered == 1.0 and report.counts["copied"] == len(state)
+
+
+def test_an_official_checkpoint_goes_by_the_name_of_its_width(tmp_path: Path) -> None:
+    state = {key: torch.zeros(shape) for key, shape in official_shapes(192).items()}
+    torch.save(state, tmp_path / "vim.pth")
+    convert_checkpoint(str(tmp_path / "vim.pth"), tmp_path / "out")
+    assert json.loads((tmp_path / "out/config.json").read_text())["architecture"] == "vim_tiny_patch16_224"
 
 
 def test_bare_state_dict_loads_too(tmp_path: Path) -> None:

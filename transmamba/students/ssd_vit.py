@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..canonical import View
 from ..errors import UserError
 from ..registry import STUDENTS
+from .default_cfg import default_cfg
 from .ssd_vision_transformer import SSDVisionTransformer
-from .vim import _cfg
 
 default_cfgs = generate_default_cfgs(
     {
-        f"ssd_{name}": _cfg(size, num_classes=classes, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+        f"ssd_{name}": default_cfg(size, classes)
         for name, size, classes in (
             ("vit_tiny_patch16_224", 224, 1000),
             ("vit_small_patch16_224", 224, 1000),

@@ -5,41 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from ..canonical import View
+from ..errors import UserError
 from ..registry import STUDENTS
+from .default_cfg import default_cfg
 from .vim_checkpoint import checkpoint_filter_fn
 from .vision_mamba import VisionMamba
 
-
-def _cfg(size: int = 224, **kwargs: Any) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, size, size),
-        "pool_size": None,
-        "crop_pct": 0.9 if size == 224 else 1.0,
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **kwargs,
-    }
-
-
 default_cfgs = generate_default_cfgs(
     {
-        "vim_tiny_patch16_224": _cfg(),
-        "vim_small_patch16_224": _cfg(),
-        "vim_base_patch16_224": _cfg(),
-        "vim_mini_patch4_32": _cfg(32, num_classes=10),
-        "vim_micro_patch2_8": _cfg(8, num_classes=10),
+        "vim_tiny_patch16_224": default_cfg(),
+        "vim_small_patch16_224": default_cfg(),
+        "vim_base_patch16_224": default_cfg(),
+        "vim_mini_patch4_32": default_cfg(32, 10),
+        "vim_micro_patch2_8": default_cfg(8, 10),
     }
 )
 
@@ -93,10 +75,10 @@ def vim_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
 @STUDENTS.register("vim")
 @dataclass(frozen=True, kw_only=True)
 class Vim:
-    """A Vim by timm name; image size, channels and classes follow the teacher and the data unless `kwargs`
-    says otherwise. For its width and depth, `kwargs` takes embed_dim and depth."""
+    """A Vim; without `model` it has the teacher's patch and width, and two layers a block. Image size,
+    channels and classes follow the teacher and the data. `kwargs` goes before both."""
 
-    model: str = "vim_small_patch16_224"
+    model: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def build(
@@ -104,7 +86,23 @@ class Vim:
     ) -> nn.Module:
         from ..teachers.timm_vit import create_timm
 
+        shape: dict[str, Any] = {}
+        if self.model is None:
+            if view is None:
+                raise UserError("student vim takes its shape from a teacher; name one, or set student.model")
+            shape = shape_of(view)
         size: dict[str, Any] = dict(num_classes=num_classes)
         if input_size is not None:
             size |= dict(in_chans=input_size[0], img_size=list(input_size[1:]))
-        return create_timm(self.model, pretrained=False, **{**size, **self.kwargs})
+        name = self.model or name_of_width(shape["embed_dim"])
+        return create_timm(name, pretrained=False, **{**size, **shape, **self.kwargs})
+
+
+def name_of_width(width: int) -> str:
+    """The timm name that a Vim of this width goes by; its saved arguments say where it differs from that."""
+    return {192: "vim_tiny_patch16_224", 768: "vim_base_patch16_224"}.get(width, "vim_small_patch16_224")
+
+
+def shape_of(view: View) -> dict[str, Any]:
+    """Constructor arguments of the Vim in which each of this view's sublayers has a layer of its own."""
+    return dict(patch_size=view.embedding.weight.shape[-1], embed_dim=view.width, depth=2 * len(view.blocks))

@@ -32,13 +32,15 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
         )
     patch = student.patch_embed.patch_size
     weight = embedding.weight
-    if tuple(weight.shape[-2:]) != tuple(patch):
+    resized = tuple(weight.shape[-2:]) != tuple(patch)
+    if resized:
         weight = resample_patch_embed(weight, list(patch))
     yield Take(
         target="patch_embed.proj.weight",
         source="embedding.weight",
         tensor=weight,
         index=(keep, None, None, None),
+        made="resampled" if resized else "copied",
     )
     if embedding.bias is not None:
         yield Take(
@@ -64,7 +66,13 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
     else:
         cls_position = torch.zeros_like(patches[:1])
     rows = torch.cat([patches[:middle], cls_position, patches[middle:]])
-    yield Take(target="pos_embed", source="embedding.position", tensor=rows, index=(None, keep), moved=True)
+    yield Take(
+        target="pos_embed",
+        source="embedding.position",
+        tensor=rows,
+        index=(None, keep),
+        made="permuted" if grid == student.layout.grid else "resampled",
+    )
     for name in special:
         if name != "cls":
             yield Dropped(source=f"embedding.special.{name}", why="the student has a class token alone")
@@ -134,7 +142,7 @@ def plan_layer(
         into=slice(0, mixer.inner),
         scale=multiplicity(keep, view.width),
         layer=k,
-        moved=paired,
+        made="repeated" if paired else "copied",
     )
     yield Take(
         target=f"{into}.out_proj.weight",
@@ -143,7 +151,7 @@ def plan_layer(
         index=(keep, channels),
         scale=multiplicity(channels, read.weight.shape[0]),
         layer=k,
-        moved=paired,
+        made="repeated" if paired else "copied",
     )
     yield from _plan_biases(mixer, read, write, norm.bias, channels, keep, source, names, into, k)
 
