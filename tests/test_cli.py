@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 import transmamba
 from transmamba import cli, launch
 from transmamba import config as configs
+from transmamba.arguments import task_of
 from transmamba.errors import UserError
 from transmamba.recipe import Recipe
 from transmamba.registry import STUDENTS
@@ -152,6 +153,22 @@ def test_convert_gives_the_reader_its_options(command: Command, teacher: Path, t
     assert done.code == 0, done.err
     assert_mistake(command(*words, *tall, "data.num_trian=20"), "num_trian", "num_train")
     assert_mistake(command(*words, "data.num_train=20"), "data.num_train=20 is the reader's", "--data")
+
+
+@pytest.mark.parametrize(
+    ("file", "reader"),
+    [
+        ("data/train-00000.parquet", "hf_dataset"),
+        ("train.parquet", "hf_dataset"),
+        ("dataset_dict.json", "hf_dataset"),
+        ("train-images-idx3-ubyte.gz", "idx"),
+        ("train/cat/1.png", "image_folder"),
+    ],
+)
+def test_a_folder_s_reader_is_guessed(tmp_path: Path, file: str, reader: str) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).touch()
+    assert type(task_of(str(tmp_path), []).data).name == reader
 
 
 def test_convert_starts_as_a_recipe_s_init_would(

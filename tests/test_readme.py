@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +20,12 @@ from harness import TEACHER, run_quietly, tiny_batch, tiny_recipe
 import transmamba
 from transmamba import cli
 from transmamba import config as configs
-from transmamba.recipe import Recipe
+from transmamba.recipe import Recipe, Stage, TrainerConfig
 from transmamba.registry import LOSSES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+STEPS = (ROOT / "docs" / "your_own_vit.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -31,9 +34,9 @@ def blocks(text: str, language: str) -> list[str]:
     return [body for name, body in found if name == language]
 
 
-def commands() -> list[list[str]]:
-    """Every command in README's bash blocks, continued lines joined."""
-    text = "\n".join(blocks(README, "bash")).replace("\\\n", " ")
+def commands(page: str = README) -> list[list[str]]:
+    """Every command in a page's bash blocks, continued lines joined."""
+    text = "\n".join(blocks(page, "bash")).replace("\\\n", " ")
     return [words for line in text.splitlines() if (words := shlex.split(line, comments=True))]
 
 
@@ -41,7 +44,7 @@ def targets() -> set[str]:
     return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
+@pytest.mark.parametrize("words", [*commands(), *commands(STEPS)], ids=" ".join)
 def test_commands_exist(words: list[str]) -> None:
     if words[0] == "make":
         assert set(words[1:]) <= targets()
@@ -54,7 +57,7 @@ def test_commands_exist(words: list[str]) -> None:
         parser = argparse.ArgumentParser()
         verb.add(parser)
         parser.parse_intermixed_args(words[2:])
-    if "--config" in words:
+    if "--config" in words and "my_recipe.yaml" not in words:
         overrides = [word for word in words if re.match(r"[a-z_.0-9]+=", word)]
         configs.load(Recipe, ROOT / words[words.index("--config") + 1], overrides)
 
@@ -136,6 +139,45 @@ def test_the_readme_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     names = run_block(README)
     assert names["report"].covered > 0.1
     assert (tmp_path / "my_student" / "model.safetensors").is_file()
+
+
+def test_the_steps_of_your_own_vit_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's code and its recipe, on noise and a ViT of two small blocks."""
+    monkeypatch.chdir(tmp_path)
+    shape = dict(TEACHER, num_classes=3)
+    torch.save(timm.create_model("vit_small_patch16_224", **shape).state_dict(), "mine.pt")
+    made = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **kwargs: made(name, **{**kwargs, **shape}))
+    first, last = blocks(STEPS, "python")
+    first = first.replace("model_args={}", f"model_args={dict(TEACHER)}")
+    exec(first, {"timm": timm, "torch": torch})
+    monkeypatch.setattr(timm, "create_model", made)
+    (recipe,) = blocks(STEPS, "yaml")
+    Path("my_recipe.yaml").write_text(recipe)
+    data = dict(name="synthetic", num_train=30, num_test=8, num_classes=3, size=8)
+    few = dict(batch_size=4, precision="no", workers=0, eval_batch_size=8)
+    overrides = [f"task.data={data}", "task.validation=0.1", "stages.1.epochs=0.5"]
+    overrides += ["trainer.accumulation=1", *(f"trainer.{key}={value}" for key, value in few.items())]
+    results = run_quietly(configs.load(Recipe, Path("my_recipe.yaml"), overrides))
+    names: dict[str, Any] = {}
+    exec(last, names)
+    assert names["student"].num_classes == 3 and names["student"].width == TEACHER["embed_dim"]
+    assert names["transform"] is not None and results["student"]["params"] > 0
+
+
+def test_the_keys_of_a_recipe_are_a_fresh_render() -> None:
+    made = subprocess.run(
+        [sys.executable, ROOT / "scripts/recipe_keys.py"], capture_output=True, text=True, check=True
+    ).stdout
+    page = (ROOT / "docs" / "recipe_keys.md").read_text()
+    assert made == page, "python scripts/recipe_keys.py > docs/recipe_keys.md"
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
+    assert ("momentum", "`0.9`", "") not in rows and len(rows) > 90
+    for key in ("triangular", "standardize", "final_split", "cuda_graphs"):
+        assert any(name == key and len(meaning) > 20 for name, _, meaning in rows), key
+    for settings in (Recipe, Stage, TrainerConfig):
+        for field in dataclasses.fields(settings):
+            assert any(name == field.name and meaning for name, _, meaning in rows), field.name
 
 
 def test_the_loop_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def _guess_reader(path: Path) -> dict[str, str]:
     if (
         (path / "dataset_dict.json").is_file()
         or (path / "dataset_info.json").is_file()
-        or any(path.glob("*.parquet"))
+        or any(any(path.glob(where)) for where in ("*.parquet", "*/*.parquet"))
     ):
         return {"name": "hf_dataset", "path": str(path)}
     return {"name": "image_folder", "root": str(path)}

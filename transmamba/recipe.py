@@ -15,13 +15,21 @@ from .tracking import WandbConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stretch of training with its own losses, optimizer and schedule.
+    """One stretch of training with its own losses, AdamW and schedule. It has exactly one of steps, epochs,
+    samples and percent.
 
-    Length: exactly one of steps, epochs, samples, percent (share of the optimizer steps of all stages).
+    losses: what is added up, each with its `weight`
+    name: shown in logs and the report
+    steps, epochs, samples: its length in optimizer steps of the global batch, or rounded to such
+    percent: its length as a share of the optimizer steps of all stages
     trainable: `mixers` (the Mamba mixers and the projections), `head` (the classifier alone), `all`, or
         `auto`: mixers where every loss is teacher-forced, else all
-    lr, min_lr: peak and end of a cosine after `warmup` (share of the stage); per optimizer step of the
-    global batch
+    lr: peak rate, for an optimizer step of the global batch, whatever its size
+    min_lr: the rate at the end of the cosine
+    warmup: share of the stage in which the rate rises from 0
+    weight_decay: of matrices alone, not of biases and norms
+    betas: of AdamW
+    clip: largest norm of all gradients together; 0 for none
     cloned_lr_scale: factor on the learning rate of tensors that came from the teacher
     token_fraction: share of the tokens that feature losses look at, drawn anew each step
     """
@@ -69,10 +77,18 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """How the loop runs. batch_size is per process and micro-batch; a step takes batch_size * accumulation *
-    processes images. Evaluation and saving are counted in optimizer steps; 0 means only at the end of a
-    stage.
+    """How the loop runs. A step takes batch_size * accumulation * processes images.
 
+    batch_size: images of a process and micro-batch
+    accumulation: micro-batches of an optimizer step
+    precision: of autocast: `no` (float32), bf16 or fp16
+    workers: processes that load images, beside each training process; 0 loads in it
+    log_every: optimizer steps between lines of metrics.jsonl
+    eval_every, save_every: optimizer steps between; 0 for the end of a stage alone
+    eval_batch_size: images at a time of a process
+    keep: how many checkpoints stay
+    max_skipped: so many steps in a row may have gradients that are not finite, before the run ends
+    grad_checkpointing: recompute the student's layers in the backward pass: less memory, more time
     cuda_graphs: record forward and backward once and replay them (one process with a GPU; elsewhere ignored):
         several times faster for students too small to fill it
     """
@@ -108,7 +124,7 @@ class TrainerConfig:
 class Scratch:
     """The same student trained from scratch with the same data and steps, for comparison (RUN/scratch).
 
-    losses, lr, weight_decay: its own, since what suits distillation need not suit it
+    losses, lr, weight_decay, warmup: its own, since what suits distillation need not suit it
     """
 
     losses: tuple[Annotated[Any, Part(LOSSES)], ...] = (CrossEntropy(),)
@@ -135,6 +151,15 @@ class Recipe:
     """teacher -> student -> init -> stages -> RUN (output_dir). Without a teacher: training from labels
     alone.
 
+    output_dir: the run's folder: checkpoints, metrics, report, and the student
+    task: what is learnt, on which data
+    student: what is trained
+    stages: one after the other, a list
+    teacher: whom it learns from
+    init: how the student starts; null: from random weights
+    trainer: how the loop runs
+    wandb: also tracked there
+    seed: of everything that is drawn, but for what has a seed of its own
     teacher_recipe: path of a recipe whose run makes the teacher; run first where its results are missing
     scratch: also train the same student from labels alone, for comparison
     """

@@ -41,7 +41,12 @@ SECONDS_BETWEEN_LINES = 15.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WandbConfig:
-    """Weights & Biases. Offline runs lie in RUN/wandb until `wandb sync` sends them."""
+    """Weights & Biases. Offline runs lie in RUN/wandb until `wandb sync` sends them.
+
+    project, entity, group, tags: as wandb knows them
+    name: of the run; left out: wandb makes one up
+    mode: online or offline
+    """
 
     project: str = "transmamba"
     name: str | None = None

@@ -25,6 +25,7 @@ class Feature:
 
     weighting: `uniform`; `linear_depth` (weights grow with depth, as in the authors' released code);
         `adaptive` (less aligned layers weigh more, see `adaptive_weights`)
+    momentum: of the running mean cosine from which `adaptive` weights come
     standardize: compare features in units of the teacher's channel statistics, fixed before training
         [proposal]: the plain cosine is ruled by their mean and by a few outlier channels
     """

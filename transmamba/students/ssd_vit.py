@@ -83,7 +83,12 @@ def ssd_vit_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> SSDVision
 @STUDENTS.register("ssd_vit")
 @dataclass(frozen=True, kw_only=True)
 class SsdVit:
-    """An ssd_vit; without `model` its shape is the teacher's."""
+    """An ssd_vit.
+
+    model: a timm name of ours; left out: the teacher's shape
+    attention_layers: blocks that keep attention, counted from 0
+    kwargs: of its constructor; they go before all of that
+    """
 
     model: str | None = None
     attention_layers: tuple[int, ...] = ()

@@ -75,8 +75,12 @@ def vim_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
 @STUDENTS.register("vim")
 @dataclass(frozen=True, kw_only=True)
 class Vim:
-    """A Vim; without `model` it has the teacher's patch and width, and two layers a block. Image size,
-    channels and classes follow the teacher and the data. `kwargs` goes before both."""
+    """A Vim. Image size, channels and classes follow the teacher and the data.
+
+    model: a timm name of ours; left out: the teacher's patch and width, and two layers a block
+    kwargs: of its constructor (embed_dim, depth, d_state, gate_bias, proj_bias, global_pool,
+        drop_path_rate ...); they go before all of that
+    """
 
     model: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,112 @@
+"""Every key that a recipe may hold, with its default and its meaning, out of the configuration classes.
+
+python scripts/recipe_keys.py > docs/recipe_keys.md
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from transmamba.data.augment import Augment
+from transmamba.recipe import Recipe, Scratch, Stage, TrainerConfig
+from transmamba.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS, Registry
+from transmamba.subclone import SubcloneConfig
+from transmamba.tracking import WandbConfig
+
+HEAD = """# The keys of a recipe
+
+Made from the code by `python scripts/recipe_keys.py`. A recipe is a YAML file; on the command line `a.b=c`
+overrides a key and `stages.0.lr=1e-3` one of a list. A part is written `{name: NAME, key: value}`, or its
+name alone. What is wrong with a recipe is told before anything runs, all of it at once; `--dry-run` prints
+the recipe with everything that was left out. Parts of your own appear in it as these do:
+[adding_a_part.md](adding_a_part.md). What losses compute: [method.md](method.md).
+"""
+SECTIONS: tuple[tuple[str, type], ...] = (
+    ("The recipe", Recipe),
+    ("init", SubcloneConfig),
+    ("stages, each", Stage),
+    ("trainer", TrainerConfig),
+    ("scratch", Scratch),
+    ("wandb", WandbConfig),
+)
+PARTS: tuple[tuple[str, Registry], ...] = (
+    ("teacher", TEACHERS),
+    ("student", STUDENTS),
+    ("losses, each", LOSSES),
+    ("task", TASKS),
+    ("task.data", READERS),
+)
+_ENTRY = re.compile(r"(\w+(?:, \w+)*): +(.*)")
+
+
+def page() -> str:
+    """The whole page."""
+    parts: list[str] = [HEAD]
+    for title, section in SECTIONS:
+        parts += [f"## {title}\n", *described(section)]
+    for title, registry in PARTS:
+        parts.append(f"## {title}\n")
+        for name in registry:
+            parts += [f"### `{name}`\n", *described(registry[name])]
+            if registry is TASKS:
+                parts += ["### `task.augment`\n", *described(Augment)]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def described(part: type) -> Iterator[str]:
+    """What the docstring says of the whole, then a table of the keys."""
+    text, meanings = entries(inspect.getdoc(part) or "")
+    yield f"{text}\n"
+    rows = [f"| `{field.name}` | {default(field)} | {meanings.get(field.name, '')} |" for field in keys(part)]
+    if rows:
+        yield "\n".join(["| key | default | |", "|---|---|---|", *rows, ""])
+
+
+def keys(part: Any) -> Iterable[dataclasses.Field[Any]]:
+    return dataclasses.fields(part)
+
+
+def entries(text: str) -> tuple[str, Mapping[str, str]]:
+    """A docstring's words about the whole, and those about its keys: `key: ...` or `key, key: ...`, whose
+    further lines are indented."""
+    whole: list[str] = []
+    found: dict[str, str] = {}
+    current: list[str] = []
+    for line in text.splitlines():
+        entry = _ENTRY.match(line)
+        if entry:
+            current = entry[1].split(", ")
+            found |= dict.fromkeys(current, entry[2])
+        elif current and line.startswith(" "):
+            found |= {key: f"{found[key]} {line.strip()}" for key in current}
+        else:
+            current = []
+            whole.append(line)
+    cells = {key: meaning.replace("|", "\\|") for key, meaning in found.items()}
+    return "\n".join(whole).strip(), cells
+
+
+def default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        value = field.default
+    elif field.default_factory is not dataclasses.MISSING:
+        value = field.default_factory()
+    else:
+        return "*needed*"
+    if dataclasses.is_dataclass(value):
+        return "as below"
+    if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+        return f"`[{', '.join(type(part).name for part in value)}]`"
+    shown = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True)
+    return f"`{shown.replace('...', '').strip()}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
