@@ -264,6 +264,27 @@ def test_bench_compares_with_plain_training(command: Command, recipe: Path) -> N
     assert "cross_entropy_step" in table
 
 
+def test_bench_puts_students_beside_their_teacher(command: Command, teacher: Path) -> None:
+    words = ("bench", "inference", "--teacher", teacher, "--sizes", "8,16", "--tokens", "40", "--steps", "1")
+    done = command(*words, "--json")
+    assert done.code == 0, done.err
+    rows = json.loads(done.out)
+    assert [(row["size"], row["model"]) for row in rows] == [
+        (size, model) for size in (8, 16) for model in ("teacher", "vim", "ssd_vit")
+    ]
+    patch = TEACHER["patch_size"]
+    for row in rows:
+        assert row["tokens"] == (row["size"] // patch) ** 2 + 1 and row["images"] == max(
+            40 // row["tokens"], 1
+        )
+        own = next(r for r in rows if r["size"] == row["size"] and r["model"] == "teacher")
+        assert row["speed"] == pytest.approx(own["seconds"] / row["seconds"])
+    assert len(command(*words).out.splitlines()) == 7
+    assert_mistake(command(*words, "--sizes", "8x"), "--sizes: '8x'")
+    assert_mistake(command(*words, "--students", "vimm"), "did you mean 'vim'?")
+    assert_mistake(command("bench", "inference", "--teacher", "resnet18", "--sizes", "32"), "resnet18")
+
+
 def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_path: Path) -> None:
     done = command("--config", recipe, "--dry-run", "stages.0.lr=1e-4", recipe=True)
     assert done.code == 0

@@ -56,7 +56,7 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
         "distillation_step": full,
         "distillation_step_quarter_tokens": quarter,
     }
-    seconds = _interleaved(kinds, steps, accelerator.device)
+    seconds = interleaved(kinds, steps, accelerator.device)
     plain = seconds["teacher_forward"] + seconds["cross_entropy_step"]
     return {
         "seconds": seconds,
@@ -75,7 +75,8 @@ def bench_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _interleaved(kinds: dict[str, Callable[[], None]], steps: int, device: torch.device) -> dict[str, float]:
+def interleaved(kinds: dict[str, Callable[[], None]], steps: int, device: torch.device) -> dict[str, float]:
+    """Median seconds of each kind, all of them in turns."""
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for round_ in range(_WARMUP + steps):
         for name, run in kinds.items():

@@ -119,12 +119,18 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     from transmamba_kernels.bench import add_arguments
 
-    parser.add_argument("what", choices=("recipe", "kernels"))
+    parser.add_argument("what", choices=("recipe", "inference", "kernels"))
     recipe = parser.add_argument_group("bench recipe")
     recipe.add_argument("--config", metavar="RECIPE.yaml")
-    recipe.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
-    recipe.add_argument("--json", action="store_true", help="print JSON instead of a table")
     recipe.add_argument("overrides", nargs="*", metavar="key=value")
+    both = parser.add_argument_group("bench recipe, bench inference")
+    both.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
+    both.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    inference = parser.add_argument_group("bench inference")
+    inference.add_argument("--teacher", default="deit_small_patch16_224", help="a timm ViT, or its folder")
+    inference.add_argument("--students", type=_words, default="vim,ssd_vit", help="such as vim,ssd_vit")
+    inference.add_argument("--sizes", type=_words, default="224,448,896,1792", help="pixels, such as 224,448")
+    inference.add_argument("--tokens", type=int, default=2**16, help="of a batch")
     add_arguments(parser.add_argument_group("bench kernels"))
 
 
@@ -136,6 +142,10 @@ def _list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind", nargs="?", help="teachers, students, losses, tasks or readers; all if left out"
     )
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
 
 
 def _layers(text: str) -> int | str:
@@ -231,6 +241,8 @@ def _push(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     if arguments.what == "kernels":
         return _bench_kernels(arguments)
+    if arguments.what == "inference":
+        return _bench_inference(arguments)
     if arguments.config is None:
         raise UserError("bench recipe measures a recipe; write --config RECIPE.yaml")
     from . import config as configs
@@ -239,6 +251,24 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     result = bench_recipe(configs.load(Recipe, arguments.config, arguments.overrides), steps=arguments.steps)
     print(json.dumps(result, indent=2) if arguments.json else bench_table(result))
+    return 0
+
+
+def _bench_inference(arguments: argparse.Namespace) -> int:
+    from .bench_inference import bench_inference, inference_table
+
+    for size in arguments.sizes:
+        if not size.isdecimal() or not int(size):
+            raise UserError(f"--sizes: {size!r} is no number of pixels; write such as 224,448")
+    rows = bench_inference(
+        arguments.teacher,
+        arguments.students,
+        [int(size) for size in arguments.sizes],
+        tokens=arguments.tokens,
+        steps=arguments.steps,
+        device=arguments.device,
+    )
+    print(json.dumps(rows, indent=2) if arguments.json else inference_table(rows))
     return 0
 
 
