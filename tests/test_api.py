@@ -124,6 +124,23 @@ def test_convert_refuses_what_it_cannot_meet() -> None:
         transmamba.convert(tiny_vit(), student="vim_micro_patch_8")
     with pytest.raises(transmamba.UserError, match="ssd_vit keeps the teacher's width 16"):
         transmamba.convert(tiny_vit(), student="ssd_vit", embed_dim=24)
+    with pytest.raises(transmamba.UserError, match=r"init is dict; write a transmamba\.SubcloneConfig"):
+        transmamba.convert(tiny_vit(), init={"fold": True})  # type: ignore[arg-type]
+
+
+def test_a_model_that_is_no_vit_is_refused_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    make = timm.create_model
+
+    def create(name: str, **kwargs: Any) -> Any:
+        asked.append(name if kwargs.get("pretrained") else "")
+        return make(name, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    for name, why in (("resnet18", "ResNet"), ("vit_so400m_patch14_siglip_224", "global_pool=map")):
+        with pytest.raises(transmamba.UserError, match=why):
+            transmamba.convert(name)
+    assert not any(asked)
 
 
 # --- a loop of one's own ---

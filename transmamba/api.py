@@ -52,6 +52,8 @@ def convert(
     Raises UserError for an unknown name or shapes that cannot meet.
     """
     teacher = _as_teacher(model)
+    if init is not None and not isinstance(init, SubcloneConfig):
+        raise UserError(f"init is {type(init).__name__}; write a transmamba.SubcloneConfig(...)")
     init = init or SubcloneConfig(importance="activation" if calibration else "uniform")
     if init.layers is None:
         init = dataclasses.replace(init, layers="all")

@@ -87,7 +87,7 @@ def test_validation_is_held_out_whatever_else_is_chosen() -> None:
     index = torch.cat([batch.index for batch in task.eval_batches("validation", batch_size=5)])
     assert index.tolist() == sorted(held)
     assert sum(map(len, task.eval_batches("test", batch_size=5))) == 11  # still there when asked for
-    with pytest.raises(UserError, match=r"no validation split: set task.validation"):
+    with pytest.raises(UserError, match=r"no validation split: write test, or set task.validation"):
         _task().eval_batches("validation", batch_size=5)
     with pytest.raises(UserError, match="split 'dev': write train, validation or test"):
         task.eval_batches("dev", batch_size=5)

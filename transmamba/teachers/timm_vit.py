@@ -29,6 +29,9 @@ class TimmVit:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> Teacher:
+        if self.pretrained and ":" not in self.model and not model_folder(self.model):
+            with torch.device("meta"):  # refused before its weights are fetched
+                timm_view(create_timm(self.model, pretrained=False, **self.kwargs))
         return self.adapt(
             create_timm(self.model, pretrained=self.pretrained, **self.kwargs), source=self.model
         )
