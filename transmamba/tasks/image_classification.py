@@ -107,7 +107,8 @@ class ImageClassification:
         if split == "validation":
             if not self.config.validation:
                 raise UserError(
-                    "no validation split: write test, or set task.validation to the share to hold out, such as 0.1"
+                    "no validation split: write test, or set task.validation to the share to hold out, "
+                    "such as 0.1"
                 )
             return self._held_out
         return np.arange(len(self._source(split)), dtype=np.int64)
