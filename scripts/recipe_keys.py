@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from transmamba.api import student_models
 from transmamba.data.augment import Augment
 from transmamba.recipe import Recipe, Scratch, Stage, TrainerConfig
 from transmamba.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS, Registry
@@ -53,6 +54,9 @@ def page() -> str:
         parts += [f"## {title}\n", *described(section)]
     for title, registry in PARTS:
         parts.append(f"## {title}\n")
+        if registry is STUDENTS:
+            names = ", ".join(f"`{name}`" for name in student_models())
+            parts.append(f"timm names of ours, for `vim` and `ssd_vit`: {names}.\n")
         for name in registry:
             parts += [f"### `{name}`\n", *described(registry[name])]
             if registry is TASKS:

@@ -232,6 +232,7 @@ def test_distil_evaluate_and_report(
     assert "teacher" in done.out and f"student: {run}/student" in done.out
     again = command("--config", recipe, "stages.0.steps=1", "stages.1.steps=2", recipe=True)
     assert again.out == done.out, "a finished run is found, not repeated"
+    assert "finished before; --overwrite starts anew" in again.err and "finished before" not in done.err
 
     results = json.loads((run / "results.json").read_text())
     for model in (run, run / "student"):
@@ -262,6 +263,18 @@ def test_bench_compares_with_plain_training(command: Command, recipe: Path) -> N
     assert result["overhead"] > 0 and result["batch_size"] == 2
     table = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.batch_size=2").out
     assert "cross_entropy_step" in table
+
+
+def test_bench_takes_a_recipe_with_standardised_features(command: Command, recipe: Path) -> None:
+    losses = "stages.1.losses=[{name: feature, standardize: true}]"
+    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.batch_size=2", losses)
+    assert done.code == 0, done.err
+
+
+def test_a_report_needs_a_run(command: Command, teacher: Path, tmp_path: Path) -> None:
+    for folder in (teacher, tmp_path):
+        assert_mistake(command("report", folder), "holds no run")
+        assert not (folder / "report.html").exists()
 
 
 def test_bench_puts_students_beside_their_teacher(command: Command, teacher: Path) -> None:

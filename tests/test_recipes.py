@@ -93,6 +93,9 @@ def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     recipe = dataclasses.replace(recipe, task=task, stages=stages, init=init, wandb=None, teacher_recipe=None)
     if recipe.teacher is not None:
         recipe = dataclasses.replace(recipe, teacher=teacher_for(path.stem, recipe, tmp_path))
+    elif getattr(recipe.student, "pretrained", False):
+        body = dataclasses.replace(recipe.student, model=teacher_for(path.stem, recipe, tmp_path).model)
+        recipe = dataclasses.replace(recipe, student=body)
     results = run_quietly(recipe)
     assert np.isfinite(results["student"]["nll"])
     assert (tmp_path / "run" / "student" / "model.safetensors").is_file()
@@ -100,7 +103,7 @@ def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def shape(name: str) -> tuple[int, int]:
     """(pixels, classes) of a recipe's images."""
-    if name.startswith("imagenet"):
+    if name.startswith(("imagenet", "finetune")):
         return 224, 5
     return {"digits": (8, 10), "cifar10": (32, 10), "mnist": (28, 10)}[name.split("_")[0]]
 
@@ -114,6 +117,7 @@ def teacher_for(name: str, recipe: Recipe, folder: Path) -> Any:
         "cifar10": dict(patch_size=4, embed_dim=48),
         "mnist": dict(patch_size=7, in_chans=1, embed_dim=28),
         "imagenet": dict(patch_size=16, embed_dim=48),
+        "finetune": dict(patch_size=16, embed_dim=48),
     }[name.split("_")[0]]
     torch.manual_seed(0)
     save_model(timm.create_model("vit_tiny_patch16_224", **options), folder / "teacher")

@@ -319,6 +319,11 @@ def test_a_held_out_share_is_not_called_test() -> None:
     page = render(dataclasses.replace(full_run(), config=config))
     assert "Top-1 on the validation split" in page and "60 validation images" in page
     assert "test split" not in page and "test images" not in page
+    final = CONFIG | {"task": {"name": "image_classification", "validation": 0.1, "final_split": "test"}}
+    assert "## Results on the test split" in render_model_card(results=RESULTS, config=final)
+    page = render(dataclasses.replace(full_run(), config=final))
+    assert "Top-1 on the validation split" in page, "the curves are what was watched"
+    assert "60 test images" in page and "validation images" not in page
 
 
 def test_model_card_of_a_student_without_a_run() -> None:

@@ -129,6 +129,9 @@ def _distillation(pipeline: Pipeline, stage: Stage, batch: Any) -> Callable[[], 
         pipeline.student, pipeline.teacher, stage.losses, token_fraction=stage.token_fraction
     )
     distiller.to(pipeline.accelerator.device)
+    if any(loss.standardises for loss in distiller.losses.values()):
+        assert distiller.aligner is not None, "it holds the statistics"
+        distiller.aligner.measure(pipeline.teacher, [batch.images])
     set_trainable(distiller, stage)
     optimizer = make_optimizer(distiller, replace(stage, lr=1e-6), set())
 

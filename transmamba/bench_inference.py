@@ -7,7 +7,7 @@ weights are random: what they are does not change the time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,30 +20,42 @@ from .evaluation import peak_memory_mb, reset_peak_memory
 from .teacher import adapt_teacher
 from .teachers.timm_vit import create_timm
 
+# key -> what a table calls it, its width there, its format
+COLUMNS: Mapping[str, tuple[str, int, str]] = {
+    "size": ("pixels", 6, "d"),
+    "tokens": ("tokens", 6, "d"),
+    "images": ("images", 6, "d"),
+    "model": ("model", 10, "s"),
+    "seconds": ("seconds", 9, ".5f"),
+    "peak_memory_mb": ("MiB", 8, ".0f"),
+    "speed": ("speed", 6, ".2f"),
+    "memory": ("memory", 6, ".2f"),
+}
+
 
 def bench_inference(
     teacher: str,
     students: Sequence[str] = ("vim", "ssd_vit"),
     sizes: Sequence[int] = (224, 448, 896, 1792),
     *,
-    tokens: int = 2**16,
+    tokens: int | None = None,
     steps: int = 10,
     device: str | None = None,
     precision: str = "bf16",
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     """A row a size and model: `size` in pixels, `tokens` an image, `images` a batch, `seconds` a batch
     (median of `steps`), `peak_memory_mb` above weights and batch, and both as ratios to the teacher's:
     `speed` (its seconds / the model's) and `memory` (the model's peak / its).
 
     teacher:  a timm ViT by name, or its folder; attention as timm runs it (scaled_dot_product_attention)
     students: `vim`, `ssd_vit` of the teacher's shape, or timm names of ours
-    tokens:   of a batch: so many images as make them, from 1 to 1,024
+    tokens:   of a batch: so many images as make them, from 1 to 1,024; left out: 65,536 on a GPU, else 1,024
     precision: of autocast: no, bf16, fp16
 
     Raises UserError for names or sizes that no model can be made of.
     """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    rows = []
+    tokens = tokens or (2**16 if where.type == "cuda" else 2**10)
     for size in sizes:
         model = create_timm(teacher, pretrained=False, img_size=size)
         guide = adapt_teacher(model)
@@ -54,8 +66,8 @@ def bench_inference(
         kinds = {name: _forward(model.to(where).eval(), batch, precision) for name, model in models.items()}
         peaks = {name: _peak(run, where) for name, run in kinds.items()}
         seconds = interleaved(kinds, steps, where)
-        rows += [
-            {
+        for name in kinds:
+            yield {
                 "size": size,
                 "tokens": length,
                 "images": images,
@@ -65,23 +77,17 @@ def bench_inference(
                 "speed": seconds["teacher"] / seconds[name],
                 "memory": peaks[name] / peaks["teacher"] if peaks["teacher"] else None,
             }
-            for name in models
-        ]
         del models, kinds, model, guide
-    return rows
 
 
-def inference_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as text, a size after the other."""
-    heads = ("pixels", "tokens", "images", "model", "ms", "MiB", "speed", "memory")
-    widths = (6, 6, 6, 10, 9, 8, 6, 6)
-    lines = ["  ".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))]
-    for row in rows:
-        cells = [str(row[key]) for key in ("size", "tokens", "images", "model")]
-        cells += [f"{1e3 * row['seconds']:.2f}", f"{row['peak_memory_mb']:.0f}", f"{row['speed']:.2f}"]
-        cells.append("-" if row["memory"] is None else f"{row['memory']:.2f}")
-        lines.append("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
-    return "\n".join(lines)
+def inference_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of a table; the head of the table for one without values."""
+    cells = []
+    for key, (head, width, form) in COLUMNS.items():
+        value = row[key]
+        text = head if row["model"] is None else "-" if value is None else format(value, form)
+        cells.append(f"{text:>{width}}")
+    return "  ".join(cells)
 
 
 def _forward(model: nn.Module, batch: torch.Tensor, precision: str) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .run_data import RunData, class_names, evaluated_split
+from .run_data import RunData, class_names, watched_split
 
 if TYPE_CHECKING:  # matplotlib is imported where it draws: who only converts a model need not wait for it
     from markupsafe import Markup
@@ -56,7 +56,7 @@ def curves(run: RunData) -> list[tuple[str, Markup]]:
             key.removeprefix("loss/"): (run.rows, key, SERIES[index % len(SERIES)])
             for index, key in enumerate(terms)
         },
-        f"Top-1 on the {evaluated_split(run.config)} split": {
+        f"Top-1 on the {watched_split(run.config)} split": {
             "student": (run.rows, "eval/top1", STUDENT),
             "from scratch": (run.scratch_rows, "eval/top1", SCRATCH),
         },

@@ -130,7 +130,7 @@ def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     inference.add_argument("--teacher", default="deit_small_patch16_224", help="a timm ViT, or its folder")
     inference.add_argument("--students", type=_words, default="vim,ssd_vit", help="such as vim,ssd_vit")
     inference.add_argument("--sizes", type=_words, default="224,448,896,1792", help="pixels, such as 224,448")
-    inference.add_argument("--tokens", type=int, default=2**16, help="of a batch")
+    inference.add_argument("--tokens", type=int, help="of a batch; 65536 on a GPU, else 1024 if left out")
     add_arguments(parser.add_argument_group("bench kernels"))
 
 
@@ -255,7 +255,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _bench_inference(arguments: argparse.Namespace) -> int:
-    from .bench_inference import bench_inference, inference_table
+    from .bench_inference import COLUMNS, bench_inference, inference_line
 
     for size in arguments.sizes:
         if not size.isdecimal() or not int(size):
@@ -268,7 +268,12 @@ def _bench_inference(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         device=arguments.device,
     )
-    print(json.dumps(rows, indent=2) if arguments.json else inference_table(rows))
+    if arguments.json:
+        print(json.dumps(list(rows), indent=2))
+        return 0
+    print(inference_line(dict.fromkeys(COLUMNS)), flush=True)
+    for row in rows:
+        print(inference_line(row), flush=True)
     return 0
 
 
@@ -288,7 +293,7 @@ VERBS = {
     "report": Verb(_report, "write RUN/report.html again", _report_arguments),
     "list": Verb(_list, "teachers, students, losses, tasks and readers, with their options", _list_arguments),
     "push": Verb(_push, "upload a student to the Hugging Face Hub", _push_arguments),
-    "bench": Verb(_bench, "measure a recipe's distillation step, or the kernels", _bench_arguments),
+    "bench": Verb(_bench, "time a recipe's step, students beside a teacher, or kernels", _bench_arguments),
 }
 
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transmamba_kernels import backend
@@ -37,6 +38,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
     from . import config as configs
     from .recipe import Recipe
     from .run import make_accelerator, run
+    from .run_folder import RESULTS
     from .trainer import Interrupted
 
     recipe = configs.load(Recipe, arguments.config, arguments.overrides)
@@ -44,6 +46,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
         _write(yaml.safe_dump(configs.dump(recipe), sort_keys=False))
         return 0
     accelerator = make_accelerator(recipe)
+    finished = (Path(recipe.output_dir) / RESULTS).is_file() and not arguments.overwrite
     try:
         results = run(recipe, overwrite=arguments.overwrite, accelerator=accelerator)
     except Interrupted:
@@ -51,6 +54,8 @@ def run_recipe(arguments: argparse.Namespace) -> int:
             _write("stopped by SIGTERM, and saved; resume with the command that started it\n")
         return 0
     if accelerator.is_main_process:
+        if finished:
+            sys.stderr.write(f"{recipe.output_dir}: finished before; --overwrite starts anew\n")
         _write(results_table(results) + "\n")
         _write(f"student: {recipe.output_dir}/student\nreport:  {recipe.output_dir}/report.html\n")
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from .folders import read_model_config
-from .run_data import METRICS, evaluated_split, part_label
+from .run_data import METRICS, final_split, part_label
 
 TRANSFORMERS, TIMM = "transformers", "timm"
 
@@ -77,7 +77,7 @@ def render_model_card(
         models=[name for name in ("teacher", "student", "scratch") if results.get(name)],
         metrics=_metrics(results),
         agreement=results.get("agreement"),
-        split=evaluated_split(config),
+        split=final_split(config),
     )
 
 

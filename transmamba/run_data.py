@@ -53,7 +53,10 @@ def folder_of_run(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path}: no such run folder; write the output_dir of a run")
     parent = path.resolve().parent
-    return parent if path.resolve().name == STUDENT_FOLDER and (parent / METRICS_FILE).is_file() else path
+    run = parent if path.resolve().name == STUDENT_FOLDER and (parent / METRICS_FILE).is_file() else path
+    if not any((run / name).is_file() for name in (METRICS_FILE, "results.json", "config.yaml")):
+        raise UserError(f"{path}: holds no run; write the output_dir of a run")
+    return run
 
 
 def read_run(run: Path) -> RunData:
@@ -80,10 +83,18 @@ def part_label(part: Any, default: str) -> str:
     return str(part) if part else default
 
 
-def evaluated_split(config: Mapping[str, Any]) -> str:
-    """What a run's results were measured on: a share of the training images where the recipe held one out."""
+def watched_split(config: Mapping[str, Any]) -> str:
+    """What a run was evaluated on while it trained: the share of the training images that was held out, if
+    any."""
     task = config.get("task")
     return "validation" if isinstance(task, Mapping) and task.get("validation") else "test"
+
+
+def final_split(config: Mapping[str, Any]) -> str:
+    """What a run's results were measured on: what the recipe says, or the split it was watched on."""
+    task = config.get("task")
+    named = task.get("final_split") if isinstance(task, Mapping) else None
+    return named or watched_split(config)
 
 
 def class_names(samples: Mapping[str, np.ndarray]) -> list[str]:

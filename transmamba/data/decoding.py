@@ -28,6 +28,7 @@ logger = logging.getLogger("transmamba.data")
 # Below this many pictures a scan takes seconds and needs no progress bar.
 _LONG = 5000
 _GRAYSCALE = ("1", "L", "I", "F")
+_ADVICE = "; remove it or set on_error: skip"
 
 
 def decode(picture: Path | bytes, name: str) -> Image.Image:
@@ -42,9 +43,7 @@ def decode(picture: Path | bytes, name: str) -> Image.Image:
         Exception
     ) as error:  # Pillow's plugins raise whatever they meet: OSError, SyntaxError, struct.error ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{name}: does not decode as an image ({reason}); remove it or set on_error: skip"
-        ) from error
+        raise UserError(f"{name}: does not decode as an image ({reason}){_ADVICE}") from error
 
 
 def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -67,7 +66,7 @@ def undecodable(count: int, load: Callable[[int], object], identity: str) -> npt
         broken = [number for number, reason in enumerate(refused) if reason]
         _remember(record, broken)
     if broken:
-        first = _refusal(broken[0], load)
+        first = (_refusal(broken[0], load) or "").removesuffix(_ADVICE)
         logger.warning(
             "skipping %d of %d images that do not decode; the first: %s", len(broken), count, first
         )

@@ -29,7 +29,10 @@ _UINT8 = 8
 @READERS.register("idx")
 @dataclass(frozen=True, kw_only=True)
 class Idx:
-    """A folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and the t10k- pair, each perhaps .gz."""
+    """The files of MNIST and its kin.
+
+    root: a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and the t10k- pair, each perhaps .gz
+    """
 
     root: str
 

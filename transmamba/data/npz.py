@@ -21,7 +21,10 @@ LAYOUT = "an .npz with train_images, train_labels, test_images, test_labels"
 @READERS.register("npz")
 @dataclass(frozen=True, kw_only=True)
 class Npz:
-    """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N,) or (N, 1), in one .npz file at `path`."""
+    """Images (N, H, W) or (N, H, W, 3) uint8 and labels (N,) or (N, 1), in one .npz file at `path`.
+
+    path: the file, with train_images, train_labels, test_images and test_labels
+    """
 
     path: str
 

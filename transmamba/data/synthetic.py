@@ -19,7 +19,13 @@ _MAX_BYTES = 256 * 2**20
 @READERS.register("synthetic")
 @dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """Uniform noise in (size, size, 3), labelled 0, 1, .., num_classes - 1, 0, ..: nothing to be learnt."""
+    """Uniform noise in (size, size, 3), labelled 0, 1, .., num_classes - 1, 0, ..: nothing to be learnt.
+
+    num_train, num_test: images of the splits
+    num_classes: how many classes
+    size: pixels on a side
+    seed: of the noise
+    """
 
     num_train: int = 1024
     num_test: int = 256

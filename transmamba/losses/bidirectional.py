@@ -20,6 +20,8 @@ from .feature import CosineLoss, Weighting
 class Bidirectional:
     """mean over directions m and layers i of w_im (1 - c_im); 0..2 an image.
 
+    weight: factor of the loss in the stage's sum
+    weighting: as in `feature`
     momentum: of the running mean cosine from which the weights of the next step come
     standardize: as in `feature`
     """

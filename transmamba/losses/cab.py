@@ -22,7 +22,11 @@ from ..signals import Geometry, Loss, Signals, check_weight, stack_parts
 @dataclass(frozen=True, kw_only=True)
 class Cab:
     """mean over layers, of |softmax(net(B)) - softmax(K)|² + |softmax(net(C)) - softmax(Q)|², summed over the
-    channels of a head, averaged over heads and tokens, an image."""
+    channels of a head, averaged over heads and tokens, an image.
+
+    weight: factor of the loss in the stage's sum
+    hidden: width of the bridge's two-layer nets
+    """
 
     weight: float = 3.0
     hidden: int = 128

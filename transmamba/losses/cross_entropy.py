@@ -16,7 +16,11 @@ from ..signals import Geometry, Loss, Signals, check_weight
 @LOSSES.register("cross_entropy")
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """Task loss in nats an image. `label_smoothing` in 0..1 also applies to mixup's soft targets."""
+    """Task loss in nats an image.
+
+    weight: factor of the loss in the stage's sum
+    label_smoothing: share in 0..1 that is spread over all classes; also of mixup's soft targets
+    """
 
     uses_logits: ClassVar[bool] = True
 

@@ -23,6 +23,7 @@ Weighting = Literal["adaptive", "uniform", "linear_depth"]
 class Feature:
     """mean over layers of w_i (1 - c_i), c_i the mean cosine of matched tokens; 0..2 an image.
 
+    weight: factor of the loss in the stage's sum
     weighting: `uniform`; `linear_depth` (weights grow with depth, as in the authors' released code);
         `adaptive` (less aligned layers weigh more, see `adaptive_weights`)
     momentum: of the running mean cosine from which `adaptive` weights come

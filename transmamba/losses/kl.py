@@ -16,7 +16,11 @@ from ..signals import Geometry, Loss, Signals, check_weight
 @LOSSES.register("kl")
 @dataclass(frozen=True, kw_only=True)
 class KL:
-    """T² KL(teacher ‖ student) in nats an image at temperature T."""
+    """T² KL(teacher ‖ student) in nats an image at temperature T.
+
+    weight: factor of the loss in the stage's sum
+    temperature: T, by which both logits are divided
+    """
 
     uses_logits: ClassVar[bool] = True
 

@@ -28,6 +28,7 @@ class Mixer:
     """mean over mixers of |z - t|² / |t|² an image: z what the mixer adds to the residual stream, in the
     teacher's space, t what the teacher's sublayer adds; 1 for a mixer that does nothing.
 
+    weight: factor of the loss in the stage's sum
     triangular: weight of the same error of the directions' difference, z_fwd - z_bwd against t_back - t_ahead
         in the student's token order, for mixers that stand in for attention; 0 leaves the split to them
     """

@@ -14,7 +14,12 @@ from ..registry import STUDENTS
 @STUDENTS.register("hf_vit")
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceModel:
-    """`model`: a Hugging Face id or folder; its head is made anew where the number of classes differs."""
+    """A Hugging Face ViT or DeiT classifier to fine-tune; its head is made anew where the number of classes
+    differs.
+
+    model: an id or a folder
+    revision: branch, tag or commit on the Hub
+    """
 
     model: str
     revision: str | None = None

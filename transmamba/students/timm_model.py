@@ -16,8 +16,11 @@ from ..registry import STUDENTS
 @STUDENTS.register("timm")
 @dataclass(frozen=True, kw_only=True)
 class TimmModel:
-    """`model`: a timm name, `hf-hub:ID` or a folder; `kwargs` go to timm.create_model (its own names).
+    """Any timm classifier, to train or fine-tune.
 
+    model: a timm name, `hf-hub:ID` or a folder
+    pretrained: from its weights
+    kwargs: for timm.create_model, by its own names
     fresh_head: start from a new classifier, also where the loaded one has as many classes
     """
 

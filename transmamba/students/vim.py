@@ -78,8 +78,9 @@ class Vim:
     """A Vim. Image size, channels and classes follow the teacher and the data.
 
     model: a timm name of ours; left out: the teacher's patch and width, and two layers a block
-    kwargs: of its constructor (embed_dim, depth, d_state, gate_bias, proj_bias, global_pool,
-        drop_path_rate ...); they go before all of that
+    kwargs: of its constructor; they go before all of that: embed_dim, depth, patch_size, img_size, d_state
+        (16), expand (2), d_conv (4), gate_bias (false), proj_bias (false), global_pool (token, or avg),
+        drop_rate (0), drop_path_rate (0)
     """
 
     model: str | None = None

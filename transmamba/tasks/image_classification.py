@@ -213,7 +213,7 @@ class ImageClassification:
         shown = ", ".join(self.classes[:5]) + (" ..." if self.num_classes > 5 else "")
         raise UserError(
             f"{who} has {num_classes} classes but the data has {self.num_classes}: {shown}; "
-            "fine-tune its head first with recipes/finetune.py"
+            "fit its head first: recipes/finetune.py --config recipes/configs/finetune_head.yaml"
         )
 
     def _choose(self) -> tuple[Indices, Indices]:

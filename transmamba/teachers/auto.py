@@ -11,7 +11,10 @@ from ..teacher import Teacher, load_teacher
 @TEACHERS.register("auto")
 @dataclass(frozen=True, kw_only=True)
 class Auto:
-    """`model`: a run or model folder, a timm name, or a Hugging Face id."""
+    """Whatever teacher a name means.
+
+    model: a run or model folder, a timm name, or a Hugging Face id
+    """
 
     model: str
 

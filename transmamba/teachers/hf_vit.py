@@ -38,8 +38,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 @TEACHERS.register("hf_vit")
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceVit:
-    """`model`: a Hugging Face id or a folder with config.json and safetensors. Pickled weights are
-    refused."""
+    """A Hugging Face ViT or DeiT classifier. Pickled weights are refused.
+
+    model: an id, or a folder with config.json and safetensors
+    revision: branch, tag or commit on the Hub
+    """
 
     model: str
     revision: str | None = None

@@ -22,7 +22,12 @@ from ..teacher import Teacher, refuse
 @TEACHERS.register("timm_vit")
 @dataclass(frozen=True, kw_only=True)
 class TimmVit:
-    """A timm ViT or DeiT. `model`: a timm name, `hf-hub:ID`, or a folder that timm or transmamba wrote."""
+    """A timm ViT or DeiT.
+
+    model: a timm name, `hf-hub:ID`, or a folder that timm or transmamba wrote
+    pretrained: with its weights; false for random ones, to try things out
+    kwargs: for timm.create_model, such as img_size
+    """
 
     model: str
     pretrained: bool = True
