@@ -86,6 +86,38 @@ def test_convert_without_a_name_gives_a_vim_of_the_teacher_s_shape() -> None:
     assert not report.unused
 
 
+@pytest.mark.parametrize("options", [dict(class_token=False, global_pool="avg"), dict(global_pool="avg"), {}])
+@pytest.mark.parametrize("name", ["vim", NAME])
+def test_a_student_pools_as_its_teacher_does(name: str, options: dict[str, Any]) -> None:
+    """So that the head which it takes over reads what it was made for."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", **{**TEACHER, **options, "fc_norm": False}).eval()
+    init = transmamba.SubcloneConfig(fold=True, mimic=True, average=True)
+    images = [torch.randn(32, 3, 8, 8)]
+    student, _ = transmamba.convert(
+        model, name, init=init, calibration=images, gate_bias=True, **({} if name == "vim" else VIM)
+    )
+    assert student.global_pool == options.get("global_pool", "token")
+    assert getattr(student, "global_pool", None) == student.transmamba_args.get("global_pool", "token")
+
+
+def test_a_head_on_the_mean_reads_the_student_s_mean() -> None:
+    """Right after `convert` the student's answers follow the teacher's; from the class token they do not."""
+    torch.manual_seed(0)
+    options = dict(TEACHER, global_pool="avg", fc_norm=False, num_classes=10, embed_dim=48, num_heads=2)
+    model = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    images = torch.randn(64, 3, 8, 8)
+    init = transmamba.SubcloneConfig(fold=True, mimic=True, average=True)
+
+    def alike(**kwargs: Any) -> float:
+        student, _ = transmamba.convert(model, init=init, calibration=[images], gate_bias=True, **kwargs)
+        with torch.no_grad():
+            theirs, mine = (logits - logits.mean(0) for logits in (model(images), student(images)))
+        return float(F.cosine_similarity(theirs.flatten(), mine.flatten(), dim=0))
+
+    assert alike() > 0.8 > 0.5 > alike(global_pool="token")
+
+
 def test_convert_clones_every_layer_unless_told_otherwise() -> None:
     """Half of a Vim is a recipe's default: here nothing would train the other half."""
 
@@ -126,6 +158,16 @@ def test_convert_refuses_what_it_cannot_meet() -> None:
         transmamba.convert(tiny_vit(), student="ssd_vit", embed_dim=24)
     with pytest.raises(transmamba.UserError, match=r"init is dict; write a transmamba\.SubcloneConfig"):
         transmamba.convert(tiny_vit(), init={"fold": True})  # type: ignore[arg-type]
+    with pytest.raises(transmamba.UserError, match="num_classes is 0; write a number of at least 1"):
+        transmamba.convert(tiny_vit(), num_classes=0)
+    with pytest.raises(transmamba.UserError, match="depth is 0"):
+        transmamba.convert(tiny_vit(), depth=0)
+    with pytest.raises(transmamba.UserError, match="gate_bias: the student is made already"):
+        transmamba.convert(tiny_vit(), tiny_student(), gate_bias=True)
+    oblong = timm.create_model("vit_tiny_patch16_224", **{**TEACHER, "patch_size": (4, 2)})
+    with pytest.raises(transmamba.UserError, match="patches are 4 x 2 pixels"):
+        transmamba.convert(oblong)
+    assert transmamba.convert(oblong, patch_size=4)[0].layout.grid == (2, 2)
 
 
 def test_a_model_that_is_no_vit_is_refused_before_it_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import transmamba
-from transmamba import cli, launch
+from transmamba import bench_inference, cli, launch
 from transmamba import config as configs
 from transmamba.arguments import task_of
 from transmamba.errors import UserError
@@ -153,6 +153,11 @@ def test_convert_gives_the_reader_its_options(command: Command, teacher: Path, t
     assert done.code == 0, done.err
     assert_mistake(command(*words, *tall, "data.num_trian=20"), "num_trian", "num_train")
     assert_mistake(command(*words, "data.num_train=20"), "data.num_train=20 is the reader's", "--data")
+    assert_mistake(command(*words, *tall, "data.name=digits"), "name=digits", "says that already")
+    assert_mistake(command(*words, "--data", tmp_path, "data.root=/nowhere"), "root=/nowhere", "already")
+    other = ("convert", teacher, tmp_path / "other", "model=vim_tiny_patch16_224")
+    assert_mistake(command(*other), "model is no option of a student")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -295,7 +300,30 @@ def test_bench_puts_students_beside_their_teacher(command: Command, teacher: Pat
     assert len(command(*words).out.splitlines()) == 7
     assert_mistake(command(*words, "--sizes", "8x"), "--sizes: '8x'")
     assert_mistake(command(*words, "--students", "vimm"), "did you mean 'vim'?")
-    assert_mistake(command("bench", "inference", "--teacher", "resnet18", "--sizes", "32"), "resnet18")
+    for wrong, said in (
+        (["--teacher", "resnet18"], "only timm's VisionTransformer"),
+        (["--steps", "0"], "steps is 0"),
+        (["--tokens", "0"], "tokens is 0"),
+        (["--sizes", ""], "--sizes is empty"),
+        (["--sizes", "1"], "hold no patch"),
+        (["--device", "nowhere"], "device 'nowhere'"),
+        (["foo=1"], "foo=1"),
+        (["--config", "x.yaml"], "x.yaml"),
+    ):
+        assert_mistake(command(*words, *wrong), said)
+
+
+def test_bench_s_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice as fast is 2, half of the memory 0.5; every model counts its own tokens."""
+    monkeypatch.setattr(
+        bench_inference, "interleaved", lambda kinds, *_: dict(zip(kinds, (1.0, 0.5), strict=True))
+    )
+    peaks = iter((8.0, 4.0))
+    monkeypatch.setattr(bench_inference, "_peak", lambda *_: next(peaks))
+    made = bench_inference.bench_inference("vit_tiny_patch16_224", ["vim_mini_patch4_32"], [32], tokens=10)
+    teacher, student = made
+    assert (teacher["speed"], teacher["memory"], student["speed"], student["memory"]) == (1, 1, 2, 0.5)
+    assert (teacher["tokens"], student["tokens"]) == (5, 65) and student["images"] == teacher["images"] == 2
 
 
 def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_path: Path) -> None:

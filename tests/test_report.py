@@ -311,6 +311,12 @@ def test_model_card(tmp_path: Path) -> None:
     assert "\n\n\n" not in text
 
 
+def test_what_is_not_used_of_the_teacher_is_said() -> None:
+    page = render(dataclasses.replace(full_run(), subclone=SUBCLONE | {"unused": ["blocks.3.mlp"]}))
+    assert "from which nothing was taken: blocks.3.mlp" in page
+    assert "from which nothing was taken" not in render(full_run())
+
+
 def test_a_held_out_share_is_not_called_test() -> None:
     """Where `task.validation` holds images out, nothing was measured on the test split."""
     config = CONFIG | {"task": {"name": "image_classification", "validation": 0.1}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -203,6 +204,8 @@ def test_a_damaged_cell_is_left_out_and_said(fake: Fake) -> None:
     code, out, err = fake.collect()
     assert code == 0 and "10 cells" in out and "2 left out" in out
     assert len(err.splitlines()) == 2 and "cannot be read" in err and "62.00 in results.json, 61.00" in err
+    cells = math.prod(len(labels) for labels in fake.axes.values())
+    assert f"{cells - 12} not finished" in out, "what is damaged is not missing"
 
 
 # --- render ---
@@ -345,6 +348,12 @@ def test_what_cells_need_is_told(fake: Fake) -> None:
     (fake.runs / "damaged/results.json").write_text("{")
     fake.collect()
     fake.render()
+    kept = entries(fake.page.read_text(), "`teacher` |")
+    shutil.move(fake.runs / "teacher", fake.runs / "away")
+    fake.collect()
+    fake.render()
+    assert entries(fake.page.read_text(), "`teacher` |") == kept, "what was collected once stays"
+    shutil.move(fake.runs / "away", fake.runs / "teacher")
     assert entries(fake.page.read_text(), "`teacher` |")[1] == "-", "it does not say how many images it saw"
     shutil.copy(fake.runs / "transfer.vim.full.50%.s0/metrics.jsonl", fake.runs / "teacher")
     fake.collect()

@@ -382,6 +382,17 @@ def test_kinds_of_rows(make_vit: Callable[..., Any]) -> None:
     assert resized["pos_embed"] == resized["patch_embed.proj.weight"] == "resampled"
 
 
+def test_what_averages_double_is_repeated(make_vit: Callable[..., Any]) -> None:
+    student = make_vim(gate_bias=True)
+    images = [torch.randn(4, 1, 8, 8)]
+    report = clone(
+        student, adapt_teacher(make_vit()), images, fold=True, mimic=True, average=True, layers="all"
+    )
+    kinds = {row.target: row.kind for row in report.rows if row.target.startswith("layers.0.mixer")}
+    doubled = ("in_proj.weight", "out_proj.weight", "conv1d.bias", "conv1d_b.bias")
+    assert {kinds[f"layers.0.mixer.{name}"] for name in doubled} == {"repeated"}
+
+
 def test_printed_once_for_all_layers_and_what_is_left_of_the_teacher(make_vit: Callable[..., Any]) -> None:
     teacher = adapt_teacher(make_vit())
     report = clone(make_vim(), teacher)

@@ -61,6 +61,9 @@ def convert(
     prepare(teacher, init, ranked)  # first: a student of the teacher's shape has its norms too
     if isinstance(student, str):
         student = build_student(student, teacher, num_classes, **kwargs)
+    elif kwargs or num_classes is not None:
+        given = ", ".join([*kwargs, *(["num_classes"] if num_classes is not None else [])])
+        raise UserError(f"{given}: the student is made already; give them to its constructor")
     report, select = subclone(student, teacher, init, ranked)  # type: ignore[arg-type]
     report.calibrated = calibrate(student, teacher, init, select, calibration or [])  # type: ignore[arg-type]
     if hasattr(student, "pretrained_cfg"):
@@ -72,8 +75,10 @@ def convert(
 
 def build_student(name: str, teacher: Teacher, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
     """An untrained student for this teacher's images: a registered kind, or a timm name of ours."""
+    if num_classes is not None and num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; write a number of at least 1")
     size = dict(
-        num_classes=num_classes or teacher.num_classes,
+        num_classes=teacher.num_classes if num_classes is None else num_classes,
         input_size=teacher.preprocessing.input_size,
         view=teacher.view,
     )
@@ -130,7 +135,7 @@ def evaluate(
 
     Returns {"student": {...}} or, with a teacher, {"student", "teacher", "agreement"}; percent but for nll.
     """
-    target = _device(device)
+    target = find_device(device)
     if not isinstance(model, nn.Module):
         model = _load_any(model)
     built = task.build(preprocessing_of(model))
@@ -184,7 +189,8 @@ def save_student(student: nn.Module, folder: str | Path, preprocessing: Preproce
     save_model(student, Path(folder), preprocessing)
 
 
-def _device(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
+    """`name`, or a GPU where there is one. Raises UserError for one that this machine lacks."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

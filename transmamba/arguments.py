@@ -31,14 +31,17 @@ def task_of(
                 f"{run or 'model'}: no run there whose data to use; write --data FOLDER, or a reader's name"
             )
         return configs.load(Recipe, saved / "config.yaml").task
-    values: dict[str, Any] = {"name": data, **pairs(options)}
+    values: dict[str, Any] = {"name": data}
     path = Path(data).expanduser()
     if data not in READERS:
         if path.exists():
-            values = {**pairs(options), **_guess_reader(path)}
+            values = _guess_reader(path)
         elif path.name != data:
             raise UserError(f"--data {data}: no such file or folder; write one, or a reader's name")
-    return configs.parse(TASKS[task], {"data": values}, "--data")
+    given = pairs(options)
+    for key in given.keys() & values.keys():
+        raise UserError(f"{key}={given[key]}: --data {data} says that already; write one of the two")
+    return configs.parse(TASKS[task], {"data": {**given, **values}}, "--data")
 
 
 def _guess_reader(path: Path) -> dict[str, str]:

@@ -257,6 +257,10 @@ def _bench(arguments: argparse.Namespace) -> int:
 def _bench_inference(arguments: argparse.Namespace) -> int:
     from .bench_inference import COLUMNS, bench_inference, inference_line
 
+    for word in [*arguments.overrides, *([arguments.config] if arguments.config else [])]:
+        raise UserError(f"{word}: bench inference reads no recipe; leave it out")
+    if not arguments.sizes:
+        raise UserError("--sizes is empty; write pixels, such as 224,448")
     for size in arguments.sizes:
         if not size.isdecimal() or not int(size):
             raise UserError(f"--sizes: {size!r} is no number of pixels; write such as 224,448")

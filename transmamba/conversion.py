@@ -19,6 +19,9 @@ from .subclone import SubcloneConfig
 from .subclone_report import Report, Row
 from .teacher import load_teacher
 
+# parameters of `convert` and of what it calls, which a student's options must not take the place of
+_NOT_OPTIONS = frozenset(("model", "student", "init", "calibration", "teacher", "name"))
+
 
 def convert_checkpoint(
     teacher: str,
@@ -41,6 +44,8 @@ def convert_checkpoint(
     Raises UserError for whatever cannot be read, met or written; `out` is then as it was.
     """
     _check_place(out, overwrite)
+    for name in set(options or ()) & _NOT_OPTIONS:
+        raise UserError(f"{name} is no option of a student; leave it out (the student: --student NAME)")
     plain = SubcloneConfig(layers="all", importance="uniform" if data is None else "activation")
     init = init or plain
     if data is None and (init.average or init.rotate != "none" or init.calibrate):
@@ -77,14 +82,20 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tuple[nn.Module, Report]:
-    from .students.vim import name_of_width
     from .students.vim_checkpoint import checkpoint_filter_fn, read_official_checkpoint
     from .teachers.timm_vit import create_timm
 
     state = read_official_checkpoint(path)
     classes = state["head.weight"].shape[0] if "head.weight" in state else 1000
-    if student == "vim":
-        student = name_of_width(state["norm_f.weight"].shape[0])
+    if student in ("vim", "ssd_vit"):
+        names = {192: "vim_tiny_patch16_224", 384: "vim_small_patch16_224", 768: "vim_base_patch16_224"}
+        width = len(state.get("norm_f.weight", ()))
+        if student == "ssd_vit" or width not in names:
+            raise UserError(
+                f"{path} is a Vim of width {width}; write --student and its name "
+                f"({', '.join(names.values())}), and embed_dim={width} where that has another width"
+            )
+        student = names[width]
     model: Any = create_timm(student, pretrained=False, **{"num_classes": classes, **options})
     if not hasattr(model, "cls_position"):
         raise UserError(

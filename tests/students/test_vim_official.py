@@ -18,6 +18,7 @@ from torch import Tensor
 import transmamba  # noqa: F401  (registers the students in timm)
 from transmamba.conversion import convert_checkpoint
 from transmamba.errors import UserError
+from transmamba.students.vim import name_of_width
 from transmamba.students.vim_checkpoint import checkpoint_filter_fn, read_official_checkpoint
 
 
@@ -100,6 +101,22 @@ def test_an_official_checkpoint_goes_by_the_name_of_its_width(tmp_path: Path) ->
     torch.save(state, tmp_path / "vim.pth")
     convert_checkpoint(str(tmp_path / "vim.pth"), tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["architecture"] == "vim_tiny_patch16_224"
+
+
+@pytest.mark.parametrize(("width", "name"), [(384, "vim_small"), (768, "vim_base")])
+def test_the_name_of_a_width(width: int, name: str) -> None:
+    assert name_of_width(width) == f"{name}_patch16_224"
+
+
+def test_an_official_checkpoint_of_another_width_asks_for_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "vim.pth"
+    for state, student in ((fake_state(), "vim"), (fake_state(), "ssd_vit"), ({}, "vim")):
+        torch.save({"layers.0.mixer.A_b_log": torch.zeros(1), **state}, path)
+        with pytest.raises(
+            UserError, match=f"is a Vim of width {16 if state else 0}; write --student"
+        ) as error:
+            convert_checkpoint(str(path), tmp_path / "out", student=student)
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_bare_state_dict_loads_too(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +76,7 @@ def vim_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
 @STUDENTS.register("vim")
 @dataclass(frozen=True, kw_only=True)
 class Vim:
-    """A Vim. Image size, channels and classes follow the teacher and the data.
+    """A Vim. Image size, channels, classes and pooling follow the teacher and the data.
 
     model: a timm name of ours; left out: the teacher's patch and width, and two layers a block
     kwargs: of its constructor; they go before all of that: embed_dim, depth, patch_size, img_size, d_state
@@ -95,10 +96,12 @@ class Vim:
         if self.model is None:
             if view is None:
                 raise UserError("student vim takes its shape from a teacher; name one, or set student.model")
-            shape = shape_of(view)
+            shape = shape_of(view, self.kwargs)
         size: dict[str, Any] = dict(num_classes=num_classes)
         if input_size is not None:
             size |= dict(in_chans=input_size[0], img_size=list(input_size[1:]))
+        if view is not None:  # its head reads the mean, or the class token
+            size["global_pool"] = "avg" if view.heads[0][0] == "mean" else "token"
         name = self.model or name_of_width(shape["embed_dim"])
         return create_timm(name, pretrained=False, **{**size, **shape, **self.kwargs})
 
@@ -108,6 +111,13 @@ def name_of_width(width: int) -> str:
     return {192: "vim_tiny_patch16_224", 768: "vim_base_patch16_224"}.get(width, "vim_small_patch16_224")
 
 
-def shape_of(view: View) -> dict[str, Any]:
-    """Constructor arguments of the Vim in which each of this view's sublayers has a layer of its own."""
-    return dict(patch_size=view.embedding.weight.shape[-1], embed_dim=view.width, depth=2 * len(view.blocks))
+def shape_of(view: View, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of the Vim in which each of this view's sublayers has a layer of its own, but for
+    those that are given. Raises UserError for patches that are not square."""
+    height, width = view.embedding.weight.shape[-2:]
+    if height != width and "patch_size" not in given:
+        raise UserError(
+            f"the teacher's patches are {height} x {width} pixels, a Vim's are square; set "
+            "student.kwargs.patch_size"
+        )
+    return dict(patch_size=width, embed_dim=view.width, depth=2 * len(view.blocks)) | dict(given)

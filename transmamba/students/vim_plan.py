@@ -16,7 +16,7 @@ from torch import Tensor
 from ..canonical import Affine, View
 from ..errors import UserError
 from ..selection import Selection, multiplicity
-from ..student import Dropped, Sublayer, Take
+from ..student import Dropped, Kind, Sublayer, Take
 
 if TYPE_CHECKING:
     from .vision_mamba import VisionMamba
@@ -153,7 +153,8 @@ def plan_layer(
         layer=k,
         made="repeated" if paired else "copied",
     )
-    yield from _plan_biases(mixer, read, write, norm.bias, channels, keep, source, names, into, k)
+    made: Kind = "repeated" if paired else "copied"
+    yield from _plan_biases(mixer, read, write, norm.bias, channels, keep, source, names, into, k, made)
 
 
 def _with_negatives(read: Affine, write: Affine) -> tuple[Affine, Affine]:
@@ -174,6 +175,7 @@ def _plan_biases(
     names: tuple[str, str],
     into: str,
     k: int,
+    made: Kind,
 ) -> Iterator[Take | Dropped]:
     """Biases where the student has a place for them; dropped, and said so, where it has none."""
     if norm_bias is not None:
@@ -187,6 +189,7 @@ def _plan_biases(
             index=(channels,),
             into=slice(0, mixer.inner),
             layer=k,
+            made=made,
         )
     elif read.bias is not None and mixer.has_identity_conv():
         # behind an identity convolution its bias does what the projection's would
@@ -197,6 +200,7 @@ def _plan_biases(
                 tensor=read.bias,
                 index=(channels,),
                 layer=k,
+                made=made,
             )
     elif read.bias is not None:
         yield Dropped(source=f"{source}.{names[0]}.bias", why="in_proj has no bias; set proj_bias", layer=k)

@@ -69,6 +69,8 @@ class VisionMamba(nn.Module):
         super().__init__()
         if global_pool not in ("", "token", "avg"):
             raise ValueError(f"global_pool is {global_pool!r}; write 'token', 'avg' or ''")
+        if depth < 1 or embed_dim < 1:
+            raise ValueError(f"depth is {depth}, embed_dim {embed_dim}; write numbers of at least 1")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1

@@ -35,8 +35,7 @@ class TimmVit:
 
     def build(self) -> Teacher:
         if self.pretrained and ":" not in self.model and not model_folder(self.model):
-            with torch.device("meta"):  # refused before its weights are fetched
-                timm_view(create_timm(self.model, pretrained=False, **self.kwargs))
+            check_known(self.model, **self.kwargs)  # before its weights are fetched
         return self.adapt(
             create_timm(self.model, pretrained=self.pretrained, **self.kwargs), source=self.model
         )
@@ -66,6 +65,16 @@ class TimmVit:
             preprocessing=Preprocessing.from_pretrained_cfg(timm_preprocessing(model)),
             num_params=sum(p.numel() for p in model.parameters()),
         )
+
+
+def check_known(name: str, **kwargs: Any) -> None:
+    """Raises UserError for a timm model that `timm_view` cannot express, without making its tensors."""
+    try:
+        with torch.device("meta"):
+            model = create_timm(name, pretrained=False, **kwargs)
+    except UserError:
+        return  # not every timm makes every model so; the real one says what is wrong
+    timm_view(model)
 
 
 def timm_preprocessing(model: Any) -> dict[str, Any]:

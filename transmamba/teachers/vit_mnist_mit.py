@@ -26,7 +26,10 @@ _HEADS = 7
 @TEACHERS.register("vit_mnist_mit")
 @dataclass(frozen=True, kw_only=True)
 class VitMnist:
-    """`checkpoint`: path of vit_mnist_model.pth, a plain state dict."""
+    """A small MNIST ViT of a layout of its own: an example of a teacher that no library knows.
+
+    checkpoint: path of vit_mnist_model.pth, a plain state dict
+    """
 
     checkpoint: str
 
