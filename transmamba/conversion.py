@@ -82,20 +82,20 @@ def _check_place(out: Path, overwrite: bool) -> None:
 
 
 def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tuple[nn.Module, Report]:
+    from .students.vim import OFFICIAL
     from .students.vim_checkpoint import checkpoint_filter_fn, read_official_checkpoint
     from .teachers.timm_vit import create_timm
 
     state = read_official_checkpoint(path)
     classes = state["head.weight"].shape[0] if "head.weight" in state else 1000
     if student in ("vim", "ssd_vit"):
-        names = {192: "vim_tiny_patch16_224", 384: "vim_small_patch16_224", 768: "vim_base_patch16_224"}
         width = len(state.get("norm_f.weight", ()))
-        if student == "ssd_vit" or width not in names:
+        if student == "ssd_vit" or width not in OFFICIAL:
             raise UserError(
                 f"{path} is a Vim of width {width}; write --student and its name "
-                f"({', '.join(names.values())}), and embed_dim={width} where that has another width"
+                f"({', '.join(OFFICIAL.values())}), and embed_dim={width} where that has another width"
             )
-        student = names[width]
+        student = OFFICIAL[width]
     model: Any = create_timm(student, pretrained=False, **{"num_classes": classes, **options})
     if not hasattr(model, "cls_position"):
         raise UserError(

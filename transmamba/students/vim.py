@@ -106,9 +106,13 @@ class Vim:
         return create_timm(name, pretrained=False, **{**size, **shape, **self.kwargs})
 
 
+# the official sizes, by width
+OFFICIAL = {192: "vim_tiny_patch16_224", 384: "vim_small_patch16_224", 768: "vim_base_patch16_224"}
+
+
 def name_of_width(width: int) -> str:
     """The timm name that a Vim of this width goes by; its saved arguments say where it differs from that."""
-    return {192: "vim_tiny_patch16_224", 768: "vim_base_patch16_224"}.get(width, "vim_small_patch16_224")
+    return OFFICIAL.get(width, OFFICIAL[384])
 
 
 def shape_of(view: View, given: Mapping[str, Any]) -> dict[str, Any]:
