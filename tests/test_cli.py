@@ -248,7 +248,9 @@ def test_distil_evaluate_and_report(
         for name in ("student", "teacher"):
             for metric in ("top1", "top5", "ece", "params"):
                 assert measured[name][metric] == pytest.approx(results[name][metric])
-    assert "student" in command("evaluate", run).out
+    assert "student" in command("evaluate", run, "--teacher", tmp_path / "teacher").out
+    alone = command("evaluate", run).out
+    assert alone.splitlines()[-1].startswith("model ") and "student" not in alone
 
     (run / "report.html").unlink()
     done = command("report", run)
@@ -268,6 +270,11 @@ def test_bench_compares_with_plain_training(command: Command, recipe: Path) -> N
     assert result["overhead"] > 0 and result["batch_size"] == 2
     table = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.batch_size=2").out
     assert "cross_entropy_step" in table
+
+
+def test_bench_names_the_recipe_of_a_teacher_that_is_not_made(command: Command, recipe: Path) -> None:
+    words = ("bench", "recipe", "--config", recipe, "teacher.model=runs/absent", "teacher_recipe=a/b.yaml")
+    assert_mistake(command(*words), "runs/absent", "made by a/b.yaml: run that first")
 
 
 def test_bench_takes_a_recipe_with_standardised_features(command: Command, recipe: Path) -> None:

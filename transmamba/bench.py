@@ -44,7 +44,12 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
     if steps < 1:
         raise UserError(f"--steps is {steps}; write at least 1")
     accelerator = make_accelerator(recipe)
-    pipeline = assemble(recipe, accelerator)
+    try:
+        pipeline = assemble(recipe, accelerator)
+    except UserError as error:
+        if recipe.teacher_recipe is None:
+            raise
+        raise UserError(f"{error}; the teacher is made by {recipe.teacher_recipe}: run that first") from error
     assert pipeline.teacher is not None, "the recipe names one"
     batch = next(pipeline._batches(0, 1, len(pipeline.stages) - 1)).to(accelerator.device)
     stage = pipeline.stages[-1][0]

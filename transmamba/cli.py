@@ -196,7 +196,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         precision=arguments.precision,
     )
-    print(json.dumps(results, indent=2) if arguments.json else results_table(results))
+    name = "student" if arguments.teacher else "model"
+    print(json.dumps(results, indent=2) if arguments.json else results_table(results, student=name))
     return 0
 
 

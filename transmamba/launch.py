@@ -109,14 +109,14 @@ def main(argv: Sequence[str] | None = None, description: str | None = None) -> i
     return guarded(lambda: run_recipe(parser.parse_intermixed_args(argv)))
 
 
-def results_table(results: dict[str, Any]) -> str:
-    """teacher, student and scratch side by side, as plain text."""
+def results_table(results: dict[str, Any], student: str = "student") -> str:
+    """teacher, student (under that name) and scratch side by side, as plain text."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=None, show_edge=False, pad_edge=False)
     columns = [
-        ("model", "<", lambda name, row: name),
+        ("model", "<", lambda name, row: student if name == "student" else name),
         ("top-1 %", ">", lambda name, row: f"{row['top1']:.2f}"),
         ("top-5 %", ">", lambda name, row: f"{row['top5']:.2f}"),
         ("ECE %", ">", lambda name, row: f"{row['ece']:.2f}"),
