@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -64,17 +64,14 @@ def page() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def described(part: type) -> Iterator[str]:
+def described(part: Any) -> Iterator[str]:
     """What the docstring says of the whole, then a table of the keys."""
     text, meanings = entries(inspect.getdoc(part) or "")
     yield f"{text}\n"
-    rows = [f"| `{field.name}` | {default(field)} | {meanings.get(field.name, '')} |" for field in keys(part)]
+    fields = dataclasses.fields(part)
+    rows = [f"| `{field.name}` | {default(field)} | {meanings.get(field.name, '')} |" for field in fields]
     if rows:
         yield "\n".join(["| key | default | |", "|---|---|---|", *rows, ""])
-
-
-def keys(part: Any) -> Iterable[dataclasses.Field[Any]]:
-    return dataclasses.fields(part)
 
 
 def entries(text: str) -> tuple[str, Mapping[str, str]]:

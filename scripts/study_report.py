@@ -21,9 +21,9 @@ import itertools
 import json
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import yaml
@@ -33,8 +33,6 @@ from study_file import grid, name_of
 
 from transmamba.errors import UserError, suggest
 from transmamba.launch import guarded
-
-T = TypeVar("T")
 
 CELLS, CORRECT = "cells.json", "correct.npz"
 AXES = ("setting", "student", "arm", "fraction", "seed")
@@ -68,13 +66,22 @@ def collect(study_path: Path, folder: Path, runs: Path | None = None) -> int:
     bits, counts = dict(old_bits), {"new": 0, "same": 0, "replaced": 0, "left out": 0, "not finished": 0}
     needed, study["first"] = study["first"], dict(old.get("first", {}))
     for name in needed:
-        if run := _unless_damaged(lambda name=name: read_first(runs / name), counts):
+        try:
+            run = read_first(runs / name)
+        except UserError as error:
+            _leave_out(error, counts)
+            continue
+        if run is not None:
             study["first"][name] = run
     for labels in grid(study["axes"]):
-        name, damaged = name_of(labels), counts["left out"]
-        found = _unless_damaged(lambda name=name, labels=labels: read_cell(runs / name, labels), counts)
+        name = name_of(labels)
+        try:
+            found = read_cell(runs / name, labels)
+        except UserError as error:
+            _leave_out(error, counts)
+            continue
         if found is None:
-            counts["not finished"] += name not in cells and counts["left out"] == damaged
+            counts["not finished"] += name not in cells
             continue
         cell, right = found
         same = cells.get(name) == cell and np.array_equal(bits[name], right)
@@ -105,14 +112,9 @@ def render(folder: Path, page: Path) -> int:
     return 0
 
 
-def _unless_damaged(read: Callable[[], T], counts: dict[str, int]) -> T | None:
-    """What `read` finds; None, said and counted, where that is damaged."""
-    try:
-        return read()
-    except UserError as error:
-        print(f"left out: {error}", file=sys.stderr)
-        counts["left out"] += 1
-        return None
+def _leave_out(error: UserError, counts: dict[str, int]) -> None:
+    print(f"left out: {error}", file=sys.stderr)
+    counts["left out"] += 1
 
 
 def _change(old: Cell, new: Cell) -> str:

@@ -275,6 +275,17 @@ def test_bench_compares_with_plain_training(command: Command, recipe: Path) -> N
 def test_bench_names_the_recipe_of_a_teacher_that_is_not_made(command: Command, recipe: Path) -> None:
     words = ("bench", "recipe", "--config", recipe, "teacher.model=runs/absent", "teacher_recipe=a/b.yaml")
     assert_mistake(command(*words), "runs/absent", "made by a/b.yaml: run that first")
+    other = (
+        "bench",
+        "recipe",
+        "--config",
+        recipe,
+        "teacher_recipe=a/b.yaml",
+        "task.data={name: npz, path: absent.npz}",
+    )
+    done = command(*other)
+    assert_mistake(done, "absent.npz")
+    assert "run that first" not in done.err, "it is the data that is missing"
 
 
 def test_bench_takes_a_recipe_with_standardised_features(command: Command, recipe: Path) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from . import config as configs
 from .calibration import calibrate, first_images
 from .data.preprocessing import Preprocessing
 from .errors import UserError, suggest
-from .evaluation import agreement, predict, summarise
+from .evaluation import agreement, autocast, predict, summarise
 from .folders import model_folder, read_model_config
 from .recipe import Recipe
 from .registry import STUDENTS
@@ -144,19 +144,16 @@ def evaluate(
     guide = None if teacher is None else _as_teacher(teacher)
     if guide is not None:
         built.check_classes(guide.num_classes, "teacher")
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
-    def autocast() -> Any:
-        return contextlib.nullcontext() if half is None else torch.autocast(target.type, dtype=half)
+    context = functools.partial(autocast, target, precision)
 
     def batches(of: Any) -> Any:
         return of.eval_batches(split, batch_size=batch_size, workers=workers)
 
-    made = predict(model.to(target), batches(built), target, autocast)
+    made = predict(model.to(target), batches(built), target, context)
     results: dict[str, Any] = {"student": summarise(made, sum(p.numel() for p in model.parameters()))}
     if guide is not None:
         theirs = built if guide.preprocessing == built.preprocessing else task.build(guide.preprocessing)
-        predicted = predict(guide.to(target), batches(theirs), target, autocast)
+        predicted = predict(guide.to(target), batches(theirs), target, context)
         results["teacher"] = summarise(predicted, guide.num_params)
         results["agreement"] = agreement(predicted, made)
     return results

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .cuda_graph import WARMUP, GraphedStep
 from .distiller import Distiller
 from .errors import UserError
+from .folders import model_folder
 from .optimizer import make_optimizer, set_trainable
 from .outputs import Term
 from .pipeline import Pipeline
@@ -47,7 +48,8 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
     try:
         pipeline = assemble(recipe, accelerator)
     except UserError as error:
-        if recipe.teacher_recipe is None:
+        there = model_folder(getattr(recipe.teacher, "model", "")) is not None
+        if recipe.teacher_recipe is None or there:  # then something else is wrong
             raise
         raise UserError(f"{error}; the teacher is made by {recipe.teacher_recipe}: run that first") from error
     assert pipeline.teacher is not None, "the recipe names one"

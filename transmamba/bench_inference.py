@@ -6,7 +6,6 @@ weights are random: what they are does not change the time.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import nn
 from .api import build_student, find_device
 from .bench import interleaved
 from .errors import UserError
-from .evaluation import peak_memory_mb, reset_peak_memory
+from .evaluation import HALF, autocast, peak_memory_mb, reset_peak_memory
 from .folders import model_folder
 from .teacher import adapt_teacher
 from .teachers.timm_vit import check_known, create_timm
@@ -56,6 +55,8 @@ def bench_inference(
 
     Raises UserError for names or sizes that no model can be made of.
     """
+    if precision not in ("no", *HALF):
+        raise UserError(f"precision is {precision!r}; write no, bf16 or fp16")
     where = find_device(device)
     tokens = (2**16 if where.type == "cuda" else 2**10) if tokens is None else tokens
     for key, value in (("steps", steps), ("tokens", tokens), *(("sizes", size) for size in sizes)):
@@ -99,15 +100,8 @@ def inference_line(row: Mapping[str, Any]) -> str:
 
 
 def _forward(model: nn.Module, batch: torch.Tensor, precision: str) -> Callable[[], None]:
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16, "no": None}.get(precision, "unknown")
-    if half == "unknown":
-        raise UserError(f"precision is {precision!r}; write no, bf16 or fp16")
-
     def run() -> None:
-        autocast = (
-            contextlib.nullcontext() if half is None else torch.autocast(batch.device.type, dtype=half)  # type: ignore[arg-type]
-        )
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast(batch.device, precision):
             model(batch)
 
     return run

@@ -56,7 +56,7 @@ def _convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--student",
         default="vim",
-        help="vim or ssd_vit of the teacher's shape (vim left out), or a timm name",
+        help="vim (if left out) or ssd_vit, of the teacher's shape, or a timm name",
     )
     parser.add_argument(
         "--data", help="images to rank coordinates by, to average, rotate, calibrate: see evaluate"
@@ -263,7 +263,7 @@ def _bench_inference(arguments: argparse.Namespace) -> int:
     if not arguments.sizes:
         raise UserError("--sizes is empty; write pixels, such as 224,448")
     for size in arguments.sizes:
-        if not size.isdecimal() or not int(size):
+        if not size.isdecimal():
             raise UserError(f"--sizes: {size!r} is no number of pixels; write such as 224,448")
     rows = bench_inference(
         arguments.teacher,

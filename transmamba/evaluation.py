@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -130,6 +131,15 @@ def paired_bootstrap(
     means = [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(draws)]
     low, high = np.quantile(means, [0.025, 0.975])
     return 100 * difference.mean(), 100 * float(low), 100 * float(high)
+
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """A context in which a model computes in that precision; float32 for any that is no half."""
+    half = HALF.get(precision)
+    return contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
 
 
 def reset_peak_memory(device: torch.device) -> None:

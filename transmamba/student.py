@@ -19,7 +19,7 @@ from .selection import Selection
 
 Sublayer = Literal["attention", "mlp"]
 # how a tensor was taken from the teacher's: as it is; in another order; some positions more than once;
-# interpolated to another patch or grid; without some positions
+# interpolated to another patch or grid; without some positions. Where several happened, the last one counts
 Kind = Literal["copied", "permuted", "repeated", "resampled", "sliced"]
 
 # what timm gives a model's constructor beside the arguments that rebuild it

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..canonical import View
 from ..errors import UserError
 from ..registry import STUDENTS
-from .default_cfg import default_cfg
 from .ssd_vision_transformer import SSDVisionTransformer
+from .timm_arguments import default_cfg, following
 
 default_cfgs = generate_default_cfgs(
     {
@@ -99,20 +99,13 @@ class SsdVit:
     ) -> nn.Module:
         from ..teachers.timm_vit import create_timm
 
-        shape: dict[str, Any] = {}
-        if self.model is None:
-            if view is None:
-                raise UserError(
-                    "student ssd_vit takes its shape from a teacher; name one, or set student.model"
-                )
-            shape = shape_of(view)
-        size: dict[str, Any] = dict(num_classes=num_classes)
-        if input_size is not None:
-            size |= dict(in_chans=input_size[0], img_size=list(input_size[1:]))
+        arguments = following(
+            "ssd_vit", self.model, shape_of, num_classes=num_classes, input_size=input_size, view=view
+        )
         if self.attention_layers:
-            size["attention_layers"] = list(self.attention_layers)
+            arguments["attention_layers"] = list(self.attention_layers)
         name = self.model or "ssd_vit_small_patch16_224"
-        return create_timm(name, pretrained=False, **{**size, **shape, **self.kwargs})
+        return create_timm(name, pretrained=False, **{**arguments, **self.kwargs})
 
 
 def shape_of(view: View) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 from ..canonical import View
 from ..errors import UserError
 from ..registry import STUDENTS
-from .default_cfg import default_cfg
+from .timm_arguments import default_cfg, following
 from .vim_checkpoint import checkpoint_filter_fn
 from .vision_mamba import VisionMamba
 
@@ -92,18 +92,14 @@ class Vim:
     ) -> nn.Module:
         from ..teachers.timm_vit import create_timm
 
-        shape: dict[str, Any] = {}
-        if self.model is None:
-            if view is None:
-                raise UserError("student vim takes its shape from a teacher; name one, or set student.model")
-            shape = shape_of(view, self.kwargs)
-        size: dict[str, Any] = dict(num_classes=num_classes)
-        if input_size is not None:
-            size |= dict(in_chans=input_size[0], img_size=list(input_size[1:]))
+        shape_of = functools.partial(_shape_of, square="patch_size" not in self.kwargs)
+        arguments = following(
+            "vim", self.model, shape_of, num_classes=num_classes, input_size=input_size, view=view
+        )
         if view is not None:  # its head reads the mean, or the class token
-            size["global_pool"] = "avg" if view.heads[0][0] == "mean" else "token"
-        name = self.model or name_of_width(shape["embed_dim"])
-        return create_timm(name, pretrained=False, **{**size, **shape, **self.kwargs})
+            arguments["global_pool"] = "avg" if view.heads[0][0] == "mean" else "token"
+        arguments |= self.kwargs
+        return create_timm(self.model or name_of_width(arguments["embed_dim"]), pretrained=False, **arguments)
 
 
 # the official sizes, by width
@@ -115,13 +111,15 @@ def name_of_width(width: int) -> str:
     return OFFICIAL.get(width, OFFICIAL[384])
 
 
-def shape_of(view: View, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of the Vim in which each of this view's sublayers has a layer of its own, but for
-    those that are given. Raises UserError for patches that are not square."""
+def _shape_of(view: View, square: bool) -> dict[str, Any]:
+    """Constructor arguments of the Vim in which each of this view's sublayers has a layer of its own.
+
+    Raises UserError for patches that are not square where they have to be.
+    """
     height, width = view.embedding.weight.shape[-2:]
-    if height != width and "patch_size" not in given:
+    if square and height != width:
         raise UserError(
             f"the teacher's patches are {height} x {width} pixels, a Vim's are square; set "
             "student.kwargs.patch_size"
         )
-    return dict(patch_size=width, embed_dim=view.width, depth=2 * len(view.blocks)) | dict(given)
+    return dict(patch_size=width, embed_dim=view.width, depth=2 * len(view.blocks))

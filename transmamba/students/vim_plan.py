@@ -124,6 +124,7 @@ def plan_layer(
         channels = select.neurons(t, read.weight.shape[0], mixer.inner)
     if scale is not None:
         write = Affine(write.weight * scale[:, None], None if write.bias is None else write.bias * scale)
+    made: Kind = "repeated" if paired else "copied"
     keep, into = select.residual, f"layers.{k}.mixer"
     names = ("v", "o") if sublayer == "attention" else ("up", "down")
     if norm.weight is not None:
@@ -142,7 +143,7 @@ def plan_layer(
         into=slice(0, mixer.inner),
         scale=multiplicity(keep, view.width),
         layer=k,
-        made="repeated" if paired else "copied",
+        made=made,
     )
     yield Take(
         target=f"{into}.out_proj.weight",
@@ -151,9 +152,8 @@ def plan_layer(
         index=(keep, channels),
         scale=multiplicity(channels, read.weight.shape[0]),
         layer=k,
-        made="repeated" if paired else "copied",
+        made=made,
     )
-    made: Kind = "repeated" if paired else "copied"
     yield from _plan_biases(mixer, read, write, norm.bias, channels, keep, source, names, into, k, made)
 
 
