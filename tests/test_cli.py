@@ -25,12 +25,14 @@ import transmamba
 from transmamba import bench_inference, cli, launch
 from transmamba import config as configs
 from transmamba.arguments import task_of
+from transmamba.data.synthetic import Synthetic
 from transmamba.errors import UserError
 from transmamba.recipe import Recipe
 from transmamba.registry import STUDENTS
 from transmamba.report import write_report
 from transmamba.run import claim_folder
 from transmamba.student import save_model
+from transmamba.tasks.image_classification import ImageClassificationConfig
 
 ROOT = Path(__file__).parents[1]
 SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]
@@ -329,6 +331,30 @@ def test_bench_puts_students_beside_their_teacher(command: Command, teacher: Pat
         (["--config", "x.yaml"], "x.yaml"),
     ):
         assert_mistake(command(*words, *wrong), said)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("no", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_precision_is_what_a_model_computes_in(
+    monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype | None
+) -> None:
+    """Of `evaluate` and `bench inference`: what autocast says while the first layer runs."""
+    seen: list[torch.dtype | None] = []
+
+    def embed(self: Any, images: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
+        return forward(self, images)
+
+    forward = timm.layers.PatchEmbed.forward
+    monkeypatch.setattr(timm.layers.PatchEmbed, "forward", embed)
+    data = Synthetic(num_train=4, num_test=4, num_classes=3, size=8)
+    transmamba.evaluate(tiny_vit(), ImageClassificationConfig(data=data), precision=precision, device="cpu")
+    assert set(seen) == {dtype}
+    seen.clear()
+    options = dict(tokens=5, steps=1, precision=precision, device="cpu")
+    list(bench_inference.bench_inference("vit_tiny_patch16_224", ["vim_micro_patch2_8"], [16], **options))
+    assert set(seen) == {dtype}
 
 
 def test_bench_s_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
