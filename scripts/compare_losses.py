@@ -4,8 +4,8 @@
     python scripts/compare_losses.py runs/one_gpu runs/two_gpus --tolerance 1e-3
 
 Each argument is a run folder or a metrics.jsonl. Losses, similarities, gradient norms, learning rates and
-evaluations are compared step by step; times and memory are not. Exits with 1 at a difference, 2 when a file
-cannot be read.
+evaluations are compared step by step, by the keys that both have (what one alone logs is said); times and
+memory are not. Exits with 1 at a difference, 2 when a file cannot be read.
 """
 
 import argparse
@@ -36,6 +36,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    for name, alone in (("OLD", keys(old) - keys(new)), ("NEW", keys(new) - keys(old))):
+        if alone:
+            print(f"in {name} alone: {', '.join(sorted(alone))}")
     found = list(differences(old, new, arguments.tolerance))
     if not found:
         last = max((step for step, _ in old), default=0)
@@ -54,6 +57,11 @@ def read_rows(path: Path) -> Rows:
     return {(row["step"], any(key.startswith("eval/") for key in row)): row for row in rows}
 
 
+def keys(rows: Rows) -> set[str]:
+    """All that any row names, but for what is measured."""
+    return {key for row in rows.values() for key in row} - MEASURED
+
+
 def differences(old: Rows, new: Rows, tolerance: float) -> Iterator[tuple[int, list[str]]]:
     """(step, what differs) for every row that differs, in order."""
     for key in sorted(old.keys() | new.keys()):
@@ -63,7 +71,7 @@ def differences(old: Rows, new: Rows, tolerance: float) -> Iterator[tuple[int, l
         a, b = old[key], new[key]
         lines = [
             f"{name}: {a.get(name)} in OLD, {b.get(name)} in NEW"
-            for name in sorted((a.keys() | b.keys()) - MEASURED)
+            for name in sorted((a.keys() & b.keys()) - MEASURED)
             if not same(a.get(name), b.get(name), tolerance)
         ]
         if lines:
