@@ -10,7 +10,7 @@ command continues a run that was stopped or killed; `--overwrite` starts it anew
 
 import sys
 
-from transmamba.launch import main
+from transmamba.cli.launch import main
 
 if __name__ == "__main__":
     sys.exit(main(description=__doc__.splitlines()[0]))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from transmamba.errors import UserError
-from transmamba.tracking import METRICS_FILE, read_metrics
+from transmamba.reporting.tracking import METRICS_FILE, read_metrics
 
 MEASURED = {"seconds", "samples_per_second", "data_wait", "peak_memory_mb"}
 

@@ -7,7 +7,7 @@ The same as `transmamba convert`.
 
 import sys
 
-from transmamba.cli import main
+from transmamba.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["convert", *sys.argv[1:]]))

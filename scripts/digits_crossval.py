@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transmamba import config as configs
-from transmamba.evaluation import paired_bootstrap
-from transmamba.launch import guarded
-from transmamba.recipe import Recipe
-from transmamba.run import run
-from transmamba.run_folder import SAMPLES
+from transmamba.cli.launch import guarded
+from transmamba.config import load as configs
+from transmamba.evaluation.classification import paired_bootstrap
+from transmamba.runs.folder import SAMPLES
+from transmamba.runs.recipe import Recipe
+from transmamba.runs.run import run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 MODELS = ("teacher", "student", "scratch")

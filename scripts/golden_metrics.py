@@ -20,11 +20,11 @@ from typing import Any
 
 from compare_losses import MEASURED, differences, read_rows
 
-from transmamba import config as configs
-from transmamba.launch import guarded
-from transmamba.recipe import Recipe
-from transmamba.run import run
-from transmamba.tracking import METRICS_FILE, read_metrics
+from transmamba.cli.launch import guarded
+from transmamba.config import load as configs
+from transmamba.reporting.tracking import METRICS_FILE, read_metrics
+from transmamba.runs.recipe import Recipe
+from transmamba.runs.run import run
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from transmamba.api import student_models
-from transmamba.data.augment import Augment
-from transmamba.recipe import Recipe, Scratch, Stage, TrainerConfig
-from transmamba.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS, Registry
-from transmamba.subclone import SubcloneConfig
-from transmamba.tracking import WandbConfig
+from transmamba.config.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS, Registry
+from transmamba.data.images.augment import Augment
+from transmamba.reporting.tracking import WandbConfig
+from transmamba.runs.recipe import Recipe, Scratch, Stage, TrainerConfig
+from transmamba.subcloning.subclone import SubcloneConfig
 
 HEAD = """# The keys of a recipe
 

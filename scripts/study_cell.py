@@ -14,8 +14,8 @@ import numpy.typing as npt
 import yaml
 
 from transmamba.errors import UserError
-from transmamba.run_folder import CONFIG, ENVIRONMENT, INDICES, RESULTS, SAMPLES
-from transmamba.tracking import METRICS_FILE, read_metrics
+from transmamba.reporting.tracking import METRICS_FILE, read_metrics
+from transmamba.runs.folder import CONFIG, ENVIRONMENT, INDICES, RESULTS, SAMPLES
 
 LARGEST_MISMATCH = 0.1  # points between results.json and samples.npz: ties among logits, no more
 

@@ -31,8 +31,8 @@ from study_cell import Bits, Cell, read_cell, read_first
 from study_differences import share_of
 from study_file import grid, name_of
 
+from transmamba.cli.launch import guarded
 from transmamba.errors import UserError, suggest
-from transmamba.launch import guarded
 
 CELLS, CORRECT = "cells.json", "correct.npz"
 AXES = ("setting", "student", "arm", "fraction", "seed")

@@ -23,12 +23,12 @@ from typing import Any
 import timm
 import torch
 
-import transmamba.run
-from transmamba import config as configs
-from transmamba.recipe import Recipe
-from transmamba.student import save_model
-from transmamba.teacher import Teacher, adapt_teacher
-from transmamba.trainer import Interrupted
+import transmamba.runs.run
+from transmamba.config import load as configs
+from transmamba.runs.recipe import Recipe
+from transmamba.students.student import save_model
+from transmamba.teachers.teacher import Teacher, adapt_teacher
+from transmamba.training.trainer import Interrupted
 
 TIMING = frozenset(
     {"waited", "seconds", "samples_per_second", "data_wait", "peak_memory_mb", "minutes", "images_per_second"}
@@ -57,7 +57,14 @@ FULL_METHOD: dict[str, Any] = dict(
 
 _context = multiprocessing.get_context("forkserver")
 # What a run imports at once or later; this file itself is not on the forkserver's path.
-_PARTS = ("run", "launch", "students.vim", "students.ssd_vit", "teachers.auto", "tasks.image_classification")
+_PARTS = (
+    "runs.run",
+    "cli.launch",
+    "students.vim",
+    "students.ssd_vit",
+    "teachers.auto",
+    "tasks.image_classification",
+)
 _context.set_forkserver_preload(
     [*(f"transmamba.{name}" for name in _PARTS), "accelerate", "torch._dynamo", "torchvision.transforms.v2"]
 )
@@ -130,9 +137,9 @@ def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
 
 
 def run_quietly(recipe: Recipe, **options: Any) -> dict[str, Any]:
-    """`transmamba.run.run` without drawing the report, which takes longer than the training."""
-    transmamba.run.write_report = lambda folder: None  # type: ignore[assignment]
-    return transmamba.run.run(recipe, quiet=True, **options)
+    """`transmamba.runs.run.run` without drawing the report, which takes longer than the training."""
+    transmamba.runs.run.write_report = lambda folder: None  # type: ignore[assignment]
+    return transmamba.runs.run.run(recipe, quiet=True, **options)
 
 
 def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.aligner import Aligner
-from transmamba.outputs import TokenLayout
+from transmamba.core.output import TokenLayout
+from transmamba.distillation.aligner import Aligner
 
 VIT = TokenLayout(grid=(4, 4), special=(("cls", 0),))
 VIM = TokenLayout(grid=(4, 4), special=(("cls", 8),))

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from harness import TEACHER, VIM, tiny_batch, tiny_recipe, tiny_student, tiny_vit
 
 import transmamba
-from transmamba.config import parse, save_yaml
-from transmamba.registry import TASKS
-from transmamba.student import Student
+from transmamba.config.load import parse, save_yaml
+from transmamba.config.registry import TASKS
+from transmamba.students.student import Student
 from transmamba.tasks.image_classification import ImageClassificationConfig
 
 NAME = "vim_micro_patch2_8"
@@ -283,7 +283,7 @@ def test_evaluate_takes_a_hugging_face_id(
 
 
 def test_distill_takes_a_recipe_or_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transmamba.run.write_report", lambda folder: None)
+    monkeypatch.setattr("transmamba.runs.run.write_report", lambda folder: None)
     recipe = tiny_recipe(tmp_path, trainer__eval_every=0)
     save_yaml(recipe, tmp_path / "recipe.yaml")
     short = ["stages.0.steps=1", "stages.1.steps=1"]

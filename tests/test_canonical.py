@@ -13,15 +13,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transmamba.rotation import rotate
 
 from transmamba import adapt_teacher
-from transmamba.canonical import Norm, map_tensors
+from transmamba.config.registry import TEACHERS
+from transmamba.core.output import Capture
 from transmamba.errors import UserError
-from transmamba.folding import fold
-from transmamba.outputs import Capture
-from transmamba.registry import TEACHERS
-from transmamba.rotation import rotate
-from transmamba.teacher import Teacher
+from transmamba.teachers.teacher import Teacher
+from transmamba.views.folding import fold
+from transmamba.views.view import Norm, map_tensors
 
 TIMM: dict[str, dict[str, Any]] = {
     "cls": {},

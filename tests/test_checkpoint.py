@@ -16,8 +16,10 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-import transmamba.checkpoint
-from transmamba.checkpoint import (
+import transmamba.training.checkpoint
+from transmamba.errors import UserError
+from transmamba.runs.run import claim_folder
+from transmamba.training.checkpoint import (
     Progress,
     list_checkpoints,
     load_checkpoint,
@@ -25,8 +27,6 @@ from transmamba.checkpoint import (
     save_checkpoint,
     sweep,
 )
-from transmamba.errors import UserError
-from transmamba.run import claim_folder
 
 
 def prepared(width: int = 4) -> tuple[Accelerator, torch.nn.Module]:
@@ -131,7 +131,7 @@ def test_full_disk_found_out_when_flushing(tmp_path: Path, monkeypatch: pytest.M
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(transmamba.checkpoint.os, "fsync", full)
+    monkeypatch.setattr(transmamba.training.checkpoint.os, "fsync", full)
     with pytest.raises(UserError, match="no space left"):
         save_checkpoint(accelerator, tmp_path, Progress(step=1), keep=1)
     assert list(tmp_path.iterdir()) == []
@@ -213,12 +213,12 @@ def test_killed_while_claiming(tmp_path: Path) -> None:
 
 
 def refuses_to_train(recipe: Any) -> None:
-    import transmamba.run
+    import transmamba.runs.run
 
     def fail(*_: Any) -> None:
         raise AssertionError("it trained again")
 
-    transmamba.run.assemble = fail  # type: ignore[assignment]
+    transmamba.runs.run.assemble = fail  # type: ignore[assignment]
     wanted = json.loads((Path(recipe.output_dir) / "results.json").read_text())
     assert harness.run_quietly(recipe) == wanted
 

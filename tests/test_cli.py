@@ -22,16 +22,18 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import transmamba
-from transmamba import bench_inference, cli, launch
-from transmamba import config as configs
-from transmamba.arguments import task_of
-from transmamba.data.synthetic import Synthetic
+from transmamba.bench import inference as bench_inference
+from transmamba.cli import launch
+from transmamba.cli import main as cli
+from transmamba.cli.arguments import task_of
+from transmamba.config import load as configs
+from transmamba.config.registry import STUDENTS
+from transmamba.data.images.synthetic import Synthetic
 from transmamba.errors import UserError
-from transmamba.recipe import Recipe
-from transmamba.registry import STUDENTS
-from transmamba.report import write_report
-from transmamba.run import claim_folder
-from transmamba.student import save_model
+from transmamba.reporting.report import write_report
+from transmamba.runs.recipe import Recipe
+from transmamba.runs.run import claim_folder
+from transmamba.students.student import save_model
 from transmamba.tasks.image_classification import ImageClassificationConfig
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +86,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing it takes longer than the runs here."""
-    monkeypatch.setattr("transmamba.run.write_report", lambda folder: None)
+    monkeypatch.setattr("transmamba.runs.run.write_report", lambda folder: None)
 
 
 def assert_mistake(done: Done, *says: str) -> None:
@@ -232,7 +234,9 @@ def test_convert_script_is_the_verb(teacher: Path, tmp_path: Path) -> None:
 def test_distil_evaluate_and_report(
     command: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transmamba.run.write_report", write_report)  # which other tests may have replaced
+    monkeypatch.setattr(
+        "transmamba.runs.run.write_report", write_report
+    )  # which other tests may have replaced
     run = tmp_path / "run"
     done = command("distill", "--config", recipe, "stages.0.steps=1", "stages.1.steps=2")
     assert done.code == 0, done.err
@@ -577,7 +581,7 @@ def test_convert_overwrites_models_alone(
     assert (out / "thesis.txt").read_text() == "mine" and only_out()
 
     with monkeypatch.context() as patched:
-        patched.setattr("transmamba.conversion.save_model", raising(SafetensorError("os error 28")))
+        patched.setattr("transmamba.subcloning.convert.save_model", raising(SafetensorError("os error 28")))
         done = command("convert", teacher, out, *STUDENT, "--overwrite")
     assert_mistake(done, "out: cannot be written: os error 28")
     assert (out / "thesis.txt").read_text() == "mine" and only_out()
@@ -620,7 +624,7 @@ def test_every_process_says_its_mistake_the_first_at_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("transmamba.launch.time.sleep", waited.append)
+    monkeypatch.setattr("transmamba.cli.main.launch.time.sleep", waited.append)
     for rank, says, waits in (("0", "error: torn.png\n", []), ("3", "[rank 3] error: torn.png\n", [5.0])):
         monkeypatch.setenv("RANK", rank)
         assert launch.guarded(raising(UserError("torn.png"))) == 2
@@ -689,7 +693,7 @@ def test_an_image_that_does_not_decode(
     "launcher",
     [
         [ROOT / "recipes" / "distill.py", "--config"],
-        ["-m", "transmamba.cli", "distill", "--config"],
+        ["-m", "transmamba.cli.main", "distill", "--config"],
     ],
     ids=["recipe", "verb"],
 )

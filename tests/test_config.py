@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 import pytest
 import yaml
 
-from transmamba.config import Part, dump, load, parse, save_yaml
+from transmamba.config.load import Part, dump, load, parse, save_yaml
+from transmamba.config.registry import Registry
 from transmamba.errors import ConfigError
-from transmamba.registry import Registry
 
 
 def registry(kind: str) -> Registry:

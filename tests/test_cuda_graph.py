@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from transmamba import cuda_graph
-from transmamba.distiller import Distiller
+from transmamba.core.output import Term
+from transmamba.distillation.distiller import Distiller
 from transmamba.errors import UserError
-from transmamba.outputs import Term
-from transmamba.recipe import TrainerConfig
-from transmamba.trainer import Trainer
+from transmamba.runs.recipe import TrainerConfig
+from transmamba.training import cuda_graph
+from transmamba.training.trainer import Trainer
 
 
 class NothingFromPython(TorchFunctionMode):

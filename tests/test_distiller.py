@@ -9,13 +9,13 @@ import pytest
 import timm
 import torch
 
-from transmamba.distiller import Distiller, geometry_of
+from transmamba.config.registry import LOSSES
+from transmamba.core.output import Capture
+from transmamba.distillation.distiller import Distiller, geometry_of
+from transmamba.distillation.signals import cosine, unit
 from transmamba.errors import UserError
 from transmamba.losses.feature import CosineLoss
 from transmamba.losses.kl import KL
-from transmamba.outputs import Capture
-from transmamba.registry import LOSSES
-from transmamba.signals import cosine, unit
 
 
 def test_a_loop_of_ten_lines_learns() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from transmamba.data.batch import Batch
-from transmamba.evaluation import (
+from transmamba.core.batch import Batch
+from transmamba.evaluation.classification import (
     Predictions,
     agreement,
     expected_calibration_error,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transmamba.outputs import Capture, TokenLayout
+from transmamba.core.output import Capture, TokenLayout
 
 VIT = TokenLayout(grid=(2, 3), special=(("cls", 0),))
 VIM = TokenLayout(grid=(2, 3), special=(("cls", 3),))

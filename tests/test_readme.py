@@ -18,10 +18,10 @@ import torch
 from harness import TEACHER, run_quietly, tiny_batch, tiny_recipe
 
 import transmamba
-from transmamba import cli
-from transmamba import config as configs
-from transmamba.recipe import Recipe, Stage, TrainerConfig
-from transmamba.registry import LOSSES
+from transmamba.cli import main as cli
+from transmamba.config import load as configs
+from transmamba.config.registry import LOSSES
+from transmamba.runs.recipe import Recipe, Stage, TrainerConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

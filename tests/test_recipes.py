@@ -19,10 +19,10 @@ import timm
 import torch
 from harness import run_quietly
 
-from transmamba import config as configs
-from transmamba.data.synthetic import Synthetic
-from transmamba.recipe import Recipe
-from transmamba.student import save_model
+from transmamba.config import load as configs
+from transmamba.data.images.synthetic import Synthetic
+from transmamba.runs.recipe import Recipe
+from transmamba.students.student import save_model
 from transmamba.teachers.timm_vit import TimmVit
 
 ROOT = Path(__file__).parents[1]
@@ -137,8 +137,8 @@ def test_launcher_is_one_that_accelerate_reads(path: Path) -> None:
 def test_the_recipe_s_precision_wins(tmp_path: Path) -> None:
     """accelerate passes its configuration's precision on as an environment variable."""
     code = (
-        "from transmamba.run import make_accelerator; from transmamba import config; "
-        "from transmamba.recipe import Recipe; import sys; "
+        "from transmamba.runs.run import make_accelerator; from transmamba import config; "
+        "from transmamba.runs.recipe import Recipe; import sys; "
         "recipe = config.load(Recipe, sys.argv[1], ['trainer.precision=bf16']); "
         "print(make_accelerator(recipe).mixed_precision)"
     )
@@ -238,7 +238,7 @@ def test_check_demo_without_a_run(script: Script, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_digits_crossval(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two folds of single steps: every image is tested once, and a second call trains nothing."""
-    monkeypatch.setattr("transmamba.run.write_report", lambda folder: None)
+    monkeypatch.setattr("transmamba.runs.run.write_report", lambda folder: None)
     small = ["student.kwargs.embed_dim=16", "student.kwargs.depth=2"]
     words = [
         "--folds",

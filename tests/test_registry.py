@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from transmamba.config.registry import Registry, options
 from transmamba.errors import UserError, suggest
-from transmamba.registry import Registry, options
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

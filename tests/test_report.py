@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from transmamba.errors import UserError
-from transmamba.model_card import render_model_card, write_model_card
-from transmamba.report import render, write_report
-from transmamba.run_data import RunData, read_run
+from transmamba.reporting.model_card import render_model_card, write_model_card
+from transmamba.reporting.report import render, write_report
+from transmamba.reporting.run_data import RunData, read_run
 
 CLASSES = ["cat", "dog", "<script>alert(1)</script>", "$x$ & y"]
 

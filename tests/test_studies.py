@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from transmamba import config as configs
-from transmamba.recipe import Recipe, stage_steps
+from transmamba.config import load as configs
+from transmamba.runs.recipe import Recipe, stage_steps
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -18,9 +18,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from transmamba import config as configs
+from transmamba.config import load as configs
 from transmamba.errors import UserError
-from transmamba.recipe import Recipe
+from transmamba.runs.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

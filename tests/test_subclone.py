@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba import SubcloneConfig, Teacher, UserError, adapt_teacher
-from transmamba.folding import fold
 from transmamba.layers.bidirectional import NEUTRAL_GATE
-from transmamba.selection import activation_scores, multiplicity
-from transmamba.student import depth_map, feature_pairs, save_model
-from transmamba.subclone import subclone
-from transmamba.subclone_report import Report
+from transmamba.students.student import depth_map, feature_pairs, save_model
+from transmamba.subcloning.report import Report
+from transmamba.subcloning.selection import activation_scores, multiplicity
+from transmamba.subcloning.subclone import subclone
+from transmamba.views.folding import fold
 
 NOT_CLONED = ("conv1d", "x_proj", "dt_proj", "A_log", "A_b_log", "mixer.D")
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from transmamba.errors import UserError
-from transmamba.tracking import Tracker, WandbConfig, read_metrics
+from transmamba.reporting.tracking import Tracker, WandbConfig, read_metrics
 
 ROW = {"stage": 0, "stage_name": "align", "samples": 8, "loss": 0.5, "loss/kl": 0.25, "lr": 1e-3}
 

@@ -17,16 +17,16 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from transmamba import trainer
-from transmamba.data.batch import Batch
-from transmamba.distiller import Distiller
+from transmamba.config.registry import LOSSES
+from transmamba.core.batch import Batch
+from transmamba.distillation.distiller import Distiller
 from transmamba.errors import UserError
-from transmamba.optimizer import learning_rate, parameter_groups, set_trainable, set_training
-from transmamba.recipe import Stage, TrainerConfig, stage_steps
-from transmamba.registry import LOSSES
+from transmamba.reporting.tracking import Tracker, read_metrics
+from transmamba.runs.recipe import Stage, TrainerConfig, stage_steps
 from transmamba.tasks.image_classification import ImageClassification
-from transmamba.tracking import Tracker, read_metrics
-from transmamba.trainer import Trainer
+from transmamba.training import trainer
+from transmamba.training.optimizer import learning_rate, parameter_groups, set_trainable, set_training
+from transmamba.training.trainer import Trainer
 
 CE = (LOSSES["cross_entropy"](),)
 MIXER = (LOSSES["mixer"](),)

@@ -5,10 +5,10 @@ Importing it registers the students in timm: `timm.create_model("vim_tiny_patch1
 
 from . import students as _students  # noqa: F401  (registers our models in timm)
 from .api import convert, distill, evaluate, load_student, push_to_hub, save_student
-from .distiller import Distiller
+from .distillation.distiller import Distiller
 from .errors import ConfigError, UserError
-from .subclone import SubcloneConfig
-from .teacher import Teacher, adapt_teacher, load_teacher
+from .subcloning.subclone import SubcloneConfig
+from .teachers.teacher import Teacher, adapt_teacher, load_teacher
 
 __version__ = "0.1.0"
 

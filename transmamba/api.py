@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import config as configs
-from .calibration import calibrate, first_images
-from .data.preprocessing import Preprocessing
+from .config import load as configs
+from .config.registry import STUDENTS
+from .core.preprocessing import Preprocessing
+from .ecosystems.folders import model_folder, read_model_config
 from .errors import UserError, suggest
-from .evaluation import agreement, autocast, predict, summarise
-from .folders import model_folder, read_model_config
-from .recipe import Recipe
-from .registry import STUDENTS
-from .run import preprocessing_of, run
-from .student import save_model
-from .subclone import SubcloneConfig, prepare, subclone
-from .subclone_report import Report
-from .teacher import Teacher, adapt_teacher, load_teacher
+from .evaluation.classification import agreement, autocast, predict, summarise
+from .runs.recipe import Recipe
+from .runs.run import preprocessing_of, run
+from .students.student import save_model
+from .subcloning.report import Report
+from .subcloning.subclone import SubcloneConfig, first_images, subclone
+from .teachers.teacher import Teacher, adapt_teacher, load_teacher
 
 # registered students that are any classifier of a library: fine-tuned, not converted to
 _TRAINED_AS_THEY_ARE = ("timm", "hf_vit")
@@ -46,7 +45,7 @@ def convert(
         allows. Layers left open (`init.layers` None) are all, for nothing trains the others
     calibration: image batches (B, C, H, W), normalised for the teacher. The first `init.calibration_images`
         of them rank coordinates by activation (without any, evenly spaced ones are kept) and serve
-        `init.average` and `init.rotate`, the first `init.calibrate` that
+        `init.average`
     kwargs:  for the student's constructor (embed_dim, depth, gate_bias ...)
 
     Raises UserError for an unknown name or shapes that cannot meet.
@@ -57,15 +56,15 @@ def convert(
     init = init or SubcloneConfig(importance="activation" if calibration else "uniform")
     if init.layers is None:
         init = dataclasses.replace(init, layers="all")
-    ranked = list(first_images(calibration or [], init.calibration_images))
-    prepare(teacher, init, ranked)  # first: a student of the teacher's shape has its norms too
+    if init.fold:
+        teacher.fold()  # first: a student of the teacher's shape has its norms too
     if isinstance(student, str):
         student = build_student(student, teacher, num_classes, **kwargs)
     elif kwargs or num_classes is not None:
         given = ", ".join([*kwargs, *(["num_classes"] if num_classes is not None else [])])
         raise UserError(f"{given}: the student is made already; give them to its constructor")
-    report, select = subclone(student, teacher, init, ranked)  # type: ignore[arg-type]
-    report.calibrated = calibrate(student, teacher, init, select, calibration or [])  # type: ignore[arg-type]
+    ranked = first_images(calibration or [], init.calibration_images)
+    report, _ = subclone(student, teacher, init, ranked)  # type: ignore[arg-type]
     if hasattr(student, "pretrained_cfg"):
         carried = {**student.pretrained_cfg, **teacher.preprocessing.to_pretrained_cfg()}  # type: ignore[dict-item]
         student.pretrained_cfg = carried  # type: ignore[assignment]

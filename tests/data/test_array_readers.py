@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transmamba.data.digits import Digits
-from transmamba.data.idx import Idx
-from transmamba.data.npz import Npz
-from transmamba.data.synthetic import Synthetic
+from transmamba.data.images.digits import Digits
+from transmamba.data.images.idx import Idx
+from transmamba.data.images.npz import Npz
+from transmamba.data.images.synthetic import Synthetic
 from transmamba.errors import UserError
 
 SHARED = Path(os.environ.get("TRANSMAMBA_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -149,7 +149,7 @@ def test_digits_mistakes(options: dict, message: str) -> None:
 
 
 def test_missing_extras_name_the_pip_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transmamba.data.hf_dataset import HfDataset
+    from transmamba.data.images.hf import HfDataset
 
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -164,7 +164,7 @@ def test_synthetic(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(train) == 25 and len(train.classes) == 4 and np.bincount(train.labels).tolist() == [7, 6, 6, 6]
     assert np.array_equal(train.array(), again.array())  # type: ignore[arg-type]
     assert not np.array_equal(train.array()[:10], test.array())  # type: ignore[index, arg-type]
-    monkeypatch.setattr("transmamba.data.synthetic._MAX_BYTES", 10 * 6 * 6 * 3)
+    monkeypatch.setattr("transmamba.data.images.synthetic._MAX_BYTES", 10 * 6 * 6 * 3)
     large = reader.build("train")
     assert large.array() is None and np.array_equal(np.asarray(large.image(24)), np.asarray(large.image(4)))
     with pytest.raises(UserError, match="num_train 0"):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transmamba.data.hf_dataset import HfDataset
-from transmamba.data.image_folder import ImageFolder
-from transmamba.data.source import ImageSource
+from transmamba.data.images.folder import ImageFolder
+from transmamba.data.images.hf import HfDataset
+from transmamba.data.images.source import ImageSource
 from transmamba.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="needs pip install 'transmamba[data]'")

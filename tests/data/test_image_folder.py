@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transmamba.data.image_folder import ImageFolder
+from transmamba.data.images.folder import ImageFolder
 from transmamba.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 
+from transmamba.core.preprocessing import ToChannels
 from transmamba.data import Preprocessing
-from transmamba.data.preprocessing import ToChannels
 from transmamba.errors import UserError
 
 

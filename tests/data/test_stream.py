@@ -13,8 +13,8 @@ from PIL import ImageOps
 from torchvision import transforms
 
 from transmamba.data import ArraySource, Augment, Batch, Preprocessing
-from transmamba.data.augment import _posterize
-from transmamba.data.image_folder import ImageFolder
+from transmamba.data.images.augment import _posterize
+from transmamba.data.images.folder import ImageFolder
 from transmamba.data.stream import StepSampler, TrainImages, _ahead, eval_batches, train_batches
 from transmamba.errors import UserError
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from transmamba.recipe import Recipe
+from transmamba.runs.recipe import Recipe
 
 
 def recipe_of(folder: Path, name: str, batch: int, **changes: Any) -> Recipe:
@@ -34,15 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def count_writes(recipe: Recipe, folder: Path) -> None:
     """Runs; each rank notes what it wrote and what it was given back."""
-    import transmamba.pipeline
+    import transmamba.runs.pipeline
 
-    real, written = transmamba.pipeline.Pipeline.write, []
+    real, written = transmamba.runs.pipeline.Pipeline.write, []
 
     def write(self: Any, *arguments: Any) -> None:
         written.append(1)
         real(self, *arguments)
 
-    transmamba.pipeline.Pipeline.write = write  # type: ignore[method-assign]
+    transmamba.runs.pipeline.Pipeline.write = write  # type: ignore[method-assign]
     results = harness.run_quietly(recipe)
     note = {"written": len(written), "results": harness.without_timing(results)}
     (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(note))
@@ -100,16 +100,16 @@ def test_the_same_results_written_once(folder: Path) -> None:
 
 def stop_one_rank(recipe: Recipe) -> None:
     """SIGTERM reaches rank 1 alone: both stop at the same step."""
-    import transmamba.trainer
+    import transmamba.training.trainer
 
-    real = transmamba.trainer.Trainer._step
+    real = transmamba.training.trainer.Trainer._step
 
     def step(self: Any, *arguments: Any) -> None:
         real(self, *arguments)
         if self.progress.step == 7 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
 
-    transmamba.trainer.Trainer._step = step  # type: ignore[method-assign]
+    transmamba.training.trainer.Trainer._step = step  # type: ignore[method-assign]
     harness.run_quietly(recipe)
     raise AssertionError("the run did not stop")
 

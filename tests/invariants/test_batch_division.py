@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import transmamba.pipeline
-import transmamba.trainer
+import transmamba.runs.pipeline
+import transmamba.training.trainer
+from transmamba.config.registry import LOSSES
+from transmamba.core.output import Term
+from transmamba.distillation.signals import Loss, Signals
 from transmamba.losses.cross_entropy import CrossEntropy
 from transmamba.losses.feature import CosineLoss
-from transmamba.outputs import Term
-from transmamba.recipe import Recipe
-from transmamba.registry import LOSSES
-from transmamba.signals import Loss, Signals
+from transmamba.runs.recipe import Recipe
 
 # (batch size, accumulation, ranks): eight images a step each time
 WHOLE = (8, 1, 1)
@@ -69,14 +69,14 @@ def record(recipe: Recipe, path: Path) -> None:
     """Runs; rank 0 saves the gradients of every step and the weights after it."""
     steps: list[dict[str, dict[str, Tensor]]] = []
 
-    class Recording(transmamba.trainer.Trainer):
+    class Recording(transmamba.training.trainer.Trainer):
         def _apply(self, optimizer: Any, loss: float, norm: float, distiller: Any, parts: Any) -> None:
             named = list(distiller.named_parameters())
             gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
             super()._apply(optimizer, loss, norm, distiller, parts)
             steps.append({"gradients": gradients, "weights": {n: p.detach().clone() for n, p in named}})
 
-    make = transmamba.pipeline.Pipeline._distiller
+    make = transmamba.runs.pipeline.Pipeline._distiller
 
     def seen_before(self: Any, index: int) -> Any:
         """Adaptive weights away from one in the very first step."""
@@ -86,8 +86,8 @@ def record(recipe: Recipe, path: Path) -> None:
                 loss.observe(torch.linspace(0.1, 0.9, loss.running.numel()).view_as(loss.running))
         return distiller
 
-    transmamba.pipeline.Trainer = Recording  # type: ignore[misc]
-    transmamba.pipeline.Pipeline._distiller = seen_before  # type: ignore[method-assign]
+    transmamba.runs.pipeline.Trainer = Recording  # type: ignore[misc]
+    transmamba.runs.pipeline.Pipeline._distiller = seen_before  # type: ignore[method-assign]
     harness.run_quietly(recipe)
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

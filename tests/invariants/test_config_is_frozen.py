@@ -12,10 +12,10 @@ import harness
 import pytest
 import torch
 
-from transmamba import config as configs
-from transmamba import run_folder
-from transmamba.recipe import Recipe
-from transmamba.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS
+from transmamba.config import load as configs
+from transmamba.config.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS
+from transmamba.runs import folder as run_folder
+from transmamba.runs.recipe import Recipe
 
 
 def parts(value: Any) -> Iterator[Any]:

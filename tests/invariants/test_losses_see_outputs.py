@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import transmamba.losses
-from transmamba.distiller import Distiller
-from transmamba.registry import LOSSES
+from transmamba.config.registry import LOSSES
+from transmamba.distillation.distiller import Distiller
 
 FILES = sorted(Path(transmamba.losses.__file__).parent.glob("*.py"))
 MODELS = {

@@ -18,10 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import transmamba.checkpoint
-import transmamba.pipeline
-import transmamba.run
-from transmamba.recipe import Recipe
+import transmamba.runs.pipeline
+import transmamba.runs.run
+import transmamba.training.checkpoint
+from transmamba.runs.recipe import Recipe
 
 STAGES = (5, 8)
 SAVED = [3, 5, 8, 11, 13]  # every third step of a stage, and its end
@@ -206,13 +206,13 @@ def _reads(arguments: tuple[Any, ...]) -> bool:
 
 def _audit_fsync(run: str) -> None:
     """Makes each flush of a file an operation too: what lies between writing and renaming."""
-    flush = transmamba.checkpoint.os.fsync
+    flush = transmamba.training.checkpoint.os.fsync
 
     def fsync(descriptor: int) -> None:
         sys.audit("os.truncate", run + "/flush", 0)
         flush(descriptor)
 
-    transmamba.checkpoint.os.fsync = fsync
+    transmamba.training.checkpoint.os.fsync = fsync
 
 
 def operations_of(whole: Path, folder: Path) -> list[str]:
@@ -255,9 +255,9 @@ def test_killed_at_every_file_operation(whole: Path, tmp_path: Path) -> None:
 
 def stop_at(recipe: Recipe, step: int, log_every: int) -> None:
     """Runs, and asks itself to stop by SIGTERM within `step`."""
-    import transmamba.trainer
+    import transmamba.training.trainer
 
-    real = transmamba.trainer.weighted
+    real = transmamba.training.trainer.weighted
 
     def watched(*arguments: Any) -> Any:
         nonlocal calls
@@ -267,7 +267,7 @@ def stop_at(recipe: Recipe, step: int, log_every: int) -> None:
         return real(*arguments)
 
     calls = 0
-    transmamba.trainer.weighted = watched
+    transmamba.training.trainer.weighted = watched
     harness.run_quietly(recipe)
     raise AssertionError("the run did not stop")
 
@@ -292,7 +292,7 @@ def without_axes(recipe: Recipe) -> None:
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("the axes are found anew")
 
-    transmamba.run.principal_axes = refuse
+    transmamba.runs.run.principal_axes = refuse
     harness.run_quietly(recipe)
 
 
@@ -318,13 +318,13 @@ def test_a_start_from_calibration_images_is_resumed(
 
 def without_measuring(recipe: Recipe) -> None:
     """Runs where nobody may ask for the teacher's statistics or start layers as averages."""
-    import transmamba.aligner
+    import transmamba.distillation.aligner
 
     def refuse(*arguments: Any) -> Any:
         raise AssertionError("begun anew")
 
-    transmamba.aligner.Aligner.measure = refuse  # type: ignore[method-assign]
-    transmamba.pipeline.subclone = refuse
+    transmamba.distillation.aligner.Aligner.measure = refuse  # type: ignore[method-assign]
+    transmamba.runs.pipeline.subclone = refuse
     harness.run_quietly(recipe)
 
 
@@ -342,9 +342,9 @@ def test_statistics_and_averages_are_resumed(whole: Path, tmp_path: Path) -> Non
 
 
 def count_stages(recipe: Recipe, log: Path) -> None:
-    import transmamba.trainer
+    import transmamba.training.trainer
 
-    real = transmamba.trainer.Trainer._step
+    real = transmamba.training.trainer.Trainer._step
     taken: list[int] = []
 
     def counted(self: Any, *arguments: Any) -> None:
@@ -352,7 +352,7 @@ def count_stages(recipe: Recipe, log: Path) -> None:
         log.write_text(json.dumps(taken))
         real(self, *arguments)
 
-    transmamba.trainer.Trainer._step = counted  # type: ignore[method-assign]
+    transmamba.training.trainer.Trainer._step = counted  # type: ignore[method-assign]
     harness.run_quietly(recipe)
 
 

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from transmamba.canonical import map_tensors
-from transmamba.distiller import Distiller
-from transmamba.optimizer import parameter_groups, set_trainable
-from transmamba.recipe import Stage
-from transmamba.registry import LOSSES
+from transmamba.config.registry import LOSSES
+from transmamba.distillation.distiller import Distiller
+from transmamba.runs.recipe import Stage
+from transmamba.training.optimizer import parameter_groups, set_trainable
+from transmamba.views.view import map_tensors
 
 LOSS_NAMES = sorted(LOSSES)
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from transmamba.distiller import Distiller
+from transmamba.core.output import Branches, Capture, Output
+from transmamba.distillation.distiller import Distiller
+from transmamba.distillation.signals import Geometry, Signals, cosine, unit
 from transmamba.errors import UserError
 from transmamba.losses.bidirectional import Bidirectional
 from transmamba.losses.feature import CosineLoss, Feature, adaptive_weights
-from transmamba.outputs import Branches, Capture, Output
-from transmamba.signals import Geometry, Signals, cosine, unit
 
 
 def test_adaptive_weights_by_hand() -> None:
@@ -196,7 +196,7 @@ def test_reversed_teacher_is_the_same_number() -> None:
 @pytest.mark.parametrize("kind", ["vim", "ssd_vit"])
 def test_branches_average_to_the_residual_stream(kind: str) -> None:
     """f_fwd and f_bwd of a real student: their mean is its output, and they do differ."""
-    from transmamba.outputs import Capture
+    from transmamba.core.output import Capture
 
     student: Any = harness.tiny_student(kind).eval()
     layers = frozenset(range(student.num_layers))

@@ -9,11 +9,11 @@ import harness
 import pytest
 import torch
 
-from transmamba.distiller import Distiller, geometry_of
+from transmamba.core.output import Capture
+from transmamba.distillation.distiller import Distiller, geometry_of
 from transmamba.errors import UserError
 from transmamba.losses.cab import Cab
 from transmamba.losses.mixer import Mixer
-from transmamba.outputs import Capture
 
 
 def distiller_of(kind: str, name: str) -> Distiller:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
+from transmamba.core.output import Output, TokenLayout
+from transmamba.distillation.signals import Signals
 from transmamba.losses.cross_entropy import CrossEntropy
 from transmamba.losses.kl import KL
-from transmamba.outputs import Output, TokenLayout
-from transmamba.signals import Signals
 
 LAYOUT = TokenLayout(grid=(1, 1))
 GENERATOR = np.random.default_rng(0)

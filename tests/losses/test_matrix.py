@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from transmamba.canonical import map_tensors
-from transmamba.distiller import Distiller
-from transmamba.outputs import Branches, Output, Term
-from transmamba.registry import LOSSES
-from transmamba.signals import Signals
+from transmamba.config.registry import LOSSES
+from transmamba.core.output import Branches, Output, Term
+from transmamba.distillation.distiller import Distiller
+from transmamba.distillation.signals import Signals
+from transmamba.views.view import map_tensors
 
 STUDENTS = ("vim", "ssd_vit")
 BATCH = 6

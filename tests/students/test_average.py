@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from transmamba import UserError, adapt_teacher, convert
-from transmamba.distiller import Distiller
+from transmamba.distillation.distiller import Distiller
 from transmamba.layers.bidirectional import BidirectionalMamba
 from transmamba.losses.mixer import Mixer
-from transmamba.subclone import SubcloneConfig
+from transmamba.subcloning.subclone import SubcloneConfig
 
 
 def uniform_vit() -> Any:

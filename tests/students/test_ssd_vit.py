@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from transmamba import UserError, adapt_teacher, convert
-from transmamba.outputs import Capture
-from transmamba.registry import STUDENTS
-from transmamba.students.ssd_vit import shape_of
-from transmamba.subclone import SubcloneConfig, subclone
+from transmamba.config.registry import STUDENTS
+from transmamba.core.output import Capture
+from transmamba.students.ssd_vit.names import shape_of
+from transmamba.subcloning.subclone import SubcloneConfig, subclone
 
 SHAPES: dict[str, dict[str, Any]] = {
     "cls": {},

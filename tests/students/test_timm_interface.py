@@ -19,11 +19,11 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 
 import transmamba  # noqa: F401  (registers the students in timm)
-from transmamba.data.preprocessing import Preprocessing
+from transmamba.config.registry import STUDENTS
+from transmamba.core.output import Capture
+from transmamba.core.preprocessing import Preprocessing
 from transmamba.errors import UserError
-from transmamba.outputs import Capture
-from transmamba.registry import STUDENTS
-from transmamba.student import Student, save_model
+from transmamba.students.student import Student, save_model
 from transmamba.teachers.timm_vit import create_timm
 
 MODELS = [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
@@ -310,7 +310,7 @@ def test_registered_student_follows_the_pictures(kind: str, options: dict[str, A
 
 
 def test_arguments_survive_without_timm_s_factory(tmp_path: Path, randomise: Callable[..., None]) -> None:
-    from transmamba.students.vim import vim_micro_patch2_8
+    from transmamba.students.vim.names import vim_micro_patch2_8
 
     model = vim_micro_patch2_8(depth=1, embed_dim=16, gate_bias=True, in_chans=1).eval()
     randomise(model)

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import transmamba  # noqa: F401  (registers the students in timm)
-from transmamba.conversion import convert_checkpoint
 from transmamba.errors import UserError
-from transmamba.students.vim import name_of_width
-from transmamba.students.vim_checkpoint import checkpoint_filter_fn, read_official_checkpoint
+from transmamba.students.vim.names import name_of_width
+from transmamba.students.vim.official import checkpoint_filter_fn, read_official_checkpoint
+from transmamba.subcloning.convert import convert_checkpoint
 
 
 def official_shapes(

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from transmamba.config import Part, dump, parse
+from transmamba.config.load import Part, dump, parse
+from transmamba.config.registry import TASKS
 from transmamba.data import ArraySource, Augment, Preprocessing
-from transmamba.data.digits import Digits
-from transmamba.data.synthetic import Synthetic
+from transmamba.data.images.digits import Digits
+from transmamba.data.images.synthetic import Synthetic
 from transmamba.errors import ConfigError, UserError
-from transmamba.registry import TASKS
 from transmamba.tasks.image_classification import ImageClassification, ImageClassificationConfig
 
 SMALL = Synthetic(num_train=40, num_test=11, num_classes=4, size=8)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from transmamba import Distiller, Teacher, adapt_teacher, load_teacher
-from transmamba.canonical import map_tensors
-from transmamba.data.preprocessing import Preprocessing
+from transmamba.config.registry import TEACHERS
+from transmamba.core.preprocessing import Preprocessing
 from transmamba.errors import UserError
-from transmamba.registry import TEACHERS
-from transmamba.student import save_model
+from transmamba.students.student import save_model
+from transmamba.views.view import map_tensors
 
 
 def tensors_of(teacher: Teacher) -> list[Tensor]:

@@ -3,9 +3,9 @@
 Each reader is a configuration dataclass in the registry READERS; `build(split)` returns an `ImageSource`.
 """
 
-from .augment import Augment
-from .batch import Batch
-from .preprocessing import Preprocessing
-from .source import ArraySource, ImageSource
+from ..core.batch import Batch
+from ..core.preprocessing import Preprocessing
+from .images.augment import Augment
+from .images.source import ArraySource, ImageSource
 
 __all__ = ["ArraySource", "Augment", "Batch", "ImageSource", "Preprocessing"]

@@ -19,8 +19,11 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ..core.batch import Batch
+from ..core.preprocessing import Preprocessing
 from ..errors import UserError
-from .augment import (
+from .hashing import permutation
+from .images.augment import (
     Augment,
     Moves,
     PictureTransform,
@@ -29,10 +32,7 @@ from .augment import (
     move_batch,
     preserved_generators,
 )
-from .batch import Batch
-from .hashing import permutation
-from .preprocessing import Preprocessing
-from .source import ImageSource
+from .images.source import ImageSource
 
 # Which hash of (seed, ...): augmentation uses another.
 _ORDER = 0

@@ -28,8 +28,6 @@ class BidirectionalMamba(nn.Module):
 
     proj_bias: biases of in_proj and out_proj (the official model has none)
     gate_bias: a bias on the gate's pre-activation alone; at `NEUTRAL_GATE` the gate is neutral
-    vim_compat_init: leave the backward direction's delta at Linear's default, as the official code does
-        (it starts near softplus(0) = 0.69 instead of 0.001..0.1)
     """
 
     conv1d: nn.Conv1d
@@ -48,7 +46,6 @@ class BidirectionalMamba(nn.Module):
         d_conv: int = 4,
         proj_bias: bool = False,
         gate_bias: bool = False,
-        vim_compat_init: bool = False,
     ) -> None:
         super().__init__()
         inner, rank = expand * dim, math.ceil(dim / 16)
@@ -59,10 +56,7 @@ class BidirectionalMamba(nn.Module):
             self.add_module(f"conv1d{suffix}", nn.Conv1d(inner, inner, d_conv, groups=inner))
             self.add_module(f"x_proj{suffix}", nn.Linear(inner, rank + 2 * d_state, bias=False))
             self.add_module(f"dt_proj{suffix}", nn.Linear(rank, inner))
-            if suffix == "" or not vim_compat_init:
-                _init_delta(getattr(self, f"dt_proj{suffix}"))
-            else:
-                nn.init.zeros_(self.dt_proj_b.bias)
+            _init_delta(getattr(self, f"dt_proj{suffix}"))
         states = torch.arange(1, d_state + 1, dtype=torch.float32).repeat(inner, 1)
         self.A_log = nn.Parameter(states.log())
         self.A_b_log = nn.Parameter(states.log())

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..registry import LOSSES
-from ..signals import Geometry, check_weight
+from ..config.registry import LOSSES
+from ..distillation.signals import Geometry, check_weight
 from .feature import CosineLoss, Weighting
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..config.registry import LOSSES
+from ..core.output import Capture, Term
+from ..distillation.signals import Geometry, Loss, Signals, check_weight, stack_parts
 from ..errors import UserError
-from ..outputs import Capture, Term
-from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals, check_weight, stack_parts
 
 
 @LOSSES.register("cab")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ..outputs import Capture, Term
-from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals, check_weight, cosine
+from ..config.registry import LOSSES
+from ..core.output import Capture, Term
+from ..distillation.signals import Geometry, Loss, Signals, check_weight, cosine
 
 if TYPE_CHECKING:
     from .bidirectional import Bidirectional

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..outputs import Term
-from ..registry import LOSSES
-from ..signals import Geometry, Loss, Signals, check_weight
+from ..config.registry import LOSSES
+from ..core.output import Term
+from ..distillation.signals import Geometry, Loss, Signals, check_weight
 
 
 @LOSSES.register("kl")

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ..canonical import View
-from ..registry import STUDENTS
+from ..config.registry import STUDENTS
+from ..views.view import View
 
 
 @STUDENTS.register("hf_vit")

@@ -7,8 +7,8 @@ from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..canonical import View
 from ..errors import UserError
+from ..views.view import View
 
 
 def default_cfg(size: int = 224, num_classes: int = 1000) -> dict[str, Any]:

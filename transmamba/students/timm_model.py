@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..canonical import View
+from ..config.registry import STUDENTS
 from ..errors import UserError
-from ..registry import STUDENTS
+from ..views.view import View
 
 
 @STUDENTS.register("timm")

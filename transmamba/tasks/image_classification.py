@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..config import Part
-from ..data.augment import Augment
-from ..data.batch import Batch
+from ..config.load import Part
+from ..config.registry import READERS, TASKS
+from ..core.batch import Batch
+from ..core.preprocessing import Preprocessing
 from ..data.hashing import permutation
-from ..data.preprocessing import Preprocessing
-from ..data.source import ImageSource
+from ..data.images.augment import Augment
+from ..data.images.source import ImageSource
 from ..data.stream import StepSampler, TrainImages, eval_batches, train_batches
 from ..data.subset import Partition, check_fraction, hold_out, partition_half, stratified_fraction
 from ..errors import UserError
-from ..registry import READERS, TASKS
 
 Indices = npt.NDArray[np.int64]
 
@@ -213,7 +213,7 @@ class ImageClassification:
         shown = ", ".join(self.classes[:5]) + (" ..." if self.num_classes > 5 else "")
         raise UserError(
             f"{who} has {num_classes} classes but the data has {self.num_classes}: {shown}; "
-            "fit its head first: recipes/finetune.py --config recipes/configs/finetune_head.yaml"
+            "fit its head first: recipes/distill.py --config recipes/configs/finetune_head.yaml"
         )
 
     def _choose(self) -> tuple[Indices, Indices]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..registry import TEACHERS
-from ..teacher import Teacher, load_teacher
+from ..config.registry import TEACHERS
+from .teacher import Teacher, load_teacher
 
 
 @TEACHERS.register("auto")

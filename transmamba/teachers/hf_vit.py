@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..canonical import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
-from ..data.preprocessing import Preprocessing
+from ..config.registry import TEACHERS
+from ..core.output import TokenLayout
+from ..core.preprocessing import Preprocessing
+from ..ecosystems.folders import model_folder, read_model_config
 from ..errors import UserError
-from ..folders import model_folder, read_model_config
-from ..outputs import TokenLayout
-from ..registry import TEACHERS
-from ..teacher import Teacher, refuse
+from ..views.view import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
+from .teacher import Teacher, refuse
 
 _MODEL_TYPES = ("vit", "deit")
 _PROCESSOR = "preprocessor_config.json"

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..canonical import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
-from ..data.preprocessing import Preprocessing
+from ..config.registry import TEACHERS
+from ..core.output import TokenLayout
+from ..core.preprocessing import Preprocessing
+from ..ecosystems.folders import model_folder, read_model_config
 from ..errors import UserError, suggest
-from ..folders import model_folder, read_model_config
-from ..outputs import TokenLayout
-from ..registry import TEACHERS
-from ..teacher import Teacher, refuse
+from ..views.view import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
+from .teacher import Teacher, refuse
 
 
 @TEACHERS.register("timm_vit")
@@ -119,8 +119,8 @@ def _unknown_option(error: Exception, given: dict[str, Any]) -> str | None:
     """What Python says of an argument that nobody takes, in a user's words."""
     from timm.models.vision_transformer import VisionTransformer
 
-    from ..students.ssd_vision_transformer import SSDVisionTransformer
-    from ..students.vision_mamba import VisionMamba
+    from ..students.ssd_vit.model import SSDVisionTransformer
+    from ..students.vim.model import VisionMamba
 
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     kinds = {"VisionMamba": (VisionMamba,), "VisionTransformer": (VisionTransformer, SSDVisionTransformer)}

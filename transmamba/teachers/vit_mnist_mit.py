@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..canonical import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
-from ..data.preprocessing import Preprocessing
+from ..config.registry import TEACHERS
+from ..core.output import TokenLayout
+from ..core.preprocessing import Preprocessing
 from ..errors import UserError
-from ..outputs import TokenLayout
-from ..registry import TEACHERS
-from ..teacher import Teacher
+from ..views.view import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
+from .teacher import Teacher
 
 _HEADS = 7
 

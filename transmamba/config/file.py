@@ -1,0 +1,129 @@
+"""A YAML file and its `key=value` overrides as plain values, before any type is known."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What the file holds, nothing where it is empty. Raises ConfigError: no such file, invalid YAML, a key
+    given twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(str(path), [_absent(path, error)]) from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), ["not a text file in UTF-8"]) from None
+    try:
+        repeated = list(_repeated(yaml.compose(text, Loader=yaml.SafeLoader)))
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
+        raise ConfigError(str(path), [_invalid(error)]) from None
+    if repeated:
+        raise ConfigError(str(path), repeated)
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(str(path), [f"the file holds {kind_of(data)}; write a mapping (key: value)"])
+    return data or {}
+
+
+def _absent(path: Path, error: OSError) -> str:
+    if not path.parent.is_dir():
+        return f"no such file, nor the folder {path.parent}"
+    names = sorted(entry.name for entry in path.parent.glob("*.yaml"))
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    return f"{reason}; did you mean {str(path.parent / close[0])!r}?" if close else f"{reason}"
+
+
+def _invalid(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{where}invalid YAML: {reason}"
+
+
+def _repeated(node: yaml.Node | None, path: str = "") -> Iterator[str]:
+    """A line for each key given twice below `node`, of which YAML itself would silently keep the last."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _repeated(item, f"{path}{index}.")
+    elif isinstance(node, yaml.MappingNode):
+        first: dict[Any, int] = {}
+        for key, value in node.value:
+            line = key.start_mark.line + 1
+            if key.value in first and isinstance(key, yaml.ScalarNode):
+                yield f"{path}{key.value}: given twice, on lines {first[key.value]} and {line}; keep one"
+            if isinstance(key, yaml.ScalarNode):
+                first[key.value] = line
+            yield from _repeated(value, f"{path}{getattr(key, 'value', '?')}.")
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Sets one `a.b.0.c=value` in `data`. Raises ValueError when it is malformed or leads nowhere."""
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError("write key=value, such as trainer.seed=1")
+    if path.startswith("-"):
+        raise ValueError(f"write it without dashes: {override.lstrip('-')}")
+    steps = path.split(".")
+    if not all(steps):
+        raise ValueError("a part of the path is empty; write key=value, such as trainer.seed=1")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{text!r} is no YAML value ({_invalid(error)})") from None
+    place: Any = data
+    for depth, step in enumerate(steps):
+        key = _key(place, step, ".".join(steps[:depth]))
+        if depth == len(steps) - 1:
+            place[key] = value
+            return
+        below = place.get(key) if isinstance(place, dict) else place[key]
+        if below is None and steps[depth + 1].isdigit():
+            raise ValueError(f"{'.'.join(steps[: depth + 1])} has no items in the file")
+        if isinstance(below, str):
+            below = {"name": below}  # the short form of a part gains options
+        elif below is None:
+            below = {}
+        place[key] = below
+        place = below
+
+
+def _key(place: Any, step: str, path: str) -> str | int:
+    if isinstance(place, dict):
+        return step
+    if not isinstance(place, list):
+        raise ValueError(f"{path} is {kind_of(place)}, which has no {step!r}")
+    if not step.isdigit():
+        raise ValueError(f"{path} is a list; write an index instead of {step!r}")
+    if int(step) >= len(place):
+        raise ValueError(
+            f"{path} has no item {step}; its last is {len(place) - 1}" if place else f"{path} is empty"
+        )
+    return int(step)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in the words of YAML."""
+    kinds: dict[type, str] = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+    }
+    return "empty" if value is None else kinds.get(type(value), "a mapping")
+
+
+def show(value: Any) -> str:
+    """A value as it was written, cut where it is long."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else reprlib.repr(value)

@@ -1,0 +1,114 @@
+"""Decoding of encoded pictures, one or all of them; a picture that does not decode is refused or left out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ...core.preprocessing import ToChannels
+from ...errors import UserError
+
+OnError = Literal["refuse", "skip"]
+T = TypeVar("T")
+
+logger = logging.getLogger("transmamba.data")
+
+# Below this many pictures a scan takes seconds and needs no progress bar.
+_LONG = 5000
+_GRAYSCALE = ("1", "L", "I", "F")
+_ADVICE = "; remove it or set on_error: skip"
+
+
+def decode(picture: Path | bytes, name: str) -> Image.Image:
+    """The decoded picture, from a file or from its bytes. Raises UserError with `name` when that fails."""
+    try:
+        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
+            image.load()
+            return image
+    except MemoryError:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise whatever they meet: OSError, SyntaxError, struct.error ...
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{name}: does not decode as an image ({reason}){_ADVICE}") from error
+
+
+def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """(H, W, 1) for grayscale pictures, (H, W, 3) for all others."""
+    gray = image.mode in _GRAYSCALE or image.mode.startswith("I;")
+    array = np.array(ToChannels(1 if gray else 3)(image))
+    return array[..., None] if gray else array
+
+
+def undecodable(count: int, load: Callable[[int], object], identity: str) -> npt.NDArray[np.int64]:
+    """The numbers of the pictures that `load` refuses; logged once, and remembered under `identity`.
+
+    `identity` must change whenever a picture does (names, sizes and times of modification will do).
+    """
+    record = _record(identity)
+    try:
+        broken = [int(number) for number in json.loads(record.read_text())]
+    except (OSError, ValueError, TypeError):
+        refused = in_threads(range(count), lambda number: _refusal(number, load), "checking images")
+        broken = [number for number, reason in enumerate(refused) if reason]
+        _remember(record, broken)
+    if broken:
+        first = (_refusal(broken[0], load) or "").removesuffix(_ADVICE)
+        logger.warning(
+            "skipping %d of %d images that do not decode; the first: %s", len(broken), count, first
+        )
+    return np.array(broken, dtype=np.int64)
+
+
+def in_threads(items: Iterable[int], work: Callable[[int], T], what: str) -> Iterator[T]:
+    """`work` of every item, in order; Pillow decodes outside the interpreter lock, so threads are enough."""
+    items = list(items)
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        yield from _with_progress(pool.map(work, items), len(items), what)
+
+
+def _refusal(number: int, load: Callable[[int], object]) -> str | None:
+    try:
+        load(number)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _record(identity: str) -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return Path(base).expanduser() / "transmamba" / "undecodable" / f"{digest}.json"
+
+
+def _remember(record: Path, broken: list[int]) -> None:
+    # Renamed into place, since the other ranks of this machine may be writing the same record.
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as partial:
+            json.dump(broken, partial)
+        Path(partial.name).replace(record)
+    except OSError as error:
+        logger.info("the list of undecodable images is not kept: %s", error)
+
+
+def _with_progress(results: Iterator[T], total: int, what: str) -> Iterator[T]:
+    if total < _LONG or os.environ.get("RANK", "0") != "0":
+        return results
+    from rich.console import Console
+    from rich.progress import track
+
+    return iter(track(results, what, total, console=Console(stderr=True), transient=True))

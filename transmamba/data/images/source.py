@@ -1,0 +1,109 @@
+"""What every reader returns: labelled images by number, and the implementation for images held in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ...errors import UserError
+
+
+class ImageSource(Protocol):
+    """One split of a data set. Its order never changes: an image's number identifies it across runs.
+
+    labels:  (N,) int64 class numbers
+    classes: (K,) class names
+    skipped: how many images were left out because they do not decode
+    """
+
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    skipped: int
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """The picture as stored. Raises UserError naming it when it does not decode."""
+        ...
+
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        """All pictures, (N, H, W, C), when they are in memory and of one size; None otherwise."""
+        ...
+
+
+@dataclass
+class ArraySource:
+    """Images in memory, (N, H, W, C) uint8 with C 1 or 3. An `ImageSource`."""
+
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        pixels = self.pixels[index]
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        return self.pixels
+
+
+def check_split(split: str) -> None:
+    """Readers know two splits. Raises UserError for another."""
+    if split not in ("train", "test"):
+        raise UserError(f"split {split!r}: a data reader has the splits 'train' and 'test'")
+
+
+def existing(path: str, expected: str) -> Path:
+    """`path` with ~ and $VARIABLES filled in. Raises UserError, saying what is expected, if it is absent."""
+    found = Path(os.path.expandvars(path)).expanduser()
+    try:
+        found.stat()
+    except OSError as error:
+        reason = (
+            "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        )
+        raise UserError(f"{found} {reason}; expected {expected}") from None
+    return found
+
+
+def as_pixels(array: npt.NDArray[np.generic], where: str) -> npt.NDArray[np.uint8]:
+    """Checks pictures of shape (N, H, W) or (N, H, W, C) and returns them as (N, H, W, C)."""
+    if array.dtype != np.uint8:
+        raise UserError(f"{where}: images must be uint8 (0..255), got {array.dtype}")
+    if array.ndim == 3:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in (1, 3):
+        raise UserError(f"{where}: images must be (N, H, W) or (N, H, W, 1 or 3), got shape {array.shape}")
+    if len(array) == 0:
+        raise UserError(f"{where}: holds no images")
+    return array  # type: ignore[return-value]
+
+
+def as_labels(array: npt.NDArray[np.generic], count: int, where: str) -> npt.NDArray[np.int64]:
+    """Checks class numbers (N,) or (N, 1) against the number of images and returns them as (N,) int64."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise UserError(f"{where}: labels must be integers of shape (N,), got {array.dtype} {array.shape}")
+    if len(array) != count:
+        raise UserError(f"{where}: {len(array)} labels for {count} images")
+    labels = array.astype(np.int64)
+    if labels.min() < 0:
+        raise UserError(f"{where}: label {labels.min()}: class numbers start at 0; is this split unlabelled?")
+    return labels
+
+
+def numbered_classes(*labels: Iterable[int] | npt.NDArray[np.generic]) -> tuple[str, ...]:
+    """Names '0' .. 'K-1' for labels that have none; K is one more than the largest label of all splits."""
+    return tuple(str(number) for number in range(1 + max(int(np.max(part)) for part in labels)))  # type: ignore[arg-type]

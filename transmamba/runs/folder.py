@@ -1,0 +1,163 @@
+"""RUN, the folder of a run: whose it is, and what was true when it was made."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..config import load as configs
+from ..training.checkpoint import list_checkpoints
+from ..errors import UserError
+from .recipe import Recipe
+from ..reporting.tracking import METRICS_FILE
+
+RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
+ENVIRONMENT = "environment.json"
+SUBCLONE, SAMPLES, INDICES = "subclone.json", "samples.npz", "train_indices.npy"
+_LOCK = ".lock"
+_PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "transmamba")
+
+
+def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
+    """Make `folder` this recipe's, or find that it already is. Another run's is refused, or with `overwrite`
+    removed. Raises UserError naming the first differences."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir {str(folder)!r} is a file; write a folder")
+    if folder.exists() and any(folder.iterdir()):
+        _refuse_what_is_no_run(folder)
+        with sole(folder):
+            pass
+        if overwrite:
+            shutil.rmtree(folder)
+        elif _has_begun(folder):
+            _refuse_another_run(folder, recipe)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = _has_begun(folder)
+        if not begun:
+            configs.save_yaml(recipe, folder / CONFIG)
+        if not begun or not (folder / ENVIRONMENT).is_file():
+            (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a run's folder until it ends, however it ends.
+
+    Raises UserError where one is in it. Where there are no locks, or nothing can be written, all are let in.
+    """
+    path = folder / _LOCK
+    with contextlib.ExitStack() as held:
+        try:
+            import fcntl
+
+            lock = held.enter_context(path.open("w"))
+            # of the process, not of the open file, which the workers that load data would keep
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.callback(path.unlink, missing_ok=True)
+        except BlockingIOError:
+            raise UserError(
+                f"output_dir {str(folder)!r} is in use by another process; "
+                "wait until it has ended, or choose another folder"
+            ) from None
+        except (ImportError, OSError):  # Windows has no fcntl
+            pass
+        yield
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether there is a row or a checkpoint to continue. Before that a mistake in its recipe may have
+    stopped the run, and the mended recipe takes its place."""
+    rows = folder / METRICS_FILE
+    return bool(list_checkpoints(folder / "checkpoints")) or (rows.is_file() and rows.stat().st_size > 0)
+
+
+def _refuse_what_is_no_run(folder: Path) -> None:
+    """Not even with `overwrite`: what is there may be dear to the user. A run killed while it wrote its first
+    file is one."""
+    names = {path.name for path in folder.iterdir()}
+    if names == {f"{CONFIG}.partial"} or (CONFIG in names and _is_recipe(folder / CONFIG)):
+        return
+    raise UserError(f"output_dir {str(folder)!r} holds something that is no run; choose another folder")
+
+
+def _is_recipe(path: Path) -> bool:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(values, dict) and {"task", "student", "stages"} <= values.keys()
+
+
+def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
+    old = configs.load(Recipe, folder / CONFIG)
+    changes = list(differences(configs.dump(old), configs.dump(recipe)))
+    if changes:
+        shown = "; ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
+        raise UserError(
+            f"output_dir {str(folder)!r} holds another run ({shown}); "
+            "choose another output_dir, or --overwrite"
+        )
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """`path: old there, new here` for every leaf that differs, but for how it is launched and tracked."""
+    if path in (
+        "wandb",
+        "output_dir",
+        "trainer.workers",
+        "trainer.log_every",
+        "trainer.save_every",
+        "trainer.keep",
+        "trainer.cuda_graphs",
+    ):
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            below = f"{path}.{key}" if path else key
+            yield from differences(old.get(key), new.get(key), below)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, f"{path}.{index}")
+    elif old != new:
+        yield f"{path}: {old} there, {new} here"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and commit, for whoever reads the run later."""
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    return {"packages": versions, "python": platform.python_version(), "device": device, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    """TRANSMAMBA_COMMIT where it is set: a copied tree has no history, or an older one, to ask."""
+    if told := os.environ.get("TRANSMAMBA_COMMIT"):
+        return told
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

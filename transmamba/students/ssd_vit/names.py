@@ -1,0 +1,149 @@
+"""The student `ssd_vit`, its shape from a teacher's, and the sizes of it that timm makes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ...config.registry import STUDENTS
+from ...errors import UserError
+from ...views.view import View
+from ..timm_arguments import default_cfg, following
+from .model import SSDVisionTransformer
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"ssd_{name}": default_cfg(size, classes)
+        for name, size, classes in (
+            ("vit_tiny_patch16_224", 224, 1000),
+            ("vit_small_patch16_224", 224, 1000),
+            ("vit_base_patch16_224", 224, 1000),
+            ("vit_mini_patch4_32", 32, 10),
+            ("vit_micro_patch2_8", 8, 10),
+        )
+    }
+)
+
+
+def _create(
+    variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]
+) -> SSDVisionTransformer:
+    out_indices = kwargs.pop("out_indices", 3)
+    model = build_model_with_cfg(
+        SSDVisionTransformer,
+        variant,
+        pretrained,
+        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+        **{**defaults, **kwargs},
+    )
+    model.transmamba_args = kwargs
+    return model
+
+
+@register_model
+def ssd_vit_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """The shape of ViT/DeiT-Tiny."""
+    defaults = dict(patch_size=16, embed_dim=192, depth=12, num_heads=3)
+    return _create("ssd_vit_tiny_patch16_224", pretrained, defaults, kwargs)
+
+
+@register_model
+def ssd_vit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """The shape of ViT/DeiT-Small."""
+    defaults = dict(patch_size=16, embed_dim=384, depth=12, num_heads=6)
+    return _create("ssd_vit_small_patch16_224", pretrained, defaults, kwargs)
+
+
+@register_model
+def ssd_vit_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """The shape of ViT/DeiT-Base."""
+    defaults = dict(patch_size=16, embed_dim=768, depth=12, num_heads=12)
+    return _create("ssd_vit_base_patch16_224", pretrained, defaults, kwargs)
+
+
+@register_model
+def ssd_vit_mini_patch4_32(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """For 32-pixel images: 64 patches, 6 blocks of 192, 3 heads."""
+    defaults = dict(img_size=32, patch_size=4, embed_dim=192, depth=6, num_heads=3)
+    return _create("ssd_vit_mini_patch4_32", pretrained, defaults, kwargs)
+
+
+@register_model
+def ssd_vit_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> SSDVisionTransformer:
+    """For 8-pixel images: 16 patches, 6 blocks of 64, 4 heads."""
+    defaults = dict(img_size=8, patch_size=2, embed_dim=64, depth=6, num_heads=4)
+    return _create("ssd_vit_micro_patch2_8", pretrained, defaults, kwargs)
+
+
+@STUDENTS.register("ssd_vit")
+@dataclass(frozen=True, kw_only=True)
+class SsdVit:
+    """An ssd_vit.
+
+    model: a timm name of ours; left out: the teacher's shape
+    attention_layers: blocks that keep attention, counted from 0
+    kwargs: of its constructor; they go before all of that
+    """
+
+    model: str | None = None
+    attention_layers: tuple[int, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(
+        self, *, num_classes: int, input_size: tuple[int, int, int] | None = None, view: View | None = None
+    ) -> nn.Module:
+        from ...teachers.timm_vit import create_timm
+
+        arguments = following(
+            "ssd_vit", self.model, shape_of, num_classes=num_classes, input_size=input_size, view=view
+        )
+        if self.attention_layers:
+            arguments["attention_layers"] = list(self.attention_layers)
+        name = self.model or "ssd_vit_small_patch16_224"
+        return create_timm(name, pretrained=False, **{**arguments, **self.kwargs})
+
+
+def shape_of(view: View) -> dict[str, Any]:
+    """Constructor arguments of the vision transformer that has this view's shape."""
+    special = [name for name, _ in view.layout.special]
+    first = view.blocks[0]
+    eps = {block.attention.norm.eps for block in view.blocks}
+    return dict(
+        patch_size=view.embedding.weight.shape[-1],
+        embed_dim=view.width,
+        depth=len(view.blocks),
+        num_heads=first.attention.heads,
+        mlp_ratio=first.mlp.up.weight.shape[0] / view.width,
+        qkv_bias=first.attention.q.bias is not None,
+        qk_norm=first.attention.q_norm is not None,
+        proj_bias=first.attention.o.bias is not None,
+        class_token="cls" in special,
+        reg_tokens=sum(name.startswith("reg") for name in special),
+        global_pool="token" if view.heads[0][0] == "cls" else "avg",
+        pre_norm=view.embedding.norm is not None,
+        final_norm=view.norm is not None,
+        fc_norm=view.norm_after_pooling,
+        init_values=1.0 if first.attention.scale is not None else None,
+        act_layer=activation_name(first.mlp.act),
+        norm_layer="rmsnorm" if first.attention.norm.rms else None,
+        norm_eps=None if eps == {1e-6} else eps.pop(),
+    )
+
+
+def activation_name(act: Callable[[Tensor], Tensor]) -> str | None:
+    """timm's name of an activation, found by what it computes; None for GELU, timm's default.
+
+    Raises UserError for one that timm's vision transformer cannot be given by name.
+    """
+    from timm.layers import get_act_fn
+
+    grid = torch.linspace(-4, 4, 65)
+    for name in ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu"):
+        if torch.allclose(act(grid), get_act_fn(name)(grid), atol=1e-6):
+            return None if name == "gelu" else name
+    raise UserError("ssd_vit copies the teacher's MLPs, but their activation has no name in timm; choose vim")

@@ -1,0 +1,131 @@
+"""Which canonical tensor each of ssd_vit's own tensors takes, as it is: an ssd_vit has its teacher's shape.
+
+`qkv` and `proj` of attention become those of the mixer. What has no place is yielded as `Dropped`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...errors import UserError
+from ...views.view import Affine, Norm, View
+from ..student import Dropped, Take
+
+if TYPE_CHECKING:
+    from .model import SSDVisionTransformer
+
+
+def suits_layer_norms(view: View) -> bool:
+    """Whether LayerNorms do what the view's norms do: they are LayerNorms, or its stream is centred."""
+    if not view.blocks[0].attention.norm.rms:
+        return True
+    weight = view.embedding.weight
+    return bool(weight.mean(dim=0).abs().max() < 1e-4 * weight.abs().max())
+
+
+def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dropped]:
+    """Embeddings, final norm and head."""
+    embedding = view.embedding
+    mine, theirs = student.layout, view.layout
+    if mine.grid != theirs.grid:
+        raise UserError(
+            f"teacher has a {theirs.grid} patch grid, ssd_vit {mine.grid}; use the same size and patch"
+        )
+    yield Take(target="patch_embed.proj.weight", source="embedding.weight", tensor=embedding.weight)
+    yield from _bias("patch_embed.proj.bias", "embedding.bias", Affine(embedding.weight, embedding.bias))
+    if embedding.norm is not None:
+        yield from _norm("norm_pre", "embedding.norm", embedding.norm)
+    rows = [name for name, _ in theirs.special]
+    for name, _ in mine.special:
+        if name not in rows:
+            raise UserError(
+                f"ssd_vit has a {name} token and the teacher none; set student.kwargs.class_token=false"
+            )
+    for name in rows:
+        if name not in dict(mine.special):
+            yield Dropped(source=f"embedding.special.{name}", why="the student has no such token")
+    if "cls" in rows:
+        row = rows.index("cls")
+        yield Take(target="cls_token", source="embedding.special.cls", tensor=embedding.special[row])
+    registers = [i for i, name in enumerate(rows) if name.startswith("reg")]
+    if registers:
+        index = torch.tensor(registers)
+        yield Take(
+            target="reg_token",
+            source="embedding.special.reg",
+            tensor=embedding.special.index_select(0, index.to(embedding.special.device)),
+        )
+    if student.pos_embed is not None:
+        source, _ = theirs.match(mine)
+        position = embedding.position
+        if student.pos_embed.shape[1] != mine.length:
+            source = source[len(mine.special) :]
+        yield Take(target="pos_embed", source="embedding.position", tensor=position, index=(source,))
+    if view.norm is not None:
+        yield from _norm("fc_norm" if view.norm_after_pooling else "norm", "norm", view.norm)
+    if view.num_classes == student.num_classes:
+        yield Take(target="head.weight", source="head.weight", tensor=view.heads[0][1].weight)
+        yield from _bias("head.bias", "head.bias", view.heads[0][1])
+    for token, _ in view.heads[1:]:
+        yield Dropped(source=f"head.{token}", why="the student has one head")
+
+
+def _bias(target: str, source: str, affine: Affine, layer: int | None = None) -> Iterator[Take]:
+    if affine.bias is not None:
+        yield Take(target=target, source=source, tensor=affine.bias, layer=layer)
+
+
+def _norm(target: str, source: str, norm: Norm, layer: int | None = None) -> Iterator[Take]:
+    for name, tensor in (("weight", norm.weight), ("bias", norm.bias)):
+        if tensor is not None:
+            yield Take(target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, layer=layer)
+
+
+def plan_block(student: SSDVisionTransformer, view: View, k: int, t: int) -> Iterator[Take | Dropped]:
+    """Block k from block t."""
+    block, into, source = view.blocks[t], f"blocks.{k}", f"blocks.{t}"
+    attention, mlp = block.attention, block.mlp
+    if attention.heads != student.blocks[k].attn.num_heads:
+        raise UserError(
+            f"teacher has {attention.heads} heads, ssd_vit {student.blocks[k].attn.num_heads}; "
+            f"set student.kwargs.num_heads={attention.heads}"
+        )
+    for name, norm in (("norm1", attention.norm), ("norm2", mlp.norm)):
+        kind = "attention" if name == "norm1" else "mlp"
+        yield from _norm(f"{into}.{name}", f"{source}.{kind}.norm", norm, layer=k)
+    for third, name in enumerate(("q", "k", "v")):
+        projection: Affine = getattr(attention, name)
+        rows = slice(third * view.width, (third + 1) * view.width)
+        for part, tensor in (("weight", projection.weight), ("bias", projection.bias)):
+            if tensor is not None:
+                yield Take(
+                    target=f"{into}.attn.qkv.{part}",
+                    source=f"{source}.attention.{name}.{part}",
+                    tensor=tensor,
+                    into=rows,
+                    layer=k,
+                )
+    for target, name, affine in (
+        ("attn.proj", "attention.o", attention.o),
+        ("mlp.fc1", "mlp.up", mlp.up),
+        ("mlp.fc2", "mlp.down", mlp.down),
+    ):
+        yield Take(
+            target=f"{into}.{target}.weight", source=f"{source}.{name}.weight", tensor=affine.weight, layer=k
+        )
+        yield from _bias(f"{into}.{target}.bias", f"{source}.{name}.bias", affine, layer=k)
+    for target, scale in (("ls1", attention.scale), ("ls2", mlp.scale)):
+        if scale is not None:
+            yield Take(target=f"{into}.{target}.gamma", source=f"{source}.{target}", tensor=scale, layer=k)
+    for name, per_head in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
+        if per_head is not None and k in student.attention_layers:
+            yield from _norm(f"{into}.attn.{name}", f"{source}.attention.{name}", per_head, layer=k)
+        elif per_head is not None:
+            yield Dropped(
+                source=f"{source}.attention.{name}",
+                why="an SSD mixer has no query and key norms",
+                layer=k,
+            )

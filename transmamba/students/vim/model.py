@@ -1,0 +1,285 @@
+"""Vision Mamba (Zhu et al., arXiv 2401.09417) as a timm model: official names and shapes, no compiled
+extension.
+
+One layer is one residual sublayer; the class token sits in the middle of the sequence. Shapes: B images,
+L tokens, D channels, E inner channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, PatchEmbed, trunc_normal_
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...core.output import Branches, Capture, Output, TokenLayout
+from ...layers.bidirectional import BidirectionalMamba
+from ...subcloning.selection import Selection
+from ...views.view import View
+from ..student import Dropped, Sublayer, Take, depth_map
+from .plan import plan_ends, plan_layer
+
+
+class VimLayer(nn.Module):
+    """x + mixer(norm(x)), the residual stream in float32 whatever the mixer's precision."""
+
+    def __init__(self, dim: int, drop_path: float, **mixer: Any) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(dim, eps=1e-5)
+        self.mixer = BidirectionalMamba(dim, **mixer)
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.drop_path(self.mixer(self.norm(x)).output)
+
+
+class VisionMamba(nn.Module):
+    """Vim, bidirectional v2, class token in the middle.
+
+    Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, and the additions to the official model
+    `proj_bias`, `gate_bias` (see `BidirectionalMamba`).
+    """
+
+    cloned_by_default: Literal["all", "half"] = "half"
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        expand: int = 2,
+        d_conv: int = 4,
+        proj_bias: bool = False,
+        gate_bias: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if global_pool not in ("", "token", "avg"):
+            raise ValueError(f"global_pool is {global_pool!r}; write 'token', 'avg' or ''")
+        if depth < 1 or embed_dim < 1:
+            raise ValueError(f"depth is {depth}, embed_dim {embed_dim}; write numbers of at least 1")
+        self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.num_prefix_tokens = 1
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        num_patches = self.patch_embed.num_patches
+        self.cls_position = num_patches // 2
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
+        mixer = dict(
+            d_state=d_state,
+            expand=expand,
+            d_conv=d_conv,
+            proj_bias=proj_bias,
+            gate_bias=gate_bias,
+        )
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.layers = nn.ModuleList(VimLayer(embed_dim, rate, **mixer) for rate in rates)
+        self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        reduction = self.patch_embed.feat_ratio()
+        self.feature_info = [
+            dict(module=f"layers.{i}", num_chs=embed_dim, reduction=reduction) for i in range(depth)
+        ]
+        self._init_weights()
+
+    @torch.no_grad()
+    def _init_weights(self) -> None:
+        """Truncated normals as in DeiT, output projections scaled down by sqrt(layers) as in GPT-2 and
+        Mamba."""
+        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
+        for layer in self.layers:
+            layer.mixer.out_proj.weight.div_(len(self.layers) ** 0.5)  # type: ignore[union-attr,operator]
+        for linear in self.modules():
+            if isinstance(linear, BidirectionalMamba):
+                for projection in (linear.in_proj, linear.out_proj):
+                    if projection.bias is not None:
+                        nn.init.zeros_(projection.bias)
+        if isinstance(self.head, nn.Linear):
+            trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    # --- timm's interface
+    # -------------------------------------------------------------------------------------
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        names = {"pos_embed", "cls_token"}
+        own = ("A_log", "A_b_log", "D", "D_b", "gate_bias")
+        return names | {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in own}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return dict(
+            stem=r"^cls_token|pos_embed|patch_embed",
+            blocks=[(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
+        )
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        if global_pool is not None:
+            if global_pool not in ("", "token", "avg"):
+                raise ValueError(f"global_pool is {global_pool!r}; write 'token', 'avg' or ''")
+            self.global_pool = global_pool
+        device = self.pos_embed.device
+        self.head = (
+            nn.Linear(self.embed_dim, num_classes, device=device) if num_classes > 0 else nn.Identity()
+        )
+
+    def _embed(self, x: Tensor) -> Tensor:
+        patches = self.patch_embed(x)
+        cls_token = self.cls_token.expand(len(x), -1, -1).to(patches.dtype)
+        before, after = patches[:, : self.cls_position], patches[:, self.cls_position :]
+        return torch.cat([before, cls_token, after], dim=1) + self.pos_embed
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order."""
+        x = self._embed(x)
+        for layer in self.layers:
+            use_checkpoint = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
+            x = checkpoint(layer, x, use_reentrant=False) if use_checkpoint else layer(x)
+        return self.norm_f(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.global_pool == "token":
+            x = x[:, self.cls_position]
+        elif self.global_pool == "avg":
+            x = x[:, self.layout.patches].mean(dim=1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """timm's intermediates: patch tokens as (B, D, h, w) or (B, h * w, D), the class token beside
+        them."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt is {output_fmt!r}; write 'NCHW' or 'NLC'")
+        take, last = feature_take_indices(len(self.layers), indices)
+        kept = []
+        x = self._embed(x)
+        for i, layer in enumerate(self.layers[: last + 1] if stop_early else self.layers):
+            x = layer(x)
+            if i in take:
+                kept.append(self.norm_f(x) if norm else x)
+        patches: list[Any] = [feature[:, self.layout.patches] for feature in kept]
+        if output_fmt == "NCHW":
+            patches = [p.transpose(1, 2).unflatten(2, self.layout.grid).contiguous() for p in patches]
+        if return_prefix_tokens:
+            prefix = [feature[:, self.cls_position : self.cls_position + 1] for feature in kept]
+            patches = list(zip(patches, prefix, strict=True))
+        return patches if intermediates_only else (self.norm_f(x), patches)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        take, last = feature_take_indices(len(self.layers), indices)
+        self.layers = self.layers[: last + 1]
+        if prune_norm:
+            self.norm_f = nn.Identity()  # type: ignore[assignment]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    # --- the student's interface
+    # ------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> TokenLayout:
+        rows, columns = self.patch_embed.grid_size
+        return TokenLayout(grid=(rows, columns), special=(("cls", self.cls_position),))
+
+    @property
+    def width(self) -> int:
+        return self.embed_dim
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def state_width(self) -> int:
+        return self.layers[0].mixer.d_state  # type: ignore[union-attr,return-value]
+
+    def run(self, images: Tensor, capture: Capture) -> Output:
+        output = Output(logits=None, layout=self.layout)
+        x = self._embed(images)
+        layer: Any
+        for k, layer in enumerate(self.layers):
+            branches = k in capture.branches
+            mix = partial(layer.mixer, branches=branches, tokens=capture.tokens)
+            if self.grad_checkpointing and self.training:
+                mixed = checkpoint(mix, layer.norm(x), use_reentrant=False)
+            else:
+                mixed = mix(layer.norm(x))
+            survives = layer.drop_path(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
+            x = x + survives * mixed.output
+            if k in capture.hidden:
+                output.hidden[k] = x
+            if branches:
+                half = mixed.half * survives.to(mixed.half.dtype)
+                here = x if capture.tokens is None else x.index_select(1, capture.tokens)
+                output.branches[k] = Branches(here, half, layer.mixer.out_proj.weight)
+            if k in capture.mixers:
+                output.mixers[k] = mixed.parts
+        output.logits = self.forward_head(self.norm_f(x))
+        return output
+
+    def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
+        layer: Any = self.layers[k]
+        mixed = layer.mixer(layer.norm(hidden), branches=k in capture.branches)
+        if mixed.half is not None:
+            mixed.parts["spread"] = F.linear(mixed.half, layer.mixer.out_proj.weight)
+        return mixed.output, mixed.parts
+
+    def average_(self, k: int, batches: Sequence[Tensor]) -> None:
+        """Let mixer k begin as the average of its values over the image (`SubcloneConfig.average`), to scale
+        on these images, each (B, C, H, W), which reach it through the layers before it."""
+        mixer: Any = self.layers[k].mixer
+        mixer.average_(self.layout.length)
+        mixer.level_([self.run(images, Capture(mixers=frozenset({k}))).mixers[k] for images in batches])
+
+    def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
+        sources = depth_map(self.num_layers, 2 * num_blocks)
+        return {k: (s // 2, "attention" if s % 2 == 0 else "mlp") for k, s in enumerate(sources)}
+
+    def mixer_parameters(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if ".mixer." in name}
+
+    def plan(self, view: View, select: Selection) -> Iterator[Take | Dropped]:
+        yield from plan_ends(self, view, select)
+        for k, (t, sublayer) in self.mixer_sources(len(view.blocks)).items():
+            yield from plan_layer(self, view, select, k, t, sublayer)

@@ -1,0 +1,126 @@
+"""The student `vim` and the sizes of Vim that timm makes by name."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from ...config.registry import STUDENTS
+from ...errors import UserError
+from ...views.view import View
+from ..timm_arguments import default_cfg, following
+from .model import VisionMamba
+from .official import checkpoint_filter_fn
+
+default_cfgs = generate_default_cfgs(
+    {
+        "vim_tiny_patch16_224": default_cfg(),
+        "vim_small_patch16_224": default_cfg(),
+        "vim_base_patch16_224": default_cfg(),
+        "vim_mini_patch4_32": default_cfg(32, 10),
+        "vim_micro_patch2_8": default_cfg(8, 10),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: dict[str, Any]) -> VisionMamba:
+    out_indices = kwargs.pop("out_indices", 3)
+    kwargs.pop("vim_compat_init", None)  # of students saved before 0.2; it said how they began
+    model = build_model_with_cfg(
+        VisionMamba,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg=dict(out_indices=out_indices, feature_cls="getter"),
+        **{**defaults, **kwargs},
+    )
+    model.transmamba_args = kwargs
+    return model
+
+
+@register_model
+def vim_tiny_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-Tiny: 24 layers of 192, 7 M parameters."""
+    return _create("vim_tiny_patch16_224", pretrained, dict(embed_dim=192, depth=24), kwargs)
+
+
+@register_model
+def vim_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-Small: 24 layers of 384, 26 M parameters."""
+    return _create("vim_small_patch16_224", pretrained, dict(embed_dim=384, depth=24), kwargs)
+
+
+@register_model
+def vim_base_patch16_224(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """Vim-Base: 24 layers of 768, 98 M parameters."""
+    return _create("vim_base_patch16_224", pretrained, dict(embed_dim=768, depth=24), kwargs)
+
+
+@register_model
+def vim_mini_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """For 32-pixel images: 64 patches, 12 layers of 192."""
+    defaults = dict(img_size=32, patch_size=4, embed_dim=192, depth=12)
+    return _create("vim_mini_patch4_32", pretrained, defaults, kwargs)
+
+
+@register_model
+def vim_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
+    """For 8-pixel images: 16 patches, 12 layers of 64, state 8."""
+    defaults = dict(img_size=8, patch_size=2, embed_dim=64, depth=12, d_state=8)
+    return _create("vim_micro_patch2_8", pretrained, defaults, kwargs)
+
+
+@STUDENTS.register("vim")
+@dataclass(frozen=True, kw_only=True)
+class Vim:
+    """A Vim. Image size, channels, classes and pooling follow the teacher and the data.
+
+    model: a timm name of ours; left out: the teacher's patch and width, and two layers a block
+    kwargs: of its constructor; they go before all of that: embed_dim, depth, patch_size, img_size, d_state
+        (16), expand (2), d_conv (4), gate_bias (false), proj_bias (false), global_pool (token, or avg),
+        drop_rate (0), drop_path_rate (0)
+    """
+
+    model: str | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(
+        self, *, num_classes: int, input_size: tuple[int, int, int] | None = None, view: View | None = None
+    ) -> nn.Module:
+        from ...teachers.timm_vit import create_timm
+
+        shape_of = functools.partial(_shape_of, square="patch_size" not in self.kwargs)
+        arguments = following(
+            "vim", self.model, shape_of, num_classes=num_classes, input_size=input_size, view=view
+        )
+        if view is not None:  # its head reads the mean, or the class token
+            arguments["global_pool"] = "avg" if view.heads[0][0] == "mean" else "token"
+        arguments |= self.kwargs
+        return create_timm(self.model or name_of_width(arguments["embed_dim"]), pretrained=False, **arguments)
+
+
+# the official sizes, by width
+OFFICIAL = {192: "vim_tiny_patch16_224", 384: "vim_small_patch16_224", 768: "vim_base_patch16_224"}
+
+
+def name_of_width(width: int) -> str:
+    """The timm name that a Vim of this width goes by; its saved arguments say where it differs from that."""
+    return OFFICIAL.get(width, OFFICIAL[384])
+
+
+def _shape_of(view: View, square: bool) -> dict[str, Any]:
+    """Constructor arguments of the Vim in which each of this view's sublayers has a layer of its own.
+
+    Raises UserError for patches that are not square where they have to be.
+    """
+    height, width = view.embedding.weight.shape[-2:]
+    if square and height != width:
+        raise UserError(
+            f"the teacher's patches are {height} x {width} pixels, a Vim's are square; set "
+            "student.kwargs.patch_size"
+        )
+    return dict(patch_size=width, embed_dim=view.width, depth=2 * len(view.blocks))

@@ -1,0 +1,141 @@
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is written into a hidden folder, flushed to the disk, and renamed: the one step that cannot be
+torn. What a killed run left half-written is never picked, and swept away by the next.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+PROGRESS_FILE = "progress.json"
+_PREFIX, _TEMPORARY = "step-", ".saving-"
+
+
+@dataclass
+class Progress:
+    """Where a run is: stage by number, steps done in it, steps and samples done in all, rows logged (bytes),
+    what was summed since the last row."""
+
+    stage: int = 0
+    stage_step: int = 0
+    step: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    metrics_offset: int = 0
+    processes: int = 1
+    window: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int) -> Path:
+    """Save what the accelerator prepared, and `progress`, as folder/step-N; keep the newest `keep`.
+
+    All ranks call it. Raises UserError when the disk is full; earlier checkpoints are untouched then.
+    """
+    name = f"{_PREFIX}{progress.step:08d}"
+    final, temporary = folder / name, folder / f"{_TEMPORARY}{name}"
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder)
+        temporary.mkdir()
+    accelerator.wait_for_everyone()
+    try:
+        accelerator.save_state(str(temporary))
+        if accelerator.is_main_process:
+            (temporary / PROGRESS_FILE).write_text(json.dumps(asdict(progress)))
+            _flush(temporary)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_is_full(error, folder):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{folder}: no space left to save step {progress.step}; earlier checkpoints are whole. "
+            "Free some space, or set trainer.keep=1, and start the same command again"
+        ) from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        temporary.rename(final)
+        _flush_folder(folder)
+        for old in list_checkpoints(folder)[:-keep]:
+            doomed = folder / f"{_TEMPORARY}{old.name}"  # so that half of it is never taken for a whole one
+            old.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left half-written or half-removed."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / PROGRESS_FILE).is_file())
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Raises UserError when the file is damaged."""
+    path = checkpoint / PROGRESS_FILE
+    try:
+        values = json.loads(path.read_text())
+        return Progress(**{field.name: values[field.name] for field in fields(Progress)})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove the folder to use an older one") from error
+
+
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
+    """Fill what the accelerator prepared. Raises UserError when it was saved from another architecture."""
+    try:
+        accelerator.load_state(str(checkpoint))
+    except (RuntimeError, ValueError, KeyError) as error:
+        # torch's first line only says that there is more
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        first = lines[min(1, len(lines) - 1)].strip()
+        raise UserError(
+            f"{checkpoint}: does not fit this recipe's student ({first}); "
+            "use the recipe it was saved by, another output_dir, or --overwrite"
+        ) from error
+
+
+def _disk_is_full(error: BaseException, folder: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    if "os error 28" in str(error):  # safetensors' way of saying ENOSPC
+        return True
+    # torch's own writer reports a full disk as a RuntimeError without an errno
+    torch_writer = any(word in str(error) for word in ("write", "Writer", "inline_container", "iostream"))
+    return torch_writer and isinstance(error, RuntimeError) and shutil.disk_usage(folder).free < 1 << 20
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            _flush_folder(path)
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
