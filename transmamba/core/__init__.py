@@ -1,0 +1,1 @@
+"""The words every room speaks: batch, layout, output, tower, task, preprocessing. Imports torch, nothing of ours."""

@@ -1,35 +1,66 @@
-"""What a data loader hands to the trainer."""
+"""What a data loader hands to the trainer, and the trainer to teacher, student and losses, under one name."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
-    """One micro-batch, normalised for the model.
+    """One micro-batch: what goes in, what should come out, how much of it there is.
 
-    images:  (B, C, H, W) float32
-    targets: (B,) int64 class numbers, or (B, K) float32 probabilities after mixup or cutmix
-    index:   (B,) int64, the image's number in its split's source
+    inputs:  image (N, C, H, W) float32, normalised for the model; text (B, L) int64 with text_mask (B, L) bool or
+        text_segment (B, L) int32, and whatever else a tower takes. An input that is absent: its tower is not run
+    targets: classes (B,) int64 or (B, K) float32 after mixup; tokens (B, L), already shifted, -100 where nothing
+        is asked; nothing at all
+    index:   (B,) int64, each row's number in its split's source
+    counts:  items by kind (samples, tokens, answers, pairs), counted on the CPU by whoever collates
     """
 
-    images: Tensor
-    targets: Tensor
+    inputs: Mapping[str, Tensor]
+    targets: Mapping[str, Tensor]
     index: Tensor
+    counts: Mapping[str, int]
 
     def __len__(self) -> int:
-        return self.images.shape[0]
+        return len(self.index)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with `function` applied to each tensor."""
         return Batch(
-            self.images.to(device, non_blocking=non_blocking),
-            self.targets.to(device, non_blocking=non_blocking),
-            self.index.to(device, non_blocking=non_blocking),
+            {name: function(tensor) for name, tensor in self.inputs.items()},
+            {name: function(tensor) for name, tensor in self.targets.items()},
+            function(self.index),
+            self.counts,
         )
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
     def pin_memory(self) -> Batch:
-        return Batch(self.images.pin_memory(), self.targets.pin_memory(), self.index.pin_memory())
+        return self.map(lambda tensor: tensor.pin_memory())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by a name of its own, in a fixed order: `input/image`, `target/classes`, `index`."""
+        named = {f"input/{name}": self.inputs[name] for name in sorted(self.inputs)}
+        named |= {f"target/{name}": self.targets[name] for name in sorted(self.targets)}
+        return {**named, "index": self.index}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Batch:
+        """The same batch holding these instead: the inverse of `tensors`."""
+        return Batch(
+            {name: tensors[f"input/{name}"] for name in self.inputs},
+            {name: tensors[f"target/{name}"] for name in self.targets},
+            tensors["index"],
+            self.counts,
+        )
+
+
+def image_batch(images: Tensor, classes: Tensor, index: Tensor | None = None) -> Batch:
+    """A batch of an image classifier: images (B, C, H, W), classes (B,) or (B, K)."""
+    index = torch.arange(len(images)) if index is None else index
+    return Batch({"image": images}, {"classes": classes}, index, {"samples": len(images)})

@@ -1,85 +1,66 @@
-"""What losses may read: `Output`s of teacher and student, and what they return: `Term(sum, count)`.
+"""What losses may read, the `Output`s of teacher and student, and what they return: `Term(sum, parts)`.
 
-Shapes: B images, L tokens, D channels, K classes, H heads, P channels a head.
+Shapes: B rows, L tokens, D channels, K classes, V vocabulary, E embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """Where each token of a sequence comes from.
-
-    `special` names the tokens that are no image patch and their position in the sequence; all others are the
-    patches of `grid` (rows, columns) in raster order.
-    """
-
-    grid: tuple[int, int]
-    special: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def length(self) -> int:
-        return self.grid[0] * self.grid[1] + len(self.special)
-
-    @property
-    def patches(self) -> list[int]:
-        """Sequence positions of the patch tokens, in raster order."""
-        taken = {position for _, position in self.special}
-        return [position for position in range(self.length) if position not in taken]
-
-    def match(self, target: TokenLayout) -> tuple[Tensor, Tensor]:
-        """Positions here and positions in `target` of the tokens that both have, in the target's order.
-
-        Raises ValueError when the patch grids differ: the aligner resizes them before it asks.
-        """
-        if self.grid != target.grid:
-            raise ValueError(f"patch grids differ: {self.grid} and {target.grid}")
-        here = dict(self.special)
-        pairs = [(here[name], position) for name, position in target.special if name in here]
-        pairs += list(zip(self.patches, target.patches, strict=True))
-        pairs.sort(key=lambda pair: pair[1])
-        source, wanted = zip(*pairs, strict=True)
-        return torch.tensor(source), torch.tensor(wanted)
+from .layout import Layout
 
 
 @dataclass(frozen=True)
 class Capture:
-    """Which intermediate results a forward pass should keep, by block index.
+    """Which intermediate results of one stream a forward pass keeps; nothing is kept that no loss asked for.
 
-    hidden:   residual stream after block k, (B, L, D)
-    branches: forward and backward branch features of student layer k, each (B, L, D); their mean is
-    `hidden[k]`
-    mixers:   what the sequence mixer of block k saw and made (teacher: q, k, input, output; student: B, C
-    ...)
+    hidden:   residual stream after layer k (of a teacher: after sublayer k), (B, L, D)
+    branches: forward and backward branch features of student layer k
+    mixers:   layer or sublayer -> names of what its mixer took in and made: of a teacher `input`, `output`, `q`,
+        `k`, `values` (what the output projection reads), `neurons`; of a student `output`, `B`, `C` ...
     tokens:   positions to keep in `branches` (they cost a projection each); None keeps all
-    ranks:    of a teacher, each token's place (L,) in the student's sequence: asks its mixers for
-        `attention_back`, what attention adds from the token itself and those before it there, half its bias
-        included
     """
 
     hidden: frozenset[int] = frozenset()
     branches: frozenset[int] = frozenset()
-    mixers: frozenset[int] = frozenset()
+    mixers: Mapping[int, frozenset[str]] = field(default_factory=dict)
     tokens: Tensor | None = None
-    ranks: Tensor | None = None
 
     def union(self, other: Capture) -> Capture:
+        """What either keeps. Raises ValueError where they ask for different tokens."""
         if self.tokens is not None and other.tokens is not None and self.tokens is not other.tokens:
             raise ValueError("two captures ask for different token subsets")
+        mixers = {
+            k: self.mixers.get(k, frozenset()) | other.mixers.get(k, frozenset())
+            for k in sorted(self.mixers.keys() | other.mixers.keys())
+        }
         return Capture(
             hidden=self.hidden | other.hidden,
             branches=self.branches | other.branches,
-            mixers=self.mixers | other.mixers,
+            mixers=mixers,
             tokens=other.tokens if self.tokens is None else self.tokens,
-            ranks=other.ranks if self.ranks is None else self.ranks,
         )
+
+    def on(self, tokens: Tensor | None) -> Capture:
+        """The same, with branches on these positions alone."""
+        return replace(self, tokens=tokens)
+
+
+# what is kept of each stream; a stream that is not named keeps nothing
+Captures = Mapping[str, Capture]
+
+
+def union(captures: Iterator[Captures] | list[Captures]) -> dict[str, Capture]:
+    """What any of them keeps, by stream."""
+    found: dict[str, Capture] = {}
+    for each in captures:
+        for stream, capture in each.items():
+            found[stream] = found[stream].union(capture) if stream in found else capture
+    return found
 
 
 @dataclass(frozen=True)
@@ -104,29 +85,91 @@ class Branches:
 
 
 @dataclass
-class Output:
-    """One forward pass of a teacher or a student."""
+class Stream:
+    """One tower's tokens: where they come from, which are real (`mask` (B, L), None for all), what was kept."""
 
-    logits: Tensor | None
-    layout: TokenLayout
+    layout: Layout
+    mask: Tensor | None = None
     hidden: dict[int, Tensor] = field(default_factory=dict)
     branches: dict[int, Branches] = field(default_factory=dict)
     mixers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass
+class Logits:
+    """Logits that are made when they are asked for: `head(hidden)`, whole or by rows.
+
+    hidden: the last residual stream, (B, L, D)
+    head:   from it to (B, K) class logits, or from (..., D) to (..., V)
+    """
+
+    hidden: Tensor
+    head: Callable[[Tensor], Tensor]
+    _made: Tensor | None = field(default=None, repr=False)
+
+    def __call__(self) -> Tensor:
+        """All of them, made once however many ask."""
+        if self._made is None:
+            self._made = self.head(self.hidden)
+        return self._made
+
+    def chunks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, V) logits of so many tokens at a time, and which of the B * L they are, for a head that reads
+        each token by itself."""
+        flat = self.hidden.flatten(0, -2)
+        for start in range(0, len(flat), rows):
+            part = slice(start, min(start + rows, len(flat)))
+            yield part, self.head(flat[part])
+
+
+@dataclass
+class Output:
+    """One forward pass of a teacher or a student.
+
+    streams:    by name: image, text, decoder
+    logits:     of classes, or of the vocabulary; None for a model that gives none
+    embeddings: one vector a row and tower, (B, E)
+    scalars:    learnt numbers that losses read: `scale`, `bias`
+    """
+
+    streams: dict[str, Stream] = field(default_factory=dict)
+    logits: Logits | None = None
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def stream(self) -> Stream:
+        """The only stream of a model that has one."""
+        (stream,) = self.streams.values()
+        return stream
+
+
+@dataclass
 class Term:
-    """A loss before it is averaged: the trainer divides by the count over all ranks and micro-batches.
+    """A loss before it is averaged: the trainer divides by the step's count of the loss's item over all ranks
+    and micro-batches.
 
     sum:   scalar tensor, the loss summed over the items of this micro-batch
-    count: how many items that was (a number the batch alone determines)
-    parts: optional detached (M, N) or (N,) sums of per-layer similarity, for logging and adaptive weights
+    parts: optional detached sums of per-layer similarity, for logging and adaptive weights
     """
 
     sum: Tensor
-    count: int
     parts: Tensor | None = None
 
     def detached(self) -> Term:
         """The same numbers, without what they were computed from."""
-        return Term(self.sum.detach(), self.count, self.parts)
+        return Term(self.sum.detach(), self.parts)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a layer may need beside its stream.
+
+    mask:      (B, L) bool, True where a token is real; None for all
+    segments:  (B, L) int32, which document of a packed row a token belongs to; None for one
+    positions: (B, L) int64, each token's place in its own document; None for its place in the row
+    """
+
+    mask: Tensor | None = None
+    segments: Tensor | None = None
+    positions: Tensor | None = None

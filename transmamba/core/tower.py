@@ -1,0 +1,56 @@
+"""What every student offers beside its own library's interface: one tower a stream, and what the stages need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from .layout import Layout
+from .output import Capture, Captures, Context, Output
+
+
+@runtime_checkable
+class Tower(Protocol):
+    """One stream of a student, as the distiller, the aligner and the subcloner see it."""
+
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    def sources(self, kinds: Sequence[str]) -> dict[int, int]:
+        """Student mixer -> number of the teacher sublayer whose work it takes over; `kinds` are the teacher's,
+        `attention` or `mlp`."""
+
+    def mixer(
+        self, k: int, hidden: Tensor, context: Context, capture: Capture
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What mixer k adds to the residual stream `hidden` (B, L, D), and those of its inner tensors that
+        `capture` names."""
+
+
+@runtime_checkable
+class Student(Protocol):
+    """A Mamba student."""
+
+    @property
+    def towers(self) -> Mapping[str, Tower]: ...
+
+    def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
+        """One forward pass with what `captures` names; a tower whose input is absent is not run."""
+
+    def plan(self, view: Any, select: Any) -> Iterator[Any]:
+        """`Take`s and `Dropped`s: which tensor of a teacher's view each of the student's own takes, and how."""
+
+    def groups(self) -> Mapping[str, Callable[[str], bool]]:
+        """Groups of parameters that a stage may train (`mixers`, `head`, `image` ...), each a test of their
+        names."""
+
+    def units(self) -> list[nn.Module]:
+        """The modules that are sharded or gathered whole: each is called, never entered."""
