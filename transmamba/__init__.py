@@ -5,14 +5,17 @@ Importing it registers the students in timm: `timm.create_model("vim_tiny_patch1
 
 from . import students as _students  # noqa: F401  (registers our models in timm)
 from .api import convert, distill, evaluate, load_student, push_to_hub, save_student
+from .core.batch import Batch, image_batch
 from .distillation.distiller import Distiller
 from .errors import ConfigError, UserError
 from .subcloning.subclone import SubcloneConfig
-from .teachers.teacher import Teacher, adapt_teacher, load_teacher
+from .teachers.load import adapt_teacher, load_teacher
+from .teachers.teacher import Teacher
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Batch",
     "ConfigError",
     "Distiller",
     "SubcloneConfig",
@@ -22,6 +25,7 @@ __all__ = [
     "convert",
     "distill",
     "evaluate",
+    "image_batch",
     "load_student",
     "load_teacher",
     "push_to_hub",

@@ -1,1 +1,2 @@
-"""The words every room speaks: batch, layout, output, tower, task, preprocessing. Imports torch, nothing of ours."""
+"""The words every room speaks: batch, layout, output, tower, task, preprocessing. Imports torch, nothing of
+ours."""

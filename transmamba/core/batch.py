@@ -13,10 +13,11 @@ from torch import Tensor
 class Batch:
     """One micro-batch: what goes in, what should come out, how much of it there is.
 
-    inputs:  image (N, C, H, W) float32, normalised for the model; text (B, L) int64 with text_mask (B, L) bool or
-        text_segment (B, L) int32, and whatever else a tower takes. An input that is absent: its tower is not run
-    targets: classes (B,) int64 or (B, K) float32 after mixup; tokens (B, L), already shifted, -100 where nothing
-        is asked; nothing at all
+    inputs:  image (N, C, H, W) float32, normalised for the model; text (B, L) int64 with text_mask (B, L)
+        bool or text_segment (B, L) int32, and whatever else a tower takes. An input that is absent: its tower
+        is not run
+    targets: classes (B,) int64 or (B, K) float32 after mixup; tokens (B, L), already shifted, -100 where
+        nothing is asked; nothing at all
     index:   (B,) int64, each row's number in its split's source
     counts:  items by kind (samples, tokens, answers, pairs), counted on the CPU by whoever collates
     """

@@ -19,13 +19,14 @@ class Match:
 
 @runtime_checkable
 class Layout(Protocol):
-    """item: what a loss over this stream counts, `samples` where every row has the same tokens, else `tokens`."""
+    """item: what a loss over this stream counts, `samples` where every row has the same tokens, else
+    `tokens`."""
 
     item: ClassVar[str]
 
     def match(self, other: Layout) -> Match | None:
-        """The shared tokens in the order of `other`; None where both have the same ones in the same order, and a
-        mask says which are real. Raises ValueError for layouts that cannot be compared."""
+        """The shared tokens in the order of `other`; None where both have the same ones in the same order,
+        and a mask says which are real. Raises ValueError for layouts that cannot be compared."""
 
 
 class _Fixed:
@@ -59,8 +60,8 @@ class _Fixed:
 
 @dataclass(frozen=True)
 class Grid(_Fixed):
-    """The patches of an image, `rows` by `columns`; `special` names the tokens that are no patch and their place
-    in the sequence."""
+    """The patches of an image, `rows` by `columns`; `special` names the tokens that are no patch and their
+    place in the sequence."""
 
     rows: int
     columns: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,8 +21,8 @@ class Capture:
 
     hidden:   residual stream after layer k (of a teacher: after sublayer k), (B, L, D)
     branches: forward and backward branch features of student layer k
-    mixers:   layer or sublayer -> names of what its mixer took in and made: of a teacher `input`, `output`, `q`,
-        `k`, `values` (what the output projection reads), `neurons`; of a student `output`, `B`, `C` ...
+    mixers:   layer or sublayer -> names of what its mixer took in and made: of a teacher `input`, `output`,
+        `q`, `k`, `values` (what the output projection reads), `neurons`; of a student `output`, `B`, `C` ...
     tokens:   positions to keep in `branches` (they cost a projection each); None keeps all
     """
 
@@ -86,7 +87,8 @@ class Branches:
 
 @dataclass
 class Stream:
-    """One tower's tokens: where they come from, which are real (`mask` (B, L), None for all), what was kept."""
+    """One tower's tokens: where they come from, which are real (`mask` (B, L), None for all), what was
+    kept."""
 
     layout: Layout
     mask: Tensor | None = None
@@ -114,8 +116,8 @@ class Logits:
         return self._made
 
     def chunks(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, V) logits of so many tokens at a time, and which of the B * L they are, for a head that reads
-        each token by itself."""
+        """(rows, V) logits of so many tokens at a time, and which of the B * L they are, for a head that
+        reads each token by itself."""
         flat = self.hidden.flatten(0, -2)
         for start in range(0, len(flat), rows):
             part = slice(start, min(start + rows, len(flat)))
@@ -173,3 +175,20 @@ class Context:
     mask: Tensor | None = None
     segments: Tensor | None = None
     positions: Tensor | None = None
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Tensor]) -> Context:
+        """Of text (B, L): its mask, its segments, and each token's place in its own document. Padding before
+        a text does not move it. Of inputs without text, an empty one."""
+        if "text" not in inputs:
+            return cls()
+        text = inputs["text"]
+        mask, segments = inputs.get("text_mask"), inputs.get("text_segment")
+        places = torch.arange(text.shape[1], device=text.device).expand_as(text)
+        if segments is not None:
+            begins = torch.ones_like(segments, dtype=torch.bool)
+            begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+            places = places - torch.where(begins, places, 0).cummax(dim=1).values
+        elif mask is not None:
+            places = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
+        return cls(mask=mask, segments=segments, positions=places)

@@ -1,4 +1,5 @@
-"""What a run asks of a task and of its evaluators, and what they answer with. A new modality brings its own."""
+"""What a run asks of a task and of its evaluators, and what they answer with. A new modality brings its
+own."""
 
 from __future__ import annotations
 
@@ -84,8 +85,8 @@ class Outcome:
     """What an evaluator found out about one model.
 
     metrics:  by `Metric.key`
-    items:    by `Metric.key`, the score of each item, (N,): those metrics that are means over items, so that two
-        models can be compared item by item
+    items:    by `Metric.key`, the score of each item, (N,): those metrics that are means over items, so that
+        two models can be compared item by item
     index:    (N,) the items' numbers in their split
     exhibits: what else a report shows
     answers:  what the evaluator itself needs to compare models and to show samples
@@ -123,7 +124,8 @@ class Pass:
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """One kind of measurement on one split. What a process gathers is a tally; tallies of all processes merge."""
+    """One kind of measurement on one split. What a process gathers is a tally; tallies of all processes
+    merge."""
 
     split: str
     metrics: tuple[Metric, ...]
@@ -149,7 +151,8 @@ class Evaluator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """Which micro-batches of a stream one process takes: `num_steps * accumulation` from step `start_step` on."""
+    """Which micro-batches of a stream one process takes: `num_steps * accumulation` from step `start_step`
+    on."""
 
     micro_batch: int
     accumulation: int = 1

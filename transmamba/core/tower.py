@@ -1,8 +1,10 @@
-"""What every student offers beside its own library's interface: one tower a stream, and what the stages need."""
+"""What every student offers beside its own library's interface: one tower a stream, and what the stages
+need."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -24,9 +26,13 @@ class Tower(Protocol):
     @property
     def num_layers(self) -> int: ...
 
+    @property
+    def parts(self) -> Mapping[str, int]:
+        """Inner tensors of a mixer that a capture may name, with their widths: `B`, `C` ..."""
+
     def sources(self, kinds: Sequence[str]) -> dict[int, int]:
-        """Student mixer -> number of the teacher sublayer whose work it takes over; `kinds` are the teacher's,
-        `attention` or `mlp`."""
+        """Student mixer -> number of the teacher sublayer whose work it takes over; `kinds` are the
+        teacher's, `attention` or `mlp`."""
 
     def mixer(
         self, k: int, hidden: Tensor, context: Context, capture: Capture
@@ -46,7 +52,8 @@ class Student(Protocol):
         """One forward pass with what `captures` names; a tower whose input is absent is not run."""
 
     def plan(self, view: Any, select: Any) -> Iterator[Any]:
-        """`Take`s and `Dropped`s: which tensor of a teacher's view each of the student's own takes, and how."""
+        """`Take`s and `Dropped`s: which tensor of a teacher's view each of the student's own takes, and
+        how."""
 
     def groups(self) -> Mapping[str, Callable[[str], bool]]:
         """Groups of parameters that a stage may train (`mixers`, `head`, `image` ...), each a test of their
@@ -54,3 +61,17 @@ class Student(Protocol):
 
     def units(self) -> list[nn.Module]:
         """The modules that are sharded or gathered whole: each is called, never entered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentSpec:
+    """What a student is built for.
+
+    view:          the teacher's, whose shape the student follows where it is told no other; None without one
+    preprocessing: of the teacher; None without one
+    num_classes:   of the task; None where there are none
+    """
+
+    view: Any = None
+    preprocessing: Any = None
+    num_classes: int | None = None

@@ -12,24 +12,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.registry import LOSSES
-from ..core.output import Capture, Output, Term, TokenLayout
+from ..core.batch import Batch
+from ..core.output import Captures, Context, Logits, Output, Stream, Term, union
+from ..core.tower import Student
 from ..errors import UserError
-from ..students.student import Student, feature_pairs
-from ..teachers.teacher import Teacher, adapt_teacher
+from ..teachers.load import adapt_teacher
+from ..teachers.teacher import Teacher
 from .aligner import Aligner
-from .signals import Geometry, Loss, Signals
+from .build import build_losses, geometry_of, make_aligners
+from .coupled import Coupling, bank_of
+from .signals import Loss, Signals
 
 DEFAULT_LOSSES = ("cross_entropy", "kl", "bidirectional")
 
 
 class Distiller(nn.Module):
-    """`forward(images, targets, step)` gives every loss as a `Term`; `loss(...)` their weighted mean.
+    """`forward(batch, drawn)` gives every loss as a `Term`; `loss(batch, step)` their weighted mean.
 
-    student: a `Student`; for cross-entropy alone, any module from images to logits
+    student: a `Student`; for losses on logits alone, any module from images to logits
     teacher: a `Teacher`, or a timm / transformers ViT the user holds
     losses:  names, or configurations such as `KL(temperature=4)`
-    kept:    the coordinates that subcloning chose (`Selection.residual`), where the projections start
+    kept:    by stream, the coordinates that subcloning chose (`Selection.residual`), where the projections
+        start
     token_fraction: share of the matched tokens that feature losses look at, drawn anew each step
     """
 
@@ -39,8 +43,8 @@ class Distiller(nn.Module):
         teacher: Teacher | nn.Module | None = None,
         losses: Sequence[Any] = DEFAULT_LOSSES,
         *,
-        aligner: Aligner | None = None,
-        kept: Tensor | None = None,
+        aligners: nn.ModuleDict | None = None,
+        kept: Mapping[str, Tensor] | None = None,
         token_fraction: float = 1.0,
         seed: int = 0,
     ) -> None:
@@ -50,26 +54,23 @@ class Distiller(nn.Module):
         self.teacher = adapt_teacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self.token_fraction, self.seed = token_fraction, seed
         geometry = geometry_of(student, self.teacher)
-        self.losses = nn.ModuleDict(_build_losses(losses, geometry))
-        if self.teacher is None and any(loss.needs_teacher for loss in self._losses().values()):
-            needy = [name for name, loss in self._losses().items() if loss.needs_teacher]
+        self.losses = nn.ModuleDict(build_losses(losses, geometry))
+        needy = [name for name, loss in self._losses().items() if loss.needs_teacher]
+        if self.teacher is None and needy:
             raise UserError(f"losses {', '.join(needy)} need a teacher; give one, or use cross_entropy alone")
-        if (
-            "kl" in self.losses
-            and self.teacher
-            and self.teacher.num_classes != getattr(student, "num_classes", 0)
-        ):
+        if aligners is None and self.teacher is not None and geometry is not None:
+            aligners = make_aligners(student, self.teacher, self._losses().values(), kept)
+        self.aligners = aligners if aligners is not None else nn.ModuleDict()
+        if token_fraction < 1 and any(aligner.num_tokens is None for aligner in self._aligners().values()):
             raise UserError(
-                f"loss kl compares classes, but the teacher has {self.teacher.num_classes} and the student "
-                f"{getattr(student, 'num_classes', 0)}; fine-tune the teacher's head first, or drop kl"
+                f"token_fraction is {token_fraction}, but rows of text have no tokens in common; write 1"
             )
-        self.aligner = aligner
-        wanted = set().union(*(loss.projections() for loss in self._losses().values()))
-        if aligner is None and self.teacher is not None and geometry is not None:
-            self.aligner = make_aligner(student, self.teacher, wanted, kept)
 
     def _losses(self) -> dict[str, Loss]:
         return dict(self.losses.items())  # type: ignore[arg-type]
+
+    def _aligners(self) -> dict[str, Aligner]:
+        return dict(self.aligners.items())  # type: ignore[arg-type]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -80,48 +81,79 @@ class Distiller(nn.Module):
         """Whether no loss asks for an end-to-end pass of the student."""
         return all(loss.teacher_forced for loss in self._losses().values())
 
-    def used_projections(self) -> set[int]:
-        return set().union(*(loss.projections() for loss in self._losses().values()))
+    @property
+    def reads_logits(self) -> bool:
+        return any(loss.reads_logits for loss in self._losses().values())
 
-    def counts(self, targets: Tensor) -> dict[str, int]:
-        """Items of each loss in a micro-batch, from the batch alone."""
-        return {name: loss.count(targets) for name, loss in self._losses().items()}
+    @property
+    def coupled(self) -> dict[str, Loss]:
+        """Losses that compare every item with all others of the step."""
+        return {name: loss for name, loss in self._losses().items() if loss.coupled}
+
+    def used_projections(self) -> set[tuple[str, int]]:
+        """(stream, student layer) of every projection that a loss reads."""
+        return {(loss.stream, k) for loss in self._losses().values() for k in loss.projections()}
+
+    def items(self, batch: Batch) -> dict[str, str]:
+        """What each loss counts in such a batch, from the batch alone."""
+        return {name: loss.item(batch) for name, loss in self._losses().items()}
 
     def forward(
-        self, images: Tensor, targets: Tensor, step: int = 0, *, drawn: Tensor | None = None
-    ) -> dict[str, Term]:
-        """Every loss as a Term. images (B, C, H, W), targets (B,) or (B, K); `step` draws the token subset,
-        unless `drawn` is given."""
+        self,
+        batch: Batch,
+        drawn: Mapping[str, Tensor] | None = None,
+        couplings: Mapping[str, Coupling] | None = None,
+        *,
+        embed: bool = False,
+    ) -> Any:
+        """Every loss as a Term, by name.
+
+        drawn:     by stream, the token subset that feature losses look at
+        couplings: of coupled losses, their gradients over the whole step; one without is this batch's alone
+        embed:     only the embeddings that coupled losses read, and the numbers that go with them
+        """
         losses = self._losses()
-        drawn = self.draw_tokens(step, images.device) if drawn is None else drawn
-        teacher = self._run_teacher(images, losses.values())
-        terms: dict[str, Term] = {}
+        drawn = {} if drawn is None else drawn
+        if embed:
+            losses = self.coupled
+        teacher = self._run_teacher(batch, losses.values())
         forced = {name: loss for name, loss in losses.items() if loss.teacher_forced}
         free = {name: loss for name, loss in losses.items() if not loss.teacher_forced}
+        terms: dict[str, Term] = {}
         if free:
-            student = self._run_student(images, free.values(), drawn)
-            signals = Signals(student, teacher, targets, self.aligner, drawn)
-            terms |= {name: loss(signals) for name, loss in free.items()}
+            student = self._run_student(batch, free.values(), drawn)
+            if embed:
+                return bank_of(student, teacher)
+            signals = Signals(student, teacher, batch, self._aligners(), drawn)
+            for name, loss in free.items():
+                coupling = (couplings or {}).get(name)
+                terms[name] = loss(signals) if coupling is None else coupling.term(signals)
         if forced:
             assert teacher is not None, "checked in __init__"
-            student = self._run_mixers(teacher, forced.values())
-            signals = Signals(student, teacher, targets, self.aligner)
+            student = self._run_mixers(teacher, batch, forced.values())
+            signals = Signals(student, teacher, batch, self._aligners())
             terms |= {name: loss(signals) for name, loss in forced.items()}
         return {name: terms[name] for name in losses}
 
-    def loss(self, images: Tensor, targets: Tensor, step: int = 0) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, float]]:
         """The weighted mean loss and each term as a number, for a loop of your own on one process.
 
         Adaptive weights are updated here; under several processes use the trainer, which adds up all ranks.
         """
-        terms = self(images, targets, step)
+        if not isinstance(batch, Batch):
+            raise UserError(
+                f"a loss reads a Batch, this is {type(batch).__name__}; write "
+                "transmamba.image_batch(images, classes)"
+            )
+        terms = self(batch, self.draw_tokens(step, batch.index.device))
+        counts = {name: batch.counts[item] for name, item in self.items(batch).items()}
         total = torch.stack(
-            [self.weights[name] * term.sum / term.count for name, term in terms.items()]
+            [self.weights[name] * term.sum / counts[name] for name, term in terms.items()]
         ).sum()
         self.observe(
-            {name: term.parts / term.count for name, term in terms.items() if term.parts is not None}
+            {name: term.parts / counts[name] for name, term in terms.items() if term.parts is not None}
         )
-        return total, {name: float(term.sum.detach()) / term.count for name, term in terms.items()}
+        return total, {name: float(term.sum.detach()) / counts[name] for name, term in terms.items()}
 
     @torch.no_grad()
     def observe(self, parts: Mapping[str, Tensor]) -> None:
@@ -129,105 +161,60 @@ class Distiller(nn.Module):
         for name, mean in parts.items():
             self._losses()[name].observe(mean)
 
-    def draw_tokens(self, step: int, device: torch.device) -> Tensor | None:
-        """Positions among the matched tokens, the same for every image, rank and micro-batch of a step."""
-        if self.token_fraction >= 1 or self.aligner is None:
-            return None
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        total = self.aligner.num_tokens
-        drawn = torch.randperm(total, generator=generator)[: max(1, round(total * self.token_fraction))]
-        return drawn.sort().values.to(device)
+    def measure(self, batches: Sequence[Batch]) -> None:
+        """Take the teacher's statistics for losses that standardise, from some training data."""
+        assert self.teacher is not None, "losses that standardise need one"
+        for stream, aligner in self._aligners().items():
+            aligner.measure(self.teacher, batches, stream)
 
-    def _run_teacher(self, images: Tensor, losses: Iterable[Loss]) -> Output | None:
-        losses = list(losses)
-        if self.teacher is None or not any(loss.needs_teacher for loss in losses):
-            return None
-        capture = Capture()
-        for loss in losses:
-            capture = capture.union(loss.teacher_capture())
-        return self.teacher(images, capture)
+    def draw_tokens(self, step: int, device: torch.device) -> dict[str, Tensor]:
+        """By stream, positions among the matched tokens, the same for every row, rank and micro-batch of a
+        step; nothing where all are looked at."""
+        if self.token_fraction >= 1:
+            return {}
+        drawn = {}
+        for stream, aligner in self._aligners().items():
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            total = aligner.num_tokens
+            assert total is not None, "checked in __init__"
+            chosen = torch.randperm(total, generator=generator)[: max(1, round(total * self.token_fraction))]
+            drawn[stream] = chosen.sort().values.to(device)
+        return drawn
 
-    def _run_student(self, images: Tensor, losses: Iterable[Loss], drawn: Tensor | None) -> Output:
+    def _run_teacher(self, batch: Batch, losses: Iterable[Loss]) -> Output | None:
+        reading = [loss for loss in losses if loss.needs_teacher]
+        if self.teacher is None or not reading:
+            return None
+        return self.teacher(batch.inputs, union([loss.teacher_captures() for loss in reading]))
+
+    def _run_student(self, batch: Batch, losses: Iterable[Loss], drawn: Mapping[str, Tensor]) -> Output:
         if not isinstance(self.student, Student):
-            logits = self.student(images)
+            (only,) = batch.inputs.values()
+            made = self.student(only)
             # Hugging Face models wrap their logits
-            logits = getattr(logits, "logits", logits)
-            return Output(logits=logits, layout=None)  # type: ignore[arg-type]
-        tokens = None if drawn is None or self.aligner is None else self.aligner.from_student[drawn]
-        capture = Capture(tokens=tokens)
-        for loss in losses:
-            capture = capture.union(loss.student_capture())
-        return self.student.run(images, capture)
+            return Output(logits=Logits(getattr(made, "logits", made), lambda logits: logits))
+        captures = union([loss.student_captures() for loss in losses])
+        return self.student.run(batch.inputs, self._on_drawn(captures, drawn))
 
-    def _run_mixers(self, teacher: Output, losses: Iterable[Loss]) -> Output:
+    def _on_drawn(self, captures: Captures, drawn: Mapping[str, Tensor]) -> Captures:
+        aligners = self._aligners()
+        return {
+            stream: capture.on(aligners[stream].student_positions(drawn[stream]))
+            if stream in drawn
+            else capture
+            for stream, capture in captures.items()
+        }
+
+    def _run_mixers(self, teacher: Output, batch: Batch, losses: Iterable[Loss]) -> Output:
         """Every mixer that a loss asks for, on the teacher's own input of its layer."""
-        assert isinstance(self.student, Student) and self.aligner is not None and self.teacher is not None
-        capture = Capture()
-        for loss in losses:
-            capture = capture.union(loss.student_capture())
-        sources = self.student.mixer_sources(self.teacher.num_blocks)
-        output = Output(logits=None, layout=self.student.layout)
-        for k in sorted(capture.mixers):
-            t, sublayer = sources[k]
-            hidden = self.aligner.to_student(teacher.mixers[t][f"{sublayer}_input"])
-            made, parts = self.student.mixer(k, hidden, capture)
-            output.mixers[k] = {"output": made, **parts}
+        assert isinstance(self.student, Student) and self.teacher is not None
+        output, context = Output(), Context.of(batch.inputs)
+        for name, capture in union([loss.student_captures() for loss in losses]).items():
+            tower, aligner = self.student.towers[name], self._aligners()[name]
+            sources = tower.sources(self.teacher.view.towers[name].kinds)
+            stream = output.streams[name] = Stream(tower.layout, teacher.streams[name].mask)
+            for k in sorted(capture.mixers):
+                hidden = aligner.to_student(teacher.streams[name].mixers[sources[k]]["input"])
+                made, parts = tower.mixer(k, hidden, context, capture)
+                stream.mixers[k] = {"output": made, **parts}
         return output
-
-
-def _build_losses(losses: Sequence[Any], geometry: Geometry | None) -> dict[str, Loss]:
-    built: dict[str, Loss] = {}
-    for item in losses:
-        config = LOSSES[item]() if isinstance(item, str) else item
-        base = name = config.name
-        number = 2
-        while name in built:
-            name, number = f"{base}_{number}", number + 1
-        if geometry is None and base != "cross_entropy":
-            raise UserError(
-                f"loss {base} needs a Mamba student and a teacher; with neither, use cross_entropy"
-            )
-        built[name] = config.build(geometry)
-    if not built:
-        raise UserError("no losses; name at least one, such as cross_entropy")
-    return built
-
-
-def geometry_of(student: nn.Module, teacher: Teacher | None) -> Geometry | None:
-    """The correspondences between a student and its teacher; None where one of them is missing."""
-    if teacher is None or not isinstance(student, Student):
-        return None
-    sources = student.mixer_sources(teacher.num_blocks)
-    return Geometry(
-        num_layers=student.num_layers,
-        num_blocks=teacher.num_blocks,
-        teacher_width=teacher.view.width,
-        pairs=feature_pairs(student.num_layers, teacher.num_blocks),
-        sources=sources,
-        state=student.state_width,
-        ranks=_ranks(teacher.layout, student.layout),
-    )
-
-
-def _ranks(teacher: TokenLayout, student: TokenLayout) -> tuple[int, ...] | None:
-    if teacher.grid != student.grid:
-        return None
-    ranks = [-1] * teacher.length
-    for here, there in zip(*teacher.match(student), strict=True):
-        ranks[int(here)] = int(there)
-    return tuple(ranks)
-
-
-def make_aligner(
-    student: nn.Module, teacher: Teacher, layers: Iterable[int], kept: Tensor | None = None
-) -> Aligner:
-    assert isinstance(student, Student), "geometry_of was asked first"
-    return Aligner(
-        student.layout,
-        teacher.layout,
-        student.width,
-        teacher.view.width,
-        layers,
-        kept,
-        num_blocks=teacher.num_blocks,
-    )

@@ -1,12 +1,12 @@
 """What the distiller hands to a loss: two `Output`s, and their features brought side by side.
 
-Shapes: B images, M matched tokens (or the m of them that were drawn), T teacher channels.
+Shapes: B rows, M matched tokens (or the m of them that were drawn), T teacher channels.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,88 +14,138 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..core.output import Capture, Output, Term
-from ..students.student import Sublayer
+from ..core.batch import Batch
+from ..core.output import Capture, Captures, Output, Stream, Term
 from .aligner import Aligner
 
 _EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """Sizes and correspondences that losses are built from.
+class StreamGeometry:
+    """Sizes and correspondences of one stream that both models have.
 
-    pairs:   student layer -> teacher block whose residual streams are compared
-    sources: student mixer -> (teacher block, sublayer) whose work it takes over
-    state:   width of the student mixers' B and C (B, L, state)
-    ranks:   each teacher token's place in the student's sequence, -1 for those it lacks; None where the patch
-        grids differ
+    name:    image, text, decoder
+    item:    what a loss over it counts, `samples` or `tokens`
+    kinds:   of the teacher's sublayers, `attention` or `mlp`
+    pairs:   student layer -> teacher sublayer after which residual streams are compared
+    sources: student mixer -> teacher sublayer whose work it takes over
+    parts:   inner tensors that the student's mixers give, with their widths
     """
 
+    name: str
+    item: str
     num_layers: int
-    num_blocks: int
     teacher_width: int
+    kinds: tuple[str, ...]
     pairs: dict[int, int]
-    sources: dict[int, tuple[int, Sublayer]]
-    state: int = 0
-    ranks: tuple[int, ...] | None = None
+    sources: dict[int, int]
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What losses are built from: the streams that teacher and student share, and their numbers of
+    classes."""
+
+    streams: Mapping[str, StreamGeometry]
+    teacher_classes: int | None = None
+    student_classes: int | None = None
 
 
 @dataclass
 class Signals:
-    """One micro-batch as losses see it. `tokens` are positions among the matched tokens, None for all."""
+    """One micro-batch as losses see it.
+
+    aligners: by stream
+    drawn:    by stream, positions among the matched tokens; a stream that is missing has all
+    """
 
     student: Output
     teacher: Output | None
-    targets: Tensor
-    aligner: Aligner | None = None
-    tokens: Tensor | None = None
-    _units: dict[tuple[bool, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    batch: Batch
+    aligners: Mapping[str, Aligner] = field(default_factory=dict)
+    drawn: Mapping[str, Tensor] = field(default_factory=dict)
+    _streams: dict[str, StreamSignals] = field(default_factory=dict)
 
     @property
-    def guide(self) -> Output:
+    def taught(self) -> Output:
+        """The teacher's side."""
         assert self.teacher is not None, "checked when the distiller was built"
         return self.teacher
 
+    def stream(self, name: str) -> StreamSignals:
+        """Both sides of one stream."""
+        if name not in self._streams:
+            self._streams[name] = StreamSignals(
+                self.student.streams[name],
+                self.taught.streams[name],
+                self.aligners[name],
+                self.drawn.get(name),
+            )
+        return self._streams[name]
+
+
+@dataclass
+class StreamSignals:
+    """One stream of teacher and student. `drawn` are positions among the matched tokens, None for all."""
+
+    student: Stream
+    teacher: Stream
+    aligner: Aligner
+    drawn: Tensor | None = None
+    _units: dict[tuple[bool, tuple[int, ...]], Tensor] = field(default_factory=dict)
+
+    def rows(self, per_token: Tensor) -> Tensor:
+        """(..., B, M) -> (..., B): the mean over a row's tokens where all rows have the same ones, else the
+        sum over its real ones. The one rule by which a loss over features reduces."""
+        if self.teacher.mask is not None:
+            return (per_token * self.teacher.mask).sum(dim=-1)
+        return per_token.mean(dim=-1) if self.aligner.num_tokens is not None else per_token.sum(dim=-1)
+
+    def amount(self, rows: Tensor) -> Tensor | float:
+        """What `rows` makes of ones: how much a row weighs; rows (..., B)."""
+        if self.teacher.mask is not None:
+            return self.teacher.mask.sum(dim=-1).to(rows.dtype)
+        return 1.0 if self.aligner.num_tokens is not None else float(self._length)
+
     @property
-    def bridge(self) -> Aligner:
-        assert self.aligner is not None, "checked when the distiller was built"
-        return self.aligner
+    def _length(self) -> int:
+        kept = [*self.teacher.hidden.values(), *(x for m in self.teacher.mixers.values() for x in m.values())]
+        return kept[0].shape[1]
 
-    def teacher_hidden(self, blocks: Sequence[int]) -> Tensor:
-        """The teacher's residual streams after `blocks` on the matched tokens, (n, B, m, T)."""
-        return torch.stack(self._teacher_tokens(blocks))
+    def real(self, x: Tensor) -> Tensor:
+        """Features (B, M, T) with zeros where a token is padding."""
+        return x if self.teacher.mask is None else x * self.teacher.mask[..., None]
 
-    def teacher_units(self, blocks: Sequence[int], standardise: bool = False) -> Tensor:
-        """The same, every token at length 1, in the type of a product under autocast; in units of the
-        teacher's statistics first, where asked."""
-        key = (standardise, tuple(blocks))
+    def teacher_units(self, sublayers: Sequence[int], standardise: bool = False) -> Tensor:
+        """The teacher's residual streams after `sublayers` on the matched tokens, (n, B, m, T), every token
+        at length 1, in the type of a product under autocast; in units of the teacher's statistics first,
+        where asked."""
+        key = (standardise, tuple(sublayers))
         if key not in self._units:
             # one after the other: all in float32 at once would be the largest thing in memory
-            tokens = zip(blocks, self._teacher_tokens(blocks), strict=True)
-            own = (self.bridge.standardise([t], x[None])[0] if standardise else x for t, x in tokens)
+            tokens = [(s, self.aligner.teacher_tokens(self.teacher.hidden[s], self.drawn)) for s in sublayers]
+            own = (self.aligner.standardise([s], x[None])[0] if standardise else x for s, x in tokens)
             self._units[key] = _stack([unit(x) for x in own])
         return self._units[key]
-
-    def _teacher_tokens(self, blocks: Sequence[int]) -> list[Tensor]:
-        return [self.bridge.teacher_tokens(self.guide.hidden[t], self.tokens) for t in blocks]
 
     def student_hidden(self, layers: Sequence[int]) -> Tensor:
         """The student's residual streams after `layers` in the teacher's space, (n, B, m, T).
 
         All layers in one product, here and in `student_branches`: a GPU has little to do in each.
         """
-        tokens = [self.bridge.student_tokens(self.student.hidden[k], self.tokens) for k in layers]
-        return self.bridge.project_all(layers, _stack(tokens))
+        tokens = [self.aligner.student_tokens(self.student.hidden[k], self.drawn) for k in layers]
+        return self.aligner.project_all(layers, _stack(tokens))
 
     def student_branches(self, layers: Sequence[int]) -> Tensor:
         """The layers' forward and backward branch features in the teacher's space, (2, n, B, m, T)."""
-        branches, bridge = [self.student.branches[k] for k in layers], self.bridge
+        branches, aligner = [self.student.branches[k] for k in layers], self.aligner
 
         def tokens(x: Tensor) -> Tensor:  # the student has kept the drawn ones alone
-            return bridge.student_tokens(x) if self.tokens is None else x
+            return aligner.student_tokens(x) if self.drawn is None else x
 
-        made = bridge.project_all(layers, _stack([tokens(branch.merged) for branch in branches]))
+        made = aligner.project_all(layers, _stack([tokens(branch.merged) for branch in branches]))
         halves = {
             k: tokens(branch.half)
             for k, branch in zip(layers, branches, strict=True)
@@ -105,7 +155,7 @@ class Signals:
             return made.expand(2, *made.shape)
         # one product for the mixer's projection and ours: the features in between are never needed
         through = [branch.weight for branch in branches if branch.weight is not None]
-        spread = bridge.project_all(
+        spread = aligner.project_all(
             list(halves), _stack(list(halves.values())), _stack(through) if through else None
         )
         if len(halves) < len(layers):  # a layer that kept its attention has one feature for both
@@ -124,38 +174,41 @@ def _stack(tensors: list[Tensor]) -> Tensor:
 
 
 class Loss(nn.Module):
-    """A loss over a micro-batch: returns sums and counts, never an average.
+    """A loss over a micro-batch: returns sums, never an average; the batch counts its items.
 
     needs_teacher:  whether it reads `Signals.teacher`
-    uses_logits:    whether it reads the student's logits (so that its head gets a gradient)
+    reads_logits:   whether it reads the student's logits (so that its head gets a gradient)
     teacher_forced: whether it wants the student's mixers run on the teacher's own inputs instead of a
-    forward pass
+        forward pass
     standardises:   whether it wants the aligner to know the teacher's statistics
+    coupled:        whether every item is compared with all others of the step, see `distillation.coupled`
     """
 
     needs_teacher = True
-    uses_logits = False
+    reads_logits = False
     teacher_forced = False
     standardises = False
+    coupled = False
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float, stream: StreamGeometry | None = None) -> None:
         super().__init__()
         self.weight = weight
+        self.stream = "" if stream is None else stream.name
+        self._item = "samples" if stream is None else stream.item
 
-    def student_capture(self) -> Capture:
-        return Capture()
+    def item(self, batch: Batch) -> str:
+        """What this loss counts in such a batch: a key of `Batch.counts`."""
+        return self._item
 
-    def teacher_capture(self) -> Capture:
-        return Capture()
+    def student_captures(self) -> Captures:
+        return {}
+
+    def teacher_captures(self) -> Captures:
+        return {}
 
     def projections(self) -> set[int]:
-        """Student layers whose projection this loss reads."""
+        """Student layers of its stream whose projection this loss reads."""
         return set()
-
-    def count(self, targets: Tensor) -> int:
-        """How many items this loss has in a micro-batch: what the batch alone says, so that the trainer can
-        add up a whole step before it runs it."""
-        return len(targets)
 
     def observe(self, parts: Tensor) -> None:
         """Per-layer means of the step just taken, over all ranks and micro-batches."""
@@ -166,6 +219,11 @@ class Loss(nn.Module):
 
     def forward(self, signals: Signals) -> Term:
         raise NotImplementedError
+
+
+def only(stream: str, capture: Capture) -> Captures:
+    """What is kept of one stream alone."""
+    return {stream: capture}
 
 
 def check_weight(weight: float, momentum: float = 0.0, name: str = "weight") -> None:
@@ -197,9 +255,9 @@ class _TokenCosine(torch.autograd.Function):
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Mean cosine over tokens of each image: (..., B, M, T), (..., B, M, T) -> (..., B) float32; b at length
-    1 already, `unit`, a constant, and it may have fewer leading axes."""
-    return _TokenCosine.apply(a, b.detach().to(a.dtype)).mean(dim=-1)
+    """Cosine of each token: (..., B, M, T), (..., B, M, T) -> (..., B, M) float32; b at length 1 already,
+    `unit`, a constant, and it may have fewer leading axes."""
+    return _TokenCosine.apply(a, b.detach().to(a.dtype))
 
 
 def unit(x: Tensor) -> Tensor:

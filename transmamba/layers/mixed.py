@@ -1,10 +1,23 @@
-"""What a bidirectional mixer returns."""
+"""What a layer is asked for, and what a bidirectional mixer returns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Want:
+    """What a layer gives beside its stream.
+
+    branches: the mixer's two directions, on `tokens` (positions) or on all
+    alone:    only what the mixer adds to the stream, from that stream itself
+    """
+
+    branches: bool = False
+    tokens: Tensor | None = None
+    alone: bool = False
 
 
 @dataclass
@@ -21,3 +34,8 @@ class Mixed:
     output: Tensor
     half: Tensor | None = None
     parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def kept(parts: dict[str, Tensor], names: frozenset[str]) -> dict[str, Tensor]:
+    """Those of a mixer's inner tensors that a capture names; one that the mixer lacks is left out."""
+    return {name: parts[name] for name in parts if name in names}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.registry import LOSSES
-from ..distillation.signals import Geometry, check_weight
+from ..distillation.signals import StreamGeometry, check_weight
 from .feature import CosineLoss, Weighting
 
 
@@ -24,15 +24,17 @@ class Bidirectional:
     weighting: as in `feature`
     momentum: of the running mean cosine from which the weights of the next step come
     standardize: as in `feature`
+    stream: as in `feature`
     """
 
     weight: float = 1.0
     weighting: Weighting = "adaptive"
     momentum: float = 0.9
     standardize: bool = False
+    stream: str | None = None
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.momentum)
 
-    def build(self, geometry: Geometry) -> CosineLoss:
+    def build_stream(self, geometry: StreamGeometry) -> CosineLoss:
         return CosineLoss(geometry, self, directions=2)

@@ -13,8 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ..config.registry import LOSSES
-from ..core.output import Capture, Term
-from ..distillation.signals import Geometry, Loss, Signals, check_weight, stack_parts
+from ..core.output import Capture, Captures, Term
+from ..distillation.signals import (
+    Loss,
+    Signals,
+    StreamGeometry,
+    StreamSignals,
+    check_weight,
+    only,
+    stack_parts,
+)
 from ..errors import UserError
 
 
@@ -26,64 +34,77 @@ class Cab:
 
     weight: factor of the loss in the stage's sum
     hidden: width of the bridge's two-layer nets
+    stream: which tower, where there are several; left out: each
     """
 
     weight: float = 3.0
     hidden: int = 128
+    stream: str | None = None
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
 
-    def build(self, geometry: Geometry) -> CabLoss:
-        if not geometry.state:
+    def build_stream(self, geometry: StreamGeometry) -> CabLoss:
+        """Raises UserError for a student whose mixers have no B and C."""
+        if not {"B", "C"} <= geometry.parts.keys():
             raise UserError("loss cab needs a student whose mixers have B and C; this one names none")
         return CabLoss(geometry, self.weight, self.hidden)
 
 
 class CabLoss(Loss):
-    def __init__(self, geometry: Geometry, weight: float, hidden: int) -> None:
-        super().__init__(weight)
-        self.blocks = {k: k * geometry.num_blocks // geometry.num_layers for k in geometry.sources}
+    def __init__(self, geometry: StreamGeometry, weight: float, hidden: int) -> None:
+        super().__init__(weight, geometry)
+        attention = [s for s, kind in enumerate(geometry.kinds) if kind == "attention"]
+        self.read = {k: attention[k * len(attention) // geometry.num_layers] for k in geometry.sources}
         self.nets = nn.ModuleDict(
             {
                 f"{k}_{name}": nn.Sequential(
-                    nn.Linear(geometry.state, hidden), nn.SiLU(), nn.Linear(hidden, geometry.teacher_width)
+                    nn.Linear(geometry.parts[name], hidden),
+                    nn.SiLU(),
+                    nn.Linear(hidden, geometry.teacher_width),
                 )
-                for k in self.blocks
+                for k in self.read
                 for name in ("B", "C")
             }
         )
 
-    def student_capture(self) -> Capture:
-        return Capture(mixers=frozenset(self.blocks))
-
-    def teacher_capture(self) -> Capture:
-        return Capture(mixers=frozenset(self.blocks.values()))
-
-    def part_names(self) -> list[str]:
-        return [str(k) for k in self.blocks]
-
-    def forward(self, signals: Signals) -> Term:
-        losses, similarity = [], []
-        for k, t in self.blocks.items():
-            inner, guide = signals.student.mixers[k], signals.guide.mixers[t]
-            distances = []
-            for ours, theirs in (("B", "k"), ("C", "q"), ("B_b", "k"), ("C_b", "q")):
-                if ours in inner:
-                    net = self.nets[f"{k}_{ours[0]}"]
-                    made = net(signals.bridge.student_tokens(inner[ours]))
-                    distances.append(self._distance(made, guide[theirs], signals))
-            distance = torch.stack(distances).mean(dim=0)
-            losses.append(distance)
-            similarity.append(1 - distance)
-        return Term(
-            torch.stack(losses).mean(dim=0).sum(), self.count(signals.targets), stack_parts(similarity)
+    def student_captures(self) -> Captures:
+        return only(
+            self.stream, Capture(mixers=dict.fromkeys(self.read, frozenset(name for name, _ in _READ)))
         )
 
-    @staticmethod
-    def _distance(made: Tensor, wanted: Tensor, signals: Signals) -> Tensor:
-        heads = wanted.shape[1]
-        wanted = signals.bridge.teacher_tokens(wanted.transpose(1, 2).flatten(2))
-        made = made.float().unflatten(-1, (heads, -1)).softmax(dim=-1)
-        wanted = wanted.float().unflatten(-1, (heads, -1)).softmax(dim=-1)
-        return (made - wanted).square().sum(dim=-1).mean(dim=(1, 2))
+    def teacher_captures(self) -> Captures:
+        named = frozenset(("q", "k"))
+        return only(self.stream, Capture(mixers=dict.fromkeys(self.read.values(), named)))
+
+    def part_names(self) -> list[str]:
+        return [str(k) for k in self.read]
+
+    def forward(self, signals: Signals) -> Term:
+        stream = signals.stream(self.stream)
+        losses, similarity = [], []
+        for k, s in self.read.items():
+            inner, taught = stream.student.mixers[k], stream.teacher.mixers[s]
+            distances = []
+            for name, wanted in _READ:
+                if name in inner:
+                    made = self.nets[f"{k}_{name[0]}"](stream.aligner.student_tokens(inner[name]))
+                    distances.append(_distance(made, taught[wanted], stream))
+            distance = torch.stack(distances).mean(dim=0)
+            losses.append(distance)
+            similarity.append(stream.amount(distance) - distance)
+        return Term(torch.stack(losses).mean(dim=0).sum(), stack_parts(similarity))
+
+
+# what is compared with what; the backward direction's are there where a mixer has its own
+_READ = (("B", "k"), ("C", "q"), ("B_b", "k"), ("C_b", "q"))
+
+
+def _distance(made: Tensor, wanted: Tensor, stream: StreamSignals) -> Tensor:
+    """|softmax(made) - softmax(wanted)|² summed over a head's channels, of keys or queries (B, H, L, P),
+    (B,)."""
+    heads = wanted.shape[1]
+    wanted = stream.aligner.teacher_tokens(wanted.transpose(1, 2).flatten(2))
+    made = made.float().unflatten(-1, (heads, -1)).softmax(dim=-1)
+    wanted = wanted.float().unflatten(-1, (heads, -1)).softmax(dim=-1)
+    return stream.rows((made - wanted).square().sum(dim=-1).mean(dim=2))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from ..config.registry import LOSSES
+from ..core.batch import Batch
 from ..core.output import Term
 from ..distillation.signals import Geometry, Loss, Signals, check_weight
 
@@ -16,13 +15,11 @@ from ..distillation.signals import Geometry, Loss, Signals, check_weight
 @LOSSES.register("cross_entropy")
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """Task loss in nats an image.
+    """Task loss in nats an image, or in nats a token that is asked for.
 
     weight: factor of the loss in the stage's sum
     label_smoothing: share in 0..1 that is spread over all classes; also of mixup's soft targets
     """
-
-    uses_logits: ClassVar[bool] = True
 
     weight: float = 1.0
     label_smoothing: float = 0.0
@@ -38,16 +35,21 @@ class CrossEntropy:
 
 class CrossEntropyLoss(Loss):
     needs_teacher = False
-    uses_logits = True
+    reads_logits = True
 
     def __init__(self, config: CrossEntropy) -> None:
         super().__init__(config.weight)
         self.label_smoothing = config.label_smoothing
 
+    def item(self, batch: Batch) -> str:
+        return "answers" if "tokens" in batch.targets else "samples"
+
     def forward(self, signals: Signals) -> Term:
-        logits = signals.student.logits
-        assert isinstance(logits, Tensor), "an end-to-end pass has logits"
+        logits, targets = signals.student.logits, signals.batch.targets
+        assert logits is not None, "an end-to-end pass has logits"
+        wanted = targets["classes"] if "classes" in targets else targets["tokens"].flatten()
+        made = logits()
         loss = F.cross_entropy(
-            logits.float(), signals.targets, label_smoothing=self.label_smoothing, reduction="sum"
+            made.flatten(0, -2).float(), wanted, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        return Term(loss, self.count(signals.targets))
+        return Term(loss)

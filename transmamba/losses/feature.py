@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config.registry import LOSSES
-from ..core.output import Capture, Term
-from ..distillation.signals import Geometry, Loss, Signals, check_weight, cosine
+from ..core.output import Capture, Captures, Term
+from ..distillation.signals import Loss, Signals, StreamGeometry, check_weight, cosine, only
 
 if TYPE_CHECKING:
     from .bidirectional import Bidirectional
@@ -29,17 +29,19 @@ class Feature:
     momentum: of the running mean cosine from which `adaptive` weights come
     standardize: compare features in units of the teacher's channel statistics, fixed before training
         [proposal]: the plain cosine is ruled by their mean and by a few outlier channels
+    stream: which tower, where there are several; left out: each
     """
 
     weight: float = 1.0
     weighting: Weighting = "uniform"
     momentum: float = 0.9
     standardize: bool = False
+    stream: str | None = None
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.momentum)
 
-    def build(self, geometry: Geometry) -> CosineLoss:
+    def build_stream(self, geometry: StreamGeometry) -> CosineLoss:
         return CosineLoss(geometry, self, directions=1)
 
 
@@ -48,20 +50,20 @@ class CosineLoss(Loss):
 
     running: Tensor
 
-    def __init__(self, geometry: Geometry, config: Feature | Bidirectional, directions: int) -> None:
-        super().__init__(config.weight)
+    def __init__(self, geometry: StreamGeometry, config: Feature | Bidirectional, directions: int) -> None:
+        super().__init__(config.weight, geometry)
         self.pairs, self.directions = geometry.pairs, directions
         self.weighting, self.momentum = config.weighting, config.momentum
         self.standardises = config.standardize
         # NaN until the first step was observed; then the running mean cosine, (directions, layers)
         self.register_buffer("running", torch.full((directions, len(self.pairs)), torch.nan))
 
-    def student_capture(self) -> Capture:
+    def student_captures(self) -> Captures:
         layers = frozenset(self.pairs)
-        return Capture(branches=layers) if self.directions == 2 else Capture(hidden=layers)
+        return only(self.stream, Capture(branches=layers) if self.directions == 2 else Capture(hidden=layers))
 
-    def teacher_capture(self) -> Capture:
-        return Capture(hidden=frozenset(self.pairs.values()))
+    def teacher_captures(self) -> Captures:
+        return only(self.stream, Capture(hidden=frozenset(self.pairs.values())))
 
     def projections(self) -> set[int]:
         return set(self.pairs)
@@ -87,18 +89,18 @@ class CosineLoss(Loss):
         self.running.copy_(torch.where(self.running.isnan(), mean, moved))
 
     def forward(self, signals: Signals) -> Term:
-        layers = list(self.pairs)
-        blocks = list(self.pairs.values())
-        wanted = signals.teacher_units(blocks, self.standardises)
+        stream = signals.stream(self.stream)
+        layers, sublayers = list(self.pairs), list(self.pairs.values())
+        wanted = stream.teacher_units(sublayers, self.standardises)
         features = (
-            signals.student_branches(layers) if self.directions == 2 else signals.student_hidden(layers)[None]
+            stream.student_branches(layers) if self.directions == 2 else stream.student_hidden(layers)[None]
         )
         if self.standardises:
-            features = signals.bridge.standardise(blocks, features)
-        cosines = cosine(features, wanted)  # (directions, layers, B)
-        weighted = self.weights()[..., None] * (1 - cosines)
+            features = stream.aligner.standardise(sublayers, features)
+        cosines = stream.rows(cosine(features, wanted))  # (directions, layers, B)
+        weighted = self.weights()[..., None] * (stream.amount(cosines) - cosines)
         parts = cosines.detach().float().sum(dim=-1)
-        return Term(weighted.mean(dim=(0, 1)).sum(), self.count(signals.targets), parts)
+        return Term(weighted.mean(dim=(0, 1)).sum(), parts)
 
 
 def adaptive_weights(similarity: Tensor, floor: float = 0.1, cap: float = 5.0) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,7 @@ import yaml
 
 from ..config import load as configs
 from ..training.checkpoint import list_checkpoints
-from ..errors import UserError
+from ..errors import ConfigError, UserError
 from .recipe import Recipe
 from ..reporting.tracking import METRICS_FILE
 
@@ -26,7 +28,19 @@ RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
 SUBCLONE, SAMPLES, INDICES = "subclone.json", "samples.npz", "train_indices.npy"
 _LOCK = ".lock"
-_PACKAGES = ("torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "transmamba")
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "triton",
+    "timm",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "pydantic",
+    "numpy",
+    "transmamba",
+)
 
 
 def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
@@ -103,7 +117,13 @@ def _is_recipe(path: Path) -> bool:
 
 
 def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
-    old = configs.load(Recipe, folder / CONFIG)
+    try:
+        old = configs.load(Recipe, folder / CONFIG)
+    except ConfigError as error:
+        raise UserError(
+            f"output_dir {str(folder)!r} holds a run of an earlier transmamba ({error.problems[0]}), which is not "
+            "resumed; choose another output_dir, or --overwrite"
+        ) from error
     changes = list(differences(configs.dump(old), configs.dump(recipe)))
     if changes:
         shown = "; ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "")
@@ -113,16 +133,26 @@ def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
         )
 
 
+# of the trainer: what changes neither weights nor what is drawn
+_CHANGES_NOTHING = (
+    "workers",
+    "log_every",
+    "save_every",
+    "keep",
+    "cuda_graphs",
+    "eval_every",
+    "eval_batch_size",
+    "grad_checkpointing",
+    "max_skipped",
+)
+
+
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     """`path: old there, new here` for every leaf that differs, but for how it is launched and tracked."""
     if path in (
         "wandb",
         "output_dir",
-        "trainer.workers",
-        "trainer.log_every",
-        "trainer.save_every",
-        "trainer.keep",
-        "trainer.cuda_graphs",
+        *(f"trainer.{key}" for key in _CHANGES_NOTHING),
     ):
         return
     if isinstance(old, dict) and isinstance(new, dict):
@@ -142,8 +172,40 @@ def environment() -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
-    return {"packages": versions, "python": platform.python_version(), "device": device, "commit": _commit()}
+    found = torch.cuda.is_available()
+    return {
+        "packages": versions,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if found else _processor(),
+        "cuda": torch.version.cuda if found else None,
+        "driver": _driver() if found else None,
+        "num_processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "commit": _commit(),
+        "command": " ".join(sys.argv),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+
+
+def _said(*command: str) -> str | None:
+    """The first line that a command prints; None where it cannot."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return next(iter(done.stdout.strip().splitlines()), None)
 
 
 def _commit() -> str | None:
@@ -151,13 +213,4 @@ def _commit() -> str | None:
     if told := os.environ.get("TRANSMAMBA_COMMIT"):
         return told
     here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    return _said("git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12")

@@ -1,9 +1,11 @@
-"""What one recipe names, built: how it begins, is trained, is measured, and what it leaves in its folder."""
+"""One recipe's parts put to work: how it begins, is trained, is measured, and what it leaves in its
+folder."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import itertools
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,200 +14,203 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..config import load as configs
-from ..distillation.distiller import Distiller, geometry_of, make_aligner
-from ..evaluation.classification import Predictions, metrics, predict, summarise
+from ..core.batch import Batch
+from ..core.task import Pass, Steps
+from ..core.tower import Student
+from ..distillation.build import build_losses, geometry_of, make_aligners
+from ..distillation.distiller import Distiller
+from ..ecosystems.find import save_model
 from ..ecosystems.folders import STUDENT_FOLDER
-from ..reporting.model_card import write_model_card
-from .recipe import Recipe, Stage, stage_steps
-from .folder import INDICES, RESULTS, SAMPLES, SUBCLONE
-from ..students.student import Student, save_model
+from ..errors import UserError
+from ..evaluation.run import Measured, ModelRunner, measure
+from ..reporting.tracking import Tracker
 from ..subcloning.subclone import subclone
 from ..teachers.teacher import Teacher
-from ..reporting.tracking import Tracker
+from ..training.optimizer import check_stage
+from ..training.stage import Stage, stage_steps
 from ..training.trainer import Trainer
+from .build import Parts
+from .folder import INDICES, SUBCLONE
 
-_NUM_SAMPLES = 24
-# images from which the teacher's channel statistics are taken
+# items from which the teacher's channel statistics are taken
 _NUM_CALIBRATION = 1024
+# unreadable items that a message names
+_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Trained:
-    predictions: Predictions
-    summary: dict[str, Any]
+    """The student as it was measured on the final split, if that was the watched one too, and its minutes."""
+
+    measured: Measured | None
+    minutes: float
 
 
 class Pipeline:
-    """Teacher, student, task and stages of one recipe, built and ready to train."""
+    """Parts of one recipe, ready to train.
 
-    def __init__(
-        self, recipe: Recipe, accelerator: Any, teacher: Teacher | None, student: nn.Module, task: Any
-    ) -> None:
-        self.recipe, self.accelerator = recipe, accelerator
-        self.teacher, self.student, self.task = teacher, student, task
-        processes = accelerator.num_processes
-        global_batch = recipe.trainer.batch_size * recipe.trainer.accumulation * processes
-        counts = stage_steps(recipe.stages, task.num_train, global_batch)
+    title: which run this is, as its lines begin
+    """
+
+    def __init__(self, parts: Parts, title: str = "student") -> None:
+        self.parts, self.title = parts, title
+        recipe, task = parts.recipe, parts.task
+        self.accelerator = parts.accelerator
+        row_tokens = getattr(task, "row_tokens", None)
+        counts = stage_steps(recipe.stages, task.num_train, recipe.trainer.global_batch, row_tokens)
         self.stages: list[tuple[Stage, int]] = list(zip(recipe.stages, counts, strict=True))
-        self.starts = np.concatenate([[0], np.cumsum(counts)]).tolist()
-        self.aligner: nn.Module | None = None
+        self.starts = [0, *itertools.accumulate(counts)]
+        self.aligners: nn.ModuleDict | None = None
+        self._last: Measured | None = None
 
     @property
     def total_steps(self) -> int:
         return self.starts[-1]
 
-    def train(self, folder: Path, quiet: bool) -> Trained:
-        """Initialise (unless resumed), run every stage, save RUN/student, evaluate it."""
-        recipe = self.recipe
-        shown = configs.dump(recipe)
+    def train(
+        self, folder: Path, quiet: bool, *, check_data: bool = True, stop: threading.Event | None = None
+    ) -> Trained:
+        """Initialise (unless resumed), run every stage, save RUN/student."""
+        recipe, task = self.parts.recipe, self.parts.task
         with Tracker(
-            folder, self.accelerator, recipe.wandb, self.total_steps, quiet, config=shown
+            folder,
+            self.accelerator,
+            recipe.wandb,
+            self.total_steps,
+            quiet,
+            config=configs.dump(recipe),
+            title=self.title,
+            stages=len(self.stages),
+            metrics=task.metrics,
         ) as tracker:
             trainer = Trainer(
                 self.accelerator,
                 recipe.trainer,
                 folder,
                 tracker,
-                batches=self._batches,
-                mix=self.task.mix if (self.task.config.mixup or self.task.config.cutmix) else None,
-                evaluate=self._evaluate,
+                batches=self.batches,
+                change=task.change,
+                evaluate=lambda student: self._evaluate(student, tracker),
                 seed=recipe.seed,
+                stop=stop,
             )
-            if self.accelerator.is_main_process:
-                np.save(folder / INDICES, self.task.train_indices)
             resumed = trainer.resume()
             if resumed:
                 tracker.say(f"resuming {folder} at step {trainer.progress.step} of {self.total_steps}")
             else:
                 tracker.rewind(0)
+                self._check_data(check_data)
+            if self.accelerator.is_main_process and hasattr(task, "train_indices"):
+                np.save(folder / INDICES, task.train_indices)
             self._initialise(folder, resumed, tracker)
+            for index in range(len(self.stages)):  # every stage's mistakes, before the first is trained
+                check_stage(self.distiller(index), self.stages[index][0])
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
-            trainer.run(self._distiller, self.stages)
-            student = self.predict(self.student, self.task.final_split)
+            trainer.run(self.distiller, self.stages)
             if self.accelerator.is_main_process:
-                save_model(self.student, folder / STUDENT_FOLDER, self.task.preprocessing)
-            summary = summarise(student, sum(p.numel() for p in self.student.parameters()))
-            summary["minutes"] = trainer.progress.seconds / 60
-        return Trained(student, summary)
+                save_model(self.parts.student, folder / STUDENT_FOLDER, task.preprocessing)
+        return Trained(self._last if task.watched == task.final else None, trainer.progress.seconds / 60)
+
+    def _check_data(self, wanted: bool) -> None:
+        """Raises UserError where an evaluation split holds what cannot be read: training would end there."""
+        if not wanted or not self.accelerator.is_main_process:
+            return
+        found = list(itertools.islice(self.parts.task.look_through(), _NAMED + 1))
+        if found:
+            more = "; and more" if len(found) > _NAMED else ""
+            raise UserError(f"{'; '.join(found[:_NAMED])}{more} (--no-check-data trains all the same)")
 
     def _initialise(self, folder: Path, resumed: bool, tracker: Tracker) -> None:
-        kept = None
-        init = self.recipe.init
-        if (
-            self.teacher is not None
-            and init is not None
-            and isinstance(self.student, Student)
-            and not resumed
-        ):
+        """Subclone, unless resumed, and make the aligners of all stages."""
+        student, teacher, init = self.parts.student, self.parts.teacher, self.parts.recipe.init
+        kept: Mapping[str, Tensor] | None = None
+        if teacher is not None and init is not None and isinstance(student, Student) and not resumed:
             counted = init.importance == "activation" or init.average
-            images = self._images(init.calibration_images if counted else 0)
-            report, select = subclone(self.student, self.teacher, init, images)
-            kept = select.residual
+            report, select = subclone(
+                student, teacher, init, self.calibration(init.calibration_images if counted else 0)
+            )
+            kept = {stream: chosen.residual for stream, chosen in select.items()}
             if self.accelerator.is_main_process:
                 report.save(folder / SUBCLONE)
             tracker.say(report.summary())
         elif self.accelerator.is_main_process and not resumed:
             (folder / SUBCLONE).unlink(missing_ok=True)
-        if self.teacher is not None and isinstance(self.student, Student):
-            geometry = geometry_of(self.student, self.teacher)
-            assert geometry is not None, "there are a teacher and a student"
-            losses = [loss.build(geometry) for stage, _ in self.stages for loss in stage.losses]
-            needed: set[int] = set().union(*(loss.projections() for loss in losses))
-            self.aligner = make_aligner(self.student, self.teacher, needed, kept)
-            if any(loss.standardises for loss in losses) and not resumed:
-                images = self._images(_NUM_CALIBRATION)
-                self.aligner.to(self.accelerator.device).measure(self.teacher, images)
+        if teacher is None or not isinstance(student, Student):
+            return
+        geometry = geometry_of(student, teacher)
+        losses = [
+            loss for stage, _ in self.stages for loss in build_losses(stage.losses, geometry).values()
+        ]
+        self.aligners = make_aligners(student, teacher, losses, kept)
+        if any(loss.standardises for loss in losses) and not resumed:
+            self.aligners.to(self.accelerator.device)
+            batches = self.calibration(_NUM_CALIBRATION)
+            for stream, aligner in self.aligners.items():
+                aligner.measure(teacher, batches, stream)  # type: ignore[operator]
 
-    def _images(self, count: int) -> list[Tensor]:
-        return calibration_images(self.recipe, self.task, self.accelerator, count)
+    def calibration(self, count: int) -> list[Batch]:
+        """The first `count` of the task's calibration items, in batches; the same on every rank."""
+        if not count:
+            return []
+        batches = self.parts.task.calibration(count, self.parts.recipe.trainer.eval_batch_size)
+        return [batch.to(self.accelerator.device) for batch in batches]
 
-    def _distiller(self, index: int) -> Distiller:
+    def distiller(self, index: int) -> Distiller:
+        """Stage `index`'s."""
         stage = self.stages[index][0]
         return Distiller(
-            self.student,
-            self.teacher,
+            self.parts.student,
+            self.parts.teacher,
             stage.losses,
-            aligner=self.aligner,  # type: ignore[arg-type]
+            aligners=self.aligners,
             token_fraction=stage.token_fraction,
-            seed=self.recipe.seed,
+            seed=self.parts.recipe.seed,
         )
 
-    def _batches(self, start: int, steps: int, stage: int) -> Iterator[Any]:
-        trainer = self.recipe.trainer
-        return self.task.train_batches(
-            micro_batch=trainer.batch_size,
-            accumulation=trainer.accumulation,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            seed=self.recipe.seed,
-            start_step=self.starts[stage] + start,
-            num_steps=steps - start,
-            workers=trainer.workers,
-            pin_memory=self.accelerator.device.type == "cuda",
+    def batches(self, start: int, steps: int, stage: int) -> Iterator[Batch]:
+        """This rank's micro-batches of a stage, from its step `start` on."""
+        trainer = self.parts.recipe.trainer
+        micro, accumulation = trainer.division(self.accelerator.num_processes)
+        return self.parts.task.train_batches(
+            Steps(
+                micro_batch=micro,
+                accumulation=accumulation,
+                rank=self.accelerator.process_index,
+                world=self.accelerator.num_processes,
+                seed=self.parts.recipe.seed,
+                start_step=self.starts[stage] + start,
+                num_steps=steps - start,
+                workers=trainer.workers,
+                pin_memory=self.accelerator.device.type == "cuda",
+            )
         )
 
-    def _evaluate(self, student: nn.Module) -> dict[str, float]:
-        return metrics(self.predict(student, self.task.eval_split))
+    def _evaluate(self, student: nn.Module, tracker: Tracker) -> dict[str, float]:
+        self._last = self.measure({"student": student}, self.parts.task.watched, tracker)
+        return self._last.metrics("student")
 
-    def predict(self, model: nn.Module | Teacher, split: str) -> Predictions:
-        """Predictions on a whole split, the same on every rank."""
+    def measure(
+        self, models: Mapping[str, nn.Module | Teacher], split: str, tracker: Tracker | None = None
+    ) -> Measured:
+        """What the task's evaluators find out about these models on a whole split; the same on every rank."""
         from accelerate.utils import gather_object
 
-        world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        batches = self.task.eval_batches(
-            split,
-            batch_size=self.recipe.trainer.eval_batch_size,
-            workers=self.recipe.trainer.workers,
-            rank=rank,
-            world=world,
+        accelerator, trainer = self.accelerator, self.parts.recipe.trainer
+        runners = {
+            name: ModelRunner(
+                model,
+                accelerator.device,
+                accelerator.autocast,
+                kind="teacher" if isinstance(model, Teacher) else "student",
+            )
+            for name, model in models.items()
+        }
+        passing = Pass(
+            batch_size=trainer.eval_batch_size,
+            workers=trainer.workers,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
         )
-        mine = predict(model, batches, self.accelerator.device, self.accelerator.autocast)
-        if world == 1:
-            return mine
-        shards = gather_object([mine])
-        total = sum(len(shard.labels) for shard in shards)
-        classes = max(shard.logits.shape[1] for shard in shards)  # a rank may have had no image
-        logits = mine.logits.new_empty(total, classes)
-        labels = mine.labels.new_empty(total)
-        for r, shard in enumerate(shards):
-            if not len(shard.labels):
-                continue
-            logits[r::world], labels[r::world] = shard.logits, shard.labels
-        rate = sum(shard.images_per_second for shard in shards)
-        return Predictions(logits, labels, rate, max(shard.peak_memory_mb for shard in shards))
-
-    def write(
-        self, folder: Path, results: dict[str, Any], student: Predictions, guide: Predictions | None
-    ) -> None:
-        """samples.npz and model card, then results.json, whose presence says that the run is finished."""
-        self._write_samples(folder, student, guide)
-        configuration = configs.dump(self.recipe)
-        write_model_card(folder / STUDENT_FOLDER, results=results, config=configuration)
-        partial = folder / f"{RESULTS}.partial"
-        partial.write_text(json.dumps(results, indent=2) + "\n")
-        partial.replace(folder / RESULTS)
-
-    def _write_samples(self, folder: Path, student: Predictions, guide: Predictions | None) -> None:
-        predicted = student.logits.argmax(dim=-1).numpy()
-        labels = student.labels.numpy()
-        disagree = np.zeros(len(labels), dtype=bool)
-        arrays: dict[str, Any] = {"labels": labels, "student_pred": predicted}
-        if guide is not None:
-            arrays["teacher_pred"] = guide.logits.argmax(dim=-1).numpy()
-            disagree = arrays["teacher_pred"] != predicted
-        interesting = np.flatnonzero(disagree | (predicted != labels))[: _NUM_SAMPLES // 2]
-        others = np.setdiff1d(np.arange(len(labels)), interesting)[: _NUM_SAMPLES - len(interesting)]
-        chosen = np.concatenate([interesting, others])
-        indices = self.task.indices(self.task.final_split)
-        arrays["image_index"] = chosen
-        arrays["images"] = self.task.images(indices[chosen], self.task.final_split)
-        arrays["class_names"] = np.array(self.task.classes)
-        np.savez_compressed(folder / SAMPLES, **arrays)
-
-
-def calibration_images(recipe: Recipe, task: Any, accelerator: Any, count: int) -> list[Tensor]:
-    """The first `count` of the task's calibration images, in batches; the same on every rank."""
-    if not count:
-        return []
-    batches = task.calibration(count, recipe.trainer.eval_batch_size)
-    return [batch.images.to(accelerator.device) for batch in batches]
+        gather = {} if accelerator.num_processes == 1 else {"gather": lambda mine: gather_object([mine])}
+        say = None if tracker is None else tracker.say
+        return measure(self.parts.task.evaluators(split), runners, passing, say=say, **gather)  # type: ignore[arg-type]

@@ -1,107 +1,155 @@
-"""One recipe from teacher to report: what `recipes/*.py`, `transmamba distill` and `transmamba.distill`
+"""One recipe from teacher to report: what `recipes/distill.py`, `transmamba distill` and `transmamba.distill`
 call."""
 
 from __future__ import annotations
 
-import json
+import threading
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from ..config import load as configs
-from ..core.preprocessing import Preprocessing
+from ..ecosystems.folders import STUDENT_FOLDER, read_results
 from ..errors import UserError
-from ..evaluation.classification import agreement, summarise
+from ..evaluation.run import Measured
+from ..reporting.report import write_report
+from ..teachers.teacher import Teacher
+from .build import assemble, make_accelerator
+from .folder import REPORT, RESULTS, claim_folder, sole
+from .leave import leave
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch, Stage
-from ..reporting.report import write_report
-from .folder import REPORT, RESULTS, claim_folder, sole
+
+_SUBRUNS = {"student": "student", "teacher": "teacher", "scratch": "from scratch"}
 
 
 def run(
-    recipe: Recipe, *, overwrite: bool = False, accelerator: Any = None, quiet: bool = False
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    accelerator: Any = None,
+    quiet: bool = False,
+    check_data: bool = True,
+    stop: threading.Event | None = None,
+    title: str = "student",
 ) -> dict[str, Any]:
     """Run a recipe, or continue it where it was killed. Returns what RUN/results.json holds.
 
-    Raises UserError for what the user can mend, `trainer.Interrupted` after SIGTERM with the run saved.
+    check_data: look through the evaluation splits before training
+    stop:       asks the run to save and stop, from another thread
+    title:      which run this is, as its lines begin
+
+    Raises UserError for what the user can mend, `training.trainer.Interrupted` after SIGTERM, Ctrl-C or
+    `stop`, with the run saved.
     """
     folder = Path(recipe.output_dir).expanduser()
     accelerator = accelerator or make_accelerator(recipe)
+    todo = _Run(recipe, folder, accelerator, quiet, check_data, stop, title)
     if not accelerator.is_main_process:
-        return _run(recipe, folder, accelerator, quiet)
+        return todo.finish()
     claim_folder(folder, recipe, overwrite)
     with sole(folder):
-        return _run(recipe, folder, accelerator, quiet)
+        return todo.finish()
 
 
-def _run(recipe: Recipe, folder: Path, accelerator: Any, quiet: bool) -> dict[str, Any]:
-    """`run`, in a folder that is ours."""
-    accelerator.wait_for_everyone()  # until the main process has claimed it
-    if (folder / RESULTS).is_file():
-        if accelerator.is_main_process and not (folder / REPORT).is_file():  # killed between the two
-            write_report(folder)
-        return json.loads((folder / RESULTS).read_text())
-    taught: dict[str, Any] = {}
-    if recipe.teacher_recipe is not None:
-        taught = {"minutes": _run_teacher_recipe(recipe, accelerator, quiet)["student"]["minutes"]}
-    pipeline = assemble(recipe, accelerator)
-    predictions = pipeline.train(folder, quiet)
-    results: dict[str, Any] = {"student": predictions.summary}
-    if recipe.scratch is not None:
-        results["scratch"] = run(
-            scratch_recipe(recipe, pipeline.total_steps), accelerator=accelerator, quiet=quiet
-        )["student"]
-    if pipeline.teacher is not None:
-        guide = pipeline.predict(pipeline.teacher, pipeline.task.final_split)
-        results["teacher"] = summarise(guide, pipeline.teacher.num_params) | taught
-        results["agreement"] = agreement(guide, predictions.predictions)
-    else:
-        guide = None
-    if accelerator.is_main_process:
-        pipeline.write(folder, results, predictions.predictions, guide)
-        write_report(folder)
-    accelerator.wait_for_everyone()
-    return results
+class _Run:
+    """A recipe in a folder that is ours."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        accelerator: Any,
+        quiet: bool,
+        check_data: bool,
+        stop: threading.Event | None,
+        title: str,
+    ) -> None:
+        self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
+        self.quiet, self.check_data, self.stop, self.title = quiet, check_data, stop, title
+
+    def finish(self) -> dict[str, Any]:
+        """Everything that is still to be done."""
+        self.accelerator.wait_for_everyone()  # until the main process has claimed the folder
+        if (self.folder / RESULTS).is_file():
+            if self.accelerator.is_main_process and not (self.folder / REPORT).is_file():  # killed between
+                write_report(self.folder)
+            return read_results(self.folder / RESULTS)
+        taught = {} if self.recipe.teacher_recipe is None else self._teach()
+        pipeline = Pipeline(assemble(self.recipe, self.accelerator), self.title)
+        trained = pipeline.train(self.folder, self.quiet, check_data=self.check_data, stop=self.stop)
+        scratch = None if self.recipe.scratch is None else self._train_from_scratch(pipeline.total_steps)
+        measured = self._measure(pipeline, trained.measured)
+        results = measured.results()
+        results["student"]["minutes"] = trained.minutes
+        if "teacher" in results:
+            results["teacher"] |= taught
+        if scratch is not None:
+            results["scratch"] = scratch
+        if self.accelerator.is_main_process:
+            leave(self.folder, pipeline, results, measured)
+            write_report(self.folder)
+        self.accelerator.wait_for_everyone()
+        return results
+
+    def _measure(self, pipeline: Pipeline, student: Measured | None) -> Measured:
+        """Student and teacher on the final split, in one pass; the student not again where it was just
+        measured there. A baseline's teacher is measured by the run whose baseline it is."""
+        parts = pipeline.parts
+        models: dict[str, Any] = {"student": parts.student} if student is None else {}
+        if isinstance(parts.teacher, Teacher) and self.title != _SUBRUNS["scratch"]:
+            models["teacher"] = parts.teacher
+        if not models:
+            assert student is not None, "one of both is there"
+            return student
+        found = pipeline.measure(models, parts.task.final)
+        return found if student is None else student.joined(found)
+
+    def _again(self, recipe: Recipe, which: str) -> dict[str, Any]:
+        return run(
+            recipe,
+            accelerator=self.accelerator,
+            quiet=self.quiet,
+            check_data=self.check_data,
+            stop=self.stop,
+            title=_SUBRUNS[which],
+        )
+
+    def _train_from_scratch(self, steps: int) -> dict[str, Any]:
+        return self._again(scratch_recipe(self.recipe, steps), "scratch")["student"]
+
+    def _teach(self) -> dict[str, Any]:
+        """Minutes of the teacher's own run, made first where its results are missing.
+
+        It shares this launch's Accelerator, so it is refused where it wants another precision. Its wandb run
+        is
+        left out: the one that was asked for is the student's.
+        """
+        source = self.recipe.teacher_recipe
+        assert source is not None, "the caller asked"
+        teaching = configs.load(Recipe, Path(source))
+        _check_teaching(teaching, self.recipe, source)
+        try:
+            results = self._again(replace(teaching, wandb=None), "teacher")
+        except UserError as error:
+            raise UserError(f"teacher_recipe {source}: {error}") from error
+        return {"minutes": results["student"]["minutes"]}
 
 
-def assemble(recipe: Recipe, accelerator: Any) -> Pipeline:
-    """Build what a recipe names. Raises UserError for every mismatch between its parts."""
-    torch.manual_seed(recipe.seed)
-    teacher = recipe.teacher.build().to(accelerator.device) if recipe.teacher is not None else None
-    if teacher is None:
-        probe = recipe.student.build(num_classes=2)
-        task = recipe.task.build(preprocessing_of(probe))
-    else:
-        with accelerator.local_main_process_first():  # what it finds out about the files, the others read
-            task = recipe.task.build(teacher.preprocessing)
-        task.check_classes(teacher.num_classes)
-        if recipe.init is not None and recipe.init.fold:
-            teacher.fold()  # here and not in subcloning, which a resumed run leaves out
-    torch.manual_seed(recipe.seed)
-    student = recipe.student.build(
-        num_classes=task.num_classes,
-        input_size=None if teacher is None else teacher.preprocessing.input_size,
-        view=None if teacher is None else teacher.view,
-    )
-    if recipe.trainer.grad_checkpointing:
-        if not hasattr(student, "set_grad_checkpointing"):
-            raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")
-        student.set_grad_checkpointing(True)
-    return Pipeline(recipe, accelerator, teacher, student.to(accelerator.device), task)
-
-
-def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """What a timm or Hugging Face model wants its images to look like."""
-    from ..teachers.hf_vit import hugging_face_preprocessing
-    from ..teachers.timm_vit import timm_preprocessing
-
-    if hasattr(model, "pretrained_cfg"):
-        return Preprocessing.from_pretrained_cfg(timm_preprocessing(model))
-    return hugging_face_preprocessing(model.config, getattr(model, "name_or_path", ""))
+def _check_teaching(teaching: Recipe, recipe: Recipe, source: str) -> None:
+    """Raises UserError for a teacher's recipe that does not serve this one, before it is trained."""
+    if teaching.trainer.precision != recipe.trainer.precision:
+        raise UserError(
+            f"{source} trains with precision {teaching.trainer.precision}, this recipe with "
+            f"{recipe.trainer.precision}; run it by itself first: recipes/distill.py --config {source}"
+        )
+    model = getattr(recipe.teacher, "model", None)
+    made = Path(teaching.output_dir).expanduser().resolve()
+    if model is not None and Path(model).expanduser().resolve() not in (made, made / STUDENT_FOLDER):
+        raise UserError(
+            f"teacher_recipe {source} makes {teaching.output_dir}, but teacher.model is {model}; write the same "
+            "folder in both"
+        )
 
 
 def scratch_recipe(recipe: Recipe, steps: int) -> Recipe:
@@ -126,47 +174,14 @@ def scratch_recipe(recipe: Recipe, steps: int) -> Recipe:
     )
 
 
-def _run_teacher_recipe(recipe: Recipe, accelerator: Any, quiet: bool) -> dict[str, Any]:
-    """The results of the teacher's own run, made first where they are missing.
-
-    It shares this launch's Accelerator, so it is refused where it wants another precision. Its wandb run is
-    left out: the one that was asked for is the student's.
-    """
-    assert recipe.teacher_recipe is not None, "the caller asked"
+def located(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with its teacher's recipe found: beside `path`, where it is no file as it is written."""
     source = recipe.teacher_recipe
-    teaching = configs.load(Recipe, Path(source))
-    if teaching.trainer.precision != recipe.trainer.precision:
-        raise UserError(
-            f"{source} trains with precision {teaching.trainer.precision}, this recipe with "
-            f"{recipe.trainer.precision}; run it by itself first: recipes/distill.py --config {source}"
-        )
-    try:
-        return run(replace(teaching, wandb=None), accelerator=accelerator, quiet=quiet)
-    except UserError as error:
-        raise UserError(f"teacher_recipe {source}: {error}") from error
+    if source is None or Path(source).is_file() or not (path.parent / source).is_file():
+        return recipe
+    return replace(recipe, teacher_recipe=str(path.parent / source))
 
 
-def make_accelerator(recipe: Recipe) -> Any:
-    """An Accelerator for this recipe's precision and tracking, on whatever `accelerate launch` set up."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-
-    # a stage without a loss on logits leaves the head without a gradient
-    unused = any(
-        not any(getattr(loss, "uses_logits", False) for loss in stage.losses)
-        and (
-            stage.trainable == "all"
-            or not all(getattr(loss, "teacher_forced", False) for loss in stage.losses)
-        )
-        for stage in recipe.stages
-    )
-    handlers = [
-        DistributedDataParallelKwargs(find_unused_parameters=unused, broadcast_buffers=False),
-        # one rank may look through a large data set while the others wait for it
-        InitProcessGroupKwargs(timeout=timedelta(hours=2)),
-    ]
-    return Accelerator(
-        mixed_precision=recipe.trainer.precision,
-        log_with="wandb" if recipe.wandb is not None else None,
-        kwargs_handlers=handlers,
-    )
+def load_recipe(path: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """A recipe's file with its overrides. Raises ConfigError."""
+    return located(configs.load(Recipe, path, overrides), Path(path))

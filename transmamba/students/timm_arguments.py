@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..core.tower import StudentSpec
 from ..errors import UserError
-from ..views.view import View
+from ..views.view import Tower, View
 
 
 def default_cfg(size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
@@ -32,21 +34,46 @@ def default_cfg(size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
 def following(
     kind: str,
     model: str | None,
+    kwargs: Mapping[str, Any],
     shape_of: Callable[[View], dict[str, Any]],
-    *,
-    num_classes: int,
-    input_size: tuple[int, int, int] | None,
-    view: View | None,
+    spec: StudentSpec,
 ) -> dict[str, Any]:
     """Constructor arguments: classes, channels and pixels; without `model` also the teacher's shape.
 
-    Raises UserError where a shape is wanted and there is no teacher.
+    Raises UserError where a shape is wanted and there is no teacher, and for a model whose patches, fixed by
+    its name, are not the teacher's.
     """
-    arguments: dict[str, Any] = dict(num_classes=num_classes)
-    if input_size is not None:
-        arguments |= dict(in_chans=input_size[0], img_size=list(input_size[1:]))
+    classes = getattr(spec.view, "num_classes", None) if spec.num_classes is None else spec.num_classes
+    arguments: dict[str, Any] = dict(num_classes=classes or 0)
+    if spec.preprocessing is not None:
+        channels, *pixels = spec.preprocessing.input_size
+        arguments |= dict(in_chans=channels, img_size=pixels)
     if model is None:
-        if view is None:
+        if spec.view is None:
             raise UserError(f"student {kind} takes its shape from a teacher; name one, or set student.model")
-        arguments |= shape_of(view)
+        arguments |= shape_of(spec.view)
+    elif spec.view is not None and "patch_size" not in kwargs:
+        _check_patch(model, image_tower(spec.view))
     return arguments
+
+
+def _check_patch(model: str, tower: Tower) -> None:
+    """Raises UserError where the patch in a model's name gives the student another number of tokens."""
+    found = re.search(r"_patch(\d+)", model)
+    theirs = tuple(tower.embedding.weight.shape[-2:])
+    if found and theirs != (int(found[1]),) * 2:
+        shown = theirs[0] if theirs[0] == theirs[1] else f"{theirs[0]} x {theirs[1]}"
+        raise UserError(
+            f"student.model {model} has patches of {found[1]} pixels, the teacher of {shown}: other tokens; "
+            "leave student.model out to follow the teacher, or write "
+            f"student.kwargs.patch_size={found[1]} to mean it"
+        )
+
+
+def image_tower(view: View) -> Tower:
+    """Raises UserError for a teacher that reads no images."""
+    if "image" not in view.towers:
+        raise UserError(
+            f"an image student needs a teacher of images; this one reads {', '.join(view.towers)}"
+        )
+    return view.towers["image"]

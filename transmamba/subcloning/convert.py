@@ -1,152 +1,120 @@
-"""A checkpoint in, a student folder out, without training."""
+"""A model in hand, and the Mamba student that starts from its weights, without training."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from torch import Tensor, nn
 
-from ..api import convert
-from ..core.preprocessing import Preprocessing
-from ..errors import UserError
-from ..reporting.model_card import write_model_card
-from ..students.student import save_model
-from ..teachers.teacher import load_teacher
-from .report import Report, Row
-from .subclone import SubcloneConfig
+from ..config.registry import STUDENTS
+from ..core.batch import Batch, image_batch
+from ..core.tower import Student, StudentSpec
+from ..errors import UserError, suggest
+from ..teachers.load import adapt_teacher, load_teacher
+from ..teachers.teacher import Teacher
+from .report import Report
+from .subclone import SubcloneConfig, first_items, subclone
 
-# parameters of `convert` and of what it calls, which a student's options must not take the place of
-_NOT_OPTIONS = frozenset(("model", "student", "init", "calibration", "teacher", "name"))
+# registered students that are any classifier of a library: fine-tuned, not converted to
+_TRAINED_AS_THEY_ARE = ("timm", "hf_vit")
 
 
-def convert_checkpoint(
-    teacher: str,
-    out: Path,
+def convert(
+    model: nn.Module | Teacher | str | Path,
+    student: str | nn.Module = "vim",
     *,
-    student: str = "vim",
-    data: Any = None,
     init: SubcloneConfig | None = None,
-    overwrite: bool = False,
-    options: dict[str, Any] | None = None,
-) -> Report:
-    """Write the student that `teacher` becomes to `out`; its report too (subclone.json).
+    calibration: Iterable[Batch | Tensor] | None = None,
+    num_classes: int | None = None,
+    **kwargs: Any,
+) -> tuple[nn.Module, Report]:
+    """A Mamba student that starts from the teacher's weights, without training, and the report of what it
+    took. The teacher is left as it is.
 
-    data: a task configuration whose training images (no labels) rank coordinates by activation, and which
-        init.average looks at; without it evenly spaced coordinates are kept
-    init: how the student starts; left out: all layers, and the importance that `data` allows
-    teacher: also a hustvl/Vim `.pth`, which is only rewritten as safetensors under `student`'s name (left
-        out: that of its width), without `init`
+    model:   a timm or transformers ViT/DeiT you hold, or its name, id or folder
+    student: `vim` or `ssd_vit` for one of the teacher's own shape, a timm name of ours, or a student module
+    init:    how it starts; left out: every layer from the teacher, and the importance that `calibration`
+        allows
+    calibration: batches, or image tensors (B, C, H, W), as the teacher reads them. The first
+        `init.calibration_images` items rank coordinates by activation (without any, evenly spaced ones are
+        kept) and serve `init.average`
+    kwargs:  for the student's constructor (embed_dim, depth, gate_bias ...)
 
-    Raises UserError for whatever cannot be read, met or written; `out` is then as it was.
+    Raises UserError for an unknown name or shapes that cannot meet.
     """
-    _check_place(out, overwrite)
-    for name in set(options or ()) & _NOT_OPTIONS:
-        raise UserError(f"{name} is no option of a student; leave it out (the student: --student NAME)")
-    plain = SubcloneConfig(layers="all", importance="uniform" if data is None else "activation")
-    init = init or plain
-    if data is None and init.average:
-        raise UserError("average looks at images; write whose, such as --data FOLDER")
-    model: nn.Module
-    preprocessing: Preprocessing | None = None
-    if Path(teacher).suffix == ".pth":
-        if init != plain:
-            raise UserError(f"{teacher} is a Vim already, only rewritten; leave out how a student starts")
-        model, report = _rewrite_official(Path(teacher), student, options or {})
-    else:
-        guide = load_teacher(teacher)
-        preprocessing = guide.preprocessing
-        batches: list[Tensor] = []
-        if data is not None:
-            task = data.build(preprocessing)
-            batches = [batch.images for batch in task.calibration(init.calibration_images, 64)]
-        model, report = convert(guide, student, init=init, calibration=batches, **(options or {}))
-    _write(model, out, preprocessing, report, teacher)
-    return report
-
-
-def _check_place(out: Path, overwrite: bool) -> None:
-    """Raises UserError where something is lost: without --overwrite anything, with it what is no model."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise UserError(f"{out}: is not empty; write another folder, or --overwrite")
-    if not (out / "config.json").is_file():
+    teacher = as_teacher(model)
+    if init is not None and not isinstance(init, SubcloneConfig):
+        raise UserError(f"init is {type(init).__name__}; write a transmamba.SubcloneConfig(...)")
+    batches = as_batches(calibration)
+    init = init or SubcloneConfig(importance="activation" if batches else "uniform")
+    if init.fold:
+        teacher = teacher.fold()  # first: a student of the teacher's shape has its norms too
+    if isinstance(student, str):
+        student = build_student(student, teacher, num_classes, **kwargs)
+    elif kwargs or num_classes is not None:
+        given = ", ".join([*kwargs, *(["num_classes"] if num_classes is not None else [])])
+        raise UserError(f"{given}: the student is made already; give them to its constructor")
+    if not isinstance(student, Student):
         raise UserError(
-            f"{out}: holds no model (no config.json), so it is not overwritten; write another folder"
+            f"{type(student).__name__} is no Mamba student; write vim, ssd_vit, or a timm name of ours"
         )
+    report, _ = subclone(student, teacher, init, first_items(batches, init.calibration_images))
+    _carry(student, teacher)
+    return student.eval(), report  # type: ignore[union-attr]
 
 
-def _rewrite_official(path: Path, student: str, options: dict[str, Any]) -> tuple[nn.Module, Report]:
-    from ..students.vim.names import OFFICIAL
-    from ..students.vim.official import checkpoint_filter_fn, read_official_checkpoint
-    from ..teachers.timm_vit import create_timm
+def _carry(student: Any, teacher: Teacher) -> None:
+    """A student's images look as its teacher's do."""
+    if hasattr(student, "pretrained_cfg"):
+        carried = {**student.pretrained_cfg, **teacher.preprocessing.to_pretrained_cfg()}
+        student.pretrained_cfg = student.default_cfg = carried
 
-    state = read_official_checkpoint(path)
-    classes = state["head.weight"].shape[0] if "head.weight" in state else 1000
-    if student in ("vim", "ssd_vit"):
-        width = len(state.get("norm_f.weight", ()))
-        if student == "ssd_vit" or width not in OFFICIAL:
-            raise UserError(
-                f"{path} is a Vim of width {width}; write --student and its name "
-                f"({', '.join(OFFICIAL.values())}), and embed_dim={width} where that has another width"
-            )
-        student = OFFICIAL[width]
-    model: Any = create_timm(student, pretrained=False, **{"num_classes": classes, **options})
-    if not hasattr(model, "cls_position"):
+
+def build_student(name: str, teacher: Teacher, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
+    """An untrained student for this teacher's images: a registered kind, or a timm name of ours."""
+    if num_classes is not None and num_classes < 1:
+        raise UserError(f"num_classes is {num_classes}; write a number of at least 1")
+    classes = teacher.num_classes if num_classes is None else num_classes
+    spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing, num_classes=classes)
+    if name in _TRAINED_AS_THEY_ARE:
         raise UserError(
-            f"{path} is a Vim; write --student vim_tiny_patch16_224, _small or _base, not {student}"
+            f"student {name!r} takes no teacher's weights; write vim or ssd_vit, or a timm name of ours"
         )
-    try:
-        model.load_state_dict(checkpoint_filter_fn(state, model))
-    except RuntimeError as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise UserError(
-            f"{path} does not fit {student}: {first}; choose the size it was trained as"
-        ) from error
-    parameters = dict(model.named_parameters())
-    rows = [Row(name, name, "copied", tuple(p.shape), p.numel()) for name, p in parameters.items()]
-    return model, Report(rows=rows, total=sum(p.numel() for p in parameters.values()))
+    if name in STUDENTS:
+        return STUDENTS[name](kwargs=kwargs).build(spec)
+    if name in student_models():
+        kind = "ssd_vit" if name.startswith("ssd_vit") else "vim"
+        return STUDENTS[kind](model=name, kwargs=kwargs).build(spec)
+    raise UserError(f"unknown student {name!r}{suggest(name, [*student_models(), 'vim', 'ssd_vit'])}")
 
 
-def _write(
-    model: nn.Module, out: Path, preprocessing: Preprocessing | None, report: Report, teacher: str
-) -> None:
-    """All or nothing: written beside `out`, then moved there; what was there is gone only after that."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=out.parent))
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
-    try:
-        save_model(model, partial, preprocessing)
-        report.save(partial / "subclone.json")
-        write_model_card(partial, results={}, config={"teacher": {"name": "auto", "model": teacher}})
-        partial.chmod(0o755)
-        _replace(partial, out)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{out}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def student_models() -> list[str]:
+    """The timm names of our students."""
+    import timm
+
+    STUDENTS.names()  # their files register them in timm
+    return [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
 
 
-def _replace(new: Path, out: Path) -> None:
-    """Move `new` to `out`; where that fails, `out` is what it was. Raises OSError."""
-    if not out.exists():
-        new.rename(out)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=".replaced-", dir=out.parent))
-    try:
-        old = out.rename(aside / out.name)
-        try:
-            new.rename(out)
-        except OSError:
-            old.rename(out)
-            raise
-    except OSError:
-        aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+def as_teacher(model: nn.Module | Teacher | str | Path) -> Teacher:
+    """A teacher, of whatever names or holds one."""
+    if isinstance(model, Teacher):
+        return model
+    return adapt_teacher(model) if isinstance(model, nn.Module) else load_teacher(model)
+
+
+def as_batches(items: Iterable[Batch | Tensor] | None) -> list[Batch]:
+    """Batches, also of image tensors (B, C, H, W). Raises UserError for one tensor instead of several."""
+    if isinstance(items, Tensor | Batch):
+        raise UserError(f"calibration is a {type(items).__name__}; write a list of them, such as [images]")
+    batches = []
+    for item in items or ():
+        if isinstance(item, Tensor):
+            item = image_batch(item, torch.zeros(len(item), dtype=torch.int64))
+        if not isinstance(item, Batch):
+            raise UserError(f"calibration holds a {type(item).__name__}; write image tensors, or batches")
+        batches.append(item)
+    return batches

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from ..students.student import Dropped, Kind
+from .plan import Dropped, Kind
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _KINDS = (*get_args(Kind), "fresh")
@@ -28,12 +28,12 @@ class Row:
 @dataclass
 class Report:
     """What was cloned: rows of (target, source, kind, shape), the biases dropped, the share covered.
-    `blocks`: how many the teacher has."""
+    `sublayers`: the names of the teacher's."""
 
     rows: list[Row] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     total: int = 0
-    blocks: int = 0
+    sublayers: list[str] = field(default_factory=list)
 
     @property
     def covered(self) -> float:
@@ -53,9 +53,8 @@ class Report:
     @property
     def unused(self) -> list[str]:
         """Sublayers of the teacher, such as `blocks.3.mlp`, from which nothing was taken."""
-        taken = {tuple(row.source.split(".")[:3]) for row in self.rows}
-        every = [("blocks", str(t), name) for t in range(self.blocks) for name in ("attention", "mlp")]
-        return [".".join(sublayer) for sublayer in every if sublayer not in taken]
+        taken = {".".join(row.source.split(".")[:3]) for row in self.rows}
+        return [name for name in self.sublayers if name not in taken]
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -90,8 +89,8 @@ class Report:
         """How much was cloned, from how much of the teacher, and what was dropped, in a line each."""
         counts = ", ".join(f"{number} {kind}" for kind, number in self.counts.items())
         lines = [f"{counts}; {100 * self.covered:.1f} % of the student's {self.total:,} parameters covered"]
-        if self.blocks:
-            every, unused = 2 * self.blocks, self.unused
+        if self.sublayers:
+            every, unused = len(self.sublayers), self.unused
             without = f"; nothing from {_shortened(unused)}" if unused else ""
             lines.append(f"from {every - len(unused)} of the teacher's {every} sublayers{without}")
         if self.dropped:

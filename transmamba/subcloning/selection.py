@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..core.batch import Batch
 from ..errors import UserError
+from ..views.sublayers import read_and_write
 from ..views.view import View
 
 if TYPE_CHECKING:
@@ -22,30 +24,27 @@ if TYPE_CHECKING:
 
 
 class Selection:
-    """Which coordinates of the teacher a student of width `width` keeps.
+    """Which coordinates of a teacher's tower a student's tower of width `width` keeps.
 
-    `scores` maps `residual` (D,), `value.{t}` (D,) and `neuron.{t}` (F,) to importance; a missing name means
-    the uniform choice. `paired`: values go to two inner channels each, see `SubcloneConfig.average`.
+    `scores` maps `stream` (D,) and `inner.{s}`, the channels that sublayer s writes from (attention's values,
+    an MLP's neurons), to importance; a missing name means the uniform choice. `paired`: values go to two
+    inner channels each, see `SubcloneConfig.average`.
     """
 
     def __init__(
         self,
-        view: View,
+        full_width: int,
         width: int,
         scores: Mapping[str, Tensor] | None = None,
         paired: bool = False,
     ) -> None:
         self._scores = scores or {}
         self.paired = paired
-        self.residual = self._choose("residual", view.width, width)
+        self.residual = self._choose("stream", full_width, width)
 
-    def values(self, block: int, full: int, count: int) -> Tensor:
-        """`count` of the `full` value channels of attention `block`."""
-        return self._choose(f"value.{block}", full, count)
-
-    def neurons(self, block: int, full: int, count: int) -> Tensor:
-        """`count` of the `full` hidden neurons of MLP `block`."""
-        return self._choose(f"neuron.{block}", full, count)
+    def inner(self, s: int, full: int, count: int) -> Tensor:
+        """`count` of the `full` channels that sublayer s writes from."""
+        return self._choose(f"inner.{s}", full, count)
 
     def _choose(self, name: str, full: int, count: int) -> Tensor:
         """`count` positions: whole cycles of all of them first, then the most important ones in their
@@ -67,45 +66,60 @@ def multiplicity(index: Tensor, full: int) -> Tensor:
     return 1.0 / torch.bincount(index, minlength=full)[index].float()
 
 
+Scores = dict[str, dict[str, Tensor]]  # by tower, then as `Selection` takes them
+
+
 @torch.no_grad()
-def activation_scores(teacher: Teacher, batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Mean |activation| of every residual coordinate (over all blocks), value channel and neuron.
+def activation_scores(teacher: Teacher, batches: Iterable[Batch]) -> Scores:
+    """Mean |activation| of every residual coordinate (over all blocks) and of what each sublayer writes from.
 
-    `batches` yields images (B, C, H, W) as the teacher wants them. Raises UserError when there are none.
+    Raises UserError when there are no batches.
     """
-    sums: dict[str, Tensor] = {}
-    counts: Counter[str] = Counter()
+    sums: Scores = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    ends = {name: set(tower.ends) for name, tower in teacher.view.towers.items()}
 
-    def observe(name: str, tensor: Tensor) -> None:
-        key = "residual" if name.startswith("residual") else name
+    def observe(tower: str, s: int, name: str, tensor: Tensor) -> None:
+        if name == "stream" and s in ends[tower]:
+            key = "stream"
+        elif name in ("values", "neurons"):
+            key = f"inner.{s}"
+        else:
+            return
         flat = tensor.float().abs().flatten(0, -2)
-        sums[key] = sums.get(key, 0) + flat.sum(dim=0)
-        counts[key] += len(flat)
+        found = sums.setdefault(tower, {})
+        found[key] = found.get(key, 0) + flat.sum(dim=0)
+        counts[tower, key] += len(flat)
 
-    for images in batches:
-        teacher.view.run(images, observe=observe)
+    for batch in batches:
+        teacher(batch.inputs, observe=observe)
     if not sums:
         raise UserError("subcloning by activation needs calibration images; set init.importance to 'uniform'")
-    return {key: (total / counts[key]).cpu() for key, total in sums.items()}
+    return {
+        tower: {key: (total / counts[tower, key]).cpu() for key, total in found.items()}
+        for tower, found in sums.items()
+    }
 
 
 @torch.no_grad()
-def change_scores(view: View, base: View) -> dict[str, Tensor]:
+def change_scores(view: View, base: View) -> Scores:
     """Minus the summed |fine-tuned - base| of every weight that touches a coordinate: what moved least
     matters most (the criterion reported of arXiv 2502.15130). Raises UserError when the two teachers differ
     in shape."""
-    if view.width != base.width or len(view.blocks) != len(base.blocks):
-        raise UserError(
-            "init.base has another width or depth than the teacher; give its own pretrained version"
-        )
-    residual = torch.zeros(view.width)
-    scores: dict[str, Tensor] = {}
-    for t, (block, old) in enumerate(zip(view.blocks, base.blocks, strict=True)):
-        moved_v = (block.attention.v.weight - old.attention.v.weight).abs().cpu()
-        moved_o = (block.attention.o.weight - old.attention.o.weight).abs().cpu()
-        moved_up = (block.mlp.up.weight - old.mlp.up.weight).abs().cpu()
-        moved_down = (block.mlp.down.weight - old.mlp.down.weight).abs().cpu()
-        residual += moved_v.sum(0) + moved_o.sum(1) + moved_up.sum(0) + moved_down.sum(1)
-        scores[f"value.{t}"] = -(moved_v.sum(1) + moved_o.sum(0))
-        scores[f"neuron.{t}"] = -(moved_up.sum(1) + moved_down.sum(0))
-    return {**scores, "residual": -residual}
+    scores: Scores = {}
+    for name, tower in view.towers.items():
+        old = base.towers.get(name)
+        if old is None or tower.width != old.width or tower.kinds != old.kinds:
+            raise UserError(
+                "init.base has another width or depth than the teacher; give its own pretrained version"
+            )
+        stream, found = torch.zeros(tower.width), {}
+        for s, (now, before) in enumerate(zip(tower.sublayers, old.sublayers, strict=True)):
+            reads, writes = (
+                (new.weight - was.weight).abs().cpu()
+                for new, was in zip(read_and_write(now), read_and_write(before), strict=True)
+            )
+            stream += reads.sum(0) + writes.sum(1)
+            found[f"inner.{s}"] = -(reads.sum(1) + writes.sum(0))
+        scores[name] = {**found, "stream": -stream}
+    return scores

@@ -1,7 +1,7 @@
 """Weight subcloning: a student's tensors taken from the teacher's canonical tensors.
 
 The student's `plan` says what goes where; this file executes it, with the coordinates that `selection.py`
-chooses, and reports it (`subclone_report.py`). It knows no model by name. Sources: Samragh et al., "Weight
+chooses, and reports it (`report.py`). It knows no model by name. Sources: Samragh et al., "Weight
 subcloning" (arXiv 2312.09299) for one permutation of the residual stream and the rescaling; TransMamba (arXiv
 2502.15130), as reported by third parties, for the early layers first. The tensor map from attention and MLP
 sublayers to Mamba layers is this project's own proposal.
@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..core.batch import Batch
+from ..core.tower import Student
 from ..errors import UserError
-from ..students.student import Dropped, Kind, Student, Take
+from ..views.view import View
+from .plan import Dropped, Kind, Take
 from .report import Report, Row
-from .selection import Selection, activation_scores, change_scores
+from .selection import Scores, Selection, activation_scores, change_scores
 
 if TYPE_CHECKING:
     from ..teachers.teacher import Teacher
@@ -31,8 +34,7 @@ Importance = Literal["activation", "uniform", "change"]
 class SubcloneConfig:
     """How the student starts.
 
-    layers:     "all", "half", or how many of the first student layers are cloned; 0 clones nothing at all. By
-                default what the student says: half of a Vim (the early layers first), all of an ssd_vit
+    layers:     "all", "half", or how many of the first student layers are cloned; 0 clones nothing at all
     importance: which coordinates a narrower student keeps: `activation` (mean magnitude on calibration
                 images), `uniform` (evenly spaced, no data), `change` (those that moved least since `base`)
     base:       for `change`: the teacher before fine-tuning (name, id or folder)
@@ -45,7 +47,7 @@ class SubcloneConfig:
                 nothing
     """
 
-    layers: int | Literal["all", "half"] | None = None
+    layers: int | Literal["all", "half"] = "all"
     importance: Importance = "activation"
     base: str | None = None
     calibration_images: int = 256
@@ -62,7 +64,7 @@ class SubcloneConfig:
             )
         if self.average and not self.mimic:
             raise ValueError("average needs the identity convolutions of mimic; set mimic to true")
-        known = isinstance(self.layers, int) or self.layers in ("all", "half", None)
+        known = isinstance(self.layers, int) or self.layers in ("all", "half")
         if not known or (isinstance(self.layers, int) and self.layers < 0):
             raise ValueError(
                 f"layers is {self.layers}; write 'all', 'half' or a number of layers, 0 for none"
@@ -71,25 +73,27 @@ class SubcloneConfig:
 
 @torch.no_grad()
 def subclone(
-    student: Student, teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor] = ()
-) -> tuple[Report, Selection]:
-    """Overwrite the student's tensors by its own plan. Returns the report and the coordinates chosen.
+    student: Student, teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Batch] = ()
+) -> tuple[Report, dict[str, Selection]]:
+    """Overwrite the student's tensors by its own plan. Returns the report and the coordinates chosen, by
+    tower.
+
+    teacher: folded already where `config.fold` says so
 
     Raises UserError where shapes cannot meet (the plan says which).
     """
     assert isinstance(student, nn.Module), "a student is a module"
     calibration = list(calibration)
-    if config.fold:
-        teacher.fold()
     view = teacher.view
-    scores: dict[str, Tensor] = {}
-    if student.width != view.width or config.importance == "change":
-        scores = _scores(teacher, config, calibration)
-    elif config.importance == "activation" and calibration:
-        scores = activation_scores(teacher, calibration)
-    select = Selection(view, student.width, scores, config.average)
+    scores = _scores(student, teacher, config, calibration)
+    select = {
+        name: Selection(view.towers[name].width, tower.width, scores.get(name), config.average)
+        for name, tower in student.towers.items()
+        if name in view.towers
+    }
     parameters = dict(student.named_parameters())
-    report = Report(total=sum(p.numel() for p in parameters.values()), blocks=len(view.blocks))
+    names = [name for tower in view.towers.values() for name in tower.names]
+    report = Report(total=sum(p.numel() for p in parameters.values()), sublayers=names)
     limit = cloned_layers(student, config)
     if limit and config.mimic:
         _mimic(student, limit)
@@ -102,7 +106,7 @@ def subclone(
             else:
                 report.rows.append(_execute(item, parameters))
         if config.average:
-            _average(student, len(view.blocks), limit, calibration)
+            _average(student, view, limit, calibration)
     taken = report.cloned
     report.rows += [
         Row(name, "initialisation", "fresh", tuple(p.shape), p.numel())
@@ -112,13 +116,13 @@ def subclone(
     return report, select
 
 
-def first_images(batches: Iterable[Tensor], count: int) -> Iterator[Tensor]:
-    """The first `count` images."""
-    for images in batches:
+def first_items(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The first `count` items."""
+    for batch in batches:
         if count <= 0:
             return
-        yield images[:count]
-        count -= len(images)
+        yield batch if len(batch) <= count else batch.map(lambda tensor: tensor[:count])  # noqa: B023
+        count -= len(batch)
 
 
 def _mimic(student: Student, layers: int) -> None:
@@ -129,45 +133,52 @@ def _mimic(student: Student, layers: int) -> None:
         module.mimic_()
 
 
-def _average(student: Student, num_blocks: int, layers: int, calibration: Sequence[Tensor]) -> None:
+def _average(student: Student, view: View, layers: int, calibration: Sequence[Batch]) -> None:
     """Let those of the first `layers` mixers that stand in for attention begin as averages."""
     assert isinstance(student, nn.Module), "a student is a module"
-    start = getattr(student, "average_", None)
-    if start is None:
+    able = {name: tower for name, tower in student.towers.items() if hasattr(tower, "average_")}
+    if not able:
         raise UserError("init.average is for Vim students; leave it out")
     if not calibration:
         raise UserError(
             "init.average needs calibration images; give some (init.calibration_images: how many)"
         )
     device = next(student.parameters()).device
-    batches = [images.to(device) for images in calibration]
+    batches = [batch.to(device).inputs for batch in calibration]
     was_training = student.training
     student.eval()  # without dropped paths
-    for k, (_, sublayer) in sorted(student.mixer_sources(num_blocks).items()):
-        if sublayer == "attention" and k < layers:
-            start(k, batches)
+    for name, tower in able.items():
+        kinds = view.towers[name].kinds
+        for k, s in sorted(tower.sources(kinds).items()):
+            if kinds[s] == "attention" and k < layers:
+                tower.average_(k, batches)  # type: ignore[attr-defined]
     student.train(was_training)
 
 
 def cloned_layers(student: Student, config: SubcloneConfig) -> int:
-    """How many of the first student layers are cloned."""
-    layers = student.cloned_by_default if config.layers is None else config.layers
-    if isinstance(layers, int):
-        return layers
-    return student.num_layers if layers == "all" else student.num_layers // 2
+    """How many of the first student layers are cloned, in each tower."""
+    if isinstance(config.layers, int):
+        return config.layers
+    most = max(tower.num_layers for tower in student.towers.values())
+    return most if config.layers == "all" else most // 2
 
 
-def _scores(teacher: Teacher, config: SubcloneConfig, calibration: Iterable[Tensor]) -> dict[str, Tensor]:
-    if config.importance == "activation":
+def _scores(
+    student: Student, teacher: Teacher, config: SubcloneConfig, calibration: Sequence[Batch]
+) -> Scores:
+    """What ranks coordinates: asked for where a tower is narrower, or where images are there anyway."""
+    towers = teacher.view.towers
+    narrower = any(
+        tower.width != towers[name].width for name, tower in student.towers.items() if name in towers
+    )
+    if config.importance == "activation" and (narrower or calibration):
         return activation_scores(teacher, calibration)
     if config.importance == "change":
-        from ..teachers.teacher import load_teacher
+        from ..teachers.load import load_teacher
 
         assert config.base is not None, "checked by SubcloneConfig"
-        base = load_teacher(config.base).to(teacher.view.embedding.weight.device)
-        if config.fold:
-            base.fold()
-        return change_scores(teacher.view, base.view)
+        base = load_teacher(config.base).to(teacher.device)
+        return change_scores(teacher.view, (base.fold() if config.fold else base).view)
     return {}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.registry import TEACHERS
-from .teacher import Teacher, load_teacher
+from .load import load_teacher
+from .teacher import Teacher
 
 
 @TEACHERS.register("auto")

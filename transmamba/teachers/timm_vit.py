@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ..config.registry import TEACHERS
-from ..core.output import TokenLayout
+from ..core.layout import Grid
 from ..core.preprocessing import Preprocessing
 from ..ecosystems.folders import model_folder, read_model_config
-from ..errors import UserError, suggest
-from ..views.view import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
+from ..ecosystems.timm import create_timm, timm_preprocessing
+from ..errors import UserError
+from ..views.embeddings import ImageEmbedding
+from ..views.heads import Classifier
+from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
+from ..views.view import Tower, View
 from .teacher import Teacher, refuse
 
 
@@ -77,65 +79,6 @@ def check_known(name: str, **kwargs: Any) -> None:
     timm_view(model)
 
 
-def timm_preprocessing(model: Any) -> dict[str, Any]:
-    """The model's pretrained_cfg with the input size it was really built for."""
-    config = dict(model.pretrained_cfg)
-    patch_embed = getattr(model, "patch_embed", None)
-    if patch_embed is not None and getattr(patch_embed, "img_size", None):
-        size = tuple(patch_embed.img_size)
-        if size != tuple(config["input_size"][1:]):
-            # a model rebuilt at another size sees the whole picture: timm's crop is tuned for the old one
-            config["crop_pct"] = 1.0
-        config["input_size"] = (model.patch_embed.proj.weight.shape[1], *size)
-    return config
-
-
-def create_timm(name: str, *, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """timm.create_model with our students registered; every failure is a UserError in one line."""
-    import timm
-
-    from .. import students as _students  # noqa: F401  (registers our models in timm)
-
-    folder = model_folder(name)
-    target = f"local-dir:{folder}" if folder else name
-    if not folder and ":" not in name and not timm.is_model(name):
-        if "/" in name or name.startswith("."):
-            raise UserError(f"model folder {name!r} does not exist or holds no config.json")
-        raise UserError(f"unknown timm model {name!r}{suggest(name, timm.list_models())}")
-    saved = read_model_config(folder).get("model_args", {}) if folder else {}
-    try:
-        model = timm.create_model(target, pretrained=pretrained, **kwargs)
-        # what rebuilds it: timm itself has recorded that only since 1.0.30
-        model.transmamba_args = {**saved, **kwargs}
-        return model
-    except UserError:
-        raise
-    except Exception as error:
-        said = _unknown_option(error, kwargs) or _first_line(error)
-        raise UserError(f"timm model {name!r} could not be made: {said}") from error
-
-
-def _unknown_option(error: Exception, given: dict[str, Any]) -> str | None:
-    """What Python says of an argument that nobody takes, in a user's words."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    from ..students.ssd_vit.model import SSDVisionTransformer
-    from ..students.vim.model import VisionMamba
-
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    kinds = {"VisionMamba": (VisionMamba,), "VisionTransformer": (VisionTransformer, SSDVisionTransformer)}
-    if not isinstance(error, TypeError) or not found or found[2] not in given or found[1] not in kinds:
-        return None
-    known = {name for kind in kinds[found[1]] for name in inspect.signature(kind.__init__).parameters}
-    return f"unknown option {found[2]!r}{suggest(found[2], known - {'self', 'kwargs'}, limit=40)}"
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # torch names the model first, and what does not fit on the next line
-    return " ".join(line.strip() for line in lines[:2]) if "loading state_dict" in lines[0] else lines[0]
-
-
 def timm_view(model: Any) -> View:
     """The canonical view of a timm ViT; its tensors are the model's own, no copies.
 
@@ -152,27 +95,22 @@ def timm_view(model: Any) -> View:
         raise refuse(name, "only class-token and average pooling are known", global_pool=model.global_pool)
     if model.pool_include_prefix:
         raise refuse(name, "pooling over the prefix tokens is not covered")
-    blocks = []
+    sublayers: list[Sublayer] = []
     for index, block in enumerate(model.blocks):
         if type(block) is not TimmBlock:
             raise refuse(
                 f"block {index}", "only the plain pre-norm block is known", kind=type(block).__name__
             )
-        blocks.append(Block(_attention(block), _mlp(block)))
+        sublayers += [_attention(block), _mlp(block)]
     embedding, layout = _embedding(model)
     after_pooling = not isinstance(model.fc_norm, nn.Identity)
     token = "cls" if model.global_pool == "token" else "mean"
-    heads: list[tuple[str, Affine]] = [(token, _affine(model.head))]
+    readouts = [(token, _affine(model.head))]
     if hasattr(model, "head_dist"):
-        heads.append(("dist", _affine(model.head_dist)))
-    return View(
-        embedding=embedding,
-        blocks=tuple(blocks),
-        norm=norm_view(model.fc_norm if after_pooling else model.norm),
-        heads=tuple(heads),
-        layout=layout,
-        norm_after_pooling=after_pooling,
-    )
+        readouts.append(("dist", _affine(model.head_dist)))
+    head = Classifier(tuple(readouts), norm_view(model.fc_norm) if after_pooling else None)
+    norm = None if after_pooling else norm_view(model.norm)
+    return View({"image": Tower(embedding, tuple(sublayers), norm, layout)}, {"image": head})
 
 
 def norm_view(module: nn.Module) -> Norm | None:
@@ -239,7 +177,7 @@ def _mlp(block: Any) -> Mlp:
     )
 
 
-def _embedding(model: Any) -> tuple[ImageEmbedding, TokenLayout]:
+def _embedding(model: Any) -> tuple[ImageEmbedding, Grid]:
     patch = model.patch_embed
     if type(patch).__name__ != "PatchEmbed" or not isinstance(patch.norm, nn.Identity):
         raise refuse("patch embedding", "only one convolution is known", kind=type(patch).__name__)
@@ -260,7 +198,7 @@ def _embedding(model: Any) -> tuple[ImageEmbedding, TokenLayout]:
     position = special.new_zeros(length, width) if model.pos_embed is None else model.pos_embed[0]
     if len(position) == patch.num_patches:
         position = torch.cat([special.new_zeros(len(names), width), position])
-    layout = TokenLayout(grid=tuple(patch.grid_size), special=tuple((n, i) for i, n in enumerate(names)))
+    layout = Grid(*patch.grid_size, special=tuple((name, i) for i, name in enumerate(names)))
     embedding = ImageEmbedding(
         weight=patch.proj.weight,
         bias=patch.proj.bias,

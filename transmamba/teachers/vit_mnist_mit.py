@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import TEACHERS
-from ..core.output import TokenLayout
+from ..core.layout import Grid
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError
-from ..views.view import Affine, Attention, Block, ImageEmbedding, Mlp, Norm, View
+from ..views.embeddings import ImageEmbedding
+from ..views.heads import Classifier
+from ..views.sublayers import Affine, Attention, Mlp, Norm
+from ..views.view import Tower, View
 from .teacher import Teacher
 
 _HEADS = 7
@@ -59,21 +62,19 @@ def view_of(state: dict[str, Tensor]) -> View:
     depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("layers."))
     position = state["embedding.position_div_imgs"][0]
     side = round((len(position) - 1) ** 0.5)
-    return View(
-        embedding=ImageEmbedding(
-            weight=state["embedding.div_img.weight"],
-            bias=state["embedding.div_img.bias"],
-            special=state["embedding.cls_token"][0],
-            position=position,
-        ),
-        blocks=tuple(_block(state, f"layers.{index}.") for index in range(depth)),
-        norm=None,
-        heads=(("cls", Affine(state["classifer.weight"], state["classifer.bias"])),),
-        layout=TokenLayout(grid=(side, side), special=(("cls", 0),)),
+    embedding = ImageEmbedding(
+        weight=state["embedding.div_img.weight"],
+        bias=state["embedding.div_img.bias"],
+        special=state["embedding.cls_token"][0],
+        position=position,
     )
+    sublayers = [sublayer for index in range(depth) for sublayer in _block(state, f"layers.{index}.")]
+    tower = Tower(embedding, tuple(sublayers), None, Grid(side, side, special=(("cls", 0),)))
+    head = Classifier((("cls", Affine(state["classifer.weight"], state["classifer.bias"])),))
+    return View({"image": tower}, {"image": head})
 
 
-def _block(state: dict[str, Tensor], prefix: str) -> Block:
+def _block(state: dict[str, Tensor], prefix: str) -> tuple[Attention, Mlp]:
     mha = f"{prefix}multihead_attention."
     norm = Norm(state[f"{prefix}norm.weight"], state[f"{prefix}norm.bias"], 1e-5)
     inner_weights = state[f"{mha}multihead_attention.in_proj_weight"].chunk(3)
@@ -86,7 +87,7 @@ def _block(state: dict[str, Tensor], prefix: str) -> Block:
         for weight, bias, first in zip(inner_weights, inner_biases, outer, strict=True)
     )
     out = f"{mha}multihead_attention.out_proj."
-    return Block(
+    return (
         Attention(
             norm=norm, q=q, k=k, v=v, o=Affine(state[f"{out}weight"], state[f"{out}bias"]), heads=_HEADS
         ),

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,23 +23,36 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PROGRESS_FILE = "progress.json"
+MANIFEST_FILE = "manifest.json"
 _PREFIX, _TEMPORARY = "step-", ".saving-"
 
 
 @dataclass
 class Progress:
-    """Where a run is: stage by number, steps done in it, steps and samples done in all, rows logged (bytes),
-    what was summed since the last row."""
+    """Where a run is: stage by number, steps done in it, steps done in all, items seen by kind, rows logged
+    (bytes), what was summed since the last row, and whether an evaluation is still to come."""
 
     stage: int = 0
     stage_step: int = 0
     step: int = 0
-    samples: int = 0
+    items: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     skipped: int = 0
     metrics_offset: int = 0
     processes: int = 1
+    evaluating: bool = False
     window: dict[str, Any] = field(default_factory=dict)
+
+    def count(self, items: Mapping[str, int]) -> None:
+        """One more step, which had so many items of each kind."""
+        self.step += 1
+        self.stage_step += 1
+        for kind, number in items.items():
+            self.items[kind] = self.items.get(kind, 0) + number
+
+    def seen(self) -> dict[str, int]:
+        """Samples, tokens and whatever else was seen so far, for the log."""
+        return dict(self.items)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int) -> Path:
@@ -55,7 +69,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
     accelerator.wait_for_everyone()
     try:
         accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()  # until every rank's files are there to be flushed
         if accelerator.is_main_process:
+            sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
+            (temporary / MANIFEST_FILE).write_text(json.dumps(sizes))
             (temporary / PROGRESS_FILE).write_text(json.dumps(asdict(progress)))
             _flush(temporary)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -89,14 +106,56 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / PROGRESS_FILE).is_file())
 
 
+def find_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, Progress] | None:
+    """The newest checkpoint that can be read, and its progress; None where there is none at all.
+
+    A damaged one is passed over with a line where an older one can be read. Raises UserError where none can.
+    """
+    damaged: list[str] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            progress = read_progress(path)
+            _check_sizes(path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        for line in damaged:
+            say(f"{line}; going on from {path.name}")
+        return path, progress
+    if damaged:
+        raise UserError(f"{damaged[0]}; no older checkpoint is whole: start anew with --overwrite")
+    return None
+
+
 def read_progress(checkpoint: Path) -> Progress:
-    """Raises UserError when the file is damaged."""
+    """Raises UserError when the file is damaged, or another version's."""
     path = checkpoint / PROGRESS_FILE
     try:
         values = json.loads(path.read_text())
         return Progress(**{field.name: values[field.name] for field in fields(Progress)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove the folder to use an older one") from error
+    except KeyError as error:
+        raise UserError(
+            f"{path}: has no {error}: an earlier transmamba made it, and its runs are not resumed"
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+
+
+def _check_sizes(checkpoint: Path) -> None:
+    """Raises UserError for a file that is missing, or not as long as it was when it was written."""
+    try:
+        sizes = json.loads((checkpoint / MANIFEST_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{checkpoint / MANIFEST_FILE}: cannot be read ({error})") from error
+    for name, size in sizes.items():
+        file = checkpoint / name
+        found = file.stat().st_size if file.is_file() else None
+        if found != size:
+            raise UserError(f"{file}: {'is missing' if found is None else f'has {found} bytes, not {size}'}")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:

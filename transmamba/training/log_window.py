@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch import Tensor
 
 @dataclass
 class Window:
-    """What is summed between two log lines."""
+    """What is summed between two log lines. A loss that has no items in some of the steps is averaged over
+    the
+    others: `taken` says how many each had."""
 
     sums: dict[str, float] = field(default_factory=dict)
     parts: dict[str, Tensor] = field(default_factory=dict)
+    taken: dict[str, int] = field(default_factory=dict)
     steps: int = 0
     samples: int = 0
     seconds: float = 0.0
@@ -23,8 +27,8 @@ class Window:
 
     def add(
         self,
-        means: dict[str, float],
-        parts: dict[str, Tensor],
+        means: Mapping[str, float],
+        parts: Mapping[str, Tensor],
         total: float,
         samples: int,
         seconds: float,
@@ -34,6 +38,7 @@ class Window:
         """A step: the means of its losses and of their per-layer parts, the losses' weighted total."""
         for key, value in {"loss": total, **{f"loss/{name}": value for name, value in means.items()}}.items():
             self.sums[key] = self.sums.get(key, 0.0) + value
+            self.taken[key] = self.taken.get(key, 0) + 1
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0) + part
         self.steps += 1
@@ -42,12 +47,19 @@ class Window:
         self.waited += waited
         self.grad_norm += norm
 
+    def means(self) -> dict[str, float]:
+        """Of every loss, over the steps that had it."""
+        return {key: value / self.taken[key] for key, value in self.sums.items()}
+
+    def part_means(self) -> dict[str, Tensor]:
+        return {name: part / self.taken[f"loss/{name}"] for name, part in self.parts.items()}
+
     def saved(self) -> dict[str, Any]:
         """As JSON, for a checkpoint between two log lines."""
         return {**vars(self), "parts": {name: part.tolist() for name, part in self.parts.items()}}
 
     @classmethod
-    def restored(cls, saved: dict[str, Any]) -> Window:
+    def restored(cls, saved: Mapping[str, Any]) -> Window:
         """Inverse of `saved`; of nothing, an empty window."""
         parts = {name: torch.tensor(part) for name, part in saved.get("parts", {}).items()}
         return cls(**{**saved, "parts": parts})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..core.tower import Student
 from ..distillation.distiller import Distiller
-from ..errors import UserError
-from ..runs.recipe import Stage
+from ..errors import UserError, suggest
+from .stage import Stage
 
 
 def learning_rate(stage: Stage, step: int, steps: int) -> float:
@@ -23,38 +25,69 @@ def learning_rate(stage: Stage, step: int, steps: int) -> float:
     return end + (stage.lr - end) * 0.5 * (1 + math.cos(math.pi * position))
 
 
+def check_stage(distiller: Distiller, stage: Stage) -> None:
+    """Raises UserError where the stage's losses cannot train what it names."""
+    names = trained_names(distiller, stage)
+    if not names:
+        raise UserError(
+            f"stage {stage.name}: trainable {stage.trainable!r} names no parameter of the student"
+        )
+    if stage.groups == ("head",) and not all(loss.reads_logits for loss in distiller.losses.values()):
+        raise UserError(
+            f"stage {stage.name}: trainable head needs losses on the logits alone: cross_entropy, kl"
+        )
+
+
 def set_trainable(distiller: Distiller, stage: Stage) -> None:
     """Which parameters this stage trains. The rest gets no gradient, so that DDP never waits for one."""
-    student = distiller.student
-    trained = {name for name, _ in student.named_parameters()}
-    if stage.trainable == "mixers" or (stage.trainable == "auto" and distiller.teacher_forced):
-        trained = _named(stage, student, "mixer_parameters", "mixers to train alone")()
-    elif stage.trainable == "head":
-        found = _named(stage, student, "get_classifier", "classifier by timm's name")()
-        heads = found if isinstance(found, tuple) else (found,)  # a distilled DeiT has two
-        head = {parameter for module in heads for parameter in module.parameters()}
-        trained = {name for name, parameter in student.named_parameters() if parameter in head}
-    for name, parameter in student.named_parameters():
+    trained = trained_names(distiller, stage)
+    for name, parameter in distiller.student.named_parameters():
         parameter.requires_grad_(name in trained)
-    if distiller.aligner is not None:
-        used = distiller.used_projections()
-        for k, projection in distiller.aligner.projections.items():
-            projection.requires_grad_(int(k) in used)
+    used = distiller.used_projections()
+    aligners: Any = distiller.aligners
+    for stream, aligner in aligners.items():
+        for k, projection in aligner.projections.items():
+            projection.requires_grad_((stream, int(k)) in used)
+
+
+def trained_names(distiller: Distiller, stage: Stage) -> set[str]:
+    """The student's parameters in the groups that a stage names. Raises UserError for one that it lacks."""
+    student = distiller.student
+    names = {name for name, _ in student.named_parameters()}
+    chosen = stage.groups
+    if chosen == ("auto",):
+        chosen = ("mixers",) if distiller.teacher_forced else ("all",)
+    if chosen == ("all",):
+        return names
+    groups = groups_of(student)
+    for group in chosen:
+        if group not in groups:
+            raise UserError(
+                f"stage {stage.name}: trainable {group!r} is no group of this student"
+                f"{suggest(group, [*groups, 'all', 'auto'])}"
+            )
+    return {name for name in names if any(groups[group](name) for group in chosen)}
+
+
+def groups_of(student: nn.Module) -> Mapping[str, Callable[[str], bool]]:
+    """The groups of parameters that a student names; of any other model, its head by timm's name."""
+    if isinstance(student, Student):
+        return student.groups()
+    classifier = getattr(student, "get_classifier", None)
+    if classifier is None:
+        return {}
+    found: Any = classifier()
+    heads = found if isinstance(found, tuple) else (found,)  # a distilled DeiT has two
+    own = {id(parameter) for module in heads for parameter in module.parameters()}
+    names = {name for name, parameter in student.named_parameters() if id(parameter) in own}
+    return {"head": names.__contains__}
 
 
 def set_training(distiller: Distiller, stage: Stage) -> None:
     """Training mode; below a head that is trained alone nothing is dropped and no statistics move."""
     distiller.train()
-    if stage.trainable == "head":
+    if stage.groups == ("head",):
         distiller.student.eval()
-
-
-def _named(stage: Stage, student: nn.Module, member: str, what: str) -> Any:
-    """The student's `member`. Raises UserError where it has none."""
-    found = getattr(student, member, None)
-    if found is None:
-        raise UserError(f"stage {stage.name}: this student has no {what}; use trainable: all")
-    return found
 
 
 def make_optimizer(distiller: Distiller, stage: Stage) -> torch.optim.AdamW:

@@ -1,47 +1,54 @@
-"""The only training loop: stages, accumulation, schedule, logging, evaluation, saving.
+"""The only training loop: stages, schedule, logging, evaluation, saving.
 
-Everything a step needs follows from (seed, step): which images, how they are changed, dropout, the token
+Everything a step needs follows from (seed, step): which items, how they are changed, dropout, the token
 subset. So a resumed run needs weights and optimizer state alone, and continues bit for bit on the CPU.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..core.output import Term
-from ..data.hashing import hash64
+from ..core.batch import Batch
 from ..distillation.distiller import Distiller
 from ..errors import UserError
-from ..evaluation.classification import peak_memory_mb
+from ..evaluation.cost import peak_memory_mb
 from ..reporting.tracking import Tracker
-from ..runs.recipe import Stage, TrainerConfig
-from .checkpoint import Progress, list_checkpoints, load_checkpoint, read_progress, save_checkpoint, sweep
-from .cuda_graph import GraphedStep
+from .checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint, sweep
 from .log_window import Window
 from .optimizer import learning_rate, make_optimizer, set_trainable, set_training
+from .stage import Stage, TrainerConfig
+from .step import Stepper
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 class Interrupted(Exception):
-    """SIGTERM came; the run was saved and can be resumed."""
+    """The run was asked to stop, was saved, and can be resumed. `code`: the exit status that says so."""
+
+    def __init__(self, name: str, code: int) -> None:
+        super().__init__(name)
+        self.code = code
+
+
+# a job's manager sends SIGTERM and wants 0 of a run that is saved; Ctrl-C is 130 as everywhere
+_SIGNALS = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 class Trainer:
     """Runs stages one after the other on what `accelerator` was launched with.
 
     batches(start_step, num_steps, stage): this rank's micro-batches, resumable at any step
+    change: what the task does to a batch on its device
     evaluate(student): metrics for the log, or None to leave evaluation out
+    stop: asks the run to save and stop, from another thread
     """
 
     def __init__(
@@ -51,32 +58,34 @@ class Trainer:
         folder: Path,
         tracker: Tracker,
         *,
-        batches: Callable[[int, int, int], Iterator[Any]],
-        mix: Callable[[Any, int], Any] | None = None,
-        evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+        batches: Callable[[int, int, int], Iterator[Batch]],
+        change: Callable[[Batch, int], Batch],
+        evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         seed: int = 0,
+        stop: threading.Event | None = None,
     ) -> None:
         self.accelerator, self.config, self.tracker = accelerator, config, tracker
         self.checkpoints = folder / "checkpoints"
-        self.batches, self.mix, self.evaluate, self.seed = batches, mix, evaluate, seed
-        self.global_batch = config.batch_size * config.accumulation * accelerator.num_processes
+        self.batches, self.change, self.evaluate, self.seed = batches, change, evaluate, seed
+        self.micro_batch, self.accumulation = config.division(accelerator.num_processes)
         self.progress = Progress(processes=accelerator.num_processes)
-        self._stop = False
+        self.stop = stop or threading.Event()
+        self._signal: signal.Signals | None = None
         self._resume_from: Path | None = None
 
     def resume(self) -> bool:
         """Find the newest whole checkpoint; its weights are loaded when its stage is prepared."""
         if self.accelerator.is_main_process:
             sweep(self.checkpoints)
-        found = list_checkpoints(self.checkpoints)
-        if not found:
+        self.accelerator.wait_for_everyone()
+        found = find_checkpoint(self.checkpoints, self.tracker.say)
+        if found is None:
             return False
-        self._resume_from = found[-1]
-        self.progress = read_progress(found[-1])
+        self._resume_from, self.progress = found
         if self.progress.processes != self.accelerator.num_processes:
             raise UserError(
                 f"{self.checkpoints.parent} was started on {self.progress.processes} processes, this is "
-                f"{self.accelerator.num_processes}: its steps would see other images; launch as many again, "
+                f"{self.accelerator.num_processes}: its dropout would draw otherwise; launch as many again, "
                 "or --overwrite"
             )
         self.tracker.rewind(self.progress.metrics_offset)
@@ -85,183 +94,158 @@ class Trainer:
     def run(self, make: Callable[[int], Distiller], stages: list[tuple[Stage, int]]) -> None:
         """Train every (stage, steps) that is not finished. `make(i)` builds stage i's distiller.
 
-        Raises Interrupted after SIGTERM, with the run saved; UserError when losses stay non-finite.
+        Raises Interrupted after SIGTERM, Ctrl-C or `stop`, with the run saved; UserError when losses stay
+        non-finite.
         """
-        previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
+        previous = self._listen()
         try:
             for index, (stage, steps) in enumerate(stages):
                 if index >= self.progress.stage:
-                    self._run_stage(index, stage, steps, make(index))
+                    self._run_stage(index, stage, steps, make(index), len(stages))
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
-    def _ask_to_stop(self, *_: Any) -> None:
-        self._stop = True
+    def _listen(self) -> dict[signal.Signals, Any]:
+        """Signals ask for a stop; only the main thread may hear them, elsewhere there is `stop`."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+        return {number: signal.signal(number, self._asked) for number in _SIGNALS}
 
-    def _run_stage(self, index: int, stage: Stage, steps: int, distiller: Distiller) -> None:
+    def _asked(self, number: int, _: Any) -> None:
+        if self._signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: at once
+        self._signal = signal.Signals(number)
+        self.stop.set()
+        self.tracker.say(f"{self._signal.name}: saving after this step")
+
+    def _run_stage(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> None:
         set_trainable(distiller, stage)
         set_training(distiller, stage)
         distiller.to(self.accelerator.device)  # before the optimizer looks where the parameters are
         optimizer = make_optimizer(distiller, stage)
+        self._let_ddp_know(distiller)
         model, optimizer = self.accelerator.prepare(distiller, optimizer)
         if self._resume_from is not None:
             load_checkpoint(self.accelerator, self._resume_from)
             self._resume_from = None
         else:
             self.progress.stage, self.progress.stage_step, self.progress.window = index, 0, {}
-        self.tracker.say(f"stage {index + 1} {stage.name}: {steps} steps of {self.global_batch} images")
+        self._announce(index, stage, steps, distiller, stages)
+        stepper = self._stepper(model, distiller, optimizer, stage)
         stream = self.batches(self.progress.stage_step, steps, index)
         window = Window.restored(self.progress.window)
-        forward_backward = self._forward_backward(model, distiller)
+        if self.progress.evaluating:  # saved before it was evaluated
+            self._evaluate(distiller, stage)
         while self.progress.stage_step < steps:
-            self._step(model, distiller, optimizer, forward_backward, stage, steps, stream, window)
+            stopping = self._step(stepper, stage, steps, stream, window)
             done = self.progress.stage_step == steps
             if done or self.progress.stage_step % self.config.log_every == 0:
                 self._log(distiller, optimizer, index, stage, window)
                 window = Window()
-            if self.evaluate and _due(self.progress.stage_step, self.config.eval_every, done):
-                row = {f"eval/{key}": value for key, value in self.evaluate(distiller.student).items()}
-                self.tracker.log({"samples": self.progress.samples, **row}, self.progress.step)
-                set_training(distiller, stage)
-            stopping = self._should_stop()
-            if stopping or _due(self.progress.stage_step, self.config.save_every, done):
-                self.progress.metrics_offset = self.tracker.offset()
-                self.progress.window = window.saved()
-                save_checkpoint(self.accelerator, self.checkpoints, self.progress, self.config.keep)
+            evaluating = self.evaluate is not None and _due(
+                self.progress.stage_step, self.config.eval_every, done
+            )
+            # saved first: an evaluation may find an image that cannot be read
+            if stopping or evaluating or _due(self.progress.stage_step, self.config.save_every, done):
+                self._save(window, evaluating)
             if stopping:
-                raise Interrupted
+                number = self._signal or signal.SIGTERM
+                raise Interrupted(number.name, _SIGNALS[number])
+            if evaluating:
+                self._evaluate(distiller, stage)
         self.accelerator.free_memory()
 
-    def _step(
-        self,
-        model: nn.Module,
-        distiller: Distiller,
-        optimizer: Any,
-        forward_backward: Callable[..., dict[str, Term]],
-        stage: Stage,
-        steps: int,
-        stream: Iterator[Any],
-        window: Window,
-    ) -> None:
-        """One optimizer step: count the items of the whole step, then divide every loss by that count."""
-        started = time.perf_counter()
-        micro = [
-            next(stream).to(self.accelerator.device, non_blocking=True)
-            for _ in range(self.config.accumulation)
-        ]
-        waited = time.perf_counter() - started
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(stage, self.progress.stage_step, steps)
-        counts = self._global_counts(distiller, micro)
-        sums: dict[str, Tensor] = {}
-        parts: dict[str, Tensor] = {}
-        drawn = distiller.draw_tokens(self.progress.step, self.accelerator.device)
-        for m, batch in enumerate(micro):
-            seed = int(hash64(self.seed, self.progress.step, m, self.accelerator.process_index)[0] >> 1)
-            torch.manual_seed(seed)
-            if self.mix is not None:
-                batch = self.mix(batch, seed)
-            last = m == len(micro) - 1
-            with exchange(self.accelerator, model, last):
-                terms = forward_backward(batch.images, batch.targets, drawn, constants=tuple(counts.items()))
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.sum.float()
-                if term.parts is not None:
-                    parts[name] = parts.get(name, 0) + term.parts
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(trained, stage.clip if stage.clip > 0 else math.inf)
-        means, part_means = self._reduce(sums, parts, counts)  # after the clipping: it waits for the GPU
-        total = sum(distiller.weights[name] * value for name, value in means.items())
-        stepped = self._apply(optimizer, total, float(norm), distiller, part_means)
-        self.progress.step += 1
-        self.progress.stage_step += 1
-        self.progress.samples += self.global_batch
-        elapsed = time.perf_counter() - started
-        self.progress.seconds += elapsed
-        if stepped:  # a skipped step's losses are said above; in the mean they would hide the others
-            window.add(means, part_means, total, self.global_batch, elapsed, waited, float(norm))
+    def _let_ddp_know(self, distiller: Distiller) -> None:
+        """DDP waits for a gradient of every parameter unless it is told that some have none: of a head, where
+        no loss reads the logits."""
+        handler = self.accelerator.ddp_handler
+        if handler is not None:
+            handler.find_unused_parameters = not (distiller.reads_logits or distiller.teacher_forced)
 
-    def _forward_backward(self, model: nn.Module, distiller: Distiller) -> Callable[..., dict[str, Term]]:
-        """f(images, targets, drawn, constants=counts): a micro-batch's terms, its gradients added."""
-
-        def run(
-            images: Tensor, targets: Tensor, drawn: Tensor | None, constants: tuple[tuple[str, float], ...]
-        ) -> dict[str, Term]:
-            terms = model(images, targets, drawn=drawn)
-            loss = weighted(terms, distiller.weights, dict(constants)) * self.accelerator.num_processes
-            self.accelerator.backward(loss)
-            return {name: term.detached() for name, term in terms.items()}
-
-        if not self.config.cuda_graphs or not self._on_gpu():
-            return run
-        if self.accelerator.num_processes > 1:
+    def _stepper(self, model: nn.Module, distiller: Distiller, optimizer: Any, stage: Stage) -> Stepper:
+        graphed = self.config.cuda_graphs and self.accelerator.device.type == "cuda"
+        if graphed and self.accelerator.num_processes > 1:
             self.tracker.say("trainer.cuda_graphs: only for one process so far; going on without")
-            return run
-        return GraphedStep(run, distiller.parameters())
+            graphed = False
+        return Stepper(
+            self.accelerator,
+            model,
+            distiller,
+            optimizer,
+            clip=stage.clip,
+            seed=self.seed,
+            change=self.change,
+            graphed=graphed,
+            scaled=self.config.precision == "fp16",
+        )
 
-    def _on_gpu(self) -> bool:
-        return self.accelerator.device.type == "cuda"
+    def _announce(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> None:
+        """The numbers that follow from the recipe, before the stage is trained."""
+        trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
+        every = sum(p.numel() for p in distiller.parameters())
+        batch = self.config.global_batch
+        self.tracker.say(
+            f"stage {index + 1} of {stages}, {stage.name}: {steps:,} steps of {batch:,} samples "
+            f"({steps * batch:,}), {self.accumulation} x {self.micro_batch} on each of "
+            f"{self.accelerator.num_processes} processes; trains {trained:,} of {every:,} parameters"
+        )
 
-    def _apply(
-        self, optimizer: Any, loss: float, norm: float, distiller: Distiller, parts: dict[str, Tensor]
+    def _step(
+        self, stepper: Stepper, stage: Stage, steps: int, stream: Iterator[Batch], window: Window
     ) -> bool:
-        """Step, unless the loss or the gradient is not finite: skipped, counted, refused after too many.
-        Returns whether it stepped."""
-        stepped = math.isfinite(loss) and math.isfinite(norm)
-        if stepped:
-            optimizer.step()
-            distiller.observe(parts)
+        """One optimizer step. Returns whether any rank was asked to stop."""
+        started = time.perf_counter()
+        micro = [next(stream) for _ in range(self.accumulation)]
+        waited = time.perf_counter() - started
+        for group in stepper.optimizer.param_groups:
+            group["lr"] = learning_rate(stage, self.progress.stage_step, steps)
+        done = stepper.step(micro, self.progress.step, self.stop.is_set())
+        if done.moved:
             self.progress.skipped = 0
         else:
-            self.progress.skipped += 1
-            self.tracker.say(
-                f"step {self.progress.step}: loss {loss:.3g}, gradient norm {norm:.3g}; step skipped"
+            self._skipped(done.total, done.norm)
+        self.progress.count(done.items)
+        elapsed = time.perf_counter() - started
+        self.progress.seconds += elapsed
+        if done.moved:  # a skipped step's losses are said above; in the mean they would hide the others
+            window.add(done.means, done.parts, done.total, done.items["samples"], elapsed, waited, done.norm)
+        return done.stop
+
+    def _skipped(self, loss: float, norm: float) -> None:
+        """Said, counted, refused after too many."""
+        self.progress.skipped += 1
+        self.tracker.say(
+            f"step {self.progress.step}: loss {loss:.3g}, gradient norm {norm:.3g}; step skipped"
+        )
+        if self.progress.skipped >= self.config.max_skipped:
+            raise UserError(
+                f"{self.progress.skipped} steps in a row had no finite loss or gradient (last at step "
+                f"{self.progress.step}); lower stages.lr, or use trainer.precision=no"
             )
-            if self.config.precision == "fp16":
-                optimizer.step()  # the scaler itself refuses the step, and halves its scale
-            if self.progress.skipped >= self.config.max_skipped:
-                raise UserError(
-                    f"{self.progress.skipped} steps in a row had no finite loss or gradient (last at step "
-                    f"{self.progress.step}); lower stages.lr, or use trainer.precision=no"
-                )
-        optimizer.zero_grad(set_to_none=True)
-        return stepped
 
-    def _global_counts(self, distiller: Distiller, micro: list[Any]) -> dict[str, float]:
-        names = list(distiller.weights)
-        totals = torch.zeros(len(names), dtype=torch.float64)
-        for batch in micro:
-            counts = distiller.counts(batch.targets)
-            totals += torch.tensor([counts[name] for name in names], dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            totals = self.accelerator.reduce(totals.to(self.accelerator.device).float(), "sum").cpu()
-        return dict(zip(names, totals.tolist(), strict=True))
+    def _save(self, window: Window, evaluating: bool) -> None:
+        self.progress.metrics_offset = self.tracker.offset()
+        self.progress.window = window.saved()
+        self.progress.evaluating = evaluating
+        save_checkpoint(self.accelerator, self.checkpoints, self.progress, self.config.keep)
 
-    def _reduce(
-        self, sums: dict[str, Tensor], parts: dict[str, Tensor], counts: dict[str, float]
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Means of every loss and of every per-layer part over all ranks and micro-batches, in one
-        message."""
-        flat = torch.cat([torch.stack(list(sums.values())), *(p.flatten() for p in parts.values())])
-        if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(flat, "sum")
-        flat = flat.cpu()
-        means = {name: flat[i].item() / counts[name] for i, name in enumerate(sums)}
-        part_means, start = {}, len(sums)
-        for name, part in parts.items():
-            part_means[name] = flat[start : start + part.numel()].view(part.shape) / counts[name]
-            start += part.numel()
-        return means, part_means
+    def _evaluate(self, distiller: Distiller, stage: Stage) -> None:
+        assert self.evaluate is not None, "asked by the caller"
+        row = {f"eval/{key}": value for key, value in self.evaluate(distiller.student).items()}
+        self.tracker.log({**self.progress.seen(), **row}, self.progress.step)
+        self.progress.evaluating = False
+        set_training(distiller, stage)
 
     def _log(self, distiller: Distiller, optimizer: Any, index: int, stage: Stage, window: Window) -> None:
         if not window.steps:
             return  # all of them were skipped, and said so
-        row: dict[str, Any] = {"stage": index, "stage_name": stage.name, "samples": self.progress.samples}
+        row: dict[str, Any] = {"stage": index, "stage_name": stage.name, **self.progress.seen()}
         row["seconds"] = round(self.progress.seconds, 3)
-        row |= {key: value / window.steps for key, value in window.sums.items()}
-        for name, part in window.parts.items():
+        row |= window.means()
+        for name, part in window.part_means().items():
             labels = distiller.losses[name].part_names()  # type: ignore[operator]
-            for label, value in zip(labels, (part / window.steps).flatten().tolist(), strict=True):
+            for label, value in zip(labels, part.flatten().tolist(), strict=True):
                 row[f"similarity/{name}/{label}"] = value
         row["lr"] = max(group["lr"] for group in optimizer.param_groups)
         row["grad_norm"] = window.grad_norm / window.steps
@@ -269,22 +253,6 @@ class Trainer:
         row["data_wait"] = window.waited / window.seconds
         row["peak_memory_mb"] = peak_memory_mb(self.accelerator.device)
         self.tracker.log(row, self.progress.step)
-
-    def _should_stop(self) -> bool:
-        if self.accelerator.num_processes == 1:
-            return self._stop
-        flag = torch.tensor(float(self._stop), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "sum").item() > 0)
-
-
-def exchange(accelerator: Accelerator, model: nn.Module, last: bool) -> Any:
-    """Gradients are exchanged between ranks only with the last micro-batch of a step."""
-    return contextlib.nullcontext() if last else accelerator.no_sync(model)
-
-
-def weighted(terms: dict[str, Term], weights: dict[str, float], counts: dict[str, float]) -> Tensor:
-    """The loss of a micro-batch: each sum over the count of the whole step, so that losses never average."""
-    return torch.stack([weights[name] * term.sum / counts[name] for name, term in terms.items()]).sum()
 
 
 def _due(step: int, every: int, done: bool) -> bool:

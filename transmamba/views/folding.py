@@ -1,4 +1,5 @@
-"""A canonical view without LayerNorms and LayerScale: folded into the linears around them, the function kept.
+"""A canonical view without norm weights and LayerScale: folded into the linears around them, the function
+kept.
 
 An RMSNorm student then takes the teacher's tensors without a loss.
 """
@@ -10,51 +11,102 @@ import dataclasses
 from torch import Tensor
 
 from ..errors import UserError
-from .view import Affine, Block, Norm, View
+from .embeddings import Embedding, ImageEmbedding, TokenEmbedding
+from .heads import Classifier, Embedder, Head, LanguageHead
+from .sublayers import Affine, Attention, Mlp, Norm, Sublayer
+from .view import Tower, View
 
 
 def fold(view: View) -> View:
-    """The same function with plain RMSNorms: LayerScale goes into the projections, every write to the
-    residual stream is centred, and each LayerNorm's weight and bias go into the linear that reads it.
+    """The same function with plain RMSNorms: LayerScale goes into the projections, and each norm's weight and
+    bias go into the linear that reads it.
 
-    A LayerNorm of a centred vector is an RMSNorm of it, so nothing is lost. Raises UserError for a view that
-    already has an RMSNorm or a head without a norm (its stream need not be centred), or a norm right after
-    the embedding.
+    Where the norms are LayerNorms, every write to the residual stream is centred too: a LayerNorm of a
+    centred vector is an RMSNorm of it. What a norm right after the embedding makes is centred by the
+    embedding itself. A language head that was tied to its embedding is a matrix of its own then. Raises
+    UserError for a tower without a last norm, whose stream need not be centred, and one that mixes both kinds
+    of norm.
     """
-    norms = [view.norm, *(norm for b in view.blocks for norm in (b.attention.norm, b.mlp.norm))]
-    if any(norm is None or norm.rms for norm in norms) or view.embedding.norm is not None:
-        raise UserError(
-            "this teacher cannot be folded: every block and its end need a LayerNorm, its embedding none; "
-            "set fold to false"
-        )
-    assert view.norm is not None, "checked above"
-    embedding = dataclasses.replace(
-        view.embedding,
-        weight=view.embedding.weight - view.embedding.weight.mean(dim=0, keepdim=True),
-        bias=None if view.embedding.bias is None else view.embedding.bias - view.embedding.bias.mean(),
-        special=view.embedding.special - view.embedding.special.mean(dim=-1, keepdim=True),
-        position=view.embedding.position - view.embedding.position.mean(dim=-1, keepdim=True),
+    towers, heads = {}, dict(view.heads)
+    for name, tower in view.towers.items():
+        head = view.heads.get(name)
+        last = _last_norm(tower, head)
+        norms = [sublayer.norm for sublayer in tower.sublayers]
+        if last is None or len({norm.rms for norm in [last, *norms]}) != 1:
+            raise UserError(
+                "this teacher cannot be folded: every block and its end need a LayerNorm, or all of them an "
+                "RMSNorm; set fold to false"
+            )
+        towers[name] = _fold_tower(tower, centred=not last.rms)
+        if head is not None:
+            heads[name] = _fold_head(head, last)
+    return View(towers, heads)
+
+
+def _last_norm(tower: Tower, head: Head | None) -> Norm | None:
+    return head.norm if isinstance(head, Classifier) and head.norm is not None else tower.norm
+
+
+def _fold_tower(tower: Tower, centred: bool) -> Tower:
+    return dataclasses.replace(
+        tower,
+        embedding=_centre(tower.embedding) if centred else tower.embedding,
+        sublayers=tuple(_fold_sublayer(sublayer, centred) for sublayer in tower.sublayers),
+        norm=None if tower.norm is None else _bare(tower.norm),
     )
-    blocks = []
-    for block in view.blocks:
-        a, m = block.attention, block.mlp
-        attention = dataclasses.replace(
-            a,
-            norm=_bare(a.norm),
-            q=_absorb(a.q, a.norm),
-            k=_absorb(a.k, a.norm),
-            v=_absorb(a.v, a.norm),
-            o=_centred(a.o, a.scale),
+
+
+def _fold_sublayer(sublayer: Sublayer, centred: bool) -> Sublayer:
+    norm = sublayer.norm
+    if isinstance(sublayer, Attention):
+        return dataclasses.replace(
+            sublayer,
+            norm=_bare(norm),
+            q=_absorb(sublayer.q, norm),
+            k=_absorb(sublayer.k, norm),
+            v=_absorb(sublayer.v, norm),
+            o=_writing(sublayer.o, sublayer.scale, centred),
             scale=None,
         )
-        mlp = dataclasses.replace(
-            m, norm=_bare(m.norm), up=_absorb(m.up, m.norm), down=_centred(m.down, m.scale), scale=None
-        )
-        blocks.append(Block(attention, mlp))
-    heads = tuple((token, _absorb(head, view.norm)) for token, head in view.heads)
+    assert isinstance(sublayer, Mlp), "there are two kinds"
     return dataclasses.replace(
-        view, embedding=embedding, blocks=tuple(blocks), norm=_bare(view.norm), heads=heads
+        sublayer,
+        norm=_bare(norm),
+        up=_absorb(sublayer.up, norm),
+        down=_writing(sublayer.down, sublayer.scale, centred),
+        scale=None,
     )
+
+
+def _fold_head(head: Head, norm: Norm) -> Head:
+    if isinstance(head, Classifier):
+        readouts = tuple((token, _absorb(linear, norm)) for token, linear in head.readouts)
+        return Classifier(readouts, None if head.norm is None else _bare(head.norm))
+    if isinstance(head, LanguageHead):
+        return LanguageHead(_absorb(head.linear, norm))
+    return Embedder(head.token, _absorb(head.projection, norm))
+
+
+def _centre(embedding: Embedding) -> Embedding:
+    if isinstance(embedding, TokenEmbedding):
+        positions = embedding.positions
+        return TokenEmbedding(
+            _less_mean(embedding.weight), None if positions is None else _less_mean(positions)
+        )
+    assert isinstance(embedding, ImageEmbedding), "there are two kinds"
+    if embedding.norm is not None:
+        return dataclasses.replace(embedding, centre=True)
+    return dataclasses.replace(
+        embedding,
+        weight=embedding.weight - embedding.weight.mean(dim=0, keepdim=True),
+        bias=None if embedding.bias is None else embedding.bias - embedding.bias.mean(),
+        special=_less_mean(embedding.special),
+        position=_less_mean(embedding.position),
+    )
+
+
+def _less_mean(rows: Tensor) -> Tensor:
+    return rows - rows.mean(dim=-1, keepdim=True)
 
 
 def _bare(norm: Norm) -> Norm:
@@ -70,10 +122,13 @@ def _absorb(linear: Affine, norm: Norm) -> Affine:
     return Affine(weight, bias)
 
 
-def _centred(linear: Affine, scale: Tensor | None) -> Affine:
+def _writing(linear: Affine, scale: Tensor | None, centred: bool) -> Affine:
+    """The projection with LayerScale in it, its outputs' mean taken out where the stream is to be centred."""
     weight, bias = linear.weight, linear.bias
     if scale is not None:
         weight = weight * scale[:, None]
         bias = None if bias is None else bias * scale
+    if not centred:
+        return Affine(weight, bias)
     weight = weight - weight.mean(dim=0, keepdim=True)
     return Affine(weight, None if bias is None else bias - bias.mean())

@@ -1,227 +1,134 @@
-"""The canonical view: any supported Transformer as named tensors, in one form that can be run.
-
-A teacher file translates its checkpoint into a `View`; a student file says which tensors of a view it takes
-(`subclone.py`). So N teachers and M students need N + M files. The view is executable: `View.run` is the only
-teacher forward in the project, and for every registered teacher a test holds its logits and each residual
-stream against the teacher's own code.
-
-Shapes: B images, L tokens, D channels, H heads, P channels a head, F hidden neurons, K classes.
-"""
+"""A whole Transformer as towers of residual sublayers and what is read from them."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.output import Capture, Output, TokenLayout
+from ..core.layout import Layout
+from ..core.output import Capture, Captures, Logits, Output, Stream
+from .embeddings import Embedding
+from .heads import Embedder, Head
+from .sublayers import Norm, Sublayer
 
-Observer = Callable[[str, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Affine:
-    """y = x Wᵀ + b with weight (out, in) and bias (out,) or None."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+# takes a sublayer's number, an inner tensor's name and the tensor; `stream` is what comes out of the sublayer
+TowerObserver = Callable[[int, str, Tensor], None]
 
 
 @dataclass(frozen=True)
-class Norm:
-    """LayerNorm, or RMSNorm where `rms`, over the last dimension; weight and bias (D,) or None for none."""
+class Tower:
+    """One stream: an embedding, residual sublayers, the norm of what comes out (None for none)."""
 
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-    rms: bool = False
+    embedding: Embedding
+    sublayers: tuple[Sublayer, ...]
+    norm: Norm | None
+    layout: Layout
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.rms:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+    @property
+    def width(self) -> int:
+        return self.embedding.width
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """`attention` or `mlp`, of each sublayer."""
+        return tuple(sublayer.kind for sublayer in self.sublayers)
 
-@dataclass(frozen=True)
-class Attention:
-    """x + scale * o(softmax(q kᵀ / sqrt(P)) v), all of norm(x); q, k optionally normalised per head."""
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The sublayers that end a block, which begins with attention."""
+        return block_ends(self.kinds)
 
-    norm: Norm
-    q: Affine
-    k: Affine
-    v: Affine
-    o: Affine
-    heads: int
-    q_norm: Norm | None = None
-    k_norm: Norm | None = None
-    scale: Tensor | None = None  # LayerScale (D,)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """`blocks.3.attention` and the like, of each sublayer."""
+        blocks = [sum(end < s for end in self.ends) for s in range(len(self.sublayers))]
+        return tuple(f"blocks.{t}.{kind}" for t, kind in zip(blocks, self.kinds, strict=True))
 
-
-@dataclass(frozen=True)
-class Mlp:
-    """x + scale * down(act(up(norm(x))))."""
-
-    norm: Norm
-    up: Affine
-    down: Affine
-    act: Callable[[Tensor], Tensor]
-    scale: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class ImageEmbedding:
-    """Convolution over patches, special tokens, positions.
-
-    special (S, D) in sequence order before the patches; position (S + N, D), zero where a token has none.
-    """
-
-    weight: Tensor  # (D, C, patch, patch)
-    bias: Tensor | None
-    special: Tensor
-    position: Tensor
-    norm: Norm | None = None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        patches = F.conv2d(images, self.weight, self.bias, stride=self.weight.shape[-2:])
-        tokens = patches.flatten(2).transpose(1, 2)
-        special = self.special.expand(len(images), -1, -1).to(tokens.dtype)
-        tokens = torch.cat([special, tokens], dim=1) + self.position
-        return tokens if self.norm is None else self.norm(tokens)
+    def run(
+        self, inputs: Mapping[str, Tensor], capture: Capture, observe: TowerObserver | None = None
+    ) -> tuple[Stream, Tensor]:
+        """The stream with what `capture` names, and its end (B, L, D) before the last norm."""
+        x, context = self.embedding(inputs)
+        stream = Stream(self.layout, context.mask)
+        for s, sublayer in enumerate(self.sublayers):
+            see = partial(_see, stream, capture.mixers.get(s, frozenset()), observe, s)
+            see("input", x)
+            added = sublayer(x, context, see)
+            see("output", added)
+            x = x + added
+            if observe is not None:
+                observe(s, "stream", x)
+            if s in capture.hidden:
+                stream.hidden[s] = x
+        return stream, x
 
 
-@dataclass(frozen=True)
-class Block:
-    attention: Attention
-    mlp: Mlp
+def _see(
+    stream: Stream, wanted: frozenset[str], observe: TowerObserver | None, s: int, name: str, tensor: Tensor
+) -> None:
+    if name in wanted:
+        stream.mixers.setdefault(s, {})[name] = tensor
+    if observe is not None:
+        observe(s, name, tensor)
+
+
+def block_ends(kinds: tuple[str, ...]) -> tuple[int, ...]:
+    """The last sublayer of each block: a block begins with attention, and the first with the first
+    sublayer."""
+    begins = [s for s, kind in enumerate(kinds) if kind == "attention" and s > 0]
+    return tuple(s - 1 for s in [*begins, len(kinds)])
 
 
 @dataclass(frozen=True)
 class View:
-    """A whole classifier. `heads` maps a pooled token (a name in the layout, or 'mean' of the patches) to
-    logits; several heads are averaged (DeiT's distilled pair)."""
+    """Towers by name (`image`, `text`, `decoder`), and the head of each that has one."""
 
-    embedding: ImageEmbedding
-    blocks: tuple[Block, ...]
-    norm: Norm | None
-    heads: tuple[tuple[str, Affine], ...]
-    layout: TokenLayout
-    norm_after_pooling: bool = False
+    towers: Mapping[str, Tower]
+    heads: Mapping[str, Head] = field(default_factory=dict)
 
     @property
-    def width(self) -> int:
-        return self.embedding.weight.shape[0]
+    def num_classes(self) -> int | None:
+        """Classes, or words of the vocabulary; None for a view that only embeds."""
+        counts = [head.num_classes for head in self.heads.values() if not isinstance(head, Embedder)]
+        return counts[0] if counts else None
 
     @property
-    def num_classes(self) -> int:
-        return self.heads[0][1].weight.shape[0]
+    def tensor(self) -> Tensor:
+        """One of its tensors, whose device and type are the view's."""
+        first = next(iter(self.towers.values()))
+        return first.embedding.weight
 
-    def run(self, images: Tensor, capture: Capture | None = None, observe: Observer | None = None) -> Output:
-        """Logits (B, K) of images (B, C, H, W), with what `capture` names.
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        captures: Captures | None = None,
+        observe: Callable[[str, int, str, Tensor], None] | None = None,
+    ) -> Output:
+        """One forward pass with what `captures` names; a tower whose input is absent is not run.
 
-        `observe(name, tensor)` is called with `residual.{k}` (stream after block k), `value.{k}` (input of
-        the attention's output projection) and `neuron.{k}` (hidden activations of the MLP), for importance
-        scores.
+        `observe(tower, sublayer, name, tensor)` is called with every inner tensor, for importance scores.
         """
-        capture = capture or Capture()
-        output = Output(logits=None, layout=self.layout)
-        x = self.embedding(images)
-        for k, block in enumerate(self.blocks):
-            mixers: dict[str, Tensor] = {"attention_input": x}
-            attended = self._attend(
-                block.attention,
-                x,
-                mixers,
-                functools.partial(observe, f"value.{k}") if observe else _ignore,
-                capture.ranks if k in capture.mixers else None,
-            )
-            x = x + attended
-            mixers |= {"attention_output": attended, "mlp_input": x}
-            hidden = block.mlp.act(block.mlp.up(block.mlp.norm(x)))
-            if observe:
-                observe(f"neuron.{k}", hidden)
-            mlp = _scaled(block.mlp.down(hidden), block.mlp.scale)
-            x = x + mlp
-            mixers["mlp_output"] = mlp
-            if observe:
-                observe(f"residual.{k}", x)
-            if k in capture.hidden:
-                output.hidden[k] = x
-            if k in capture.mixers:
-                output.mixers[k] = mixers
-        output.logits = self.classify(x)
+        output = Output()
+        for name, tower in self.towers.items():
+            if tower.embedding.reads not in inputs:
+                continue
+            see = None if observe is None else partial(observe, name)
+            output.streams[name], x = tower.run(inputs, (captures or {}).get(name, Capture()), see)
+            self._read(name, tower, x, output)
         return output
 
-    def _attend(
-        self,
-        attention: Attention,
-        x: Tensor,
-        mixers: dict[str, Tensor],
-        observe: Callable[[Tensor], Any],
-        ranks: Tensor | None,
-    ) -> Tensor:
-        normed = attention.norm(x)
-        q, k, v = (
-            projection(normed).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-            for projection in (attention.q, attention.k, attention.v)
-        )
-        q = attention.q_norm(q) if attention.q_norm else q
-        k = attention.k_norm(k) if attention.k_norm else k
-        mixers |= {"q": q, "k": k}
-        # layer norms run in float32 under autocast, so a normalised q or k may be wider than v
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        if ranks is not None:
-            mixers["attention_back"] = _back(attention, q, k, v, ranks)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        mixed = mixed.transpose(1, 2).flatten(2)
-        observe(mixed)
-        return _scaled(attention.o(mixed), attention.scale)
+    def _read(self, name: str, tower: Tower, x: Tensor, output: Output) -> None:
+        head = self.heads.get(name)
+        if head is None:
+            return
 
-    def classify(self, x: Tensor) -> Tensor:
-        """Logits of the last residual stream (B, L, D)."""
-        norm = self.norm or (lambda tokens: tokens)
-        x = x if self.norm_after_pooling else norm(x)
-        position = dict(self.layout.special)
-        logits = []
-        for token, head in self.heads:
-            pooled = x[:, self.layout.patches].mean(dim=1) if token == "mean" else x[:, position[token]]
-            logits.append(head(norm(pooled) if self.norm_after_pooling else pooled))
-        return logits[0] if len(logits) == 1 else torch.stack(logits).mean(dim=0)
+        def read(hidden: Tensor) -> Tensor:
+            return head(hidden if tower.norm is None else tower.norm(hidden), tower.layout)
 
-
-def _ignore(_: Tensor) -> None:
-    pass
-
-
-def _back(attention: Attention, q: Tensor, k: Tensor, v: Tensor, ranks: Tensor) -> Tensor:
-    """tril(A) V through the output projection with half its bias, (B, H, L, P) -> (B, L, D), the tokens in
-    the order of `ranks` (L,). What is missing to attention's output is triu(A, 1) V and the other half."""
-    weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
-    seen = ranks[None, :] <= ranks[:, None]
-    mixed = ((weights * seen) @ v).transpose(1, 2).flatten(2)
-    bias = None if attention.o.bias is None else attention.o.bias / 2
-    return _scaled(Affine(attention.o.weight, bias)(mixed), attention.scale)
-
-
-def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
-    return x if scale is None else x * scale
-
-
-def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same view with `function` applied to each tensor in it."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, tuple):
-        return tuple(map_tensors(item, function) for item in value)
-    if isinstance(value, TokenLayout) or not dataclasses.is_dataclass(value) or isinstance(value, type):
-        return value
-    changes = {f.name: map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)}
-    return dataclasses.replace(value, **changes)
+        if isinstance(head, Embedder):
+            output.embeddings[name] = read(x)
+        else:
+            output.logits = Logits(x, read)

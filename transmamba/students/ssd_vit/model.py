@@ -7,23 +7,51 @@ attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...core.output import Branches, Capture, Output, TokenLayout
+from ...core.layout import Grid
+from ...core.output import Branches, Capture, Captures, Context, Logits, Output, Stream
 from ...errors import UserError
 from ...layers.mamba2 import SSDAttention
+from ...layers.mixed import Mixed, Want, kept
+from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
-from ..student import Dropped, Sublayer, Take, depth_map
 from .plan import plan_block, plan_ends, suits_layer_norms
+
+
+class SSDBlock(Block):
+    """timm's pre-norm block, which also gives what its mixer made."""
+
+    def forward(self, x: Tensor, want: Want | None = None, **timm: Any) -> Any:
+        """The stream (B, L, D) after the block; with `want` also the mixer's record, or what the mixer alone
+        adds."""
+        if want is None:
+            return super().forward(x, **timm)
+        mixed = self._mix(x, want)
+        if want.alone:
+            return self.ls1(mixed.output), mixed
+        survives = self.drop_path1(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
+        if mixed.half is not None:
+            mixed.half = mixed.half * survives.to(mixed.half.dtype)
+        x = x + survives * self.ls1(mixed.output)
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), mixed
+
+    def _mix(self, x: Tensor, want: Want) -> Mixed:
+        if isinstance(self.attn, SSDAttention):
+            return self.attn.mix(self.norm1(x), branches=want.branches, tokens=want.tokens)
+        return Mixed(self.attn(self.norm1(x)))
+
+    def written(self) -> Tensor:
+        """The matrix (D, D) through which the mixer writes, LayerScale included."""
+        weight = self.attn.proj.weight
+        return weight * self.ls1.gamma[:, None] if hasattr(self.ls1, "gamma") else weight
 
 
 class SSDVisionTransformer(VisionTransformer):
@@ -32,12 +60,10 @@ class SSDVisionTransformer(VisionTransformer):
     norm_eps: epsilon of every norm, where the teacher's is not timm's 1e-6
     """
 
-    cloned_by_default: Literal["all", "half"] = "all"
-
     def __init__(
         self, *, attention_layers: Sequence[int] = (), norm_eps: float | None = None, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(block_fn=SSDBlock, **kwargs)
         if norm_eps is not None:
             for module in self.modules():
                 if hasattr(module, "eps"):
@@ -65,10 +91,13 @@ class SSDVisionTransformer(VisionTransformer):
     # ------------------------------------------------------------------------------
 
     @property
-    def layout(self) -> TokenLayout:
+    def layout(self) -> Grid:
         names = (["cls"] if self.has_class_token else []) + [f"reg{i}" for i in range(self.num_reg_tokens)]
-        rows, columns = self.patch_embed.grid_size
-        return TokenLayout(grid=(rows, columns), special=tuple((name, i) for i, name in enumerate(names)))
+        return Grid(*self.patch_embed.grid_size, special=tuple((name, i) for i, name in enumerate(names)))
+
+    @property
+    def towers(self) -> dict[str, SSDVisionTransformer]:
+        return {"image": self}
 
     @property
     def width(self) -> int:
@@ -79,79 +108,64 @@ class SSDVisionTransformer(VisionTransformer):
         return len(self.blocks)
 
     @property
-    def state_width(self) -> int:
-        return self.embed_dim
+    def parts(self) -> dict[str, int]:
+        return {"B": self.embed_dim, "C": self.embed_dim}
 
-    def run(self, images: Tensor, capture: Capture) -> Output:
-        output = Output(logits=None, layout=self.layout)
-        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(images))))
+    def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
+        capture, stream = captures.get("image", Capture()), Stream(self.layout)
+        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(inputs["image"]))))
         for k, block in enumerate(self.blocks):
-            run = partial(self._block, k, block, capture=capture)
+            want = Want(k in capture.branches, capture.tokens)
             if self.grad_checkpointing and self.training:
-                x, half, parts = checkpoint(run, x, use_reentrant=False)
+                x, mixed = checkpoint(block, x, want, use_reentrant=False)
             else:
-                x, half, parts = run(x)
+                x, mixed = block(x, want)
             if k in capture.hidden:
-                output.hidden[k] = x
-            if k in capture.branches:
+                stream.hidden[k] = x
+            if want.branches:
                 here = x if capture.tokens is None else x.index_select(1, capture.tokens)
-                output.branches[k] = Branches(here, half, None if half is None else _written(block))
+                weight = None if mixed.half is None else block.written()
+                stream.branches[k] = Branches(here, mixed.half, weight)
             if k in capture.mixers:
-                output.mixers[k] = parts
-        output.logits = self.forward_head(self.norm(x))
-        return output
+                stream.mixers[k] = kept(mixed.parts, capture.mixers[k])
+        return Output({"image": stream}, Logits(x, self._logits))
 
-    def _block(
-        self, k: int, block: Any, x: Tensor, capture: Capture
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        half, parts = None, {}
-        if k in self.attention_layers:
-            mixed = block.attn(block.norm1(x))
-        else:
-            out = block.attn.mix(block.norm1(x), branches=k in capture.branches, tokens=capture.tokens)
-            mixed, parts = out.output, out.parts
-            half = out.half
-        survives = block.drop_path1(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
-        half = None if half is None else half * survives.to(half.dtype)
-        x = x + survives * block.ls1(mixed)
-        return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), half, parts
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.norm(x))
 
-    def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
-        block: Any = self.blocks[k]
-        out = block.attn.mix(block.norm1(hidden), branches=k in capture.branches)
-        if out.half is not None:
-            out.parts["spread"] = F.linear(out.half, _written(block))
-        return block.ls1(out.output), out.parts
+    def mixer(
+        self, k: int, hidden: Tensor, context: Context, capture: Capture
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        output, mixed = self.blocks[k](hidden, Want(alone=True))
+        return output, kept(mixed.parts, capture.mixers.get(k, frozenset()))
 
-    def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
-        sources = depth_map(self.num_layers, num_blocks)
-        return {k: (t, "attention") for k, t in enumerate(sources) if k not in self.attention_layers}
+    def sources(self, kinds: Sequence[str]) -> dict[int, int]:
+        attention = [s for s, kind in enumerate(kinds) if kind == "attention"]
+        chosen = depth_map(self.num_layers, len(attention))
+        return {k: attention[t] for k, t in enumerate(chosen) if k not in self.attention_layers}
 
-    def mixer_parameters(self) -> set[str]:
-        kept = {f"blocks.{k}." for k in self.attention_layers}
+    def groups(self) -> dict[str, Callable[[str], bool]]:
+        kept = tuple(f"blocks.{k}." for k in self.attention_layers)
         return {
-            name
-            for name, _ in self.named_parameters()
-            if ".attn." in name and not name.startswith(tuple(kept))
+            "mixers": lambda name: ".attn." in name and not name.startswith(kept),
+            "head": lambda name: name.startswith("head."),
         }
 
-    def plan(self, view: View, select: Selection) -> Iterator[Take | Dropped]:
-        if view.width != self.width:
+    def units(self) -> list[nn.Module]:
+        return list(self.blocks)
+
+    def plan(self, view: View, select: Mapping[str, Selection]) -> Iterator[Take | Dropped]:
+        tower = view.towers["image"]
+        if tower.width != self.width:
             raise UserError(
-                f"ssd_vit keeps the teacher's width {view.width}, but the student is {self.width} wide; "
-                f"set student.kwargs.embed_dim={view.width}, or choose a vim student to shrink"
+                f"ssd_vit keeps the teacher's width {tower.width}, but the student is {self.width} wide; "
+                f"set student.kwargs.embed_dim={tower.width}, or choose a vim student to shrink"
             )
-        if isinstance(self.blocks[0].norm1, nn.LayerNorm) and not suits_layer_norms(view):
+        if isinstance(self.blocks[0].norm1, nn.LayerNorm) and not suits_layer_norms(tower):
             raise UserError(
                 "the teacher's RMSNorms read a stream that is not centred, and this "
                 "ssd_vit has LayerNorms; leave student.model out, and it gets the teacher's norms"
             )
         yield from plan_ends(self, view)
-        for k, t in enumerate(depth_map(self.num_layers, len(view.blocks))):
-            yield from plan_block(self, view, k, t)
-
-
-def _written(block: Any) -> Tensor:
-    """The matrix (D, D) through which a block's mixer writes, LayerScale included."""
-    weight = block.attn.proj.weight
-    return weight * block.ls1.gamma[:, None] if hasattr(block.ls1, "gamma") else weight
+        for k, t in enumerate(depth_map(self.num_layers, len(tower.ends))):
+            yield from plan_block(self, tower, k, t)

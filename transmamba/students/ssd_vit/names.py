@@ -11,9 +11,15 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from ...config.registry import STUDENTS
+from ...core.preprocessing import Preprocessing
+from ...core.tower import StudentSpec
+from ...ecosystems.find import preprocessing_of
+from ...ecosystems.timm import create_timm
 from ...errors import UserError
+from ...views.heads import Classifier, Head
+from ...views.sublayers import Attention, Mlp
 from ...views.view import View
-from ..timm_arguments import default_cfg, following
+from ..timm_arguments import default_cfg, following, image_tower
 from .model import SSDVisionTransformer
 
 default_cfgs = generate_default_cfgs(
@@ -94,45 +100,53 @@ class SsdVit:
     attention_layers: tuple[int, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def build(
-        self, *, num_classes: int, input_size: tuple[int, int, int] | None = None, view: View | None = None
-    ) -> nn.Module:
-        from ...teachers.timm_vit import create_timm
-
-        arguments = following(
-            "ssd_vit", self.model, shape_of, num_classes=num_classes, input_size=input_size, view=view
-        )
+    def build(self, spec: StudentSpec) -> nn.Module:
+        arguments = following("ssd_vit", self.model, self.kwargs, shape_of, spec)
         if self.attention_layers:
             arguments["attention_layers"] = list(self.attention_layers)
         name = self.model or "ssd_vit_small_patch16_224"
         return create_timm(name, pretrained=False, **{**arguments, **self.kwargs})
 
+    def preprocessing(self) -> Preprocessing:
+        """What its images look like where no teacher says so, found out without its weights."""
+        if self.model is None:
+            raise UserError("student ssd_vit takes its shape from a teacher; name one, or set student.model")
+        with torch.device("meta"):
+            return preprocessing_of(create_timm(self.model, pretrained=False, **self.kwargs))
+
 
 def shape_of(view: View) -> dict[str, Any]:
     """Constructor arguments of the vision transformer that has this view's shape."""
-    special = [name for name, _ in view.layout.special]
-    first = view.blocks[0]
-    eps = {block.attention.norm.eps for block in view.blocks}
+    tower, head = image_tower(view), view.heads.get("image")
+    special = [name for name, _ in tower.layout.special]
+    attention, mlp = tower.sublayers[0], tower.sublayers[1]
+    assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a vision transformer's block"
+    eps = {sublayer.norm.eps for sublayer in tower.sublayers if isinstance(sublayer, Attention)}
+    pooled = head.readouts[0][0] if isinstance(head, Classifier) else "cls" if "cls" in special else "mean"
     return dict(
-        patch_size=view.embedding.weight.shape[-1],
-        embed_dim=view.width,
-        depth=len(view.blocks),
-        num_heads=first.attention.heads,
-        mlp_ratio=first.mlp.up.weight.shape[0] / view.width,
-        qkv_bias=first.attention.q.bias is not None,
-        qk_norm=first.attention.q_norm is not None,
-        proj_bias=first.attention.o.bias is not None,
+        patch_size=tower.embedding.weight.shape[-1],
+        embed_dim=tower.width,
+        depth=len(tower.ends),
+        num_heads=attention.heads,
+        mlp_ratio=mlp.up.weight.shape[0] / tower.width,
+        qkv_bias=attention.q.bias is not None,
+        qk_norm=attention.q_norm is not None,
+        proj_bias=attention.o.bias is not None,
         class_token="cls" in special,
         reg_tokens=sum(name.startswith("reg") for name in special),
-        global_pool="token" if view.heads[0][0] == "cls" else "avg",
-        pre_norm=view.embedding.norm is not None,
-        final_norm=view.norm is not None,
-        fc_norm=view.norm_after_pooling,
-        init_values=1.0 if first.attention.scale is not None else None,
-        act_layer=activation_name(first.mlp.act),
-        norm_layer="rmsnorm" if first.attention.norm.rms else None,
+        global_pool="token" if pooled == "cls" else "avg",
+        pre_norm=tower.embedding.norm is not None,
+        final_norm=tower.norm is not None or _norm_after_pooling(head),
+        fc_norm=_norm_after_pooling(head),
+        init_values=1.0 if attention.scale is not None else None,
+        act_layer=activation_name(mlp.act),
+        norm_layer="rmsnorm" if attention.norm.rms else None,
         norm_eps=None if eps == {1e-6} else eps.pop(),
     )
+
+
+def _norm_after_pooling(head: Head | None) -> bool:
+    return isinstance(head, Classifier) and head.norm is not None
 
 
 def activation_name(act: Callable[[Tensor], Tensor]) -> str | None:

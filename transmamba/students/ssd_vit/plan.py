@@ -10,26 +10,34 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...core.layout import Grid
 from ...errors import UserError
-from ...views.view import Affine, Norm, View
-from ..student import Dropped, Take
+from ...subcloning.plan import Dropped, Take
+from ...views.embeddings import ImageEmbedding
+from ...views.heads import Classifier
+from ...views.sublayers import Affine, Attention, Mlp, Norm
+from ...views.view import Tower, View
 
 if TYPE_CHECKING:
     from .model import SSDVisionTransformer
 
 
-def suits_layer_norms(view: View) -> bool:
-    """Whether LayerNorms do what the view's norms do: they are LayerNorms, or its stream is centred."""
-    if not view.blocks[0].attention.norm.rms:
+def suits_layer_norms(tower: Tower) -> bool:
+    """Whether LayerNorms do what the tower's norms do: they are LayerNorms, or its stream is centred."""
+    if not tower.sublayers[0].norm.rms:
         return True
-    weight = view.embedding.weight
+    weight = tower.embedding.weight
     return bool(weight.mean(dim=0).abs().max() < 1e-4 * weight.abs().max())
 
 
 def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dropped]:
     """Embeddings, final norm and head."""
-    embedding = view.embedding
-    mine, theirs = student.layout, view.layout
+    tower, head = view.towers["image"], view.heads.get("image")
+    embedding, mine, theirs = tower.embedding, student.layout, tower.layout
+    if not isinstance(embedding, ImageEmbedding) or not isinstance(theirs, Grid):
+        raise UserError("an ssd_vit student reads images; this teacher has no image tower that it can follow")
+    if embedding.centre:
+        raise UserError("ssd_vit cannot centre what a norm after the embedding makes; set init.fold to false")
     if mine.grid != theirs.grid:
         raise UserError(
             f"teacher has a {theirs.grid} patch grid, ssd_vit {mine.grid}; use the same size and patch"
@@ -59,17 +67,22 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
             tensor=embedding.special.index_select(0, index.to(embedding.special.device)),
         )
     if student.pos_embed is not None:
-        source, _ = theirs.match(mine)
+        source = theirs.match(mine).here
         position = embedding.position
         if student.pos_embed.shape[1] != mine.length:
             source = source[len(mine.special) :]
         yield Take(target="pos_embed", source="embedding.position", tensor=position, index=(source,))
-    if view.norm is not None:
-        yield from _norm("fc_norm" if view.norm_after_pooling else "norm", "norm", view.norm)
-    if view.num_classes == student.num_classes:
-        yield Take(target="head.weight", source="head.weight", tensor=view.heads[0][1].weight)
-        yield from _bias("head.bias", "head.bias", view.heads[0][1])
-    for token, _ in view.heads[1:]:
+    if tower.norm is not None:
+        yield from _norm("norm", "norm", tower.norm)
+    if not isinstance(head, Classifier):
+        return
+    if head.norm is not None:
+        yield from _norm("fc_norm", "norm", head.norm)
+    linear = head.readouts[0][1]
+    if head.num_classes == student.num_classes:
+        yield Take(target="head.weight", source="head.weight", tensor=linear.weight)
+        yield from _bias("head.bias", "head.bias", linear)
+    for token, _ in head.readouts[1:]:
         yield Dropped(source=f"head.{token}", why="the student has one head")
 
 
@@ -84,10 +97,11 @@ def _norm(target: str, source: str, norm: Norm, layer: int | None = None) -> Ite
             yield Take(target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, layer=layer)
 
 
-def plan_block(student: SSDVisionTransformer, view: View, k: int, t: int) -> Iterator[Take | Dropped]:
-    """Block k from block t."""
-    block, into, source = view.blocks[t], f"blocks.{k}", f"blocks.{t}"
-    attention, mlp = block.attention, block.mlp
+def plan_block(student: SSDVisionTransformer, tower: Tower, k: int, t: int) -> Iterator[Take | Dropped]:
+    """Block k from the teacher's block t, attention and then an MLP."""
+    into, source = f"blocks.{k}", f"blocks.{t}"
+    attention, mlp = tower.sublayers[tower.ends[t] - 1], tower.sublayers[tower.ends[t]]
+    assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a block of a vision transformer"
     if attention.heads != student.blocks[k].attn.num_heads:
         raise UserError(
             f"teacher has {attention.heads} heads, ssd_vit {student.blocks[k].attn.num_heads}; "
@@ -98,7 +112,7 @@ def plan_block(student: SSDVisionTransformer, view: View, k: int, t: int) -> Ite
         yield from _norm(f"{into}.{name}", f"{source}.{kind}.norm", norm, layer=k)
     for third, name in enumerate(("q", "k", "v")):
         projection: Affine = getattr(attention, name)
-        rows = slice(third * view.width, (third + 1) * view.width)
+        rows = slice(third * tower.width, (third + 1) * tower.width)
         for part, tensor in (("weight", projection.weight), ("bias", projection.bias)):
             if tensor is not None:
                 yield Take(

@@ -7,23 +7,25 @@ L tokens, D channels, E inner channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, PatchEmbed, trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...core.output import Branches, Capture, Output, TokenLayout
+from ...core.layout import Grid
+from ...core.output import Branches, Capture, Captures, Context, Logits, Output, Stream
 from ...layers.bidirectional import BidirectionalMamba
+from ...layers.mixed import Mixed, Want, kept
+from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
-from ..student import Dropped, Sublayer, Take, depth_map
 from .plan import plan_ends, plan_layer
+
+_PLAIN = Want()
 
 
 class VimLayer(nn.Module):
@@ -35,18 +37,24 @@ class VimLayer(nn.Module):
         self.mixer = BidirectionalMamba(dim, **mixer)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mixer(self.norm(x)).output)
+    def forward(self, x: Tensor, want: Want = _PLAIN) -> tuple[Tensor, Mixed]:
+        """The stream (B, L, D) after this layer, or what its mixer alone adds, and the mixer's own record."""
+        mixed = self.mixer(self.norm(x), branches=want.branches, tokens=want.tokens)
+        if want.alone:
+            return mixed.output, mixed
+        survives = self.drop_path(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
+        if mixed.half is not None:
+            mixed.half = mixed.half * survives.to(mixed.half.dtype)
+        return x + survives * mixed.output, mixed
 
 
 class VisionMamba(nn.Module):
     """Vim, bidirectional v2, class token in the middle.
 
     Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, and the additions to the official model
-    `proj_bias`, `gate_bias` (see `BidirectionalMamba`).
+    `proj_bias`, `gate_bias` (see `BidirectionalMamba`) and `pre_norm`: a LayerNorm after the embedding, as
+    CLIP's towers have it (`centred`: with each token's mean taken out after it, as folding leaves it).
     """
-
-    cloned_by_default: Literal["all", "half"] = "half"
 
     def __init__(
         self,
@@ -62,23 +70,40 @@ class VisionMamba(nn.Module):
         d_conv: int = 4,
         proj_bias: bool = False,
         gate_bias: bool = False,
+        pre_norm: Literal["", "layer", "centred"] = "",
+        pre_norm_eps: float = 1e-5,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         if global_pool not in ("", "token", "avg"):
             raise ValueError(f"global_pool is {global_pool!r}; write 'token', 'avg' or ''")
-        if depth < 1 or embed_dim < 1:
-            raise ValueError(f"depth is {depth}, embed_dim {embed_dim}; write numbers of at least 1")
+        for name, size in (
+            ("depth", depth),
+            ("embed_dim", embed_dim),
+            ("d_state", d_state),
+            ("expand", expand),
+            ("d_conv", d_conv),
+        ):
+            if size < 1:
+                raise ValueError(f"{name} is {size}; write a number of at least 1")
+        if pre_norm not in ("", "layer", "centred"):
+            raise ValueError(f"pre_norm is {pre_norm!r}; write 'layer', 'centred' or ''")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1
         self.grad_checkpointing = False
         self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
         num_patches = self.patch_embed.num_patches
+        if not num_patches:
+            raise ValueError(
+                f"img_size is {img_size}, smaller than a patch of {patch_size}; write a larger one"
+            )
         self.cls_position = num_patches // 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
+        self.norm_pre = nn.LayerNorm(embed_dim, eps=pre_norm_eps) if pre_norm else nn.Identity()
+        self.centred = pre_norm == "centred"
         mixer = dict(
             d_state=d_state,
             expand=expand,
@@ -153,14 +178,19 @@ class VisionMamba(nn.Module):
         patches = self.patch_embed(x)
         cls_token = self.cls_token.expand(len(x), -1, -1).to(patches.dtype)
         before, after = patches[:, : self.cls_position], patches[:, self.cls_position :]
-        return torch.cat([before, cls_token, after], dim=1) + self.pos_embed
+        x = self.norm_pre(torch.cat([before, cls_token, after], dim=1) + self.pos_embed)
+        return x - x.mean(dim=-1, keepdim=True) if self.centred else x
+
+    def _layer(self, layer: nn.Module, x: Tensor, want: Want = _PLAIN) -> tuple[Tensor, Mixed]:
+        if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
+            return checkpoint(layer, x, want, use_reentrant=False)
+        return layer(x, want)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order."""
         x = self._embed(x)
         for layer in self.layers:
-            use_checkpoint = self.grad_checkpointing and self.training and not torch.jit.is_scripting()
-            x = checkpoint(layer, x, use_reentrant=False) if use_checkpoint else layer(x)
+            x, _ = self._layer(layer, x)
         return self.norm_f(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -192,7 +222,7 @@ class VisionMamba(nn.Module):
         kept = []
         x = self._embed(x)
         for i, layer in enumerate(self.layers[: last + 1] if stop_early else self.layers):
-            x = layer(x)
+            x, _ = self._layer(layer, x)
             if i in take:
                 kept.append(self.norm_f(x) if norm else x)
         patches: list[Any] = [feature[:, self.layout.patches] for feature in kept]
@@ -218,9 +248,12 @@ class VisionMamba(nn.Module):
     # ------------------------------------------------------------------------------
 
     @property
-    def layout(self) -> TokenLayout:
-        rows, columns = self.patch_embed.grid_size
-        return TokenLayout(grid=(rows, columns), special=(("cls", self.cls_position),))
+    def layout(self) -> Grid:
+        return Grid(*self.patch_embed.grid_size, special=(("cls", self.cls_position),))
+
+    @property
+    def towers(self) -> dict[str, VisionMamba]:
+        return {"image": self}
 
     @property
     def width(self) -> int:
@@ -231,55 +264,54 @@ class VisionMamba(nn.Module):
         return len(self.layers)
 
     @property
-    def state_width(self) -> int:
-        return self.layers[0].mixer.d_state  # type: ignore[union-attr,return-value]
+    def parts(self) -> dict[str, int]:
+        states: Any = self.layers[0].mixer.d_state
+        return dict.fromkeys(("B", "C", "B_b", "C_b"), states)
 
-    def run(self, images: Tensor, capture: Capture) -> Output:
-        output = Output(logits=None, layout=self.layout)
-        x = self._embed(images)
+    def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
+        capture, stream = captures.get("image", Capture()), Stream(self.layout)
+        x = self._embed(inputs["image"])
         layer: Any
         for k, layer in enumerate(self.layers):
-            branches = k in capture.branches
-            mix = partial(layer.mixer, branches=branches, tokens=capture.tokens)
-            if self.grad_checkpointing and self.training:
-                mixed = checkpoint(mix, layer.norm(x), use_reentrant=False)
-            else:
-                mixed = mix(layer.norm(x))
-            survives = layer.drop_path(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
-            x = x + survives * mixed.output
+            want = Want(k in capture.branches, capture.tokens)
+            x, mixed = self._layer(layer, x, want)
             if k in capture.hidden:
-                output.hidden[k] = x
-            if branches:
-                half = mixed.half * survives.to(mixed.half.dtype)
+                stream.hidden[k] = x
+            if want.branches:
                 here = x if capture.tokens is None else x.index_select(1, capture.tokens)
-                output.branches[k] = Branches(here, half, layer.mixer.out_proj.weight)
+                stream.branches[k] = Branches(here, mixed.half, layer.mixer.out_proj.weight)
             if k in capture.mixers:
-                output.mixers[k] = mixed.parts
-        output.logits = self.forward_head(self.norm_f(x))
-        return output
+                stream.mixers[k] = kept(mixed.parts, capture.mixers[k])
+        return Output({"image": stream}, Logits(x, self._logits))
 
-    def mixer(self, k: int, hidden: Tensor, capture: Capture) -> tuple[Tensor, dict[str, Tensor]]:
-        layer: Any = self.layers[k]
-        mixed = layer.mixer(layer.norm(hidden), branches=k in capture.branches)
-        if mixed.half is not None:
-            mixed.parts["spread"] = F.linear(mixed.half, layer.mixer.out_proj.weight)
-        return mixed.output, mixed.parts
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.norm_f(x))
 
-    def average_(self, k: int, batches: Sequence[Tensor]) -> None:
+    def mixer(
+        self, k: int, hidden: Tensor, context: Context, capture: Capture
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        output, mixed = self.layers[k](hidden, Want(alone=True))
+        return output, kept(mixed.parts, capture.mixers.get(k, frozenset()))
+
+    def average_(self, k: int, batches: Sequence[Mapping[str, Tensor]]) -> None:
         """Let mixer k begin as the average of its values over the image (`SubcloneConfig.average`), to scale
-        on these images, each (B, C, H, W), which reach it through the layers before it."""
+        on these inputs, which reach it through the layers before it."""
         mixer: Any = self.layers[k].mixer
         mixer.average_(self.layout.length)
-        mixer.level_([self.run(images, Capture(mixers=frozenset({k}))).mixers[k] for images in batches])
+        capture = {"image": Capture(mixers={k: frozenset(("B", "B_b"))})}
+        mixer.level_([self.run(inputs, capture).stream.mixers[k] for inputs in batches])
 
-    def mixer_sources(self, num_blocks: int) -> dict[int, tuple[int, Sublayer]]:
-        sources = depth_map(self.num_layers, 2 * num_blocks)
-        return {k: (s // 2, "attention" if s % 2 == 0 else "mlp") for k, s in enumerate(sources)}
+    def sources(self, kinds: Sequence[str]) -> dict[int, int]:
+        return dict(enumerate(depth_map(self.num_layers, len(kinds))))
 
-    def mixer_parameters(self) -> set[str]:
-        return {name for name, _ in self.named_parameters() if ".mixer." in name}
+    def groups(self) -> dict[str, Callable[[str], bool]]:
+        return {"mixers": lambda name: ".mixer." in name, "head": lambda name: name.startswith("head.")}
 
-    def plan(self, view: View, select: Selection) -> Iterator[Take | Dropped]:
-        yield from plan_ends(self, view, select)
-        for k, (t, sublayer) in self.mixer_sources(len(view.blocks)).items():
-            yield from plan_layer(self, view, select, k, t, sublayer)
+    def units(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def plan(self, view: View, select: Mapping[str, Selection]) -> Iterator[Take | Dropped]:
+        tower = view.towers["image"]
+        yield from plan_ends(self, view, select["image"])
+        for k, s in self.sources(tower.kinds).items():
+            yield from plan_layer(self, tower, select["image"], k, s)

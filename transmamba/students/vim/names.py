@@ -6,13 +6,19 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from ...config.registry import STUDENTS
+from ...core.preprocessing import Preprocessing
+from ...core.tower import StudentSpec
+from ...ecosystems.find import preprocessing_of
+from ...ecosystems.timm import create_timm
 from ...errors import UserError
+from ...views.heads import Classifier
 from ...views.view import View
-from ..timm_arguments import default_cfg, following
+from ..timm_arguments import default_cfg, following, image_tower
 from .model import VisionMamba
 from .official import checkpoint_filter_fn
 
@@ -88,19 +94,20 @@ class Vim:
     model: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
-    def build(
-        self, *, num_classes: int, input_size: tuple[int, int, int] | None = None, view: View | None = None
-    ) -> nn.Module:
-        from ...teachers.timm_vit import create_timm
-
+    def build(self, spec: StudentSpec) -> nn.Module:
         shape_of = functools.partial(_shape_of, square="patch_size" not in self.kwargs)
-        arguments = following(
-            "vim", self.model, shape_of, num_classes=num_classes, input_size=input_size, view=view
-        )
-        if view is not None:  # its head reads the mean, or the class token
-            arguments["global_pool"] = "avg" if view.heads[0][0] == "mean" else "token"
+        arguments = following("vim", self.model, self.kwargs, shape_of, spec)
+        if spec.view is not None:
+            arguments |= _reading_of(spec.view)
         arguments |= self.kwargs
         return create_timm(self.model or name_of_width(arguments["embed_dim"]), pretrained=False, **arguments)
+
+    def preprocessing(self) -> Preprocessing:
+        """What its images look like where no teacher says so, found out without its weights."""
+        if self.model is None:
+            raise UserError("student vim takes its shape from a teacher; name one, or set student.model")
+        with torch.device("meta"):
+            return preprocessing_of(create_timm(self.model, pretrained=False, **self.kwargs))
 
 
 # the official sizes, by width
@@ -112,15 +119,28 @@ def name_of_width(width: int) -> str:
     return OFFICIAL.get(width, OFFICIAL[384])
 
 
+def _reading_of(view: View) -> dict[str, Any]:
+    """How a Vim begins and ends as this view does: the norm after its embedding, the token that its head
+    reads."""
+    head, norm = view.heads.get("image"), image_tower(view).embedding.norm
+    mean = isinstance(head, Classifier) and head.readouts[0][0] == "mean"
+    arguments: dict[str, Any] = {"global_pool": "avg" if mean else "token"}
+    if norm is not None:
+        centred = image_tower(view).embedding.centre
+        arguments |= dict(pre_norm="centred" if centred else "layer", pre_norm_eps=norm.eps)
+    return arguments
+
+
 def _shape_of(view: View, square: bool) -> dict[str, Any]:
     """Constructor arguments of the Vim in which each of this view's sublayers has a layer of its own.
 
     Raises UserError for patches that are not square where they have to be.
     """
-    height, width = view.embedding.weight.shape[-2:]
+    tower = image_tower(view)
+    height, width = tower.embedding.weight.shape[-2:]
     if square and height != width:
         raise UserError(
             f"the teacher's patches are {height} x {width} pixels, a Vim's are square; set "
             "student.kwargs.patch_size"
         )
-    return dict(patch_size=width, embed_dim=view.width, depth=2 * len(view.blocks))
+    return dict(patch_size=width, embed_dim=tower.width, depth=len(tower.sublayers))

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
-from torch import Tensor
+from torch import Tensor, nn
 
+from ...core.layout import Grid
 from ...errors import UserError
+from ...subcloning.plan import Dropped, Kind, Take
 from ...subcloning.selection import Selection, multiplicity
-from ...views.view import Affine, View
-from ..student import Dropped, Kind, Sublayer, Take
+from ...views.embeddings import ImageEmbedding
+from ...views.heads import Classifier, Head
+from ...views.sublayers import Affine, Attention
+from ...views.view import Tower, View
 
 if TYPE_CHECKING:
     from .model import VisionMamba
@@ -24,7 +28,10 @@ if TYPE_CHECKING:
 
 def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[Take | Dropped]:
     """Embeddings, final norm and head."""
-    embedding, keep = view.embedding, select.residual
+    tower, head = view.towers["image"], view.heads.get("image")
+    embedding, layout, keep = tower.embedding, tower.layout, select.residual
+    if not isinstance(embedding, ImageEmbedding) or not isinstance(layout, Grid):
+        raise UserError("a vim student reads images; this teacher has no image tower that it can follow")
     if embedding.weight.shape[1] != student.in_chans:
         raise UserError(
             f"teacher has {embedding.weight.shape[1]} input channels, student {student.in_chans}; "
@@ -46,11 +53,10 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
         yield Take(
             target="patch_embed.proj.bias", source="embedding.bias", tensor=embedding.bias, index=(keep,)
         )
-    if embedding.norm is not None:
-        yield Dropped(source="embedding.norm", why="the student has no norm after its embedding")
-    special = [name for name, _ in view.layout.special]
+    yield from _plan_norm_pre(student, embedding, keep)
+    special = [name for name, _ in layout.special]
     position = embedding.position
-    grid = (*view.layout.grid,)
+    grid = layout.grid
     patches = position[len(special) :]
     if grid != student.layout.grid:
         patches = resample_abs_pos_embed(
@@ -76,57 +82,78 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
     for name in special:
         if name != "cls":
             yield Dropped(source=f"embedding.special.{name}", why="the student has a class token alone")
-    if view.norm is not None and view.norm.weight is not None:
-        yield Take(target="norm_f.weight", source="norm.weight", tensor=view.norm.weight, index=(keep,))
-    if view.norm is not None and view.norm.bias is not None:
+    yield from _plan_head(student, tower, head, keep)
+
+
+def _plan_norm_pre(student: VisionMamba, embedding: ImageEmbedding, keep: Tensor) -> Iterator[Take | Dropped]:
+    norm = embedding.norm
+    if norm is None:
+        return
+    if isinstance(student.norm_pre, nn.Identity):
+        yield Dropped(
+            source="embedding.norm", why="the student has no norm after its embedding; set pre_norm"
+        )
+        return
+    for name, tensor in (("weight", norm.weight), ("bias", norm.bias)):
+        if tensor is not None:
+            yield Take(
+                target=f"norm_pre.{name}", source=f"embedding.norm.{name}", tensor=tensor, index=(keep,)
+            )
+
+
+def _plan_head(
+    student: VisionMamba, tower: Tower, head: Head | None, keep: Tensor
+) -> Iterator[Take | Dropped]:
+    """The last norm and the classifier."""
+    norm = head.norm if isinstance(head, Classifier) and head.norm is not None else tower.norm
+    if norm is not None and norm.weight is not None:
+        yield Take(target="norm_f.weight", source="norm.weight", tensor=norm.weight, index=(keep,))
+    if norm is not None and norm.bias is not None:
         yield Dropped(source="norm.bias", why="RMSNorm has no bias")
-    if view.num_classes == student.num_classes:
-        head = view.heads[0][1]
+    if not isinstance(head, Classifier):
+        return
+    linear = head.readouts[0][1]
+    if head.num_classes == student.num_classes:
         yield Take(
             target="head.weight",
             source="head.weight",
-            tensor=head.weight,
+            tensor=linear.weight,
             index=(None, keep),
-            scale=multiplicity(keep, view.width),
+            scale=multiplicity(keep, tower.width),
         )
-        if head.bias is not None:
-            yield Take(target="head.bias", source="head.bias", tensor=head.bias)
-    for token, _ in view.heads[1:]:
+        if linear.bias is not None:
+            yield Take(target="head.bias", source="head.bias", tensor=linear.bias)
+    for token, _ in head.readouts[1:]:
         yield Dropped(source=f"head.{token}", why="the student has one head")
 
 
 def plan_layer(
-    student: VisionMamba, view: View, select: Selection, k: int, t: int, sublayer: Sublayer
+    student: VisionMamba, tower: Tower, select: Selection, k: int, s: int
 ) -> Iterator[Take | Dropped]:
-    """Layer k from attention t (V into the x half, O out) or from MLP t (up into the x half, down out)."""
-    block = view.blocks[t]
+    """Layer k from sublayer s: from attention V into the x half and O out, from an MLP up into the x half and
+    down out."""
+    sublayer = tower.sublayers[s]
     mixer: Any = student.layers[k].mixer
-    source = f"blocks.{t}.{sublayer}"
-    if sublayer == "attention":
-        attention = block.attention
-        read, write, norm, scale = attention.v, attention.o, attention.norm, attention.scale
+    source = tower.names[s]
+    norm, scale, paired = sublayer.norm, sublayer.scale, False
+    if isinstance(sublayer, Attention):
+        read, write = sublayer.v, sublayer.o
         full = read.weight.shape[0]
         paired = select.paired and mixer.has_identity_conv() and mixer.inner % 2 == 0
         if paired:
             read, write = _with_negatives(read, write)
-            chosen = select.values(t, full, mixer.inner // 2)
+            chosen = select.inner(s, full, mixer.inner // 2)
             channels = torch.cat([chosen, chosen + full])
         else:
-            channels = select.values(t, full, mixer.inner)
+            channels = select.inner(s, full, mixer.inner)
     else:
-        read, write, norm, scale, paired = (
-            block.mlp.up,
-            block.mlp.down,
-            block.mlp.norm,
-            block.mlp.scale,
-            False,
-        )
-        channels = select.neurons(t, read.weight.shape[0], mixer.inner)
+        read, write = sublayer.up, sublayer.down
+        channels = select.inner(s, read.weight.shape[0], mixer.inner)
     if scale is not None:
         write = Affine(write.weight * scale[:, None], None if write.bias is None else write.bias * scale)
     made: Kind = "repeated" if paired else "copied"
     keep, into = select.residual, f"layers.{k}.mixer"
-    names = ("v", "o") if sublayer == "attention" else ("up", "down")
+    names = ("v", "o") if isinstance(sublayer, Attention) else ("up", "down")
     if norm.weight is not None:
         yield Take(
             target=f"layers.{k}.norm.weight",
@@ -141,7 +168,7 @@ def plan_layer(
         tensor=read.weight,
         index=(channels, keep),
         into=slice(0, mixer.inner),
-        scale=multiplicity(keep, view.width),
+        scale=multiplicity(keep, tower.width),
         layer=k,
         made=made,
     )

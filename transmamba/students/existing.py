@@ -1,0 +1,83 @@
+"""Any timm or Hugging Face classifier as the model that a recipe trains: teachers, fine-tuning, baselines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config.registry import STUDENTS
+from ..core.preprocessing import Preprocessing
+from ..core.tower import StudentSpec
+from ..ecosystems.find import preprocessing_of
+from ..ecosystems.timm import create_timm
+from ..ecosystems.transformers import hugging_face_preprocessing, load_hugging_face
+from ..errors import UserError
+
+
+@STUDENTS.register("timm")
+@dataclass(frozen=True, kw_only=True)
+class TimmModel:
+    """Any timm classifier, to train or fine-tune.
+
+    model: a timm name, `hf-hub:ID` or a folder
+    pretrained: from its weights
+    kwargs: for timm.create_model, by its own names
+    fresh_head: start from a new classifier, also where the loaded one has as many classes
+    """
+
+    model: str
+    pretrained: bool = False
+    fresh_head: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, spec: StudentSpec) -> nn.Module:
+        if not self.pretrained and Path(self.model).expanduser().is_dir():
+            raise UserError(
+                f"student.model is the folder {self.model!r}, whose weights are not read while pretrained is "
+                "false; set student.pretrained to true, or write the architecture's name"
+            )
+        model: Any = create_timm(
+            self.model, pretrained=self.pretrained, num_classes=spec.num_classes or 0, **self.kwargs
+        )
+        if self.fresh_head:
+            model.reset_classifier(spec.num_classes)
+        return model
+
+    def preprocessing(self) -> Preprocessing:
+        """What its images look like, found out without its weights."""
+        with torch.device("meta"):
+            return preprocessing_of(create_timm(self.model, pretrained=False, **self.kwargs))
+
+
+@STUDENTS.register("hf_vit")
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceModel:
+    """A Hugging Face ViT or DeiT classifier to fine-tune; its head is made anew where the number of classes
+    differs.
+
+    model: an id or a folder
+    revision: branch, tag or commit on the Hub
+    """
+
+    model: str
+    revision: str | None = None
+
+    def build(self, spec: StudentSpec) -> nn.Module:
+        model: Any = load_hugging_face(self.model, self.revision, num_classes=spec.num_classes)
+        model.num_classes = spec.num_classes
+        return model
+
+    def preprocessing(self) -> Preprocessing:
+        """What its images look like, found out without its weights."""
+        from transformers import AutoConfig
+
+        try:
+            config = AutoConfig.from_pretrained(self.model, revision=self.revision)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(f"Hugging Face model {self.model!r} could not be loaded: {first}") from error
+        return hugging_face_preprocessing(config, self.model, self.revision)

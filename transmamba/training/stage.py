@@ -1,0 +1,193 @@
+"""What a stage of training is told, and how long it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from ..config.load import Part
+from ..config.registry import LOSSES
+from ..errors import UserError
+
+LENGTHS = ("steps", "epochs", "samples", "tokens", "percent")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stretch of training with its own losses, AdamW and schedule. It has exactly one of steps, epochs,
+    samples, tokens and percent.
+
+    losses: what is added up, each with its `weight`
+    name: shown in logs and the report
+    steps, epochs, samples, tokens: its length in optimizer steps of the global batch, or rounded to such
+    percent: its length as a share of the optimizer steps of all stages: 20 beside 800 steps are 200 of 1,000
+    trainable: which of the student's groups of parameters, one or a list: `mixers` (the Mamba mixers), `head`
+        (the classifier), a tower such as `image`; `all`, or `auto`: mixers where every loss is
+        teacher-forced, else all. The projections that its losses read are trained in any case
+    lr: peak rate, for an optimizer step of the global batch, whatever its size
+    min_lr: the rate at the end of the cosine
+    warmup: share of the stage in which the rate rises from 0
+    weight_decay: of matrices alone, not of biases, norms and projections
+    betas: of AdamW
+    clip: largest norm of all gradients together; 0 for none
+    token_fraction: share of the tokens that feature losses look at, drawn anew each step
+    """
+
+    losses: tuple[Annotated[Any, Part(LOSSES)], ...]
+    name: str = "distill"
+    steps: int | None = None
+    epochs: float | None = None
+    samples: int | None = None
+    tokens: int | None = None
+    percent: float | None = None
+    trainable: str | tuple[str, ...] = "auto"
+    lr: float = 5e-4
+    min_lr: float = 1e-5
+    warmup: float = 0.05
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0
+    token_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        problems = [*self._length_problems(), *optimizer_problems(self)]
+        if not self.losses:
+            problems.append("losses is empty; name at least one, such as cross_entropy")
+        if not 0 < self.token_fraction <= 1:
+            problems.append(f"token_fraction is {self.token_fraction}; write a share above 0, at most 1")
+        for key in ("min_lr", "clip"):
+            if not 0 <= getattr(self, key) < math.inf:
+                problems.append(f"{key} is {getattr(self, key)}; write 0 or a number above it")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas is {list(self.betas)}; write two numbers from 0 to below 1")
+        refuse_all(problems)
+
+    def _length_problems(self) -> list[str]:
+        given = {key: getattr(self, key) for key in LENGTHS if getattr(self, key) is not None}
+        if len(given) != 1:
+            shown = ", ".join(given) or "none"
+            return [f"give exactly one of {', '.join(LENGTHS)}; given: {shown}"]
+        key, value = next(iter(given.items()))
+        if value > 0 and not (key == "percent" and value >= 100):
+            return []
+        return [f"{key} is {value}; write a number above 0" + (" and below 100" * (key == "percent"))]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """`trainable` as a list."""
+        return (self.trainable,) if isinstance(self.trainable, str) else self.trainable
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How the loop runs.
+
+    global_batch: items of an optimizer step, over all processes
+    micro_batch: items of a process at a time; left out: its whole share of the global batch. How many
+        micro-batches make a step follows from both
+    precision: of autocast: `no` (float32), bf16 or fp16
+    workers: processes that load data, beside each training process; 0 loads in it
+    log_every: optimizer steps between lines of metrics.jsonl
+    eval_every, save_every: optimizer steps between; 0 for the end of a stage alone
+    eval_batch_size: items at a time of a process
+    keep: how many checkpoints stay
+    max_skipped: so many steps in a row may have gradients that are not finite, before the run ends
+    grad_checkpointing: recompute the student's layers in the backward pass: less memory, more time
+    cuda_graphs: record forward and backward once and replay them (one process with a GPU; elsewhere ignored):
+        several times faster for students too small to fill it
+    """
+
+    global_batch: int = 64
+    micro_batch: int | None = None
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = 0
+    log_every: int = 10
+    eval_every: int = 0
+    eval_batch_size: int = 256
+    save_every: int = 200
+    keep: int = 2
+    max_skipped: int = 10
+    grad_checkpointing: bool = False
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.cuda_graphs:
+            instead = ["precision bf16 or no"] if self.precision == "fp16" else []
+            instead += ["grad_checkpointing false"] if self.grad_checkpointing else []
+            if instead:
+                problems.append(f"cuda_graphs is true; write {' and '.join(instead)}, or cuda_graphs false")
+        for key in ("global_batch", "micro_batch", "log_every", "eval_batch_size", "keep", "max_skipped"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                problems.append(f"{key} is {value}; write a number of at least 1")
+        for key in ("workers", "eval_every", "save_every"):
+            if getattr(self, key) < 0:
+                problems.append(f"{key} is {getattr(self, key)}; write 0 or a number above it")
+        refuse_all(problems)
+
+    def division(self, processes: int) -> tuple[int, int]:
+        """(items of a micro-batch, micro-batches of a step) of each process.
+
+        Raises UserError where the global batch cannot be divided so.
+        """
+        micro = self.micro_batch or max(1, self.global_batch // processes)
+        share = micro * processes
+        if self.global_batch % share:
+            near = max(share, round(self.global_batch / share) * share)
+            raise UserError(
+                f"trainer.global_batch is {self.global_batch}, which {processes} process"
+                f"{'es' * (processes > 1)} of {micro} items at a time cannot divide; write {near}, or "
+                "another trainer.micro_batch"
+            )
+        return micro, self.global_batch // share
+
+
+def optimizer_problems(settings: Any) -> list[str]:
+    """What is wrong with a rate, decay or warm-up."""
+    problems = []
+    if not 0 < settings.lr < math.inf:
+        problems.append(f"lr is {settings.lr}; write a number above 0, such as 5e-4")
+    if not 0 <= settings.weight_decay < math.inf:
+        problems.append(f"weight_decay is {settings.weight_decay}; write 0 or a number above it")
+    if not 0 <= settings.warmup <= 1:
+        problems.append(f"warmup is {settings.warmup}; write a share of the stage, from 0 to 1")
+    return problems
+
+
+def refuse_all(problems: Sequence[str]) -> None:
+    """Raises ValueError with every problem, if there is any."""
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def stage_steps(
+    stages: Sequence[Stage], num_train: int, global_batch: int, row_tokens: int | None = None
+) -> list[int]:
+    """Optimizer steps of each stage, at least 1, for `num_train` items, `global_batch` of them a step, each
+    of `row_tokens` tokens. Raises UserError for a length in tokens where items have none."""
+    steps: list[int | None] = []
+    for stage in stages:
+        if stage.steps is not None:
+            steps.append(stage.steps)
+        elif stage.epochs is not None:
+            steps.append(max(1, round(stage.epochs * num_train / global_batch)))
+        elif stage.samples is not None:
+            steps.append(max(1, round(stage.samples / global_batch)))
+        elif stage.tokens is not None:
+            if row_tokens is None:
+                raise UserError(
+                    f"stage {stage.name}: tokens is {stage.tokens}, but the task has none; write samples"
+                )
+            steps.append(max(1, round(stage.tokens / (global_batch * row_tokens))))
+        else:
+            steps.append(None)
+    fixed = sum(count for count in steps if count is not None)
+    share = sum(stage.percent or 0 for stage in stages) / 100
+    total = fixed / (1 - share)
+    return [
+        max(1, round(total * (stage.percent or 0) / 100)) if count is None else count
+        for stage, count in zip(stages, steps, strict=True)
+    ]

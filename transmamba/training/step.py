@@ -1,0 +1,220 @@
+"""One optimizer step: the items of the whole step counted first, then every loss divided by its own count.
+
+Two messages go between ranks: the counts before the backward; losses, parts and whether to stop after it.
+Counts stay on the device and are inputs of a recorded step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.batch import Batch
+from ..core.output import Term
+from ..data.hashing import hash64
+from ..distillation.coupled import Bank, Coupling, couple
+from ..distillation.distiller import Distiller
+from .cuda_graph import GraphedStep
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Stepped:
+    """What a step was: means of losses and of their per-layer parts over all ranks and micro-batches, without
+    the losses that had no items; items by kind; whether the optimizer moved; whether any rank was asked to
+    stop."""
+
+    means: dict[str, float]
+    parts: dict[str, Tensor]
+    total: float
+    norm: float
+    items: dict[str, int]
+    moved: bool
+    stop: bool
+
+
+class Stepper:
+    """Takes optimizer steps with what `accelerator.prepare` gave.
+
+    change: what the task does to a batch on its device, drawn from a seed
+    graphed: record forward and backward of a micro-batch once, and replay them
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        distiller: Distiller,
+        optimizer: Any,
+        *,
+        clip: float,
+        seed: int,
+        change: Callable[[Batch, int], Batch],
+        graphed: bool = False,
+        scaled: bool = False,
+    ) -> None:
+        self.accelerator, self.model, self.distiller = accelerator, model, distiller
+        self.optimizer, self.clip, self.seed, self.change, self.scaled = optimizer, clip, seed, change, scaled
+        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
+        self.graphed = GraphedStep(self._graph_body, distiller.parameters()) if graphed else None
+        self._shape: tuple[Batch, list[str], list[str]] | None = None
+
+    def step(self, micro: Sequence[Batch], number: int, stop: bool = False) -> Stepped:
+        """Optimizer step `number` on this rank's micro-batches."""
+        device = self.accelerator.device
+        counts, items = self._count(micro)
+        drawn = self.distiller.draw_tokens(number, device)
+        couplings = self._couple(micro, number) if self.distiller.coupled else [{}] * len(micro)
+        sums: dict[str, Tensor] = {}
+        parts: dict[str, Tensor] = {}
+        for m, batch in enumerate(micro):
+            batch = self._seeded(batch, number, m)
+            last = m == len(micro) - 1
+            with exchange(self.accelerator, self.model, last):
+                terms = self._forward_backward(batch, drawn, counts, couplings[m])
+            for name, term in terms.items():
+                sums[name] = sums.get(name, 0) + term.sum.float()
+                if term.parts is not None:
+                    parts[name] = parts.get(name, 0) + term.parts
+        norm = self.accelerator.clip_grad_norm_(self.trained, self.clip if self.clip > 0 else math.inf)
+        # after the clipping: it waits for the GPU
+        means, part_means, host_items, stop = self._reduce(sums, parts, counts, items, norm, stop)
+        total = sum(self.distiller.weights[name] * value for name, value in means.items())
+        moved = self._apply(total, float(norm), part_means)
+        return Stepped(means, part_means, total, float(norm), host_items, moved, stop)
+
+    def _seeded(self, batch: Batch, number: int, m: int) -> Batch:
+        """The batch on its device, with every generator where this micro-batch of this step has it."""
+        batch = batch.to(self.accelerator.device, non_blocking=True)
+        seed = int(hash64(self.seed, number, m, self.accelerator.process_index)[0] >> 1)
+        torch.manual_seed(seed)
+        return self.change(batch, seed)
+
+    def _count(self, micro: Sequence[Batch]) -> tuple[Tensor, dict[str, int]]:
+        """(items of each loss over all ranks, on the device; items of this rank by kind)."""
+        mine = {kind: sum(batch.counts[kind] for batch in micro) for kind in micro[0].counts}
+        kinds = self.distiller.items(micro[0])
+        counts = torch.tensor(
+            [float(mine[kinds[name]]) for name in self.distiller.weights], dtype=torch.float64
+        )
+        counts = torch.cat(
+            [counts, torch.tensor([float(count) for count in mine.values()], dtype=torch.float64)]
+        )
+        counts = counts.to(self.accelerator.device, non_blocking=True)
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+        return counts, mine
+
+    def _couple(self, micro: Sequence[Batch], number: int) -> list[dict[str, Coupling]]:
+        """Each coupled loss of the whole step, as each of this rank's micro-batches takes part in it."""
+        banks: list[Bank] = []
+        scalars: Bank = {}
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for m, batch in enumerate(micro):
+            with torch.no_grad():
+                mine, scalars = self.model(self._seeded(batch, number, m), embed=True)
+            # every rank's rows of this micro-batch, in the order of ranks
+            every = {name: self.accelerator.gather(x).chunk(world) for name, x in mine.items()}
+            banks += [{name: parts[r] for name, parts in every.items()} for r in range(world)]
+        places = [m * world + rank for m in range(len(micro))]
+        found: list[dict[str, Coupling]] = [{} for _ in micro]
+        for name, loss in self.distiller.coupled.items():
+            shares = couple(loss, banks, scalars, places, len(banks), first=rank == 0)
+            for m, coupling in enumerate(shares):
+                found[m][name] = coupling
+        return found
+
+    def _forward_backward(
+        self, batch: Batch, drawn: Mapping[str, Tensor], counts: Tensor, couplings: Mapping[str, Coupling]
+    ) -> dict[str, Term]:
+        """A micro-batch's terms, its gradients added."""
+        if self.graphed is None or couplings:
+            return self._backward(batch, drawn, counts, couplings)
+        tensors = batch.tensors()
+        self._shape = batch, list(tensors), list(drawn)
+        shape = (tuple(tensors), tuple(drawn))
+        return self.graphed(*tensors.values(), *drawn.values(), counts, constants=shape)
+
+    def _graph_body(self, *inputs: Any) -> dict[str, Term]:
+        """The same of tensors alone: a batch's, the drawn tokens, the counts; then what no tensor says."""
+        assert self._shape is not None, "set by the call"
+        like, names, streams = self._shape
+        *tensors, counts, _ = inputs
+        batch = like.with_tensors(dict(zip(names, tensors, strict=False)))
+        drawn = dict(zip(streams, tensors[len(names) :], strict=True))
+        return self._backward(batch, drawn, counts, {})
+
+    def _backward(
+        self, batch: Batch, drawn: Mapping[str, Tensor], counts: Tensor, couplings: Mapping[str, Coupling]
+    ) -> dict[str, Term]:
+        terms = self.model(batch, drawn, couplings)
+        loss = weighted(terms, self.distiller.weights, counts) * self.accelerator.num_processes
+        self.accelerator.backward(loss)
+        return {name: term.detached() for name, term in terms.items()}
+
+    def _reduce(
+        self,
+        sums: dict[str, Tensor],
+        parts: dict[str, Tensor],
+        counts: Tensor,
+        items: Mapping[str, int],
+        norm: Any,
+        stop: bool,
+    ) -> tuple[dict[str, float], dict[str, Tensor], dict[str, int], bool]:
+        """Sums of all ranks as means, and whether any was asked to stop, in one message and one wait."""
+        flat = torch.cat([torch.stack(list(sums.values())), *(p.flatten() for p in parts.values())])
+        flat = torch.cat([flat.double(), flat.new_tensor([float(stop)], dtype=torch.float64)])
+        if self.accelerator.num_processes > 1:
+            flat = self.accelerator.reduce(flat, "sum")
+        host = torch.cat([flat, counts]).cpu()
+        flat, counted = host[: len(flat)], host[len(flat) :]
+        by_loss = dict(zip(self.distiller.weights, counted.tolist(), strict=False))
+        means = {name: flat[i].item() / by_loss[name] for i, name in enumerate(sums) if by_loss[name]}
+        part_means, start = {}, len(sums)
+        for name, part in parts.items():
+            mean = flat[start : start + part.numel()].float().view(part.shape)
+            if by_loss[name]:
+                part_means[name] = mean / by_loss[name]
+            start += part.numel()
+        every = counted[len(by_loss) :].long().tolist()
+        return means, part_means, dict(zip(items, every, strict=True)), bool(flat[-1] > 0)
+
+    def _apply(self, total: float, norm: float, parts: dict[str, Tensor]) -> bool:
+        """Move, unless the loss or the gradient is not finite. Returns whether it moved."""
+        moved = math.isfinite(total) and math.isfinite(norm)
+        if moved:
+            self.optimizer.step()
+            self.distiller.observe(parts)
+        elif self.scaled:
+            self.optimizer.step()  # the scaler itself refuses the step, and halves its scale
+        self.optimizer.zero_grad(set_to_none=True)
+        return moved
+
+
+def exchange(accelerator: Accelerator, model: nn.Module, last: bool) -> Any:
+    """Gradients are exchanged between ranks only with the last micro-batch of a step."""
+    return contextlib.nullcontext() if last else accelerator.no_sync(model)
+
+
+def weighted(terms: Mapping[str, Term], weights: Mapping[str, float], counts: Tensor) -> Tensor:
+    """The loss of a micro-batch: each sum over the count of the whole step, so that losses never average. A
+    loss that has no items in the step contributes zero times its graph, so that every rank has the same
+    gradients.
+
+    counts: (N, ...) of each loss, in the order of `weights`
+    """
+    place = {name: i for i, name in enumerate(weights)}
+    shares = []
+    for name, term in terms.items():
+        count = counts[place[name]].to(term.sum.dtype)
+        value = torch.where(count > 0, term.sum, term.sum * 0)
+        shares.append(weights[name] * value / count.clamp_min(1))
+    return torch.stack(shares).sum()

@@ -1,0 +1,164 @@
+"""The residual sublayers of a Transformer as named tensors: x + sublayer(x).
+
+Shapes: B rows, L tokens, D channels, H heads, P channels a head, F hidden neurons.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.output import Context
+
+# takes the name of an inner tensor and the tensor: `input`, `q`, `k`, `values`, `neurons`, `output`
+Observer = Callable[[str, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """y = x Wᵀ + b with weight (out, in) and bias (out,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm, or RMSNorm where `rms`, over the last dimension; weight and bias (D,) or None for none."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    rms: bool = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.rms:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """scale * o(softmax(q kᵀ / sqrt(P)) v), all of norm(x); q, k optionally normalised per head.
+
+    kv_heads: fewer heads of k and v, each shared by H / kv_heads heads of q; None for as many
+    causal:   whether a token reads only itself and those before it
+    scale:    LayerScale (D,)
+    """
+
+    kind: ClassVar[str] = "attention"
+
+    norm: Norm
+    q: Affine
+    k: Affine
+    v: Affine
+    o: Affine
+    heads: int
+    kv_heads: int | None = None
+    causal: bool = False
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    scale: Tensor | None = None
+
+    def __call__(self, x: Tensor, context: Context, observe: Observer) -> Tensor:
+        """What attention adds to the stream x (B, L, D)."""
+        normed = self.norm(x)
+        q = self.q(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (
+            projection(normed).unflatten(-1, (self.kv_heads or self.heads, -1)).transpose(1, 2)
+            for projection in (self.k, self.v)
+        )
+        q = self.q_norm(q) if self.q_norm else q
+        k = self.k_norm(k) if self.k_norm else k
+        observe("q", q)
+        observe("k", k)
+        # layer norms run in float32 under autocast, so a normalised q or k may be wider than v
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        allowed = _allowed(context, self.causal, x.shape[1])
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=allowed,
+            is_causal=self.causal and allowed is None,
+            enable_gqa=self.kv_heads not in (None, self.heads),
+        )
+        mixed = mixed.transpose(1, 2).flatten(2)
+        observe("values", mixed)
+        return scaled(self.o(mixed), self.scale)
+
+
+def _allowed(context: Context, causal: bool, length: int) -> Tensor | None:
+    """(B, 1, L, L) bool, whether token i may read token j; None where nothing but causality says so.
+
+    A padded token reads itself, so that its softmax is over something.
+    """
+    if context.mask is None and context.segments is None:
+        return None
+    given = context.mask if context.segments is None else context.segments
+    assert given is not None, "one of them is there"
+    allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=given.device)
+    if causal:
+        allowed = allowed.tril()
+    if context.segments is not None:
+        allowed = allowed & (context.segments[:, None, :, None] == context.segments[:, None, None, :])
+    if context.mask is not None:
+        allowed = allowed & context.mask[:, None, None, :]
+    return allowed | torch.eye(length, dtype=torch.bool, device=given.device)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """scale * down(act(up(norm(x))))."""
+
+    kind: ClassVar[str] = "mlp"
+
+    norm: Norm
+    up: Affine
+    down: Affine
+    act: Callable[[Tensor], Tensor]
+    scale: Tensor | None = None
+
+    def __call__(self, x: Tensor, context: Context, observe: Observer) -> Tensor:
+        """What the MLP adds to the stream x (B, L, D)."""
+        hidden = self.act(self.up(self.norm(x)))
+        observe("neurons", hidden)
+        return scaled(self.down(hidden), self.scale)
+
+
+Sublayer = Attention | Mlp
+
+
+def read_and_write(sublayer: Sublayer) -> tuple[Affine, Affine]:
+    """The linears between the stream and the channels that a sublayer writes from: V and O, or up and
+    down."""
+    if isinstance(sublayer, Attention):
+        return sublayer.v, sublayer.o
+    return sublayer.up, sublayer.down
+
+
+def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same view, or part of one, with `function` applied to each tensor in it."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(item, function) for item in value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changes = {f.name: map_tensors(getattr(value, f.name), function) for f in dataclasses.fields(value)}
+    return dataclasses.replace(value, **changes)
