@@ -25,8 +25,10 @@ HEAD = """# The keys of a recipe
 
 Made from the code by `python scripts/recipe_keys.py`. A recipe is a YAML file; on the command line `a.b=c`
 overrides a key and `stages.0.lr=1e-3` one of a list. A part is written `{name: NAME, key: value}`, or its
-name alone. What is wrong with a recipe is told before anything runs, all of it at once; `--dry-run` prints
-the recipe with everything that was left out. Parts of your own appear in it as these do:
+name alone. A mapping as override sets its own keys and leaves the others (`{}` empties); one that names
+another part takes its place, and a line says which options that drops. What is wrong with a recipe is told
+before anything runs, all of it at once; `--dry-run` prints the recipe with everything that was left out.
+Parts of your own appear in it as these do:
 [adding_a_part.md](adding_a_part.md). What losses compute: [method.md](method.md).
 """
 SECTIONS: tuple[tuple[str, type], ...] = (

@@ -5,24 +5,27 @@
 Every cell is an ordinary run of `recipes/distill.py` in output_dir/LABEL.LABEL..., so a finished cell is not
 repeated, and each can be rebuilt from its own config.yaml. A study file names:
 
-output_dir: where the cells go
-common:     overrides of every cell
-axes:       axis -> label -> overrides (`config=RECIPE` among them), or a mapping of set (overrides), needs
-            (names of runs) and let (values for templates)
-first:      runs that cells need, name -> overrides; made once, before the first cell that needs them, in this
-            order
+output_dir: where the runs go
+common:     overrides of every run, those of `first` included
+every_cell: overrides of every cell, after `common`
+axes:       axis -> label -> overrides (`config=RECIPE` among them), or a mapping of set (overrides) and let
+            (values for templates)
+first:      runs that others start from, name -> overrides, in the order in which they are made. A run waits
+            for those whose folder its recipe names, such as `teacher.model=${output_dir}/NAME`, and for what
+            these wait for; with `teacher=null` in its arm a cell waits for no teacher
 cells:      which cells, in this order: a list of axis -> label or labels (an axis left out: all of it); by
             default the whole grid
-report:     metric of results.json, rows and columns of the table that is printed
+report:     the table and the figure: scripts/study_tables.py
 
-An override is text, `key=value`, or a mapping of keys and values. In names and overrides `${axis}` stands for
-the cell's label, `${name}` for what a label lets it be, `${output_dir}` for the study's folder.
+An override is text, `key=value`, or a mapping of keys and values; a later one wins. A mapping is merged into
+the recipe's own, `{}` empties it, and one that names another part takes that part's place: which options that
+drops is said. In names and overrides `${axis}` stands for the cell's label, `${name}` for what a label lets
+it be, `${output_dir}` for the study's folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -34,8 +37,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import yaml
-from study_file import Run, Study, name_of
-from study_tables import mean_and_deviation, table
+from study_file import Cell, Run, Study
+from study_tables import draw, tabulate
 
 RECIPE_SCRIPT = Path(__file__).resolve().parent.parent / "recipes" / "distill.py"
 
@@ -113,46 +116,70 @@ class Runner:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    arguments = _parser().parse_intermixed_args(argv)
+    try:
+        study = Study(yaml.safe_load(arguments.study.read_text()), arguments.overrides)
+        cells = [cell for cell in study.cells if set(arguments.only) <= set(cell.values())]
+        if not cells:
+            raise ValueError(f"no cell has all of the labels {', '.join(arguments.only)}")
+        if arguments.dry_run:
+            print("\n".join(planned(study, chains_of(study, cells, arguments.study))))
+            return 0
+        status = 0 if arguments.table else run(study, cells, arguments)
+        report(study, cells, arguments)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        print(f"{arguments.study}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("--jobs", type=_positive, default=1, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a cell")
     parser.add_argument("--devices", default="", help="GPUs that the cells share, such as 0,1")
     parser.add_argument("--only", action="append", default=[], metavar="LABEL", help="cells with this label")
     parser.add_argument("--table", action="store_true", help="tabulate what is there, run nothing")
+    parser.add_argument("--figure", type=Path, metavar="PNG", help="also draw what is there")
     parser.add_argument("--dry-run", action="store_true", help="list what would run, in its order")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
-    arguments = parser.parse_intermixed_args(argv)
-    try:
-        study = Study(yaml.safe_load(arguments.study.read_text()), arguments.overrides)
-        cells = [cell for cell in study.cells if set(arguments.only) <= set(cell.values())]
-        if not cells:
-            raise ValueError(f"no cell has all of the labels {', '.join(arguments.only)}")
-        chains = [[*study.needs(cell), study.run_of(cell)] for cell in cells]
-    except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
-        print(f"{arguments.study}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    if arguments.dry_run:
-        print("\n".join(planned(study, chains)))
-        return 0
+    return parser
+
+
+def chains_of(study: Study, cells: list[Cell], source: Path) -> list[list[Run]]:
+    """What each cell waits for, and the cell; options that overrides drop are said, each once."""
+    chains = [study.chain(cell) for cell in cells]
+    dropped = [line for chain in chains for each in chain for line in study.resolved(each)[1]]
+    for line in dict.fromkeys(dropped):
+        print(f"{source}: {line}", file=sys.stderr)
+    return chains
+
+
+def run(study: Study, cells: list[Cell], arguments: argparse.Namespace) -> int:
+    """Run these cells and what they wait for; the exit status."""
+    chains = chains_of(study, cells, arguments.study)
     devices = [device for device in arguments.devices.split(",") if device]
-    failed: list[Run] = []
-    if not arguments.table:
-        runner = Runner(study.root, arguments.jobs, arguments.threads, devices)
-        signal.signal(signal.SIGTERM, runner.stop)
-        failed = runner.run_all(chains)
-        if runner.stopping:
-            print("stopped; the same command goes on", file=sys.stderr)
-        elif failed:
-            print(f"{len(failed)} runs failed; see {study.root / failed[0].name}.log", file=sys.stderr)
-    table = tabulate(study)
-    print(table)
-    if arguments.table and not any(study.root.glob("*/results.json")):
+    runner = Runner(study.root, arguments.jobs, arguments.threads, devices)
+    signal.signal(signal.SIGTERM, runner.stop)
+    failed = runner.run_all(chains)
+    if runner.stopping:
+        print("stopped; the same command goes on", file=sys.stderr)
+    elif failed:
+        print(f"{len(failed)} runs failed; see {study.root / failed[0].name}.log", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def report(study: Study, cells: list[Cell], arguments: argparse.Namespace) -> None:
+    """Print the table of these cells, draw them, and leave the table of the whole study in its folder."""
+    print(tabulate(study, cells))
+    if not any(study.root.glob("*/results.json")):
         print(f"no finished run in {study.root}", file=sys.stderr)
+    if arguments.figure:
+        draw(study, cells, arguments.figure)
     if not arguments.table:
         study.root.mkdir(parents=True, exist_ok=True)
-        (study.root / "table.md").write_text(table + "\n")
-    return 1 if failed else 0
+        (study.root / "table.md").write_text(tabulate(study, study.cells) + "\n")
 
 
 def planned(study: Study, chains: list[list[Run]]) -> list[str]:
@@ -166,27 +193,6 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}; write a number of at least 1")
     return int(text)
-
-
-def tabulate(study: Study) -> str:
-    """A Markdown table: mean ± standard deviation over the remaining axes, and their number."""
-    report = study.report
-    found: dict[tuple[str, str], list[float]] = {}
-    for cell in study.cells:
-        path = study.root / name_of(cell) / "results.json"
-        if path.is_file():
-            row = " ".join(cell[axis] for axis in report["rows"])
-            value = json.loads(path.read_text())["student"][report["metric"]]
-            found.setdefault((row, cell[report["columns"]]), []).append(value)
-    columns = list(study.axes[report["columns"]])
-    rows = [[report["metric"], *columns]]
-    for row in dict.fromkeys(row for row, _ in found):
-        rows.append([row, *(_shown(found.get((row, column), [])) for column in columns)])
-    return table(rows)
-
-
-def _shown(values: list[float]) -> str:
-    return f"{values[0]:.2f}" if len(values) == 1 else mean_and_deviation(values)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import json
 import string
@@ -11,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 Cell = dict[str, str]
+KEYS = {"output_dir", "common", "every_cell", "first", "axes", "cells", "report"}
+REPORT_KEYS = {"metric", "better", "rows", "columns", "baseline"}
+OF_A_CELL = ("teacher", "scratch")  # what a cell's own results.json may hold beside its student
 
 
 def name_of(labels: Mapping[str, str]) -> str:
@@ -37,28 +42,63 @@ class Run:
         found = [item.removeprefix("config=") for item in self.overrides if item.startswith("config=")]
         return found[-1] if found else ""
 
+    def resolved(self) -> tuple[dict[str, Any], list[str]]:
+        """The recipe as plain values with its overrides in it, and which options they dropped. Raises
+        ValueError where the file cannot be read or an override leads nowhere."""
+        from transmamba.config_file import apply_override  # and with it torch, which a table can do without
+
+        recipe, dropped = copy.deepcopy(_read_recipe(self.config)), []
+        for item in self.overrides:
+            if item.startswith("config="):
+                continue
+            try:
+                dropped += apply_override(recipe, item)
+            except ValueError as error:
+                raise ValueError(f"{self.name}: override {item}: {error}") from None
+        return recipe, dropped
+
+
+@functools.cache
+def _read_recipe(path: str) -> dict[str, Any]:
+    from transmamba.config_file import read_yaml
+
+    return read_yaml(Path(path))
+
+
+def names(recipe: Any, folder: Path) -> bool:
+    """Whether any value of a recipe is this folder or something in it."""
+    if isinstance(recipe, dict | list):
+        below = recipe.values() if isinstance(recipe, dict) else recipe
+        return any(names(value, folder) for value in below)
+    return isinstance(recipe, str) and Path(recipe).is_relative_to(folder)
+
 
 @dataclass(frozen=True)
 class Label:
-    """What a cell with this label sets, which runs it needs, and values for its templates."""
+    """What a cell with this label sets, and values for its templates."""
 
     set: tuple[str, ...]
-    needs: tuple[str, ...]
     let: dict[str, str]
 
     @classmethod
     def read(cls, value: Any) -> Label:
         full = value if isinstance(value, dict) else {"set": value}
-        if unknown := set(full) - {"set", "needs", "let"}:
-            raise ValueError(f"axes: unknown key {unknown.pop()!r}; write overrides, or set, needs, let")
-        let = {name: str(item) for name, item in (full.get("let") or {}).items()}
-        return cls(tuple(as_overrides(full.get("set"))), tuple(full.get("needs") or ()), let)
+        if "needs" in full:
+            raise ValueError("axes: leave needs out; a run waits for those of first that its recipe names")
+        if unknown := set(full) - {"set", "let"}:
+            raise ValueError(f"axes: unknown key {min(unknown)!r}; write overrides, or set, let")
+        let = full.get("let") or {}
+        if not isinstance(let, dict):
+            raise ValueError(f"axes: let is {let!r}; write name: value")
+        return cls(tuple(as_overrides(full.get("set"))), {name: str(item) for name, item in let.items()})
 
 
 def as_overrides(items: Any) -> list[str]:
     """Overrides as text: `a.b=c` as it is written, a mapping a.b: VALUE as one for each of its keys."""
     if isinstance(items, str):
         raise ValueError(f"overrides {items!r} are text; write a list, [{items}]")
+    if not isinstance(items or [], list) or not all(isinstance(item, str | dict) for item in items or ()):
+        raise ValueError(f"overrides {items!r} are no list of key=value or of mappings")
     texts = []
     for item in items or ():
         texts += (
@@ -75,25 +115,25 @@ class Study:
     def __init__(self, data: Any, overrides: Iterable[str] = ()) -> None:
         _check_shape(data)
         self.root = Path(data["output_dir"])
-        self.report: dict[str, Any] = data["report"]
         self.axes = {
             axis: {str(label): Label.read(value) for label, value in labels.items()}
             for axis, labels in data["axes"].items()
         }
+        self.report: dict[str, Any] = data["report"]
+        _check_report(self.report, self.axes)
         self.common = as_overrides(data.get("common"))
+        self.every_cell = as_overrides(data.get("every_cell"))
         self.first = {name: as_overrides(items) for name, items in (data.get("first") or {}).items()}
         self.overrides = tuple(overrides)
         self.cells = list(self._select(data.get("cells") or [{}]))
-        for axis in (*self.report["rows"], self.report["columns"]):
-            if axis not in self.axes:
-                raise ValueError(f"report: unknown axis {axis!r}; known: {', '.join(self.axes)}")
+        self._resolved: dict[Run, tuple[dict[str, Any], list[str]]] = {}
 
     def _select(self, blocks: list[dict[str, Any]]) -> Iterable[Cell]:
         """The blocks' cells, each once, in their order."""
         seen: set[str] = set()
         for block in blocks:
             if unknown := set(block) - set(self.axes):
-                raise ValueError(f"cells: unknown axis {unknown.pop()!r}; known: {', '.join(self.axes)}")
+                raise ValueError(f"cells: unknown axis {min(unknown)!r}; known: {', '.join(self.axes)}")
             chosen = {}
             for axis, labels in self.axes.items():
                 wanted = block.get(axis, list(labels))
@@ -108,24 +148,30 @@ class Study:
 
     def run_of(self, cell: Cell) -> Run:
         own = (item for axis, label in cell.items() for item in self.axes[axis][label].set)
-        chosen = [*self.common, *own]
-        return self._run(name_of(cell), chosen, cell)
+        return self._run(name_of(cell), [*self.every_cell, *own], cell)
 
-    def needs(self, cell: Cell) -> list[Run]:
-        """The runs that a cell needs, in the order of `first`."""
-        named = [item for axis, label in cell.items() for item in self.axes[axis][label].needs]
-        wanted = set(self._filled(named, cell))
-        runs = []
-        for name, overrides in self.first.items():
-            (filled,) = self._filled([name], cell)
-            if filled in wanted:
-                runs.append(self._run(filled, overrides, cell))
-        if missing := wanted - {run.name for run in runs}:
-            raise ValueError(f"needs: no {missing.pop()!r} in first; known: {', '.join(self.first)}")
-        return runs
+    def chain(self, cell: Cell) -> list[Run]:
+        """What the cell waits for, in the order of `first`, and the cell: the runs whose folders its recipe
+        names, and those that their recipes name in turn."""
+        templates = {self._filled([name], cell)[0]: name for name in self.first}
+        found: dict[str, Run] = {}
+        waiting = [self.run_of(cell)]
+        for run in waiting:
+            recipe, _ = self.resolved(run)
+            for name in templates.keys() - found.keys():
+                if names(recipe, self.root / name):
+                    found[name] = self._run(name, self.first[templates[name]], cell)
+                    waiting.append(found[name])
+        return [*(found[name] for name in templates if name in found), waiting[0]]
+
+    def resolved(self, run: Run) -> tuple[dict[str, Any], list[str]]:
+        """`run.resolved()`, worked out once a run."""
+        if run not in self._resolved:
+            self._resolved[run] = run.resolved()
+        return self._resolved[run]
 
     def _run(self, name: str, overrides: Iterable[str], cell: Cell) -> Run:
-        run = Run(name, (*self._filled(overrides, cell), *self.overrides))
+        run = Run(name, (*self._filled([*self.common, *overrides], cell), *self.overrides))
         if not run.config:
             raise ValueError(f"{name}: no recipe; add an override config=RECIPE.yaml")
         return run
@@ -144,12 +190,41 @@ def _check_shape(data: Any) -> None:
     """Raises ValueError where a study file is not what the rest takes for granted."""
     if not isinstance(data, dict):
         raise ValueError("a study is a mapping with output_dir, axes and report")
+    if unknown := set(data) - KEYS:
+        raise ValueError(f"unknown key {min(unknown)!r}; known: {', '.join(sorted(KEYS))}")
     for key, kind in (("output_dir", str), ("axes", dict), ("report", dict)):
         if not isinstance(data.get(key), kind):
             raise ValueError(f"{key}: missing, or no {'text' if kind is str else 'mapping'}")
     for axis, labels in data["axes"].items():
         if not isinstance(labels, dict):
             raise ValueError(f"axes: {axis} is no mapping of labels to overrides")
+    if not isinstance(data.get("first") or {}, dict):
+        raise ValueError("first is no mapping of names to overrides")
+    cells = data.get("cells") or []
+    if not isinstance(cells, list) or not all(isinstance(block, dict) for block in cells):
+        raise ValueError("cells is no list of axis: labels")
+
+
+def _check_report(report: dict[str, Any], axes: Mapping[str, Mapping[str, Label]]) -> None:
+    """Raises ValueError for what no table can be made of."""
+    if unknown := set(report) - REPORT_KEYS:
+        raise ValueError(f"report: unknown key {min(unknown)!r}; known: {', '.join(sorted(REPORT_KEYS))}")
     for key in ("metric", "rows", "columns"):
-        if not data["report"].get(key):
+        if not report.get(key):
             raise ValueError(f"report: no {key}")
+    if not isinstance(report["rows"], list):
+        raise ValueError(f"report: rows is {report['rows']!r}; write a list of axes")
+    shown = [*report["rows"], report["columns"]]
+    for axis in shown:
+        if axis not in axes:
+            raise ValueError(f"report: unknown axis {axis!r}; known: {', '.join(axes)}")
+    if report.get("better") not in (None, "up", "down"):
+        raise ValueError(f"report: better is {report['better']!r}; write up or down")
+    baseline = report.get("baseline")
+    if baseline is None or baseline in OF_A_CELL:
+        return
+    if not isinstance(baseline, dict) or not baseline:
+        raise ValueError(f"report: baseline is {baseline!r}; write axis: label, or {' or '.join(OF_A_CELL)}")
+    for axis, label in baseline.items():
+        if axis not in shown or str(label) not in axes[axis]:
+            raise ValueError(f"report: baseline {axis}: {label} is no label of rows or columns")

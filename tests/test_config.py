@@ -279,6 +279,69 @@ def test_overrides(recipe: Path) -> None:
     assert made.weights == {"new": 3.0} and made.size == (3, 4) and made.compile and made.precision == "bf16"
 
 
+HYBRID = {"name": "hybrid", "model": "m", "inner": {"name": "vim", "depth": 2, "ratio": 0.25}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "student"),
+    [
+        (["student={model: n}"], {**HYBRID, "model": "n"}),
+        (["student={name: hybrid, model: n}"], {**HYBRID, "model": "n"}),
+        (["student={inner: {depth: 3}}"], {**HYBRID, "inner": {"name": "vim", "depth": 3, "ratio": 0.25}}),
+        (["student=hybrid"], HYBRID),
+        (["student.inner={}", "student={inner: {name: vim, depth: 3}}"],
+         {**HYBRID, "inner": {"name": "vim", "depth": 3, "ratio": 0.5}}),
+        (["student.inner=null"], {**HYBRID, "inner": None}),
+    ],
+)  # fmt: skip
+def test_a_mapping_is_merged_into_the_one_that_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, overrides: list[str], student: dict[str, Any]
+) -> None:
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"student": HYBRID}))
+    assert dump(load(Recipe, tmp_path / "a.yaml", overrides).student) == student
+    assert not caplog.records
+
+
+def test_a_mapping_merges_where_there_are_no_parts_and_replaces_lists(tmp_path: Path) -> None:
+    text = "student: vim\nweights: {a: 1, b: 2}\nstages: [{lr: 1, steps: 3}, {lr: 2}]\n"
+    (tmp_path / "a.yaml").write_text(text)
+    made = load(Recipe, tmp_path / "a.yaml", ["weights={b: 3, c: 4}", "stages.0={lr: 4}", "size=[1, 2]"])
+    assert made.weights == {"a": 1, "b": 3, "c": 4} and made.stages == (Stage(lr=4, steps=3), Stage(lr=2))
+    assert load(Recipe, tmp_path / "a.yaml", ["stages=[{lr: 4}]"]).stages == (Stage(lr=4),)
+
+
+@pytest.mark.parametrize("override", ["student={name: vim, ratio: 0.75}", "student=vim"])
+def test_another_part_drops_options_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"student": HYBRID, "teacher": "vim"}))
+    expected = Vim(ratio=0.75) if "ratio" in override else Vim()
+    assert load(Recipe, tmp_path / "a.yaml", [override, "teacher={name: vim, depth: 3}"]).student == expected
+    (line,) = caplog.messages
+    source = str(tmp_path / "a.yaml")
+    assert line == f"{source}: student: 'vim' takes the place of 'hybrid', whose inner, model are dropped"
+    monkeypatch.setenv("RANK", "1")
+    load(Recipe, tmp_path / "a.yaml", [override, "teacher.depth=3"])
+    assert len(caplog.messages) == 1, "one process speaks for all"
+
+
+def test_options_of_options_are_dropped_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.yaml").write_text(
+        yaml.safe_dump({"student": {"name": "vim", "model": 1, "kwargs": {"a": 1}}})
+    )
+    overrides = ["student={name: hybrid, model: m, kwargs: {b: 1}}", "student={kwargs: {b: 2}}"]
+    assert "student.kwargs: unknown key" in load_problems(tmp_path / "a.yaml", *overrides)[0]
+    assert caplog.messages[0].endswith("'hybrid' takes the place of 'vim', whose kwargs are dropped")
+    assert len(caplog.messages) == 1
+
+
+def test_an_override_leaves_what_an_alias_shares(tmp_path: Path) -> None:
+    """`*a` and `&a` are one object to YAML."""
+    (tmp_path / "a.yaml").write_text("student: &a {name: vim, depth: 1}\nteacher: *a\n")
+    made = load(Recipe, tmp_path / "a.yaml", ["student={depth: 2}"])
+    assert made.student == Vim(depth=2) and made.teacher == Vim(depth=1)
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [

@@ -1,7 +1,8 @@
-"""Every study in recipes/studies: all its cells and what they need are recipes that load."""
+"""Every study in recipes/studies: its cells and what they wait for are recipes that load; the frozen page."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -18,12 +19,13 @@ import study as studies  # noqa: E402
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
 
 
+@functools.cache
 def recipes_of(path: Path) -> dict[str, Recipe]:
     """Every run of a study by its name."""
     study = studies.Study(yaml.safe_load(path.read_text()))
     overrides: dict[str, tuple[str, ...]] = {}
     for cell in study.cells:
-        for run in (*study.needs(cell), study.run_of(cell)):
+        for run in study.chain(cell):
             assert overrides.setdefault(run.name, run.overrides) == run.overrides, "one name, one recipe"
     recipes = {}
     for name, items in overrides.items():
@@ -49,3 +51,63 @@ def test_every_arm_takes_the_same_steps() -> None:
         assert sum(stage_steps(recipe.stages, recipe.trainer.batch_size, 256)) == expected, name
         assert recipe.trainer.batch_size * recipe.trainer.accumulation == 256
         assert recipe.task.validation and recipe.task.final_split == "test"
+
+
+def test_what_first_runs_and_cells_share_and_do_not() -> None:
+    """Of data_efficiency.yaml, as it ran at aa63b8b, when `common` was of cells alone."""
+    recipes = recipes_of(STUDIES[0])
+    teacher, head = recipes["teacher.strong"], recipes["head.strong.25%.s1"]
+    cell, scratch = (
+        recipes["transfer_strong.vim.full.25%.s1"],
+        recipes["transfer.vim.scratch_move_long.50%.s0"],
+    )
+    named = (teacher, head, cell, scratch)
+    sizes = [(each.trainer.batch_size, each.trainer.accumulation, each.trainer.workers) for each in named]
+    assert sizes == [(512, 1, 0), (256, 1, 0), (256, 1, 0), (256, 1, 0)]
+    assert [each.trainer.eval_every for each in named] == [2000, 0, 200, 200]
+    assert [each.trainer.save_every for each in named] == [200, 200, 0, 0]
+    assert [each.task.final_split for each in named] == [None, None, "test", "test"]
+    assert [(each.task.mixup, each.task.cutmix) for each in named] == [(0.8, 1.0), (0, 0), (0.4, 1.0), (0, 0)]
+    assert all(each.task.validation == 0.05 and each.wandb is None for each in named)
+    assert teacher.student.kwargs["depth"] == 6 and teacher.student.kwargs["drop_path_rate"] == 0.2
+    assert head.student.kwargs == {"drop_path_rate": 0.0} and head.student.fresh_head
+    assert cell.student.model == "vim_mini_patch4_32" and cell.init is not None and cell.init.average
+    assert scratch.init is None and [stage.steps for stage in scratch.stages] == [1600]
+
+
+def test_what_a_part_of_the_start_leaves_out() -> None:
+    cells = recipes_of(STUDIES[0])
+    for arm, parts in {
+        "mimic": (True, False, False),
+        "plain": (True, True, False),
+        "soft": (True,) * 3,
+    }.items():
+        init = cells[f"transfer.vim.{arm}.10%.s0"].init
+        assert init is not None and (init.mimic, init.fold, init.average) == parts, arm
+    mnist = recipes_of(ROOT / "recipes" / "studies" / "parts_mnist.yaml")
+    init = mnist["32.ridge.1%.s2"].init
+    assert init is not None and init.average and init.calibrate == 600
+    assert not getattr(mnist["32.mimic.1%.s2"].init, "average", True)
+
+
+def test_a_cell_waits_for_the_teacher_of_its_setting_alone() -> None:
+    study = studies.Study(yaml.safe_load(STUDIES[0].read_text()))
+    for cell in study.cells:
+        *first, own = [run.name for run in study.chain(cell)]
+        head = f"{cell['fraction']}.{cell['seed']}"
+        assert (
+            first
+            == {
+                "transfer": ["teacher.half", f"head.{head}"],
+                "transfer_strong": ["teacher.strong", f"head.strong.{head}"],
+                "compression": ["teacher.whole"],
+                "compression_strong": ["teacher.whole_strong"],
+            }[cell["setting"]]
+        ), own
+
+
+def test_the_frozen_page_and_its_folder_go_together() -> None:
+    page = (ROOT / "docs" / "study_data_efficiency.md").read_text()
+    assert "Frozen at aa63b8b" in page and "<!--" not in page
+    for path in (ROOT / "docs" / "study").iterdir():
+        assert f"study/{path.name}" in page, path.name

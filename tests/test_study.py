@@ -25,6 +25,7 @@ from transmamba.runs.recipe import Recipe
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import study as studies  # noqa: E402
+import study_file  # noqa: E402
 
 
 def plain(**changes: Any) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def plain(**changes: Any) -> dict[str, Any]:
             "head.${share}": ["config=h.yaml", "model=${output_dir}/teacher", "fraction=${part}"],
         },
         "axes": {
-            "arm": {"free": ["x=0"], "taught": {"needs": ["teacher", "head.${share}"], "set": ["x=1"]}},
+            "arm": {"free": ["x=0"], "taught": ["x=1", "teacher.model=${output_dir}/head.${share}/student"]},
             "share": {
                 "5%": {"let": {"part": 0.05}, "set": ["fraction=${part}"]},
                 "all": {"let": {"part": 1}},
@@ -45,6 +46,10 @@ def plain(**changes: Any) -> dict[str, Any]:
         "report": {"metric": "top1", "rows": ["arm"], "columns": "share"},
         **changes,
     }
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    return {"report": {"metric": "top1", "rows": ["arm"], "columns": "share", **changes}}
 
 
 def test_a_cell_is_its_labels_and_their_overrides() -> None:
@@ -57,14 +62,83 @@ def test_a_cell_is_its_labels_and_their_overrides() -> None:
     )
 
 
-def test_what_cells_need_is_made_once_and_in_order() -> None:
+@pytest.fixture
+def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of `plain`'s recipes, and the working directory."""
+    monkeypatch.chdir(tmp_path)
+    student = {"name": "vim", "model": "m", "kwargs": {"depth": 2}}
+    for name in "cth":
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"student": student, "wandb": {"mode": "on"}}))
+    monkeypatch.setattr(study_file, "_read_recipe", study_file._read_recipe.__wrapped__)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("recipes")
+def test_a_run_waits_for_what_its_recipe_names_and_for_what_that_names() -> None:
     study = studies.Study(plain())
     free, _, taught, other = study.cells
-    assert study.needs(free) == []
-    assert [run.name for run in study.needs(other)] == ["teacher", "head.all"]
-    teacher, head = study.needs(taught)
-    assert teacher.name == "teacher" and teacher.overrides == ("config=t.yaml",)
-    assert head.overrides == ("config=h.yaml", "model=runs/s/teacher", "fraction=0.05")
+    assert [run.name for run in study.chain(free)] == ["free.5%"]
+    assert [run.name for run in study.chain(other)] == ["teacher", "head.all", "taught.all"]
+    teacher, head, own = study.chain(taught)
+    assert (teacher.name, head.name, own.name) == ("teacher", "head.5%", "taught.5%")
+    assert head.overrides[2:] == ("config=h.yaml", "model=runs/s/teacher", "fraction=0.05")
+    with_own_teacher = studies.Study(plain(), ["teacher.model=elsewhere"])
+    assert len(with_own_teacher.chain(with_own_teacher.cells[2])) == 1
+
+
+@pytest.mark.usefixtures("recipes")
+def test_an_arm_without_a_teacher_does_not_wait_for_its_setting_s() -> None:
+    axes = {
+        "setting": {"a": ["teacher.model=${output_dir}/teacher"], "b": ["teacher.model=runs/s/teacher2"]},
+        "arm": {"full": [], "scratch": ["teacher=null"], "late": ["student.model=./runs/s/teacher/student"]},
+    }
+    first = {"teacher": [], "teacher2": []}
+    report = {"metric": "top1", "rows": ["arm"], "columns": "setting"}
+    study = studies.Study(plain(axes=axes, first=first, report=report))
+    waits = {".".join(cell.values()): [run.name for run in study.chain(cell)][:-1] for cell in study.cells}
+    assert waits == {
+        "a.full": ["teacher"], "a.scratch": [], "a.late": ["teacher"],
+        "b.full": ["teacher2"], "b.scratch": [], "b.late": ["teacher", "teacher2"],
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("recipes")
+def test_common_is_of_every_run_and_every_cell_of_cells() -> None:
+    common = ["config=c.yaml", {"wandb": None, "trainer": {"x": 1, "y": 1}}]
+    first = {
+        "teacher": ["config=t.yaml", {"trainer": {"y": 2}}],
+        "head.${share}": ["model=${output_dir}/teacher"],
+    }
+    study = studies.Study(plain(common=common, every_cell=[{"trainer": {"y": 3}}], first=first))
+    teacher, head, cell = [study.resolved(run)[0] for run in study.chain(study.cells[2])]
+    assert [each["trainer"] for each in (teacher, head, cell)] == [
+        {"x": 1, "y": 2},
+        {"x": 1, "y": 1},
+        {"x": 1, "y": 3},
+    ]
+    assert all(each["wandb"] is None for each in (teacher, head, cell))
+    assert [run.config for run in study.chain(study.cells[2])] == ["t.yaml", "c.yaml", "c.yaml"]
+
+
+def test_a_student_keeps_its_options_or_its_loss_is_said(
+    recipes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    axes = {"student": {"same": [{"student": {"model": "n"}}], "other": [{"student": {"name": "ssd_vit"}}]}}
+    axes["seed"] = {"s0": [], "s1": []}
+    report = {"metric": "top1", "rows": ["student"], "columns": "seed"}
+    data = plain(axes=axes, first={}, report=report)
+    study = studies.Study(data)
+    students = [study.resolved(study.run_of(cell))[0]["student"] for cell in study.cells]
+    assert students[0] == {"name": "vim", "model": "n", "kwargs": {"depth": 2}}
+    assert students[2] == {"name": "ssd_vit"}
+    (recipes / "study.yaml").write_text(yaml.safe_dump(data))
+    assert studies.main(["study.yaml", "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert (
+        said.err
+        == "study.yaml: student: 'ssd_vit' takes the place of 'vim', whose kwargs, model are dropped\n"
+    )
+    assert said.out.endswith("4 of 4 runs left\n")
 
 
 class Recorder(studies.Runner):
@@ -104,18 +178,42 @@ def test_blocks_of_cells_are_priorities() -> None:
     ]  # fmt: skip
 
 
+ONE_AXIS = {"first": {}, "report": {"metric": "top1", "rows": ["arm"], "columns": "arm"}}
+
+
+@pytest.mark.usefixtures("recipes")
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        (
+            {**ONE_AXIS, "axes": {"arm": {"a": {"need": []}}}},
+            "unknown key 'need'; write overrides, or set, let",
+        ),
+        (
+            {**ONE_AXIS, "axes": {"arm": {"a": {"needs": []}}}},
+            "leave needs out; a run waits for those of first",
+        ),
         ({"cells": [{"arms": "free"}]}, "unknown axis 'arms'; known: arm, share"),
         ({"cells": [{"share": "6%"}]}, "share has no '6%'; known: 5%, all"),
-        ({"axes": {"arm": {"a": {"need": []}}}}, "unknown key 'need'"),
-        ({"first": {}}, "in first"),
+        ({"commom": []}, "unknown key 'commom'; known: axes, cells"),
         ({"axes": {"arm": ["a"]}}, "axes: arm is no mapping"),
         ({"axes": {"arm": {"a": "x=1"}, "share": {"all": []}}}, "overrides 'x=1' are text; write a list"),
         ({"common": ["x=${shar}"]}, "${shar} is no axis"),
         ({"common": ["a=1"]}, "free.5%: no recipe; add an override config=RECIPE.yaml"),
-        ({"report": {"metric": "top1", "rows": ["arms"], "columns": "share"}}, "unknown axis 'arms'"),
+        ({"common": ["config=none.yaml"]}, "none.yaml: 1 problem no such file"),
+        (
+            {"common": ["config=t.yaml", "student.kwargs.depth.a=1"]},
+            "free.5%: override student.kwargs.depth.a=1: ",
+        ),
+        ({"first": ["teacher"]}, "first is no mapping of names to overrides"),
+        ({"cells": {"arm": "free"}}, "cells is no list of axis: labels"),
+        ({"axes": {"arm": {"a": {"let": ["x"]}}}}, "axes: let is ['x']; write name: value"),
+        (report(rows=["arms"]), "unknown axis 'arms'"),
+        (report(rows="arm"), "rows is 'arm'; write a list of axes"),
+        (report(compare=[]), "report: unknown key 'compare'"),
+        (report(better="more"), "better is 'more'; write up or down"),
+        (report(baseline="free"), "baseline is 'free'; write axis: label, or teacher or scratch"),
+        (report(baseline={"arm": "kl"}), "baseline arm: kl is no label of rows or columns"),
         ({"report": None}, "report: missing, or no mapping"),
     ],
 )
@@ -145,10 +243,7 @@ def small(tmp_path: Path) -> Path:
         "first": {"teacher": [f"config={tmp_path / 'teacher.yaml'}"]},
         "axes": {
             "arm": {
-                "full": {
-                    "needs": ["teacher"],
-                    "set": [f"config={tmp_path / 'student.yaml'}", "teacher.model=${output_dir}/teacher"],
-                },
+                "full": [f"config={tmp_path / 'student.yaml'}", "teacher.model=${output_dir}/teacher"],
                 "scratch": [
                     f"config={tmp_path / 'student.yaml'}", "init=null", f"stages={json.dumps(labels)}",
                 ],

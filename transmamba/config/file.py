@@ -67,8 +67,12 @@ def _repeated(node: yaml.Node | None, path: str = "") -> Iterator[str]:
             yield from _repeated(value, f"{path}{getattr(key, 'value', '?')}.")
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Sets one `a.b.0.c=value` in `data`. Raises ValueError when it is malformed or leads nowhere."""
+def apply_override(data: dict[str, Any], override: str) -> list[str]:
+    """Sets one `a.b.0.c=value` in `data`; a mapping is merged into a mapping that is there (`merged`).
+
+    Returns a sentence for each part that lost options to another one. Raises ValueError when the override is
+    malformed or leads nowhere.
+    """
     path, equals, text = override.partition("=")
     if not equals:
         raise ValueError("write key=value, such as trainer.seed=1")
@@ -84,10 +88,10 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     place: Any = data
     for depth, step in enumerate(steps):
         key = _key(place, step, ".".join(steps[:depth]))
-        if depth == len(steps) - 1:
-            place[key] = value
-            return
         below = place.get(key) if isinstance(place, dict) else place[key]
+        if depth == len(steps) - 1:
+            place[key], lost = merged(below, value, path)
+            return lost
         if below is None and steps[depth + 1].isdigit():
             raise ValueError(f"{'.'.join(steps[: depth + 1])} has no items in the file")
         if isinstance(below, str):
@@ -96,6 +100,37 @@ def apply_override(data: dict[str, Any], override: str) -> None:
             below = {}
         place[key] = below
         place = below
+    raise AssertionError("a path has a last step")
+
+
+def merged(old: Any, new: Any, path: str) -> tuple[Any, list[str]]:
+    """What an override with `new` makes of `old` at `path`, and a sentence for each part that lost options.
+
+    A mapping sets its own keys and leaves the others, at every depth; the empty one empties. A mapping that
+    names another part, or that part's bare name, takes the place of the part with all its options. Whatever
+    else is written takes the place of what was there.
+    """
+    if not isinstance(old, dict) or not new or not isinstance(new, str | dict):
+        return new, []
+    was = old.get("name")
+    name = new.get("name", was) if isinstance(new, dict) else new
+    if was is not None and name != was:
+        kept = new if isinstance(new, dict) else {}
+        lost = [key for key, value in old.items() if key != "name" and not _restated(key, value, kept)]
+        told = f"{path}: {show(name)} takes the place of {show(was)}, whose {', '.join(lost)} are dropped"
+        return new, [told] if lost else []
+    if isinstance(new, str):
+        return (new if was is None else old), []
+    result, notes = dict(old), []
+    for key, value in new.items():
+        result[key], found = merged(old.get(key), value, f"{path}.{key}")
+        notes += found
+    return result, notes
+
+
+def _restated(key: str, value: Any, new: dict[str, Any]) -> bool:
+    """Whether `new` says all that `key: value` said, if only by saying it otherwise."""
+    return key in new and (not isinstance(value, dict) or new[key] == value)
 
 
 def _key(place: Any, step: str, path: str) -> str | int:

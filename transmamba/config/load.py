@@ -10,6 +10,8 @@ import dataclasses
 import enum
 import functools
 import json
+import logging
+import os
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from .problems import Problem, lines_of
 from .registry import Registry
 
 T = TypeVar("T")
+logger = logging.getLogger("transmamba.config")
 
 
 class Part:
@@ -82,7 +85,8 @@ def parse(cls: type[T], data: Mapping[str, Any], source: str) -> T:
 
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """The YAML file at `path`, changed by overrides such as `stages.0.lr=1e-3`, as a `cls`.
+    """The YAML file at `path`, changed by overrides such as `stages.0.lr=1e-3`, as a `cls`. Options that an
+    override drops, since it names another part, are logged as a warning.
 
     Raises ConfigError: no such file, invalid YAML, a key given twice, an override that fits nowhere, and
     whatever `parse` finds.
@@ -92,7 +96,9 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     problems = []
     for override in overrides:
         try:
-            apply_override(data, override)
+            for lost in apply_override(data, override):
+                if os.environ.get("RANK", "0") == "0":
+                    logger.warning("%s: %s", source, lost)
         except ValueError as error:
             problems.append(f"override {override}: {error}")
     value, found = _check(cls, data)
