@@ -1,161 +1,168 @@
-"""The same metrics for teacher, student and baseline, and how often two of them agree."""
+"""Classifiers measured: accuracy, calibration, likelihood, what they confuse and where two of them differ.
+
+A tally keeps a few numbers an item, not the logits of a split.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import resource
-import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.batch import Batch
-from ..teachers.teacher import Teacher
+from ..core.task import Metric, Outcome, Pass, Runner, Sample
+from ..errors import UserError
+from .classification_exhibits import Answers, choose, exhibits, groups, sample
 
 ECE_BINS = 15
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Logits (N, K) float32 and labels (N,) int64 on the CPU, in the split's order, with the cost of making
-    them."""
+class Scores:
+    """Of (N,) items: the class answered, its probability, whether it and whether one of the first five is
+    right (1, 0; nan where a logit is not finite), the negative log-likelihood of the label in nats."""
 
-    logits: Tensor
-    labels: Tensor
-    images_per_second: float = 0.0
-    peak_memory_mb: float = 0.0
+    predicted: Ints
+    confidence: Floats
+    top1: Floats
+    top5: Floats
+    nll: Floats
 
-
-def logits_of(model: nn.Module | Teacher, images: Tensor) -> Tensor:
-    """Class logits (B, K) whatever the model wraps them in."""
-    output: Any = model(images)
-    return getattr(output, "logits", output)
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module | Teacher, batches: Iterable[Batch], device: torch.device, autocast: Callable[[], Any]
-) -> Predictions:
-    """Run `model` over `batches` in evaluation mode (restored afterwards).
-
-    images_per_second counts forward passes of full batches only, with the device waited for, without the
-    first; where there is but one batch it is run once more for the clock. Of no batches at all (a process
-    that has no share of a small split) come logits (0, 0).
-    """
-    was_training = isinstance(model, nn.Module) and model.training
-    if isinstance(model, nn.Module):
-        model.eval()
-    reset_peak_memory(device)
-    logits, labels, timed, seconds = [], [], 0, 0.0
-    full = 0
-    first: Batch | None = None
-    for batch in batches:
-        batch = batch.to(device)
-        started = _now(device)
-        with autocast():
-            out = logits_of(model, batch.images).float().cpu()
-        elapsed = _now(device) - started
-        if full and len(batch) == full:
-            timed, seconds = timed + len(batch), seconds + elapsed
-        full = full or len(batch)
-        first = first or batch
-        logits.append(out)
-        labels.append(batch.targets.cpu())
-    if not timed and first is not None:
-        started = _now(device)
-        with autocast():
-            logits_of(model, first.images)
-        timed, seconds = len(first), _now(device) - started
-    if isinstance(model, nn.Module):
-        model.train(was_training)
-    if not logits:
-        return Predictions(torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), 0.0, peak_memory_mb(device))
-    rate = timed / seconds if seconds else 0.0
-    return Predictions(torch.cat(logits), torch.cat(labels), rate, peak_memory_mb(device))
-
-
-def metrics(predictions: Predictions) -> dict[str, float]:
-    """top1, top5 and ece in percent, nll in nats an image."""
-    logits, labels = predictions.logits.float(), predictions.labels
-    ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices
-    hits = ranked == labels[:, None]
-    return {
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor) -> Scores:
+        """logits (N, K) float32, labels (N,), both on the CPU."""
+        predicted = logits.argmax(dim=-1)
+        ranked = logits.topk(min(5, logits.shape[1]), dim=-1).indices
         # argmax, as everywhere else: topk may order equal logits differently
-        "top1": 100 * (logits.argmax(dim=-1) == labels).double().mean().item(),
-        "top5": 100 * hits.any(dim=1).double().mean().item(),
-        "ece": 100 * expected_calibration_error(logits, labels),
-        "nll": F.cross_entropy(logits.double(), labels).item(),
-    }
+        top1, top5 = predicted == labels, (ranked == labels[:, None]).any(dim=1)
+        finite = torch.isfinite(logits).all(dim=1)
+        scores = [
+            logits.double().softmax(dim=-1).amax(dim=-1),
+            top1.double(),
+            top5.double(),
+            F.cross_entropy(logits.double(), labels, reduction="none"),
+        ]
+        return cls(predicted.numpy(), *(score.where(finite, torch.nan).numpy() for score in scores))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Scores], chosen: Ints) -> Scores:
+        """The parts one after the other, of which the items at `chosen`."""
+        columns = ("predicted", "confidence", "top1", "top5", "nll")
+        return cls(*(np.concatenate([getattr(part, name) for part in parts])[chosen] for name in columns))
 
 
-def expected_calibration_error(logits: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
+@dataclass
+class Tally:
+    """Of the batches so far: numbers and labels of their items, and each model's scores."""
+
+    index: list[Ints] = field(default_factory=list)
+    labels: list[Ints] = field(default_factory=list)
+    scores: dict[str, list[Scores]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassificationEvaluator:
+    """Measures classifiers on one split.
+
+    batches:     this process's batches: of `world` processes number r has items r, r + world, ...
+    class_names: (K,)
+    pictures:    of items by their number in the split's source, (N, H, W, 3) uint8
+    """
+
+    METRICS: ClassVar[tuple[Metric, ...]] = (
+        Metric(key="top1", label="top-1 %", headline=True),
+        Metric(key="top5", label="top-5 %"),
+        Metric(key="agreement", label="agreement %"),
+        Metric(key="ece", label="ECE %", better="down"),
+        Metric(key="nll", label="NLL nats", form="{:.4f}", better="down"),
+    )
+
+    split: str
+    batches: Callable[[Pass], Iterator[Batch]]
+    class_names: Sequence[str]
+    pictures: Callable[[Ints], npt.NDArray[np.uint8]]
+    metrics: tuple[Metric, ...] = METRICS
+
+    def start(self) -> Tally:
+        return Tally()
+
+    def add(self, tally: Tally, runners: Mapping[str, Runner], batch: Batch) -> None:
+        labels = batch.targets["classes"].cpu()
+        tally.index.append(batch.index.cpu().numpy())
+        tally.labels.append(labels.numpy())
+        for name, runner in runners.items():
+            logits = runner.logits(batch)().float().cpu()
+            tally.scores.setdefault(name, []).append(Scores.of(logits, labels))
+
+    def finish(self, tallies: Sequence[Tally]) -> dict[str, Outcome]:
+        """Raises UserError where there is no item at all."""
+        kept = [
+            tally for tally in tallies if any(map(len, tally.index))
+        ]  # a process may have no share of a small split
+        if not kept:
+            raise UserError(f"the {self.split} split is empty; there is nothing to measure")
+        # in the split's order however it was shared out; an item that two processes had counts once
+        index, chosen = np.unique(
+            np.concatenate([part for tally in kept for part in tally.index]), return_index=True
+        )
+        labels = np.concatenate([part for tally in kept for part in tally.labels])[chosen]
+        outcomes = {}
+        for name in kept[0].scores:
+            scores = Scores.joined([part for tally in kept for part in tally.scores[name]], chosen)
+            outcomes[name] = self._outcome(index, labels, scores)
+        return outcomes
+
+    def _outcome(self, index: Ints, labels: Ints, scores: Scores) -> Outcome:
+        answers = Answers(index, labels, scores.predicted)
+        return Outcome(
+            metrics={
+                "top1": 100 * float(scores.top1.mean()),
+                "top5": 100 * float(scores.top5.mean()),
+                "ece": 100 * expected_calibration_error(scores.confidence, scores.top1),
+                "nll": float(scores.nll.mean()),
+            },
+            items={"top1": 100 * scores.top1, "top5": 100 * scores.top5, "nll": scores.nll},
+            index=index,
+            exhibits=exhibits(answers, self.class_names, self.split),
+            answers=answers,
+        )
+
+    def compare(self, a: Outcome, b: Outcome) -> dict[str, float]:
+        """Percent of items to which both give the same class."""
+        known = np.isfinite(a.items["top1"] + b.items["top1"])
+        same = np.where(known, a.answers.predicted == b.answers.predicted, np.nan)
+        return {"agreement": 100 * float(same.mean())}
+
+    def samples(self, outcomes: Mapping[str, Outcome], count: int) -> list[Sample]:
+        """Where student and teacher differ, both err, both are right; of many classes."""
+        answers = {name: outcome.answers for name, outcome in outcomes.items()}
+        chosen = choose(groups(answers), next(iter(answers.values())).labels, count)
+        places = [place for _, places in chosen for place in places]
+        if not places:
+            return []
+        index = next(iter(answers.values())).index
+        pictures = iter(self.pictures(index[np.array(places)]))
+        return [
+            sample(title, place, answers, self.class_names, next(pictures))
+            for title, places in chosen
+            for place in places
+        ]
+
+
+def expected_calibration_error(confidence: Floats, correct: Floats, bins: int = ECE_BINS) -> float:
     """Mean |confidence - accuracy| over equally wide bins of the top probability, weighted by their size,
-    0..1 (Guo et al., ICML 2017, equation 3)."""
-    confidence, predicted = logits.double().softmax(dim=-1).max(dim=-1)
-    correct = (predicted == labels).double()
-    which = (confidence * bins).ceil().clamp(1, bins).long() - 1
-    total = torch.zeros(bins, dtype=torch.float64)
-    gap = total.index_add(0, which, confidence - correct).abs()
-    return (gap.sum() / len(labels)).item()
-
-
-def agreement(a: Predictions, b: Predictions) -> float:
-    """Percent of images on which both predict the same class."""
-    return 100 * (a.logits.argmax(dim=-1) == b.logits.argmax(dim=-1)).double().mean().item()
-
-
-def summarise(predictions: Predictions, num_params: int) -> dict[str, float | int]:
-    """One model's entry in results.json."""
-    return {
-        **metrics(predictions),
-        "params": num_params,
-        "images_per_second": predictions.images_per_second,
-        "peak_memory_mb": predictions.peak_memory_mb,
-    }
-
-
-def paired_bootstrap(
-    a_correct: npt.NDArray[np.bool_], b_correct: npt.NDArray[np.bool_], *, draws: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of a - b in percentage points and its 95 % interval, resampling images (the pairs stay
-    together)."""
-    difference = a_correct.astype(np.float64) - b_correct.astype(np.float64)
-    generator = np.random.default_rng(seed)
-    means = [difference[generator.integers(0, len(difference), len(difference))].mean() for _ in range(draws)]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return 100 * difference.mean(), 100 * float(low), 100 * float(high)
-
-
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def autocast(device: torch.device, precision: str) -> Any:
-    """A context in which a model computes in that precision; float32 for any that is no half."""
-    half = HALF.get(precision)
-    return contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """MiB at most allocated on a GPU since the last reset; on the CPU, the process's peak so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    0..1 (Guo et al., ICML 2017, equation 3). confidence, correct: (N,); nan of what holds a nan."""
+    if not np.isfinite(confidence).all():
+        return float("nan")
+    which = torch.tensor(np.clip(np.ceil(confidence * bins), 1, bins) - 1, dtype=torch.int64)
+    # in torch, whose order of adding earlier results were found with
+    gaps = torch.zeros(bins, dtype=torch.float64).index_add(0, which, torch.tensor(confidence - correct))
+    return (gaps.abs().sum() / len(confidence)).item()

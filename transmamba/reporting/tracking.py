@@ -12,31 +12,24 @@ import importlib.util
 import json
 import math
 import os
-import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from ..core.task import Metric
 from ..errors import UserError
+from .progress import Bar, Display
+from .status import stage, status
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 METRICS_FILE = "metrics.jsonl"
 WANDB_ID_FILE = "wandb_id"
-SECONDS_BETWEEN_LINES = 15.0
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,17 +49,15 @@ class WandbConfig:
     group: str | None = None
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        self.quiet = True  # rich would exit; a terminal that went away must not end a training run
-
-
 class Tracker:
     """Writes the rows of one run into `folder`; on other ranks than the main one it does nothing.
 
     accelerator: made with `log_with="wandb"` if `wandb` is given; None writes on every process
     total_steps: optimizer steps of the whole run, for the progress bar
     config: the resolved configuration, shown by wandb
+    title: which run this is, as lines begin: `teacher`, `student`, `from scratch`
+    stages: how many stages the run has
+    metrics: of the task, by whose labels evaluations are said
 
     Raises UserError when wandb is wanted and cannot start.
     """
@@ -79,6 +70,10 @@ class Tracker:
         total_steps: int = 0,
         quiet: bool = False,
         config: Mapping[str, Any] | None = None,
+        *,
+        title: str = "",
+        stages: int = 0,
+        metrics: Sequence[Metric] = (),
     ) -> None:
         self.folder = Path(folder)
         self.path = self.folder / METRICS_FILE
@@ -86,9 +81,10 @@ class Tracker:
         self.total_steps = total_steps
         self._accelerator = accelerator if wandb is not None else None
         self._file: BinaryIO | None = None
-        self._console = _Console(stderr=True, quiet=quiet or not self.main)
-        self._progress: Progress | None = None
-        self._last_line = -math.inf
+        self.title, self.stages, self.metrics = title, stages, tuple(metrics)
+        self._display = Display(quiet=quiet or not self.main)
+        self._bar: Bar | None = None
+        self._stage = ""
         if self.main:
             self.folder.mkdir(parents=True, exist_ok=True)
         if wandb is not None:
@@ -111,11 +107,11 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """A line for the user, above the progress bar."""
-        try:
-            printable = text.encode(self._console.encoding, "replace").decode(self._console.encoding)
-            self._console.print(printable, markup=False, highlight=False, soft_wrap=True)
-        except (OSError, ValueError):  # stderr was closed
-            self._console.quiet = True
+        self._display.say(text)
+
+    def watch(self, items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
+        """The same items, while a bar of its own shows how many have been taken."""
+        return self._display.watch(items, f"{self.title}: {title}" if self.title else title, total)
 
     def offset(self) -> int:
         """Bytes of metrics.jsonl that are safely on disk, for a checkpoint; 0 on ranks that do not write."""
@@ -139,9 +135,7 @@ class Tracker:
 
     def close(self) -> None:
         """Ends the progress bar, the file and the wandb run. May be called twice."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        self._display.close()
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -198,16 +192,17 @@ class Tracker:
         return path.read_text().strip()
 
     def _show(self, row: Mapping[str, Any], step: int) -> None:
-        if self._console.is_terminal and not self._console.quiet:
-            if self._progress is None:
-                self._progress = _progress_bar(self._console, self.total_steps)
-            self._progress.update(self._progress.task_ids[0], completed=step, status=_summary(row))
-            return
-        evaluated = any(key.startswith("eval/") for key in row)
-        now = time.monotonic()
-        if evaluated or step >= self.total_steps or now - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            self.say(f"step {step}/{self.total_steps or '?'}  {_summary(row)}")
+        self._stage = stage(row, self.stages) or self._stage
+        if self._bar is None:
+            self._bar = self._display.bar("", self.total_steps or None, "step", prompt=True)
+        seconds = row.get("seconds")
+        self._bar.update(
+            step,
+            status(row, self.metrics),
+            title=", ".join(filter(None, [self.title, self._stage])) or "run",
+            line=any(key.startswith("eval/") for key in row),
+            guess=seconds / step * (self.total_steps - step) if seconds and step else None,
+        )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -236,27 +231,3 @@ def _end_last_line(file: BinaryIO, path: Path) -> None:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _progress_bar(console: Console, total: int) -> Progress:
-    bar = Progress(
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[status]}", markup=False),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    bar.add_task("train", total=total or None, status="")
-    bar.start()
-    return bar
-
-
-def _summary(row: Mapping[str, Any]) -> str:
-    """`stage align  loss 0.123  lr 1e-3 ...`: the few values worth a look while a run goes on."""
-    names = ["stage_name", "loss", "lr", "samples_per_second", "data_wait"]
-    names += [key for key in row if key.startswith("eval/")]
-    shown = [(name, row[name]) for name in names if name in row]
-    texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for _, value in shown]
-    return "  ".join(f"{name} {text}" for (name, _), text in zip(shown, texts, strict=True))

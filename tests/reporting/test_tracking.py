@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from transmamba.core.task import Metric
 from transmamba.errors import UserError
+from transmamba.reporting import progress
 from transmamba.reporting.tracking import Tracker, WandbConfig, read_metrics
 
 ROW = {"stage": 0, "stage_name": "align", "samples": 8, "loss": 0.5, "loss/kl": 0.25, "lr": 1e-3}
@@ -110,7 +112,66 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFi
             tracker.log(ROW, step)
         tracker.log({"eval/top1": 12.5}, 50)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["step 0/100  stage_name align  loss 0.5  lr 0.001", "step 50/100  eval/top1 12.5"]
+    assert lines == [
+        "stage 1 align: step 0/100  loss 0.5 (kl 0.25)  lr 0.001",
+        "stage 1 align: step 50/100  0:00:00 left  top1 12.5",
+    ]
+
+
+def test_a_line_says_which_run_and_stage_what_and_in_which_unit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"stage": 1, "stage_name": "distil", "samples": 800, "seconds": 30.0, "loss": 0.75, "loss/kl": 0.5}
+    row |= {"loss/feature": 0.125, "similarity/feature/0": 0.5, "lr": 1e-3, "grad_norm": 1.25}
+    row |= {"samples_per_second": 1234.4, "data_wait": 0.149, "peak_memory_mb": 511.7}
+    metrics = (Metric(key="top1", label="top-1 %"), Metric(key="nll", label="NLL nats", form="{:.4f}"))
+    with Tracker(tmp_path, total_steps=100, title="student", stages=3, metrics=metrics) as tracker:
+        tracker.log(row, 10)
+        tracker.log({"samples": 800, "eval/top1": 12.5, "eval/nll": 1.25, "eval/new": 1.0}, 10)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "student, stage 2 of 3 distil: step 10/100  0:04:30 left  loss 0.75 (kl 0.5, feature 0.125)  lr 0.001"
+        "  gradient norm 1.25  1,234 samples/s  data wait 15 %  peak 512 MiB",
+        "student, stage 2 of 3 distil: step 10/100  top-1 % 12.50  NLL nats 1.2500  new 1",
+    ]
+
+
+def test_the_time_left_is_that_of_the_pace_since_this_process_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed at step 40: its first 60 steps are another process's."""
+    clock = iter([0.0, 0.0, 20.0, 20.0, 30.0, 30.0, 60.0, 60.0, 99.0, 99.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with Tracker(tmp_path, total_steps=100) as tracker:
+        for step in (40, 50, 55, 70, 100):
+            tracker.log({"loss": 1.0}, step)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [  # 2 s a step; a line 10 s after another is left out
+        "run: step 40/100  loss 1",
+        "run: step 50/100  0:01:40 left  loss 1",
+        "run: step 70/100  0:01:00 left  loss 1",
+        "run: step 100/100  loss 1",
+    ]
+
+
+def test_long_loops_are_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    with Tracker(tmp_path, total_steps=100, title="teacher") as tracker:
+        for _ in tracker.watch((number for number in range(2)), "short"):
+            now += 1
+        assert not capsys.readouterr().err
+        for _ in range(2):  # a generator does not say how long it is; the second time it is known
+            for _ in tracker.watch((number for number in range(4)), "evaluating"):
+                now += 10
+    assert capsys.readouterr().err.splitlines() == [
+        "teacher: evaluating: batches 2",
+        "teacher: evaluating: batches 4",
+        "teacher: evaluating: batches 2/4  0:00:20 left",
+        "teacher: evaluating: batches 4/4",
+    ]
 
 
 def test_progress_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +183,19 @@ def test_progress_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "stderr", shown)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    with Tracker(tmp_path, total_steps=4) as tracker:
+    with Tracker(tmp_path, total_steps=4, title="student", stages=2) as tracker:
         for step in range(1, 5):
             tracker.log(ROW, step)
+            for _ in tracker.watch(range(3), "evaluating"):
+                pass
+            tracker.log({"eval/top1": step / 8}, step)
+        left_over = tracker.watch(range(3), "left over")
+        next(left_over)
         tracker.say("[saved]")
-    assert "4/4" in shown.getvalue() and "[saved]" in shown.getvalue()
+    left_over.close()  # after the bars have ended
+    text = shown.getvalue()
+    for said in ("4/4", "[saved]", "student, stage 1 of 2 align", "loss 0.5 (kl 0.25)", "top1 0.375", "0/3"):
+        assert said in text, said
 
 
 @pytest.mark.parametrize("stream", [None, "closed", "ascii"])
