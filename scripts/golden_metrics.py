@@ -38,7 +38,6 @@ def recipes(output: Path, data: Path) -> dict[str, dict[str, tuple[str, list[str
     """Golden set -> run -> (recipe, overrides), in the order in which they run."""
     cifar10 = [
         f"task.data.root={output / 'cifar10_images'}",
-        "trainer.batch_size=16",
         "trainer.precision=no",
         "trainer.cuda_graphs=false",
     ]
@@ -62,7 +61,7 @@ def recipes(output: Path, data: Path) -> dict[str, dict[str, tuple[str, list[str
                 [
                     f"task.data.path={data / 'mnist' / 'mnist.npz'}",
                     f"teacher.checkpoint={data / 'checkpoints' / 'vit_mnist_mit' / 'vit_mnist_model.pth'}",
-                    "trainer.batch_size=32",
+                    "trainer.global_batch=32",
                     "stages.0.steps=8",
                     "stages.1.steps=8",
                     "stages.1.token_fraction=0.5",
@@ -72,12 +71,20 @@ def recipes(output: Path, data: Path) -> dict[str, dict[str, tuple[str, list[str
         "cifar10": {
             "teacher": (
                 "cifar10_vit.yaml",
-                [*cifar10, "stages.0.epochs=null", "stages.0.steps=4", "trainer.eval_every=2"],
+                [
+                    *cifar10,
+                    "trainer.global_batch=16",
+                    "stages.0.epochs=null",
+                    "stages.0.steps=4",
+                    "trainer.eval_every=2",
+                ],
             ),
             "student": (
                 "cifar10_vit_to_vim.yaml",
                 [
                     *cifar10,
+                    "trainer.global_batch=32",
+                    "trainer.micro_batch=16",
                     f"teacher.model={output / 'cifar10.teacher'}",
                     "init.calibration_images=32",
                     "stages.0.percent=null",

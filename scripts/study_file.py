@@ -45,7 +45,7 @@ class Run:
     def resolved(self) -> tuple[dict[str, Any], list[str]]:
         """The recipe as plain values with its overrides in it, and which options they dropped. Raises
         ValueError where the file cannot be read or an override leads nowhere."""
-        from transmamba.config_file import apply_override  # and with it torch, which a table can do without
+        from transmamba.config.file import apply_override  # and with it torch, which a table can do without
 
         recipe, dropped = copy.deepcopy(_read_recipe(self.config)), []
         for item in self.overrides:
@@ -60,7 +60,7 @@ class Run:
 
 @functools.cache
 def _read_recipe(path: str) -> dict[str, Any]:
-    from transmamba.config_file import read_yaml
+    from transmamba.config.file import read_yaml
 
     return read_yaml(Path(path))
 

@@ -165,6 +165,12 @@ class Measured:
             found |= outcomes[name].metrics
         return found
 
+    def joined(self, other: Measured) -> Measured:
+        """With what the same evaluators found out about other models in a pass of their own."""
+        outcomes = [{**a, **b} for a, b in zip(self.outcomes, other.outcomes, strict=True)]
+        costs, params = {**self.costs, **other.costs}, {**self.params, **other.params}
+        return Measured(self.evaluators, outcomes, costs, params)
+
     def agreement(self) -> dict[str, float]:
         """How far student and teacher agree; nothing where one of them was not measured."""
         found: dict[str, float] = {}
