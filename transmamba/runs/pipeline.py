@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from ..config import load as configs
 from ..distillation.distiller import Distiller, geometry_of, make_aligner
-from ..evaluation.classification import Predictions, metrics, predict, summarise
 from ..ecosystems.folders import STUDENT_FOLDER
+from ..evaluation.classification import Predictions, metrics, predict, summarise
 from ..reporting.model_card import write_model_card
-from .recipe import Recipe, Stage, stage_steps
-from .folder import INDICES, RESULTS, SAMPLES, SUBCLONE
+from ..reporting.tracking import Tracker
 from ..students.student import Student, save_model
 from ..subcloning.subclone import subclone
 from ..teachers.teacher import Teacher
-from ..reporting.tracking import Tracker
 from ..training.trainer import Trainer
+from .folder import INDICES, RESULTS, SAMPLES, SUBCLONE
+from .recipe import Recipe, Stage, stage_steps
 
 _NUM_SAMPLES = 24
 # images from which the teacher's channel statistics are taken

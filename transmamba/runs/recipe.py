@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from ..config.load import Part
-from ..losses.cross_entropy import CrossEntropy
 from ..config.registry import LOSSES, STUDENTS, TASKS, TEACHERS
-from ..subcloning.subclone import SubcloneConfig
+from ..losses.cross_entropy import CrossEntropy
 from ..reporting.tracking import WandbConfig
+from ..subcloning.subclone import SubcloneConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ from ..config import load as configs
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError
 from ..evaluation.classification import agreement, summarise
-from .pipeline import Pipeline
-from .recipe import Recipe, Scratch, Stage
 from ..reporting.report import write_report
 from .folder import REPORT, RESULTS, claim_folder, sole
+from .pipeline import Pipeline
+from .recipe import Recipe, Scratch, Stage
 
 
 def run(
