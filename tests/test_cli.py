@@ -183,7 +183,7 @@ def test_a_folder_s_reader_is_guessed(tmp_path: Path, file: str, reader: str) ->
 def test_convert_starts_as_a_recipe_s_init_would(
     command: Command, teacher: Path, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More images for `calibrate` than the 256 that rank, average and rotate."""
+    """More images than the 256 that rank and average: both look at the first of them."""
     build = STUDENTS["vim"].build
 
     def seeded(*arguments: Any, **kwargs: Any) -> Any:
@@ -195,16 +195,15 @@ def test_convert_starts_as_a_recipe_s_init_would(
     pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
     labels = np.arange(300) % 3
     np.savez(data, train_images=pixels, train_labels=labels, test_images=pixels[:12], test_labels=labels[:12])
-    flags = ("--fold", "--average", "--rotate", "pca", "--calibrate", "300")
+    flags = ("--fold", "--average")
     done = command("convert", teacher, tmp_path / "out", *STUDENT, "--data", data, *flags)
     assert done.code == 0, done.err
-    assert "matrices calibrated" in done.out
     recipe = tiny_recipe(
         tmp_path,
         task=dict(name="image_classification", data=dict(name="npz", path=str(data))),
         teacher__model=str(teacher),
         student=dict(name="vim", model=STUDENT[1], kwargs=VIM),
-        init=dict(layers="all", fold=True, mimic=True, average=True, rotate="pca", calibrate=300),
+        init=dict(layers="all", fold=True, mimic=True, average=True),
         stages=[dict(name="align", losses=["mixer"], steps=1, lr=1e-30, min_lr=0.0)],  # as it began
         trainer__eval_batch_size=64,
     )
@@ -404,9 +403,8 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
         ),
         (
             ["convert", "TEACHER", "OUT", "--average"],
-            "look at images; write whose, such as --data",
+            "average looks at images; write whose, such as --data",
         ),
-        (["convert", "TEACHER", "OUT", "--calibrate", "-3"], "calibrate is -3; write a number of images"),
         (["convert", "missing.pth", "OUT"], "'missing.pth' does not exist"),
         (["convert", "missing.pth", "OUT", "--mimic"], "missing.pth is a Vim already, only rewritten"),
         (["evaluate", "/no/such/run"], "/no/such/run"),
@@ -624,7 +622,7 @@ def test_every_process_says_its_mistake_the_first_at_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("transmamba.cli.main.launch.time.sleep", waited.append)
+    monkeypatch.setattr("transmamba.cli.launch.time.sleep", waited.append)
     for rank, says, waits in (("0", "error: torn.png\n", []), ("3", "[rank 3] error: torn.png\n", [5.0])):
         monkeypatch.setenv("RANK", rank)
         assert launch.guarded(raising(UserError("torn.png"))) == 2

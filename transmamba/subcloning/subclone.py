@@ -1,7 +1,7 @@
 """Weight subcloning: a student's tensors taken from the teacher's canonical tensors.
 
 The student's `plan` says what goes where; this file executes it, with the coordinates that `selection.py`
-chooses, and reports it (`subclone_report.py`). It knows no model by name. Sources: Samragh et al., "Weight
+chooses, and reports it (`report.py`). It knows no model by name. Sources: Samragh et al., "Weight
 subcloning" (arXiv 2312.09299) for one permutation of the residual stream and the rescaling; TransMamba (arXiv
 2502.15130), as reported by third parties, for the early layers first. The tensor map from attention and MLP
 sublayers to Mamba layers is this project's own proposal.
