@@ -22,21 +22,18 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import transmamba
-from transmamba.bench import inference as bench_inference
 from transmamba.cli import launch
 from transmamba.cli import main as cli
 from transmamba.cli.arguments import task_of
 from transmamba.config import load as configs
 from transmamba.config.registry import STUDENTS
-from transmamba.data.images.synthetic import Synthetic
 from transmamba.errors import UserError
 from transmamba.reporting.report import write_report
+from transmamba.runs.folder import claim_folder
 from transmamba.runs.recipe import Recipe
-from transmamba.runs.run import claim_folder
 from transmamba.students.student import save_model
-from transmamba.tasks.image_classification import ImageClassificationConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]
 STUDENT = ["--student", "vim_micro_patch2_8", *(f"{key}={value}" for key, value in VIM.items())]
 
@@ -334,43 +331,6 @@ def test_bench_puts_students_beside_their_teacher(command: Command, teacher: Pat
         (["--config", "x.yaml"], "x.yaml"),
     ):
         assert_mistake(command(*words, *wrong), said)
-
-
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("no", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
-def test_precision_is_what_a_model_computes_in(
-    monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype | None
-) -> None:
-    """Of `evaluate` and `bench inference`: what autocast says while the first layer runs."""
-    seen: list[torch.dtype | None] = []
-
-    def embed(self: Any, images: torch.Tensor) -> torch.Tensor:
-        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
-        return forward(self, images)
-
-    forward = timm.layers.PatchEmbed.forward
-    monkeypatch.setattr(timm.layers.PatchEmbed, "forward", embed)
-    data = Synthetic(num_train=4, num_test=4, num_classes=3, size=8)
-    transmamba.evaluate(tiny_vit(), ImageClassificationConfig(data=data), precision=precision, device="cpu")
-    assert set(seen) == {dtype}
-    seen.clear()
-    options = dict(tokens=5, steps=1, precision=precision, device="cpu")
-    list(bench_inference.bench_inference("vit_tiny_patch16_224", ["vim_micro_patch2_8"], [16], **options))
-    assert set(seen) == {dtype}
-
-
-def test_bench_s_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice as fast is 2, half of the memory 0.5; every model counts its own tokens."""
-    monkeypatch.setattr(
-        bench_inference, "interleaved", lambda kinds, *_: dict(zip(kinds, (1.0, 0.5), strict=True))
-    )
-    peaks = iter((8.0, 4.0))
-    monkeypatch.setattr(bench_inference, "_peak", lambda *_: next(peaks))
-    made = bench_inference.bench_inference("vit_tiny_patch16_224", ["vim_mini_patch4_32"], [32], tokens=10)
-    teacher, student = made
-    assert (teacher["speed"], teacher["memory"], student["speed"], student["memory"]) == (1, 1, 2, 0.5)
-    assert (teacher["tokens"], student["tokens"]) == (5, 65) and student["images"] == teacher["images"] == 2
 
 
 def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_path: Path) -> None:
