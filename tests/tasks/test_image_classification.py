@@ -180,7 +180,7 @@ def test_a_teacher_of_another_head_is_sent_to_fine_tuning() -> None:
     _task().check_classes(4)
     message = (
         "teacher has 1000 classes but the data has 4: class 0, class 1, class 2, class 3; "
-        "fit its head first: recipes/finetune.py --config recipes/configs/finetune_head.yaml"
+        "fit its head first: recipes/distill.py --config recipes/configs/finetune_head.yaml"
     )
     with pytest.raises(UserError) as caught:
         _task().check_classes(1000)

@@ -89,7 +89,8 @@ def test_broken_images_are_skipped_counted_and_logged_once(
 
 
 def test_the_scan_is_remembered_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transmamba.data import decoding, image_folder
+    from transmamba.data.images import decoding
+    from transmamba.data.images import folder as image_folder
 
     broken = folder / "train" / "ant" / "0.png"
     good = broken.read_bytes()
