@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,15 @@ def test_numbers_come_back_with_their_names(tmp_path: Path) -> None:
         assert set(each.scores) == {f"student/{key}", f"teacher/{key}"}
         for name, outcome in outcomes.items():
             assert np.array_equal(each.scores[f"{name}/{key}"], outcome.items[key])
+
+
+def test_results_that_are_not_finite_are_written_as_json_can(tmp_path: Path) -> None:
+    path = write_results(tmp_path, {"student": {"recall": math.nan, "mae": 0.5}}, (RECALL, ERROR))
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["student"] == {"recall": None, "mae": 0.5}
+    student = read_results(path)["student"]
+    assert math.isnan(student["recall"]) and student["mae"] == 0.5
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+    assert "nan" in render(read_run(tmp_path))
 
 
 def test_samples_and_exhibits_come_back(tmp_path: Path) -> None:
