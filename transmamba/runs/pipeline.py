@@ -22,7 +22,7 @@ from ..distillation.distiller import Distiller
 from ..ecosystems.find import save_model
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
-from ..evaluation.run import Measured, ModelRunner, measure
+from ..evaluation.run import Measured, ModelRunner, alone, measure
 from ..reporting.tracking import Tracker
 from ..subcloning.subclone import subclone
 from ..teachers.teacher import Teacher
@@ -211,6 +211,6 @@ class Pipeline:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-        gather = {} if accelerator.num_processes == 1 else {"gather": lambda mine: gather_object([mine])}
-        say = None if tracker is None else tracker.say
-        return measure(self.parts.task.evaluators(split), runners, passing, say=say, **gather)  # type: ignore[arg-type]
+        say, watch = (None, None) if tracker is None else (tracker.say, tracker.watch)
+        gather = alone if accelerator.num_processes == 1 else lambda mine: gather_object([mine])
+        return measure(self.parts.task.evaluators(split), runners, passing, gather, say=say, watch=watch)
