@@ -26,8 +26,9 @@ import torch
 import transmamba.runs.run
 from transmamba.config import load as configs
 from transmamba.runs.recipe import Recipe
-from transmamba.students.student import save_model
-from transmamba.teachers.teacher import Teacher, adapt_teacher
+from transmamba.ecosystems.find import save_model
+from transmamba.teachers.load import adapt_teacher
+from transmamba.teachers.teacher import Teacher
 from transmamba.training.trainer import Interrupted
 
 TIMING = frozenset(
@@ -123,7 +124,7 @@ def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
             ),
         ],
         trainer=dict(
-            batch_size=4, accumulation=2, save_every=3, log_every=2, eval_every=4, eval_batch_size=4
+            global_batch=8, micro_batch=4, save_every=3, log_every=2, eval_every=4, eval_batch_size=4
         ),
         seed=3,
     )
