@@ -291,16 +291,7 @@ class ToyData:
         return iter(())
 
     def train_batches(self, steps: Steps) -> Iterator[Batch]:
-        sampler = StepSampler(
-            num_items=self.num_train,
-            micro_batch=steps.micro_batch,
-            accumulation=steps.accumulation,
-            rank=steps.rank,
-            world=steps.world,
-            seed=steps.seed,
-            start_step=steps.start_step,
-            num_steps=steps.num_steps,
-        )
+        sampler = StepSampler(num_items=self.num_train, steps=steps)
         for pairs in sampler:
             yield self.make(pairs[:, 1])
 
