@@ -19,10 +19,10 @@ import torch
 import yaml
 
 from ..config import load as configs
-from ..training.checkpoint import list_checkpoints
 from ..errors import ConfigError, UserError
-from .recipe import Recipe
 from ..reporting.tracking import METRICS_FILE
+from ..training.checkpoint import list_checkpoints
+from .recipe import Recipe
 
 RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
