@@ -121,8 +121,8 @@ def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
         old = configs.load(Recipe, folder / CONFIG)
     except ConfigError as error:
         raise UserError(
-            f"output_dir {str(folder)!r} holds a run of an earlier transmamba ({error.problems[0]}), which is "
-            "not resumed; choose another output_dir, or --overwrite"
+            f"output_dir {str(folder)!r} holds a run of an earlier transmamba ({error.problems[0]}), "
+            "which is not resumed; choose another output_dir, or --overwrite"
         ) from error
     changes = list(differences(configs.dump(old), configs.dump(recipe)))
     if changes:
