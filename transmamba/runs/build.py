@@ -78,7 +78,9 @@ def make_accelerator(recipe: Recipe) -> Any:
             raise UserError(f"the launcher set {variable}: {instead}")
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if dynamo.lower() != "no":
-        raise UserError(f"the launcher set ACCELERATE_DYNAMO_BACKEND={dynamo}, which no recipe knows; write no")
+        raise UserError(
+            f"the launcher set ACCELERATE_DYNAMO_BACKEND={dynamo}, which no recipe knows; write no"
+        )
     handlers = [
         DistributedDataParallelKwargs(broadcast_buffers=False),
         # one rank may look through a large data set while the others wait for it

@@ -138,9 +138,7 @@ class Pipeline:
         if teacher is None or not isinstance(student, Student):
             return
         geometry = geometry_of(student, teacher)
-        losses = [
-            loss for stage, _ in self.stages for loss in build_losses(stage.losses, geometry).values()
-        ]
+        losses = [loss for stage, _ in self.stages for loss in build_losses(stage.losses, geometry).values()]
         self.aligners = make_aligners(student, teacher, losses, kept)
         if any(loss.standardises for loss in losses) and not resumed:
             self.aligners.to(self.accelerator.device)
