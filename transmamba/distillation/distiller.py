@@ -214,7 +214,7 @@ class Distiller(nn.Module):
         """Every mixer that a loss asks for, on the teacher's own input of its layer."""
         assert isinstance(self.student, Student) and self.teacher is not None
         output = Output()
-        own = next(self.student.parameters()).dtype  # type: ignore[attr-defined]
+        own = next(self.student.parameters()).dtype
         for name, capture in union([loss.student_captures() for loss in losses]).items():
             tower, aligner = self.student.towers[name], self._aligners()[name]
             taught = self.teacher.view.towers[name]
