@@ -47,10 +47,9 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
         index=(keep, None, None, None),
         made="resampled" if resized else "copied",
     )
-    if embedding.bias is not None:
-        yield Take(
-            target="patch_embed.proj.bias", source="embedding.bias", tensor=embedding.bias, index=(keep,)
-        )
+    # none is a bias of 0: left as it began, the student's would be random
+    bias = weight.new_zeros(len(weight)) if embedding.bias is None else embedding.bias
+    yield Take(target="patch_embed.proj.bias", source="embedding.bias", tensor=bias, index=(keep,))
     yield from _plan_norm_pre(student, embedding, keep)
     special = [name for name, _ in layout.special]
     position = embedding.position
