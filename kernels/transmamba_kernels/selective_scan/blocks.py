@@ -41,17 +41,32 @@ class Plan:
     @classmethod
     def make(cls, batch: int, length: int, width: int, device: torch.device, reverse: bool) -> Plan:
         """`width`: elements of one token's state, D N."""
-        buffer = CPU_BUFFER if device.type == "cpu" else GPU_BUFFER
-        steps = max(2 * FEWEST_STEPS, buffer // max(1, batch * width))
-        rows = max(1, buffer // (min(steps, max(1, length)) * width))
-        if rows == 1:
-            steps = max(FEWEST_STEPS, buffer // width)
+        steps = _most_steps(batch, width, device)
+        rows = max(1, _buffer(device) // max(1, min(steps, length) * width))
         time = _even_slices(length, steps)
         return cls(_even_slices(batch, rows), time[::-1] if reverse else time)
 
     def buffer_shape(self, state: torch.Size) -> tuple[int, ...]:
         """Of the largest chunk; `state`: (G, N, D/G)."""
         return (_longest(self.steps), _longest(self.rows), *state)
+
+
+def count_steps(batch: int, length: int, width: int, device: torch.device) -> int:
+    """How many `Plan.steps` there are. Batch and length may be symbolic: a list would fix the length."""
+    return -(-length // _most_steps(batch, width, device))
+
+
+def _buffer(device: torch.device) -> int:
+    return CPU_BUFFER if device.type == "cpu" else GPU_BUFFER
+
+
+def _most_steps(batch: int, width: int, device: torch.device) -> int:
+    """Steps of a chunk, at most. It branches on the width alone: batch and length may be symbolic."""
+    buffer, few = _buffer(device), 2 * FEWEST_STEPS
+    if 2 * few * width > buffer:  # one row at a time, since two would not fit
+        return max(FEWEST_STEPS, buffer // width)
+    steps: int = torch.sym_max(few, buffer // torch.sym_max(1, batch * width))
+    return steps
 
 
 def _longest(slices: list[slice]) -> int:

@@ -10,6 +10,7 @@ one matrix product with its B or C.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,8 @@ def _upper(inputs: Inputs) -> dict[int, Tensor]:
 
 
 def _forward(*arguments: Any) -> Outputs:
-    """y (B, L, H, P), final state (B, H, P, N), states between chunks (chunks, B, G, N, h P)."""
+    """y (B, L, H, P), final state (B, H, P, N), states between chunks (chunks, B, G, N, h P), flattened: torch
+    compiles anew for an axis of 0, of 1 and of more."""
     *tensors, reverse, final, keep = arguments
     inputs = Inputs.of(tensors, reverse)
     (batch, _, heads, width), (groups, states) = inputs.x.shape, inputs.B.shape[2:]
@@ -174,7 +176,14 @@ def _forward(*arguments: Any) -> Outputs:
                         between[i, rows] = state
             if final:
                 end[rows] = 0 if state is None else inputs.as_given(state)
-    return y, end, between
+    return y, end, between.flatten()
+
+
+def _between(inputs: Inputs, kept: Tensor) -> Tensor:
+    """The states between chunks in their shape again."""
+    (batch, _, heads, width), (groups, states) = inputs.x.shape, inputs.B.shape[2:]
+    shape = (batch, groups, states, heads // groups * width)
+    return kept.view(kept.numel() // max(1, math.prod(shape)), *shape)
 
 
 def _pass_on(part: Chunk, state: Tensor | None) -> Tensor:
@@ -189,8 +198,8 @@ def _skip(D: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
     reverse, final, _ = flags
-    inputs, (grad_y, grad_end), (between,) = Inputs.of(tensors, reverse), grads, saved
-    dtype, groups = inputs.dtype, inputs.B.shape[2]
+    inputs, (grad_y, grad_end) = Inputs.of(tensors, reverse), grads
+    dtype, groups, between = inputs.dtype, inputs.B.shape[2], _between(inputs, saved[0])
     found = {
         name: torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
         for name, tensor in zip(NAMES, tensors, strict=False)
@@ -281,11 +290,12 @@ def _retreat(
 def _fake(*arguments: Any) -> Outputs:
     *tensors, reverse, final, keep = arguments
     inputs = Inputs.of(tensors, reverse)
-    (batch, _, heads, width), (groups, states) = inputs.x.shape, inputs.B.shape[2:]
+    (batch, length, heads, width), (groups, states) = inputs.x.shape, inputs.B.shape[2:]
     y = inputs.x.new_empty(inputs.x.shape, dtype=inputs.dtype)
-    kept = (max(0, len(inputs.chunks()) - 1), batch, groups, states, heads // groups * width)
+    # Counted without a list, which would fix a symbolic length.
+    between = torch.sym_max(0, (length + CHUNK - 1) // CHUNK - 1)
     end = y.new_empty((batch, heads, width, states) if final else (0,))
-    return y, end, y.new_empty(kept if keep else (0,))
+    return y, end, y.new_empty(between * batch * heads * width * states if keep else 0)
 
 
 SSD = Operator(
