@@ -1,4 +1,4 @@
-"""Operators compiled once for many lengths and batch sizes, by the plain path: values, gradients, compilations."""
+"""PyTorch's path compiled once for many lengths and batch sizes: values, gradients, compilations."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,8 +65,7 @@ def _most_steps(batch: int, width: int, device: torch.device) -> int:
     buffer, few = _buffer(device), 2 * FEWEST_STEPS
     if 2 * few * width > buffer:  # one row at a time, since two would not fit
         return max(FEWEST_STEPS, buffer // width)
-    steps: int = torch.sym_max(few, buffer // torch.sym_max(1, batch * width))
-    return steps
+    return cast(int, torch.sym_max(few, buffer // torch.sym_max(1, batch * width)))
 
 
 def _longest(slices: list[slice]) -> int:
