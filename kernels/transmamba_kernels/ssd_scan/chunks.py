@@ -89,6 +89,14 @@ def running_sums(a):
 
 
 @triton.jit
+def sums_around(a):
+    """Of the elements in front of each; of those behind it. In float64, as `running_sums`."""
+    wide = a.to(tl.float64)
+    upto = tl.cumsum(wide, 0)
+    return (upto - wide).to(tl.float32), (tl.sum(wide, 0) - upto).to(tl.float32)
+
+
+@triton.jit
 def add_chunk(
     state, fade, chunk, x, x_stride, z, z_stride, B, B_stride, delta, delta_stride, rate, bias, ids, limit,
     before,

@@ -153,7 +153,7 @@ class Problem:
         }
         shares = dy.new_empty((3, batch * chunks, heads), dtype=torch.float32)
         share_D = dy if self.D is None else dy.new_empty((batch * chunks, heads, width), dtype=torch.float32)
-        through = dy.new_empty((batch * chunks, heads, 2, cut.chunk), dtype=torch.float32)
+        through = dy.new_empty((batch * chunks, heads, 2, 2, cut.chunk), dtype=torch.float32)
         part = min(cut.part, self._padded(depth))
         common = {"dy": dy, "dy_b": dy_b, "states": states, "through": through, "PART": part}
         self._by_chunk(

@@ -19,6 +19,7 @@ from .chunks import (
     pair_weights,
     running_sums,
     split_pairs,
+    sums_around,
 )
 
 
@@ -73,7 +74,7 @@ def send_kernel(
     dy_b += (b * length * heads + h) * width
     token = (b * length + first) * heads + h
     place = (b * chunks + chunk) * heads + h
-    through += place * (2 * Q)
+    through += place * (4 * Q)
     kinds = (b * 0 + batch) * heads * chunks * (width * depth)
     states += ((b * heads + h) * chunks + chunk) * (width * depth)
     state_b = states + kinds if FORWARD else states
@@ -93,8 +94,9 @@ def send_kernel(
     upto_f, leave_f, upto_b, leave_b = dt_f, dt_f, dt_f, dt_f
     if FORWARD:
         a = log_decays(dt_f, rate_f, ids, rows, limit, -1, SEQ)
-        upto_f, leave_f = running_sums(a)
-        leave_f = tl.exp2(leave_f - a)
+        upto_f = tl.cumsum(a, 0)
+        _, leave_f = sums_around(a)
+        leave_f = tl.exp2(leave_f)
         over_f *= tl.exp2(tl.sum(a, 0))
     if BACKWARD:
         a = log_decays(dt_b, rate_b, ids, rows, limit, 1, SEQ)
@@ -177,16 +179,15 @@ def send_kernel(
     step_f = tl.zeros((Q,), dtype=tl.float32)
     step_b = tl.zeros((Q,), dtype=tl.float32)
     if FORWARD:
-        _, rise = running_sums(tl.load(through + here))
-        passed = passed_f * dt_f
-        rise += over_f + tl.cumsum(passed, 0) - passed
+        _, rise = running_sums(tl.load(through + Q + here))
+        ahead, _ = sums_around(passed_f * dt_f)
+        rise += over_f + ahead + tl.load(through + here - 1, mask=here > 0, other=0.0)
         tl.store(scalars, tl.sum(rise * dt_f, 0))
         step_f = direct_f + passed_f + (0.5 * own_f if BACKWARD else own_f) + decay_f * rise
     if BACKWARD:
-        rise = tl.cumsum(tl.load(through + Q + here), 0)
-        passed = passed_b * dt_b
-        _, behind = running_sums(passed)
-        rise += over_b + behind - passed
+        rise = tl.cumsum(tl.load(through + 3 * Q + here), 0)
+        _, behind = sums_around(passed_b * dt_b)
+        rise += over_b + behind + tl.load(through + 2 * Q + here)
         tl.store(scalars + each, tl.sum(rise * dt_b, 0))
         step_b = direct_b + passed_b + (0.5 * own_b if FORWARD else own_b) + decay_b * rise
     if not TWO:
