@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..packing import zero_padding
+from ..packing import real_tokens, zero_padding
 from ..selective_scan.launch import Forward, Gradients, Scan, run_backward, run_forward, saved_like
 from ..torch_ops import Operator, Outputs, differentiable, fitted, nothing, or_nothing
 from ..triton_common import FUSED, cdiv, on_device_of, rows
@@ -33,7 +33,8 @@ def bidirectional_scan(
     tensors = (*(x for pair in zip(ahead, back, strict=True) for x in pair), z)
     keep = differentiable(*tensors)
     out = SCANS(*tensors, delta_softplus, return_branches, keep)
-    y, y_f, y_b = (zero_padding(x, lengths) if x.numel() else x for x in out)
+    real = real_tokens(ahead[0].shape[1], None, lengths)
+    y, y_f, y_b = (zero_padding(x, real) if x.numel() else x for x in out)
     return (y, y_f, y_b) if return_branches else y
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backend import compute_dtype, without_autocast
-from ..packing import segments, zero_padding
+from ..packing import real_tokens, segments, zero_padding
 from ..ssd_scan import cpu
 from ..ssd_scan.decay import two_way_decay
 from ..ssd_scan.reference import step_size
@@ -67,16 +67,17 @@ def by_matrix(
     with without_autocast(x.device):
         dtype = compute_dtype(x, delta, A, B, C, A_b, delta_b, delta_bias)
         (length, heads), groups = x.shape[1:3], B.shape[2]
-        dt = step_size(delta, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
+        real = real_tokens(length, seq_idx, lengths)
+        dt = step_size(delta, delta_bias, delta_softplus, dtype, real).transpose(1, 2)
         dt_b = dt
         if delta_b is not None:
-            dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
+            dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype, real).transpose(1, 2)
         values = x.to(dtype).transpose(1, 2)
         rate = A.to(dtype).unsqueeze(-1)
         rate_b = rate if A_b is None else A_b.to(dtype).unsqueeze(-1)
         ids = segments(seq_idx, lengths)
         decay = two_way_decay(dt * rate, dt_b * rate_b, None if ids is None else ids.unsqueeze(1), dtype)
-        C = zero_padding(C, lengths)  # and with it the rows of all matrices below
+        C = zero_padding(C, real)  # and with it the rows of all matrices below
         match = C.to(dtype).transpose(1, 2) @ B.to(dtype).permute(0, 2, 3, 1)  # (B, G, L, L)
         weights = match.unsqueeze(2) * decay.unflatten(1, (groups, heads // groups))
         weights = weights.flatten(1, 2)

@@ -61,9 +61,11 @@ def causal_conv1d(
     tokens before the first, oldest first; zeros where None. `reverse` is flip of this of flip: token t sees t
     ... t + K - 1, and the last column of `initial_state` is the token right behind the last one. `seq_idx`
     (B, L), integers: the window is emptied wherever the id changes; `initial_state` belongs to the sequence
-    that is met first. `lengths` (B,), integers in 0 to L: the tokens behind are right padding, which no token
-    sees and whose outputs and gradients are 0. `return_final_state` gives (y, state), the state (B, D, K-1)
-    in x's dtype being what the next call needs as its `initial_state`. y has x's dtype.
+    that is met first. A negative id is padding: the token is skipped, its output and gradients are 0, no
+    state moves on it, and what is met behind it begins empty. `lengths` (B,), integers in 0 to L: the tokens
+    behind are right padding, which no token sees and whose outputs and gradients are 0. `return_final_state`
+    gives (y, state), the state (B, D, K-1) in x's dtype being what the next call needs as its
+    `initial_state`. y has x's dtype.
 
     Raises ValueError for a shape or dtype that does not fit, for tensors on several devices, and for an
     unknown activation.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..packing import real_tokens
 from ..torch_ops import Operator, Outputs, nothing, or_nothing
 from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
@@ -38,9 +39,19 @@ def causal_conv1d(
     if taps == 1:
         initial_state = None
     final = return_final_state and taps > 1
-    y, state = CONV(x, weight, bias, initial_state, seq_idx, lengths, activation == "silu", reverse, final)
+    by_kernel = final and (seq_idx is None or not reverse)
+    if by_kernel and seq_idx is not None:
+        # The kernel takes the window in front of `lengths`: so be it where the last padding begins.
+        real = real_tokens(x.shape[1], seq_idx, lengths)
+        assert real is not None
+        lengths = cpu.window_begin(real, lengths, reverse)
+    y, state = CONV(
+        x, weight, bias, initial_state, seq_idx, lengths, activation == "silu", reverse, by_kernel
+    )
     if not return_final_state:
         return y, None
+    if final and not by_kernel:
+        state = cpu.final_state(x, initial_state, taps, seq_idx, lengths, reverse)
     return y, state if final else x.new_empty(x.shape[0], x.shape[2], 0)
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..triton_common import LOG2E, sigmoid
-from .kernels import LN2, reset, step_size, within
+from .kernels import LN2, is_real, reset, step_size, within
 
 
 @triton.jit
@@ -144,6 +144,9 @@ def backward_kernel(
                 for j in tl.static_range(TC):
                     ok = within(inside, first + s * TC + j, end, GROUP, BD)
                     dt = tl.where(ok, step_size(steps[j], bias, SOFTPLUS), 0.0)
+                    if HAS_SEQ:
+                        real = is_real(seq_ptr, b * L + start, first + s * TC + j, L, SIGN)
+                        dt = tl.where(real, dt, 0.0)
                     Brow = tl.load(pBC + j * (2 * N))
                     keep_state(room + (s * TC + j) * WORDS, h, EXACT, N, BD)
                     tl.store(steps_room + (s * TC + j) * BD, dt)
@@ -192,6 +195,9 @@ def backward_kernel(
                     Brow = tl.load(pBC + q * (2 * N))
                     Crow = tl.load(pBC + q * (2 * N) + N)
                     gy = yb[q].to(tl.float32)
+                    if HAS_SEQ:
+                        real = is_real(seq_ptr, b * L + start, i0 + q, L, SIGN)
+                        gy = tl.where(real, gy, 0.0)
                     a = tl.exp2(dt[None, :] * A)
                     if HAS_SEQ:
                         a = reset(a, seq_ptr, b * L + start, i0 + q, L, SIGN)
@@ -217,6 +223,8 @@ def backward_kernel(
                         gD += gy * u
                     if SOFTPLUS:
                         gdt *= 1.0 - tl.exp2(-dt * LOG2E)
+                    if HAS_SEQ:
+                        gdt = tl.where(real, gdt, 0.0)
                     gbias += tl.where(ok, gdt, 0.0)
                     ous = ous + (gu.to(gu_ptr.dtype.element_ty),)
                     ods = ods + (gdt.to(gdt_ptr.dtype.element_ty),)

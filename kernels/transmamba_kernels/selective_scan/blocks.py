@@ -118,7 +118,8 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Some batch rows, time first: dt, u, x = dt u (L, b, G, D/G); B, C (L, b, G, N); keep (L, b) or None."""
+    """Some batch rows, time first: dt, u, x = dt u (L, b, G, D/G); B, C (L, b, G, N); and of packed rows keep
+    (L, b), 0 where a sequence begins, and padding (L, b, 1, 1)."""
 
     dt: Tensor
     u: Tensor
@@ -126,6 +127,7 @@ class Block:
     B: Tensor
     C: Tensor
     keep: Tensor | None
+    padding: Tensor | None
 
     @classmethod
     def load(cls, rows: slice, saved: Saved, dtype: torch.dtype, switches: Switches) -> Block:
@@ -139,10 +141,13 @@ class Block:
         u = time_first(saved.u[rows], dtype)
         by_group = (*u.shape[:2], groups, u.shape[2] // groups)
         dt, u = dt.view(by_group), u.view(by_group)
-        keep = None
+        keep, padding = None, None
         if saved.seq_idx is not None:
             keep = _keep(saved.seq_idx[rows], switches.reverse, dtype)
-        return cls(dt, u, dt * u, time_first(saved.B[rows], dtype), time_first(saved.C[rows], dtype), keep)
+            padding = saved.seq_idx[rows].T[..., None, None] < 0
+            dt = dt.masked_fill(padding, 0)
+        B, C = time_first(saved.B[rows], dtype), time_first(saved.C[rows], dtype)
+        return cls(dt, u, dt * u, B, C, keep, padding)
 
     def advance(
         self, chunk: slice, A: Tensor, enter: Tensor | None, decay_room: Room, state_room: Room, reverse: bool
@@ -185,11 +190,12 @@ def time_first(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _keep(seq_idx: Tensor, reverse: bool, dtype: torch.dtype) -> Tensor:
-    """(L, b): 0 where a step begins another sequence than the step that was scanned before it, else 1."""
+    """(L, b): 0 where a step begins another sequence than the step that was scanned before it, else 1, as in
+    padding, on which no state moves."""
     ids = seq_idx.transpose(0, 1)
     keep = torch.ones(ids.shape, dtype=dtype, device=ids.device)
-    inner = keep[:-1] if reverse else keep[1:]
-    inner.copy_(ids[1:] == ids[:-1])
+    inner, own = (keep[:-1], ids[:-1]) if reverse else (keep[1:], ids[1:])
+    inner.copy_((ids[1:] == ids[:-1]) | (own < 0))
     return keep
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import compute_dtype, without_autocast
+from ..packing import real_tokens, zero_padding
 from ..torch_ops import Operator, Outputs, differentiable, fitted, or_nothing
 from .blocks import (
     LOG2_E,
@@ -62,6 +63,7 @@ def _run(*arguments: Any) -> Outputs:
     with without_autocast(saved.u.device):
         total, state, between = _forward(saved.grouped(), dtype, switches)
         y = total if saved.z is None else total * F.silu(saved.z.to(dtype))
+        y = zero_padding(y, real_tokens(y.shape[1], saved.seq_idx, None))
     y = y.to(saved.u.dtype)
     ungated = total if switches.differentiable and saved.z is not None else None
     # Flattened: torch compiles anew for an axis of 0, of 1 and of more.
@@ -100,7 +102,7 @@ def _differentiate(
     saved = saved._replace(ungated=kept[0], between=between)
     grad_z = None
     with without_autocast(saved.u.device):
-        grad = grads[0].to(dtype)
+        grad = zero_padding(grads[0].to(dtype), real_tokens(grads[0].shape[1], saved.seq_idx, None))
         if saved.z is not None:
             z = saved.z.to(dtype)
             gate = torch.sigmoid(z)
@@ -258,6 +260,8 @@ def _backward_rows(
     g_dt.addcmul_(g_x, block.u)
     if switches.softplus:
         g_dt.mul_(torch.expm1(-block.dt).neg_())  # the sigmoid of what went into the softplus
+    if block.padding is not None:
+        g_dt.masked_fill_(block.padding, 0)
     g_u = g_x.mul_(block.dt)
     if saved.D is not None:
         g_u.addcmul_(g_y, saved.D.to(dtype).view(groups, -1))

@@ -40,12 +40,18 @@ def within(inside, i, end, GROUP: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
+def is_real(seq_ptr, start, i, L, SIGN: tl.constexpr):
+    """Whether scan step i is a token, and not padding, whose id is negative."""
+    return tl.load(seq_ptr + start + SIGN * tl.minimum(i, L - 1)) >= 0
+
+
+@triton.jit
 def reset(a, seq_ptr, start, i, L, SIGN: tl.constexpr):
-    """The decay of scan step i, zero where the step begins another sequence."""
+    """The decay of scan step i, zero where the step begins another sequence; padding begins none."""
     # Steps behind the last one repeat its id, and reset nothing.
     here = tl.load(seq_ptr + start + SIGN * tl.minimum(i, L - 1))
     before = tl.load(seq_ptr + start + SIGN * tl.minimum(tl.maximum(i - 1, 0), L - 1))
-    return tl.where(here == before, a, 0.0)
+    return tl.where((here == before) | (here < 0), a, 0.0)
 
 
 @triton.jit
@@ -192,6 +198,9 @@ def forward_kernel(
             dt = step_size(ds[j], bias, SOFTPLUS)
             if FINAL:
                 dt = tl.where(ok, dt, 0.0)
+            if HAS_SEQ:
+                real = is_real(seq_ptr, b * L + start, first + k0 + j, L, SIGN)
+                dt = tl.where(real, dt, 0.0)
             a = tl.exp2(dt[None, :] * A)
             if HAS_SEQ:
                 a = reset(a, seq_ptr, b * L + start, first + k0 + j, L, SIGN)
@@ -206,6 +215,8 @@ def forward_kernel(
             if HAS_Z:
                 z = zs[j].to(tl.float32)
                 y *= silu(z)
+            if HAS_SEQ:
+                y = tl.where(real, y, 0.0)
             outs = outs + (y.to(y_ptr.dtype.element_ty),)
         # Stores come last, so that no load has to wait behind one.
         for j in tl.static_range(TC):

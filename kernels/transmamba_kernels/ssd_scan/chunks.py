@@ -25,6 +25,15 @@ EMPTY = tl.constexpr(-160.0)
 
 
 @triton.jit
+def real_tokens(ids, rows, limit, SEQ: tl.constexpr):
+    """Which rows are no padding: in front of `limit`, and their id not negative."""
+    valid = rows < limit
+    if SEQ:
+        valid = valid & (tl.load(ids + rows, mask=valid, other=0) >= 0)
+    return valid
+
+
+@triton.jit
 def load_steps(delta, stride, first, here, valid, bias, SOFTPLUS: tl.constexpr):
     """delta + bias, and the step sizes, 0 where not valid."""
     raw = tl.load(delta + first * stride + here * stride, mask=valid, other=0.0).to(tl.float32) + bias
@@ -42,7 +51,8 @@ def log_decays(dt, rate, ids, rows, limit, before, SEQ: tl.constexpr):
         inside = (rows < limit) & (rows + before >= 0) & (rows + before < limit)
         here = tl.load(ids + rows, mask=inside, other=0)
         there = tl.load(ids + rows + before, mask=inside, other=0)
-        a = tl.where(here != there, EMPTY, a)
+        # Padding empties no state on the way through it.
+        a = tl.where((here != there) & (here >= 0), EMPTY, a)
     return a
 
 
@@ -116,7 +126,7 @@ def add_chunk(
     else:
         here = tl.where(before > 0, here, Q - 1 - here)
     first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
-    valid = rows < limit
+    valid = real_tokens(ids, rows, limit, SEQ)
     value = load_tile(x, x_stride, first, here, valid, p, width).to(tl.float32)
     match = load_tile(B, B_stride, first, here, valid, n, depth).to(DOT)
     if GATED:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import compute_dtype, without_autocast
-from ..packing import segments
+from ..packing import real_tokens, segments
 from ..torch_ops import Operator, Outputs, differentiable, nothing
 from .blocks import CHUNK, Chunk, Inputs, upper_triangles
 from .decay import spanned
@@ -43,11 +43,12 @@ def ssd_scan(
 ) -> tuple[Tensor, Tensor | None]:
     """Arguments as in `transmamba_kernels.ssd_scan`. y (B, L, H, P), final state (B, H, P, N) or None."""
     dtype = compute_dtype(x, delta, A, B, C, D, z, delta_bias, initial_state)
-    dt = step_size(delta, delta_bias, delta_softplus, dtype, lengths)
+    real = real_tokens(x.shape[1], seq_idx, lengths)
+    dt = step_size(delta, delta_bias, delta_softplus, dtype, real)
     inputs = (x, dt, A, B, C, D, initial_state)
     keep = differentiable(*inputs)
-    y, state = SSD(*inputs, segments(seq_idx, lengths), reverse, return_final_state, keep)
-    return finish(y, x, None, z, lengths).to(x.dtype), state if return_final_state else None
+    y, state = SSD(*inputs, segments(seq_idx, lengths, reverse), reverse, return_final_state, keep)
+    return finish(y, x, None, z, real).to(x.dtype), state if return_final_state else None
 
 
 def _forward(*arguments: Any) -> Outputs:

@@ -15,6 +15,7 @@ from .chunks import (
     load_tile,
     log_decays,
     pair_weights,
+    real_tokens,
     running_sums,
     split_pairs,
     store_state,
@@ -127,12 +128,12 @@ def output_kernel(
     if LENGTHS:
         limit = tl.minimum(tl.load(lengths + b).to(tl.int32), length)
     first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
-    valid = rows < limit
     shift = 0.0
     if BIAS:
         shift = tl.load(bias + h).to(tl.float32)
     if SEQ:
         ids += b * length
+    valid = real_tokens(ids, rows, limit, SEQ)
     rate_f = tl.load(A + h).to(tl.float32) * LOG2E
     rate_b = tl.load(A_b + h).to(tl.float32) * LOG2E
     delta += b * delta_sb + h * delta_sh

@@ -17,6 +17,7 @@ from .chunks import (
     log_decays,
     own_pairs,
     pair_weights,
+    real_tokens,
     running_sums,
     split_pairs,
     sums_around,
@@ -56,12 +57,12 @@ def send_kernel(
     if LENGTHS:
         limit = tl.minimum(tl.load(lengths + b).to(tl.int32), length)
     first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
-    valid, stored = rows < limit, rows < length
     shift = 0.0
     if BIAS:
         shift = tl.load(bias + h).to(tl.float32)
     if SEQ:
         ids += b * length
+    valid, stored = real_tokens(ids, rows, limit, SEQ), rows < length
     decay_f, decay_b = tl.load(A + h).to(tl.float32), tl.load(A_b + h).to(tl.float32)
     rate_f, rate_b = decay_f * LOG2E, decay_b * LOG2E
     delta += b * delta_sb + h * delta_sh
