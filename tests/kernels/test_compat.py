@@ -123,71 +123,6 @@ def test_rows_of_states():
     assert_near(states, before.index_copy(0, rows, some))
 
 
-SLOTS = {
-    "some": torch.tensor([3, -1, 0, -5], dtype=torch.int8),
-    "none": torch.tensor([-1, -1, -2, -1], dtype=torch.int32),
-    "all": torch.tensor([4, 0, 2, 1]),
-}
-
-
-def of_slots(name: str) -> tuple[Any, Any, torch.Tensor, str]:
-    """(update of rows of a pool, update of one row alone, the pool, the name of the indices)."""
-    if name.startswith("conv"):
-        tokens = (3,) if name == "conv, three tokens" else ()
-        x, weight = normal(4, CHANNELS, *tokens), normal(CHANNELS, TAPS)
-        pool = normal(6, CHANNELS, TAPS)
-
-        def conv(rows: slice, state: torch.Tensor, **more: Any) -> torch.Tensor:
-            return compat.causal_conv1d_update(x[rows], state, weight, None, "silu", **more)
-
-        return conv, x, pool, "conv_state_indices"
-    a = heads_inputs(tied=name == "heads", batch=4)
-    a.pop("state")
-
-    def scan(rows: slice, state: torch.Tensor, **more: Any) -> torch.Tensor:
-        taken = {n: v[rows] if n in ("x", "dt", "B", "C", "z") else v for n, v in a.items()}
-        return compat.selective_state_update(state, **taken, **more)
-
-    return scan, a["x"], normal(6, HEADS, WIDTH, STATES), "state_batch_indices"
-
-
-@pytest.mark.parametrize("which", SLOTS)
-@pytest.mark.parametrize("name", ["conv", "conv, three tokens", "heads", "channels of heads"])
-def test_negative_slots_are_skipped(name, which):
-    """Each row alone on its own state; nothing for padding, and no other state of the pool moves."""
-    update, x, pool, indices = of_slots(name)
-    expected_pool, expected = pool.clone(), torch.zeros_like(x)
-    for row, slot in enumerate(SLOTS[which].tolist()):
-        if slot >= 0:
-            expected[row] = update(slice(row, row + 1), expected_pool[slot : slot + 1])[0]
-    found = update(slice(None), pool, **{indices: SLOTS[which]})
-    assert_near((found, pool), (expected, expected_pool))
-    untouched = sorted(set(range(6)) - set(SLOTS[which].tolist()))
-    assert torch.equal(pool[untouched], of_slots(name)[2][untouched])
-
-
-@pytest.mark.parametrize("name", ["conv", "heads"])
-def test_slots_are_not_read_by_the_host(name):
-    """A graph in one piece asks for no number of a tensor, nor does a CUDA graph."""
-    update, _, pool, indices = of_slots(name)
-
-    def step(pool: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        return update(slice(None), pool, **{indices: slots})
-
-    graph = torch.compile(step, fullgraph=True, backend="eager")
-    expected_pool = pool.clone()
-    expected = update(slice(None), expected_pool, **{indices: SLOTS["some"]})
-    assert_near((graph(pool, SLOTS["some"]), pool), (expected, expected_pool))
-
-
-def test_slots_that_do_not_fit_are_named():
-    update, _, pool, indices = of_slots("heads")
-    with pytest.raises(ValueError, match=r"state_batch_indices: shape \(3,\), expected \(B,\) = \(4,\)"):
-        update(slice(None), pool, **{indices: torch.tensor([0, 1, 2])})
-    with pytest.raises(ValueError, match=r"state_batch_indices: dtype torch\.bool, expected an integer type"):
-        update(slice(None), pool, **{indices: torch.ones(4, dtype=torch.bool)})
-
-
 def heads_inputs(tied: bool, batch: int = BATCH) -> dict[str, Any]:
     def one_a_head(*shape: int, dims: int = 1) -> torch.Tensor:
         full = (*shape, WIDTH, STATES)[: len(shape) + dims]
@@ -294,3 +229,24 @@ def test_refusals():
         compat.selective_state_update(
             **heads_inputs(False) | {"A": torch.zeros(HEADS, WIDTH, STATES).to(torch.complex64)}
         )
+
+
+def test_an_mlp_part_is_refused_by_name():
+    """Beside zxbcdt's own columns mamba_ssm takes those of a gated MLP, 2 * 7 of them here."""
+    conv = HEADS * WIDTH + 2 * GROUPS * STATES
+    width = HEADS * WIDTH + conv + HEADS
+    head = torch.zeros(HEADS)
+    rest = (normal(conv, TAPS), None, head, head - 1, head, 8)
+    says = f"zxbcdt: {width + 14} columns, expected 2 H P \\+ 2 G N \\+ H = {width}; an MLP part in front"
+    with pytest.raises(ValueError, match=says):
+        compat.mamba_split_conv1d_scan_combined(
+            normal(BATCH, 3, width + 14), *rest, headdim=WIDTH, ngroups=GROUPS
+        )
+
+
+def test_complex_rates_are_blamed_on_themselves():
+    """mamba_ssm's complex A comes with B and C of twice the width, which fit no shape here either."""
+    a = scan_inputs() | {"A": torch.zeros(CHANNELS, STATES, dtype=torch.complex64)}
+    a |= {n: a[n].repeat(1, 1, 2) for n in ("B", "C")}
+    with pytest.raises(ValueError, match=r"^A: dtype torch\.complex64, expected a real floating-point type"):
+        compat.selective_scan_fn(**a)

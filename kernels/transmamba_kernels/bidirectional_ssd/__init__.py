@@ -47,10 +47,10 @@ def bidirectional_ssd(
 
     Raises ValueError for a shape or dtype that does not fit, and for tensors on several devices.
     """
+    expect_floating(x=x, A_b=A_b, delta_b=delta_b)
     check(x, delta, A, B, C, None, delta_bias, None, seq_idx, lengths)
     expect("A_b", A_b, "(H,)", x.shape[2])
     expect("delta_b", delta_b, "(B, L, H)", *delta.shape)
-    expect_floating(x=x, A_b=A_b, delta_b=delta_b)
     if branch_tokens is not None:
         expect_rank("branch_tokens", branch_tokens, "(m)")
     expect_integers(x.device, branch_tokens=branch_tokens)

@@ -70,12 +70,12 @@ def causal_conv1d(
     Raises ValueError for a shape or dtype that does not fit, for tensors on several devices, and for an
     unknown activation.
     """
+    expect_floating(x=x, weight=weight, bias=bias, initial_state=initial_state)
     expect_rank("x", x, "(B, L, D)")
     (batch, length, channels), taps = x.shape, _check_filter(x, weight, bias, activation)
     expect("initial_state", initial_state, "(B, D, K-1)", batch, channels, taps - 1)
     expect("seq_idx", seq_idx, "(B, L)", batch, length)
     expect("lengths", lengths, "(B,)", batch)
-    expect_floating(x=x, weight=weight, bias=bias, initial_state=initial_state)
     expect_integers(x.device, seq_idx=seq_idx, lengths=lengths)
     path = choose("causal_conv1d", x, weight, bias, initial_state)
     run: Callable[..., tuple[Tensor, Tensor | None]]
@@ -111,10 +111,10 @@ def causal_conv1d_update(
 
     Raises ValueError as `causal_conv1d` does.
     """
+    expect_floating(x=x, state=state, weight=weight, bias=bias)
     expect_rank("x", x, "(B, D)")
     taps = _check_filter(x, weight, bias, activation)
     expect("state", state, "(B, D, K-1)", *x.shape, taps - 1)
-    expect_floating(x=x, state=state, weight=weight, bias=bias)
     path = choose("causal_conv1d_update", x, state, weight, bias)
     run: Callable[..., Tensor]
     if path == "triton":

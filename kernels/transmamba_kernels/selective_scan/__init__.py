@@ -80,10 +80,10 @@ def selective_scan(
 
     Raises ValueError for a shape or dtype that does not fit and for tensors on several devices.
     """
-    check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     expect_floating(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
     )
+    check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     expect_integers(u.device, seq_idx=seq_idx)
     path = choose("selective_scan", u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     run: Callable[..., tuple[Tensor, Tensor | None]]

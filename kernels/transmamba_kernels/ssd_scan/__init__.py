@@ -128,6 +128,9 @@ def check(
     z: Tensor | None = None,
 ) -> None:
     """Raises ValueError for the first argument that does not fit."""
+    expect_floating(
+        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
+    )
     expect_rank("x", x, "(B, L, H, P)")
     expect_rank("B", B, "(B, L, G, N)")
     (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
@@ -147,7 +150,4 @@ def check(
     expect("initial_state", initial_state, "(B, H, P, N)", batch, heads, width, states)
     expect("seq_idx", seq_idx, "(B, L)", batch, length)
     expect("lengths", lengths, "(B,)", batch)
-    expect_floating(
-        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
-    )
     expect_integers(x.device, seq_idx=seq_idx, lengths=lengths)
