@@ -126,12 +126,12 @@ def add_chunk(
     else:
         here = tl.where(before > 0, here, Q - 1 - here)
     first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
-    valid = real_tokens(ids, rows, limit, SEQ)
-    value = load_tile(x, x_stride, first, here, valid, p, width).to(tl.float32)
+    valid, real = rows < limit, real_tokens(ids, rows, limit, SEQ)
+    value = load_tile(x, x_stride, first, here, real, p, width).to(tl.float32)
     match = load_tile(B, B_stride, first, here, valid, n, depth).to(DOT)
     if GATED:
         value *= silu(load_tile(z, z_stride, first, here, valid, p, width).to(tl.float32))
-    _, dt = load_steps(delta, delta_stride, first, here, valid, bias, SOFTPLUS)
+    _, dt = load_steps(delta, delta_stride, first, here, real, bias, SOFTPLUS)
     a = log_decays(dt, rate, ids, rows, limit, before, SEQ)
     upto, total = tl.cumsum(a, 0), tl.sum(a, 0)
     if SLOPE:  # noqa: SIM108

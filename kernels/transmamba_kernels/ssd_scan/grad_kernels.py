@@ -61,7 +61,7 @@ def receive_kernel(
         shift = tl.load(bias + h).to(tl.float32)
     if SEQ:
         ids += b * length
-    valid, stored = real_tokens(ids, rows, limit, SEQ), rows < length
+    valid, real, stored = rows < limit, real_tokens(ids, rows, limit, SEQ), rows < length
     decay_f, decay_b = tl.load(A + h).to(tl.float32), tl.load(A_b + h).to(tl.float32)
     rate_f, rate_b = decay_f * LOG2E, decay_b * LOG2E
     delta += b * delta_sb + h * delta_sh
@@ -79,16 +79,16 @@ def receive_kernel(
     states += ((b * heads + h) * chunks + chunk) * (width * depth)
     state_b = states + kinds if FORWARD else states
 
-    _, dt_f = load_steps(delta, delta_sl, first, here, valid, shift, SOFTPLUS)
+    _, dt_f = load_steps(delta, delta_sl, first, here, real, shift, SOFTPLUS)
     dt_b = dt_f
     if TWO:
-        _, dt_b = load_steps(delta_b, deltab_sl, first, here, valid, shift, SOFTPLUS)
+        _, dt_b = load_steps(delta_b, deltab_sl, first, here, real, shift, SOFTPLUS)
     upto_f, upto_b = dt_f, dt_f
     if FORWARD:
         upto_f = tl.cumsum(log_decays(dt_f, rate_f, ids, rows, limit, -1, SEQ), 0)
     if BACKWARD:
         _, upto_b = running_sums(log_decays(dt_b, rate_b, ids, rows, limit, 1, SEQ))
-    grad = load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED)
+    grad = load_grad(dy, heads * width, z, z_l, first, here, real, p, width, GATED)
     value = load_tile(x, x_l, first, here, valid, p, width)
     if SKIP:
         skip = tl.load(D + h * D_h + p * D_p, mask=p < width, other=0.0).to(tl.float32)
@@ -101,7 +101,7 @@ def receive_kernel(
     scores = tl.dot(query, tl.trans(match), input_precision=PRECISION)
     dscores = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
     if SPLIT:
-        grad_b = load_tile(dy_b, heads * width, first, here, valid, p, width).to(DOT)
+        grad_b = load_tile(dy_b, heads * width, first, here, real, p, width).to(DOT)
         other = tl.dot(grad_b, tl.trans(value), input_precision=PRECISION)
         if TWO:
             own = own_pairs(here, dscores, other, dt_f, dt_b)
@@ -131,13 +131,13 @@ def receive_kernel(
             acc += tl.dot(query, tl.trans(state), input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
         if SKIP:
             acc += load_tile(x, x_l, first, here, valid, p, width).to(tl.float32) * skip[None, :]
-        acc *= load_tile(dy, heads * width, first, here, valid, p, width).to(tl.float32)
+        acc *= load_tile(dy, heads * width, first, here, real, p, width).to(tl.float32)
         acc *= silu_slope(load_tile(z, z_l, first, here, valid, p, width).to(tl.float32))
         tl.store(dz + token * width + wide, acc.to(dz.dtype.element_ty), mask=inside)
 
     # Loaded again, not held, and in parts of N: registers are what is short.
     if GATED:
-        grad = load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED).to(DOT)
+        grad = load_grad(dy, heads * width, z, z_l, first, here, real, p, width, GATED).to(DOT)
     received_f, received_b = tl.zeros((Q,), dtype=tl.float32), tl.zeros((Q,), dtype=tl.float32)
     for i in tl.static_range(N // PART):
         m = i * PART + tl.arange(0, PART)

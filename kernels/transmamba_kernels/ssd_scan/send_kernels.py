@@ -62,7 +62,7 @@ def send_kernel(
         shift = tl.load(bias + h).to(tl.float32)
     if SEQ:
         ids += b * length
-    valid, stored = real_tokens(ids, rows, limit, SEQ), rows < length
+    valid, real, stored = rows < limit, real_tokens(ids, rows, limit, SEQ), rows < length
     decay_f, decay_b = tl.load(A + h).to(tl.float32), tl.load(A_b + h).to(tl.float32)
     rate_f, rate_b = decay_f * LOG2E, decay_b * LOG2E
     delta += b * delta_sb + h * delta_sh
@@ -88,10 +88,10 @@ def send_kernel(
         slope_b = load_state(slopes_b, p, n, width, depth).to(DOT)
         over_b = inner(state_b, slope_b, p, n, width, depth)
 
-    raw_f, dt_f = load_steps(delta, delta_sl, first, here, valid, shift, SOFTPLUS)
+    raw_f, dt_f = load_steps(delta, delta_sl, first, here, real, shift, SOFTPLUS)
     raw_b, dt_b = raw_f, dt_f
     if TWO:
-        raw_b, dt_b = load_steps(delta_b, deltab_sl, first, here, valid, shift, SOFTPLUS)
+        raw_b, dt_b = load_steps(delta_b, deltab_sl, first, here, real, shift, SOFTPLUS)
     upto_f, leave_f, upto_b, leave_b = dt_f, dt_f, dt_f, dt_f
     if FORWARD:
         a = log_decays(dt_f, rate_f, ids, rows, limit, -1, SEQ)
@@ -104,7 +104,7 @@ def send_kernel(
         leave_b, upto_b = running_sums(a)
         leave_b = tl.exp2(leave_b - a)
         over_b *= tl.exp2(tl.sum(a, 0))
-    grad = load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED)
+    grad = load_grad(dy, heads * width, z, z_l, first, here, real, p, width, GATED)
     value = load_tile(x, x_l, first, here, valid, p, width).to(DOT)
     query = load_tile(C, C_l, first, here, valid, n, depth).to(DOT)
     match = load_tile(B, B_l, first, here, valid, n, depth).to(DOT)
@@ -114,7 +114,7 @@ def send_kernel(
         weights = tl.dot(match, tl.trans(query), input_precision=PRECISION)
         dscores = tl.dot(value, tl.trans(grad.to(DOT)), input_precision=PRECISION)
         own_f = tl.sum(tl.where(diagonal, weights * dscores, 0.0), 1)
-        grad_b = load_tile(dy_b, heads * width, first, here, valid, p, width).to(DOT)
+        grad_b = load_tile(dy_b, heads * width, first, here, real, p, width).to(DOT)
         other = tl.dot(value, tl.trans(grad_b), input_precision=PRECISION)
         own_b = tl.sum(tl.where(diagonal, weights * other, 0.0), 1)
         if TWO:
@@ -147,7 +147,7 @@ def send_kernel(
         acc += tl.dot(match, tl.trans(slope_b), input_precision=PRECISION) * (leave_b * dt_b)[:, None]
     if SKIP:
         skip = tl.load(D + h * D_h + p * D_p, mask=p < width, other=0.0).to(tl.float32)
-        acc += load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED) * skip[None, :]
+        acc += load_grad(dy, heads * width, z, z_l, first, here, real, p, width, GATED) * skip[None, :]
     wide = here[:, None] * (heads * width) + p[None, :]
     inside = stored[:, None] & (p < width)[None, :]
     tl.store(dx + token * width + wide, acc.to(dx.dtype.element_ty), mask=inside)
@@ -196,11 +196,11 @@ def send_kernel(
     if SOFTPLUS:
         step_f *= sigmoid(raw_f)
         step_b *= sigmoid(raw_b)
-    step_f = tl.where(valid, step_f, 0.0)
+    step_f = tl.where(real, step_f, 0.0)
     tl.store(ddelta + token + here * heads, step_f.to(ddelta.dtype.element_ty), mask=stored)
     raised = tl.sum(step_f, 0)
     if TWO:
-        step_b = tl.where(valid, step_b, 0.0)
+        step_b = tl.where(real, step_b, 0.0)
         tl.store(ddelta_b + token + here * heads, step_b.to(ddelta_b.dtype.element_ty), mask=stored)
         raised += tl.sum(step_b, 0)
     if BIAS:
