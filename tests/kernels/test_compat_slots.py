@@ -1,4 +1,4 @@
-"""States in slots of a pool, of which negative ones are padding: each row as if alone, and nothing else moves."""
+"""States in slots of a pool, of which negative ones are padding: rows as if alone, and nothing else moves."""
 
 from __future__ import annotations
 

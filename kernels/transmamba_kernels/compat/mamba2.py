@@ -108,8 +108,8 @@ def mamba_split_conv1d_scan_combined(
     wanted = dim + conv1d_weight.shape[0] + heads
     if zxbcdt.shape[-1] != wanted:
         raise ValueError(
-            f"zxbcdt: {zxbcdt.shape[-1]} columns, expected 2 H P + 2 G N + H = {wanted}; an MLP part in front "
-            "is not built"
+            f"zxbcdt: {zxbcdt.shape[-1]} columns, expected 2 H P + 2 G N + H = {wanted}; an MLP part "
+            "in front is not built"
         )
     z, xBC, dt = zxbcdt.split([dim, zxbcdt.shape[-1] - dim - heads, heads], dim=-1)
     xBC = causal_conv1d(xBC, conv1d_weight, conv1d_bias, silu_name(activation), seq_idx=seq_idx)
