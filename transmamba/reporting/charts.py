@@ -1,113 +1,144 @@
-"""The charts of a run as SVG that goes into a page: curves, similarities, the confusion matrix.
+"""The charts of runs: curves against samples seen, similarities by layer, matrices.
 
 They are drawn within `matplotlib.rc_context(STYLE)`.
 """
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
-from .run_data import RunData, class_names, watched_split
+from ..core.task import Matrix, Metric
+from .figure import INK, SCRATCH, SERIES, STUDENT, TEACHER, new_figure, svg
 
-if TYPE_CHECKING:  # matplotlib is imported where it draws: who only converts a model need not wait for it
+if TYPE_CHECKING:
     from markupsafe import Markup
-    from matplotlib.figure import Figure
 
-STUDENT, TEACHER, SCRATCH = "#2f7fd6", "#d9822b", "#8b8f98"
-SERIES = (STUDENT, TEACHER, "#2a9d74", "#b0569b", "#b59a1f", "#7a68d8", "#c8574f", SCRATCH)
-# Colours that stand for the page's own in the SVG of matplotlib, which knows no CSS.
-INK, RULE = "#010203", "#040506"
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "transmamba",
-    "text.parse_math": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": RULE,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.xmargin": 0.01,
-    "grid.color": RULE,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "font.size": 9,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
+Array = npt.NDArray[Any]
+Rows = Sequence[dict[str, Any]]
 MAX_POINTS = 500
-MAX_NAMED_CLASSES = 24
+MAX_NAMED = 24
+# cells whose numbers are written into them
+MAX_WRITTEN = 12
 
 
-def curves(run: RunData) -> list[tuple[str, Markup]]:
-    """(title, SVG) of loss, its terms, evaluation and learning rate against samples seen."""
-    results, charts = run.results, []
-    terms = sorted({key for row in run.rows for key in row if key.startswith("loss/")})
-    lines = {
-        "Loss": {"loss": (run.rows, "loss", STUDENT)},
-        "Loss terms": {
-            key.removeprefix("loss/"): (run.rows, key, SERIES[index % len(SERIES)])
-            for index, key in enumerate(terms)
-        },
-        f"Top-1 on the {watched_split(run.config)} split": {
-            "student": (run.rows, "eval/top1", STUDENT),
-            "from scratch": (run.scratch_rows, "eval/top1", SCRATCH),
-        },
-        "Learning rate": {"lr": (run.rows, "lr", STUDENT)},
-    }
-    for title, group in lines.items():
-        series = {label: (_series(rows, key), colour) for label, (rows, key, colour) in group.items()}
-        series = {label: value for label, value in series.items() if len(value[0][0])}
-        if series:
-            evaluated = title.startswith("Top-1")
-            level = (results.get("teacher") or {}).get("top1") if evaluated else None
-            charts.append((title, _chart(title, series, _stages(run.rows), level, evaluated)))
-    return charts
+@dataclass(frozen=True)
+class Source:
+    """Rows of one metrics.jsonl, what to call them and their colour."""
+
+    label: str
+    rows: Rows
+    colour: str = STUDENT
 
 
-def _chart(
-    title: str,
-    series: Mapping[str, tuple[tuple[np.ndarray, np.ndarray], str]],
-    stages: list[tuple[str, float, float]],
-    teacher: float | None,
-    marked: bool,
-) -> Markup:
+@dataclass(frozen=True)
+class Curve:
+    """(N,) samples seen and values."""
+
+    label: str
+    x: Array
+    y: Array
+    colour: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart.
+
+    level:    a line across it, the teacher's
+    marked:   a dot for each value
+    swinging: smoothed where there are many values, with a logarithmic axis where they span decades
+    """
+
+    title: str
+    curves: Sequence[Curve]
+    level: float | None = None
+    marked: bool = False
+    swinging: bool = False
+
+
+def panels(
+    sources: Sequence[Source], metric: Metric | None, split: str, teacher: float | None = None
+) -> list[Panel]:
+    """Loss, evaluation, rate, gradients and speed of all sources.
+
+    metric:  the one whose evaluations are drawn
+    teacher: its value for the teacher
+    """
+    found = [Panel("Loss", _curves(sources, "loss"), swinging=True)]
+    if metric is not None:
+        evaluated = _curves(sources, f"eval/{metric.key}")
+        found.append(Panel(f"{metric.label} on the {split} split", evaluated, teacher, marked=True))
+    return [
+        *found,
+        Panel("Learning rate", _curves(sources, "lr")),
+        Panel("Gradient norm", _curves(sources, "grad_norm"), swinging=True),
+        Panel("Samples per second", _curves(sources, "samples_per_second")),
+    ]
+
+
+def terms_together(source: Source) -> Panel:
+    """Every term of a run's loss in one chart."""
+    named = [(key, SERIES[number % len(SERIES)]) for number, key in enumerate(_terms([source]))]
+    curves = [_curve(Source(key.removeprefix("loss/"), source.rows, colour), key) for key, colour in named]
+    return Panel("Loss terms", curves, swinging=True)
+
+
+def terms_apart(sources: Sequence[Source]) -> list[Panel]:
+    """A chart for each term, of all sources that have it."""
+    return [
+        Panel(f"Loss: {key.removeprefix('loss/')}", _curves(sources, key), swinging=True)
+        for key in _terms(sources)
+    ]
+
+
+def draw(found: Sequence[Panel], rows: Rows) -> list[tuple[str, Markup]]:
+    """(title, SVG) of each panel that has a curve, with the stages that the rows name."""
+    stages = _stages(rows)
+    return [
+        (panel.title, _panel(panel, curves, stages))
+        for panel in found
+        if (curves := [curve for curve in panel.curves if len(curve.x)])
+    ]
+
+
+def _panel(panel: Panel, curves: Sequence[Curve], stages: Sequence[tuple[str, float, float]]) -> Markup:
     from matplotlib.ticker import EngFormatter, NullFormatter
 
-    figure, axes = _axes(height=2.4)
+    figure, axes = new_figure(height=2.4)
     for index, (name, start, end) in enumerate(stages if len(stages) > 1 else []):
         if index % 2 == 0:
             axes.axvspan(start, end, color=SCRATCH, alpha=0.13, linewidth=0)
         middle = (start + end) / 2
         axes.text(middle, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=8)
-    for label, ((x, y), colour) in series.items():
-        noisy = title.startswith("Loss") and len(x) > 60
-        style: dict[str, Any] = {"color": colour, "marker": "o" if marked else "", "markersize": 3.5}
+    for curve in curves:
+        noisy = panel.swinging and len(curve.x) > 60
+        marker = "o" if panel.marked else ""
+        style: dict[str, Any] = {"color": curve.colour, "marker": marker, "markersize": 3.5}
         if noisy:
-            axes.plot(*_thinned(x, y), alpha=0.3, **style)
-        axes.plot(*_thinned(x, _smooth(y) if noisy else y), label=label, **style)
-    if teacher is not None:
-        axes.axhline(teacher, color=TEACHER, linestyle="--", linewidth=1.2, label="teacher")
-    values = np.concatenate([y for (_, y), _ in series.values()])
-    if title.startswith("Loss") and values.min() > 0 and values.max() / values.min() > 30:
+            axes.plot(*_thinned(curve.x, curve.y), alpha=0.3, **style)
+        axes.plot(*_thinned(curve.x, _smooth(curve.y) if noisy else curve.y), label=curve.label, **style)
+    level = panel.level if panel.level is not None and np.isfinite(panel.level) else None
+    if level is not None:
+        axes.axhline(level, color=TEACHER, linestyle="--", linewidth=1.2, label="teacher")
+    values = np.concatenate([curve.y for curve in curves])
+    if panel.swinging and values.min() > 0 and values.max() / values.min() > 30:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("samples seen")
-    if len(series) > 1 or teacher is not None:
+    if len(curves) > 1 or level is not None:
         axes.legend(fontsize=8)
-    return _svg(figure, title)
+    return svg(figure, panel.title)
 
 
-def similarity(rows: list[dict[str, Any]]) -> list[tuple[str, Markup]]:
+def similarity(rows: Rows) -> list[tuple[str, Markup]]:
     """A heatmap (layer by samples seen) of cosine similarity for each loss and branch that logs it."""
     groups: dict[str, dict[int, str]] = {}
     for key in {key for row in rows for key in row}:
@@ -122,16 +153,16 @@ def similarity(rows: list[dict[str, Any]]) -> list[tuple[str, Markup]]:
         if kept:
             kept = [kept[index] for index in _spread(len(kept), 160)]
             values = np.array([[row.get(key) for row in kept] for key in keys], dtype=float)
-            heatmap = _heatmap(name, sorted(layers), _positions(rows, kept), values)
+            heatmap = _by_layer(name, sorted(layers), _positions(rows, kept), values)
             charts.append((f"{name} (last mean {np.nanmean(values[:, -1]):.3f})", heatmap))
     return charts
 
 
-def _heatmap(name: str, layers: list[int], x: np.ndarray, values: np.ndarray) -> Markup:
+def _by_layer(name: str, layers: Sequence[int], x: Array, values: Array) -> Markup:
     """Cosine similarities (layers, len(x)); not a number where a layer was not logged."""
     from matplotlib.ticker import EngFormatter
 
-    figure, axes = _axes(height=1.0 + 0.15 * min(len(layers), 24))
+    figure, axes = new_figure(height=1.0 + 0.15 * min(len(layers), 24))
     edges = np.concatenate([x[:1], (x[1:] + x[:-1]) / 2, x[-1:] + (len(x) == 1)])
     rows = np.arange(len(layers) + 1) - 0.5
     low = min(0.0, float(np.nanmin(values)))
@@ -142,83 +173,59 @@ def _heatmap(name: str, layers: list[int], x: np.ndarray, values: np.ndarray) ->
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set(xlabel="samples seen", ylabel="layer")
     figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.02).outline.set_visible(False)
-    return _svg(figure, f"similarity-{name}")
+    return svg(figure, f"similarity-{name}")
 
 
-def confusion(samples: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The student's confusion matrix, rows normalised, and the pairs of classes it confuses most."""
+def matrix(shown: Matrix, name: str) -> Markup:
+    """A matrix of any numbers, from its lowest (0, where none is below) to its highest."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
-    if not {"labels", "student_pred"} <= samples.keys():
-        return {}
-    labels, predicted = samples["labels"].astype(int), samples["student_pred"].astype(int)
-    names = class_names(samples)
-    counts = np.zeros((len(names), len(names)), dtype=np.int64)
-    np.add.at(counts, (labels, predicted), 1)
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    values = np.asarray(shown.values, dtype=float)
+    finite = values[np.isfinite(values)]
+    low, high = min(0.0, finite.min(initial=0.0)), finite.max(initial=0.0)
     # From nothing to the student's colour: the page shows through, whatever its theme.
     colours = LinearSegmentedColormap.from_list(
         "student", [(0.184, 0.498, 0.839, a) for a in (0.0, 0.35, 0.65, 1.0)]
     )
-    size = 4.6 if len(names) > 5 else 3.2
-    figure, axes = _axes(height=size, width=size)
-    axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    norm = PowerNorm(0.5, low, high if high > low else low + 1)
+    width = 4.6 if max(values.shape) > 5 else 3.2
+    figure, axes = new_figure(
+        height=width * min(max(values.shape[0] / values.shape[1], 0.4), 1.6), width=width
+    )
+    axes.imshow(values, cmap=colours, norm=norm, interpolation="nearest", aspect="auto")
     axes.grid(False)
-    axes.set(xlabel="student's answer", ylabel="label")
-    if len(names) <= MAX_NAMED_CLASSES:
-        short = [name if len(name) <= 18 else name[:17] + "…" for name in names]
-        axes.set_xticks(range(len(names)), short, rotation=90 if max(map(len, short)) > 2 else 0, fontsize=8)
-        axes.set_yticks(range(len(names)), short, fontsize=8)
-    if len(names) <= 12:
-        for (row, column), share in np.ndenumerate(shares):
-            if counts[row, column]:
-                axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8,
-                          color="white" if share > 0.3 else INK)  # fmt: skip
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(wrong, axis=None)[::-1][:8]
-    pairs = [
-        (names[i], names[j], int(wrong[i, j]))
-        for i, j in zip(*np.unravel_index(order, wrong.shape), strict=True)
-    ]
-    return {
-        "svg": _svg(figure, "confusion"),
-        "pairs": [pair for pair in pairs if pair[2]],
-        "total": len(labels),
-    }
+    axes.set(xlabel=shown.column_label, ylabel=shown.row_label)
+    for axis, labels in ((axes.xaxis, shown.columns), (axes.yaxis, shown.rows)):
+        if 0 < len(labels) <= MAX_NAMED:
+            short = [label if len(label) <= 18 else label[:17] + "…" for label in labels]
+            turned = axis is axes.xaxis and max(map(len, short)) > 2
+            axis.set_ticks(range(len(short)), short, rotation=90 if turned else 0, fontsize=8)
+    if max(values.shape) <= MAX_WRITTEN:
+        for (row, column), value in np.ndenumerate(values):
+            if value:
+                colour = "white" if norm(value) > 0.55 else INK
+                axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
+    return svg(figure, name)
 
 
-def _axes(height: float, width: float = 5.4) -> tuple[Figure, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
-    axes.patch.set_alpha(0)
-    return figure, axes
+def _terms(sources: Sequence[Source]) -> list[str]:
+    return sorted(
+        {key for source in sources for row in source.rows for key in row if key.startswith("loss/")}
+    )
 
 
-def _svg(figure: Figure, name: str) -> Markup:
-    """The figure as an SVG element that scales, takes the page's colours and shares no id with others."""
-    from markupsafe import Markup
-
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", dpi=200, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
-    prefix = re.sub(r"\W+", "-", name.lower())
-    text = re.sub(r'\bid="', f'id="{prefix}-', text).replace("url(#", f"url(#{prefix}-")
-    text = re.sub(r'xlink:href="#', f'href="#{prefix}-', text).replace("xlink:href=", "href=")
-    return Markup(text.replace(INK, "currentColor").replace(RULE, "var(--rule)"))
+def _curves(sources: Sequence[Source], key: str) -> list[Curve]:
+    return [_curve(source, key) for source in sources]
 
 
-def _series(rows: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    kept = [row for row in rows if row.get(key) is not None]
-    return _positions(rows, kept), np.array([row[key] for row in kept], dtype=float)
+def _curve(source: Source, key: str) -> Curve:
+    kept = [row for row in source.rows if row.get(key) is not None]
+    y = np.array([row[key] for row in kept], dtype=float)
+    return Curve(source.label, _positions(source.rows, kept), y, source.colour)
 
 
-def _positions(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> np.ndarray:
-    """Samples seen at each kept row; one that does not say takes those of its step or the last one before."""
+def _positions(rows: Rows, kept: Rows) -> Array:
+    """Samples seen at each kept row; one that does not say takes those of its step or the last before."""
     seen = {row["step"]: row["samples"] for row in rows if row.get("samples") is not None}
     steps = sorted(seen)
     if not steps:
@@ -227,7 +234,7 @@ def _positions(rows: list[dict[str, Any]], kept: list[dict[str, Any]]) -> np.nda
     return np.array([seen[steps[max(index, 0)]] if index >= 0 else 0 for index in found], dtype=float)
 
 
-def _stages(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
+def _stages(rows: Rows) -> list[tuple[str, float, float]]:
     """(name, first, last samples seen) of each stage, in the order they ran."""
     spans: dict[Any, tuple[str, float, float]] = {}
     start = 0.0
@@ -240,7 +247,7 @@ def _stages(rows: list[dict[str, Any]]) -> list[tuple[str, float, float]]:
     return list(spans.values())
 
 
-def _smooth(y: np.ndarray, half: int = 10) -> np.ndarray:
+def _smooth(y: Array, half: int = 10) -> Array:
     """Mean over a window of 2 half + 1 points, shorter at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(y)])
     low = np.maximum(np.arange(len(y)) - half, 0)
@@ -248,11 +255,11 @@ def _smooth(y: np.ndarray, half: int = 10) -> np.ndarray:
     return (sums[high] - sums[low]) / (high - low)
 
 
-def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _thinned(x: Array, y: Array) -> tuple[Array, Array]:
     kept = _spread(len(x), MAX_POINTS)
     return x[kept], y[kept]
 
 
-def _spread(length: int, most: int) -> np.ndarray:
+def _spread(length: int, most: int) -> Array:
     """At most `most` indices spread over range(length), both ends among them."""
     return np.unique(np.linspace(0, length - 1, min(length, most)).round().astype(int))

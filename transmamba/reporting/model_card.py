@@ -3,86 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..ecosystems.folders import read_model_config
-from .run_data import METRICS, final_split, part_label
+from .metrics import as_written_today, metrics_of, models_of, rows, written
+from .pages import render_template
+from .run_data import final_split, part_label
 
-TRANSFORMERS, TIMM = "transformers", "timm"
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the library that loads a student says of it.
+
+    library:      as the Hub calls it: timm, open_clip, transformers
+    pipeline_tag: the Hub's word for what it does: `image-classification`
+    snippet:      Python code that loads and uses it
+    licence:      an identifier that the Hub knows; None where the teacher's is not known, and none claimed
+    base_model:   the teacher's repository on the Hub, if it has one
+    description:  a sentence or two that the card begins with
+    """
+
+    library: str
+    pipeline_tag: str
+    snippet: str
+    licence: str | None = None
+    base_model: str | None = None
+    description: str = ""
 
 
 def write_model_card(
-    folder: Path,
-    *,
-    results: Mapping[str, Any],
-    config: Mapping[str, Any],
-    base_model: str | None = None,
+    folder: Path, card: Card, *, results: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Path:
-    """Writes README.md beside the weights in `folder`, which must exist; its config.json tells who loads it.
+    """Writes README.md beside the weights in `folder`, which must exist.
 
-    results: results.json of the run (teacher, student, scratch, agreement); may be empty
-    config: the resolved recipe (teacher, student, task, stages); may be empty
-    base_model: the teacher's repository on the Hub, if it has one
+    results: results.json of the run, with the task's `metrics`; may be empty
+    config:  the resolved recipe (teacher, student, task, stages); may be empty
     """
-    library = TRANSFORMERS if "model_type" in _model_config(Path(folder)) else TIMM
-    text = render_model_card(results=results, config=config, base_model=base_model, library=library)
-    card = Path(folder) / "README.md"
-    card.write_text(text, encoding="utf-8")
-    return card
+    page = Path(folder) / "README.md"
+    page.write_text(render_model_card(card, results=results, config=config), encoding="utf-8")
+    return page
 
 
-def render_model_card(
-    *,
-    results: Mapping[str, Any],
-    config: Mapping[str, Any],
-    base_model: str | None = None,
-    library: str = TIMM,
-) -> str:
+def render_model_card(card: Card, *, results: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """The card, from values alone. A run without a teacher claims no distillation."""
-    import jinja2  # here, for it is slow and only a card needs it
-
+    results = as_written_today(results)
     task = config.get("task") or {}
-    data = task.get("data") if isinstance(task, Mapping) else None
     teacher = _public(part_label(config.get("teacher"), ""))
-    front: dict[str, Any] = {
-        "license": "apache-2.0",
-        "library_name": library,
-        "pipeline_tag": "image-classification",
-        "tags": [
-            "image-classification",
-            *(["mamba", "transmamba", "distillation"] if teacher else ["transmamba"]),
-        ],
-    }
-    front |= {"base_model": base_model} if base_model else {}
+    found = rows(results, metrics_of(results))
     # Markdown, not HTML: escaping would spoil it, and the values are the user's own.
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=False,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("model_card.md.jinja").render(
-        front=yaml.safe_dump(front, sort_keys=False).strip(),
+    return render_template(
+        "model_card.md.jinja",
+        html=False,
+        front=yaml.safe_dump(_front(card, bool(teacher)), sort_keys=False).strip(),
+        card=card,
         teacher=teacher,
-        library=library,
         student=part_label(config.get("student"), "Mamba student"),
-        data=_data(data),
+        data=_data(task.get("data") if isinstance(task, Mapping) else None),
         fraction=task.get("fraction") if isinstance(task, Mapping) else None,
         stages=[_stage(index, stage) for index, stage in enumerate(config.get("stages") or [])],
-        models=[name for name in ("teacher", "student", "scratch") if results.get(name)],
-        metrics=_metrics(results),
-        agreement=results.get("agreement"),
-        split=final_split(config),
+        models=models_of(results),
+        metrics=[(_cell(metric.label), [written(metric, value) for value in row]) for metric, row in found],
+        split=final_split(config, results),
     )
 
 
-def _model_config(folder: Path) -> Mapping[str, Any]:
-    return read_model_config(folder) if (folder / "config.json").is_file() else {}
+def _front(card: Card, distilled: bool) -> dict[str, Any]:
+    """What the Hub reads. A licence that is not known is left out: a wrong one is a promise."""
+    tags = [card.pipeline_tag, *(["mamba", "transmamba", "distillation"] if distilled else ["transmamba"])]
+    front: dict[str, Any] = {"license": card.licence} if card.licence else {}
+    front |= {"library_name": card.library, "pipeline_tag": card.pipeline_tag, "tags": tags}
+    return front | ({"base_model": card.base_model} if card.base_model else {})
 
 
 def _data(data: Any) -> str:
@@ -111,16 +104,6 @@ def _stage(index: int, stage: Mapping[str, Any]) -> tuple[str, str, str]:
         if key not in ("name", "losses") and isinstance(value, str | int | float) and value != ""
     ]
     return _cell(stage.get("name") or f"stage {index}"), _cell(", ".join(losses)), _cell(", ".join(settings))
-
-
-def _metrics(results: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """(label, one cell a model) of each metric that any model has."""
-    models = [results[name] for name in ("teacher", "student", "scratch") if results.get(name)]
-    return [
-        (label, ["–" if model.get(key) is None else form(model[key]) for model in models])
-        for key, label, form in METRICS
-        if any(model.get(key) is not None for model in models)
-    ]
 
 
 def _public(value: Any) -> str:

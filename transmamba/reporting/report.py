@@ -1,76 +1,73 @@
 """One self-contained HTML page for a run: teacher beside student, curves, similarities, examples, cost.
 
-Whatever a run has not written is left out, and the page says so. Charts are inline SVG whose text takes the
-page's colour, so that one file serves light and dark screens without a single request.
+Whatever a run has not written is left out, and the page says so. What is shown follows from the metrics,
+exhibits and samples that the run's task left: no task is known here. Charts are inline SVG whose text takes
+the page's colour, so that one file serves light and dark screens without a single request.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import yaml
 from PIL import Image
 
-from .charts import STYLE, confusion, curves, similarity
-from .run_data import (
-    METRICS,
-    RunData,
-    class_names,
-    count,
-    final_split,
-    folder_of_run,
-    part_label,
-    read_run,
-)
+from ..core.task import Listing, Matrix, Metric, Sample
+from .charts import Rows, Source, draw, matrix, panels, similarity, terms_together
+from .figure import SCRATCH, STYLE
+from .metrics import AGREEMENT, change, headline, models_of, rows, value_of, written
+from .pages import provenance, render_template, write_page
+from .run_data import RunData, count, folder_of_run, part_label, read_run
 
-MAX_EXAMPLES = 12
+# rows of a listing that are seen without a click
+SHOWN_ROWS = 12
 
 
-def write_report(run: Path) -> Path:
-    """Writes report.html into the run folder. Raises UserError if the folder is missing or a file damaged."""
+def write_report(run: Path, output: Path | None = None) -> Path:
+    """Writes report.html into the run folder, or `output`. Raises UserError if the folder is missing, a file
+    damaged, or nothing can be written there."""
     run = folder_of_run(run)
-    page = run / "report.html"
-    page.write_text(render(read_run(run)), encoding="utf-8")
-    return page
+    page = run / "report.html" if output is None else Path(output).expanduser()
+    return write_page(page, render(read_run(run)))
 
 
 def render(run: RunData) -> str:
     """The page, from values alone."""
-    import jinja2
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
         sections: dict[str, Any] = {
-            "curves": curves(run),
+            "curves": _curves(run),
             "similarity": similarity(run.rows),
-            "confusion": confusion(run.samples),
+            "exhibits": {name: _exhibits(shown, name) for name, shown in run.exhibits.items() if shown},
         }
-    sections |= {"table": _table(run.results), "examples": _examples(run.samples), "cost": _cost(run.rows)}
     absent = {
         "results.json (metrics)": not run.results,
         "metrics.jsonl (curves, similarity, cost)": not run.rows,
-        "samples.npz (confusion, examples)": not run.samples,
+        "samples.npz (exhibits, examples)": not run.samples and not run.exhibits,
         "subclone.json (copied weights)": not run.subclone,
         "config.yaml": not run.config,
+        "environment.json (date, commit, machine)": not run.environment,
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja").render(
+    return render_template(
+        "report.html.jinja",
+        html=True,
         name=run.name,
         teacher=part_label(run.config.get("teacher"), "" if run.config else "teacher"),
         student=part_label(run.config.get("student"), "student"),
-        tiles=_tiles(run.results),
-        split=final_split(run.config),
+        tiles=_tiles(run.results, run.metrics),
+        table=_table(run.results, run.metrics),
+        examples=_examples(run.samples),
+        cost=_cost(run.rows),
+        provenance=provenance(run.environment),
+        split=run.final_split,
         subclone=run.subclone,
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "",
         absent=[name for name, missing in absent.items() if missing],
@@ -78,54 +75,58 @@ def render(run: RunData) -> str:
     )
 
 
+def _curves(run: RunData) -> list[tuple[str, Any]]:
+    student = Source("student", run.rows)
+    sources = [student, Source("from scratch", run.scratch_rows, SCRATCH)]
+    metric = headline(run.metrics)
+    level = None if metric is None else value_of(run.results, "teacher", metric)
+    loss, *others = panels(sources, metric, run.watched_split, level)
+    return draw([loss, terms_together(student), *others], run.rows)
+
+
 # --- numbers ---
 
 
-def _tiles(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _tiles(results: Mapping[str, Any], metrics: Sequence[Metric]) -> list[tuple[str, str, str]]:
     """(label, value, small print) of the few numbers that a run is about."""
     student, teacher = results.get("student") or {}, results.get("teacher") or {}
-    tiles = []
-    if "top1" in student:
-        gap = f"{student['top1'] - teacher['top1']:+.2f} points to the teacher" if "top1" in teacher else ""
-        tiles.append(("Student top-1", f"{student['top1']:.2f} %", gap))
-    if "top1" in teacher:
-        tiles.append(("Teacher top-1", f"{teacher['top1']:.2f} %", ""))
-    if results.get("agreement") is not None:
-        tiles.append(("Agreement", f"{results['agreement']:.2f} %", "same top-1 answer as the teacher"))
+    metric, tiles = headline(metrics), []
+    if metric is not None and metric.key in student:
+        gap = ""
+        if metric.key in teacher:
+            gap = f"{change(metric, student[metric.key] - teacher[metric.key])} to the teacher"
+        tiles.append((f"Student {metric.label}", written(metric, student[metric.key]), gap))
+    if metric is not None and metric.key in teacher:
+        tiles.append((f"Teacher {metric.label}", written(metric, teacher[metric.key]), ""))
+    for agreed in metrics:
+        if (value := (results.get(AGREEMENT) or {}).get(agreed.key)) is not None:
+            tiles.append((agreed.label, written(agreed, value), "student and teacher"))
     if "params" in student:
-        share = (
-            f"{100 * student['params'] / teacher['params']:.0f} % of the teacher"
-            if teacher.get("params")
-            else ""
-        )
-        tiles.append(("Student parameters", count(student["params"]), share))
+        share = f"{100 * student['params'] / teacher['params']:.0f} %" if teacher.get("params") else ""
+        note = f"{share} of the teacher" if share else ""
+        tiles.append(("Student parameters", count(student["params"]), note))
     if "minutes" in student:
         tiles.append(("Training", f"{student['minutes']:.1f} min", ""))
     return tiles
 
 
-def _table(results: Mapping[str, Any]) -> dict[str, Any]:
-    """`models` and, per metric that any of them has, its label, the cells and which of them is best."""
-    models = {name: dict(results[name]) for name in ("teacher", "student", "scratch") if results.get(name)}
-    if "student" in models and results.get("agreement") is not None:
-        models["student"].setdefault("agreement", results["agreement"])
-    rows = []
-    for key, label, form in METRICS:
-        values = [model.get(key) for model in models.values()]
-        if any(value is not None for value in values):
-            rows.append((label, ["–" if value is None else form(value) for value in values]))
-    return {"models": list(models), "rows": rows}
+def _table(results: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """`models` and, of each number that any of them has, its label and the cells."""
+    found = rows(results, metrics)
+    return {
+        "models": models_of(results),
+        "rows": [(metric.label, [written(metric, value) for value in values]) for metric, values in found],
+    }
 
 
-def _cost(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _cost(logged: Rows) -> list[tuple[str, str]]:
     def column(key: str) -> list[float]:
-        return [row[key] for row in rows if row.get(key) is not None]
+        return [row[key] for row in logged if row.get(key) is not None]
 
     cost = []
     if seconds := column("seconds"):
-        cost.append(
-            ("Time", f"{max(seconds) / 60:.1f} min" if max(seconds) >= 60 else f"{max(seconds):.1f} s")
-        )
+        longest = max(seconds)
+        cost.append(("Time", f"{longest / 60:.1f} min" if longest >= 60 else f"{longest:.1f} s"))
     if samples := column("samples"):
         cost.append(("Samples seen", count(max(samples))))
     if rates := column("samples_per_second"):
@@ -133,48 +134,43 @@ def _cost(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
     if waits := column("data_wait"):
         cost.append(("Waiting for data (mean share of a step)", f"{100 * np.mean(waits):.1f} %"))
     if memory := column("peak_memory_mb"):
-        cost.append(("Peak memory", f"{max(memory):,.0f} MB"))
+        cost.append(("Peak memory", f"{max(memory):,.0f} MiB"))
     return cost
 
 
-# --- examples ---
+# --- exhibits and examples ---
 
 
-def _examples(samples: Mapping[str, np.ndarray]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(title, cards) of images on which student and teacher differ, both err, or both are right."""
-    if not {"images", "image_index", "labels", "student_pred", "teacher_pred"} <= samples.keys():
-        return []
-    names = class_names(samples)
-    groups: dict[str, list[dict[str, Any]]] = {
-        "Student and teacher differ": [],
-        "Both wrong": [],
-        "Both right": [],
-    }
-    for image, index in zip(samples["images"], samples["image_index"], strict=True):
-        label, student, teacher = (
-            int(samples[key][index]) for key in ("labels", "student_pred", "teacher_pred")
-        )
-        title = "Both right" if student == label else "Both wrong"
-        cards = groups["Student and teacher differ" if student != teacher else title]
-        if len(cards) < MAX_EXAMPLES:
-            answers = [
-                ("student", names[student], student == label),
-                ("teacher", names[teacher], teacher == label),
-            ]
-            cards.append(
-                {
-                    "uri": _data_uri(image),
-                    "small": image.shape[0] < 96,
-                    "label": names[label],
-                    "answers": answers,
-                }
-            )
-    return [(title, cards) for title, cards in groups.items() if cards]
+def _exhibits(shown: Sequence[Matrix | Listing], model: str) -> list[dict[str, Any]]:
+    """Matrices drawn, listings with their first rows and the rest."""
+    found: list[dict[str, Any]] = []
+    for number, each in enumerate(shown):
+        if isinstance(each, Matrix):
+            found.append({"title": each.title, "svg": matrix(each, f"exhibit-{model}-{number}")})
+            continue
+        numeric = [
+            bool(each.rows) and all(re.fullmatch(r"[-+]?[\d,.]+ ?%?", row[place]) for row in each.rows)
+            for place in range(len(each.columns))
+        ]
+        parts = {"head": each.rows[:SHOWN_ROWS], "rest": each.rows[SHOWN_ROWS:]}
+        found.append({"title": each.title, "columns": each.columns, "numeric": numeric, **parts})
+    return found
 
 
-def _data_uri(image: np.ndarray) -> str:
-    """The (H, W, 3) image inline: exact where it is small, JPEG where PNG would swell the page."""
-    kind = "PNG" if image.shape[0] < 96 else "JPEG"
+def _examples(samples: Sequence[Sample]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(heading, cards), in the order in which the groups come."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for sample in samples:
+        card: dict[str, Any] = {"label": sample.label, "text": sample.text, "answers": sample.answers}
+        if sample.picture is not None:
+            card |= {"uri": _data_uri(sample.picture), "small": sample.picture.shape[0] < 96}
+        groups.setdefault(sample.group, []).append(card)
+    return [(title[:1].upper() + title[1:], cards) for title, cards in groups.items()]
+
+
+def _data_uri(picture: npt.NDArray[np.uint8]) -> str:
+    """The (H, W, 3) picture inline: exact where it is small, JPEG where PNG would swell the page."""
+    kind = "PNG" if picture.shape[0] < 96 else "JPEG"
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format=kind)
+    Image.fromarray(picture).save(buffer, format=kind)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

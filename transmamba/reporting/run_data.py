@@ -1,50 +1,56 @@
-"""What a run has written, read for its report and its student's card."""
+"""What a run has written, read for its report, its comparison with others and its student's card."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
+from ..core.task import Listing, Matrix, Metric, Sample
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
+from .earlier import converted, is_earlier
+from .metrics import RESULTS_FILE, metrics_of, read_results
+from .samples import ITEMS_FILE, SAMPLES_FILE, Items, read_arrays, read_items, unpacked
 from .tracking import METRICS_FILE, read_metrics
-
-# of results.json: key, what people call it, how it is written
-METRICS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("top1", "Top-1 accuracy", lambda value: f"{value:.2f} %"),
-    ("top5", "Top-5 accuracy", lambda value: f"{value:.2f} %"),
-    ("agreement", "Agreement with the teacher", lambda value: f"{value:.2f} %"),
-    ("ece", "Calibration error (ECE)", lambda value: f"{value:.2f} %"),
-    ("nll", "Negative log-likelihood", lambda value: f"{value:.3f}"),
-    ("params", "Parameters", lambda value: count(value)),
-    ("images_per_second", "Images per second", lambda value: f"{value:,.0f}"),
-    ("peak_memory_mb", "Peak memory", lambda value: f"{value:,.0f} MB"),
-    ("minutes", "Minutes of training", lambda value: f"{value:.1f}"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunData:
     """What a run folder holds; an absent file is an empty value.
 
-    samples: labels, student_pred, teacher_pred (N,) over the evaluated split, class_names (K,);
-             images (M, H, W, 3) uint8 and image_index (M,), their places in the predictions
+    results:  each model's numbers, by `Metric.key`; `metrics` says how they are called
+    rows, scratch_rows: of metrics.jsonl, of the run and of the one from scratch
+    exhibits: by model
+    items:    of each evaluator that scored items
     """
 
     name: str
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    scratch_rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    rows: Sequence[dict[str, Any]] = ()
+    scratch_rows: Sequence[dict[str, Any]] = ()
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    samples: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    exhibits: Mapping[str, Sequence[Matrix | Listing]] = dataclasses.field(default_factory=dict)
+    items: Sequence[Items] = ()
     subclone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return metrics_of(self.results)
+
+    @property
+    def watched_split(self) -> str:
+        return watched_split(self.config, self.results)
+
+    @property
+    def final_split(self) -> str:
+        return final_split(self.config, self.results)
 
 
 def folder_of_run(path: Path) -> Path:
@@ -54,26 +60,47 @@ def folder_of_run(path: Path) -> Path:
         raise UserError(f"{path}: no such run folder; write the output_dir of a run")
     parent = path.resolve().parent
     run = parent if path.resolve().name == STUDENT_FOLDER and (parent / METRICS_FILE).is_file() else path
-    if not any((run / name).is_file() for name in (METRICS_FILE, "results.json", "config.yaml")):
+    if not any((run / name).is_file() for name in (METRICS_FILE, RESULTS_FILE, "config.yaml")):
         raise UserError(f"{path}: holds no run; write the output_dir of a run")
     return run
 
 
 def read_run(run: Path) -> RunData:
-    """Reads all that the report can show. Raises UserError naming a file that cannot be read."""
+    """Reads all that a report can show, of runs of any age. Raises UserError naming a file that cannot be
+    read."""
 
     def rows(path: Path) -> list[dict[str, Any]]:
         return read_metrics(path) if path.is_file() else []
 
+    config = _mapping(run / "config.yaml", yaml.safe_load)
+    results = read_results(run / RESULTS_FILE) if (run / RESULTS_FILE).is_file() else {}
+    samples, exhibits, items = _evaluated(run, final_split(config, results))
     return RunData(
         name=run.resolve().name,
-        results=_mapping(run / "results.json", json.loads),
+        results=results,
         rows=rows(run / METRICS_FILE),
         scratch_rows=rows(run / "scratch" / METRICS_FILE),
-        config=_mapping(run / "config.yaml", yaml.safe_load),
-        samples=_arrays(run / "samples.npz"),
+        config=config,
+        samples=samples,
+        exhibits=exhibits,
+        items=items,
         subclone=_mapping(run / "subclone.json", json.loads),
+        environment=_mapping(run / "environment.json", json.loads),
     )
+
+
+def _evaluated(run: Path, split: str) -> tuple[list[Sample], dict[str, list[Matrix | Listing]], list[Items]]:
+    """Samples, exhibits by model and scores of items."""
+    path = run / SAMPLES_FILE
+    arrays, items = read_arrays(path), read_items(run / ITEMS_FILE)
+    if not arrays:
+        return [], {}, items
+    if is_earlier(arrays):
+        return converted(arrays, split)
+    try:
+        return (*unpacked(arrays), items)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: holds no samples ({error}); delete it, or evaluate again") from None
 
 
 def part_label(part: Any, default: str) -> str:
@@ -83,26 +110,20 @@ def part_label(part: Any, default: str) -> str:
     return str(part) if part else default
 
 
-def watched_split(config: Mapping[str, Any]) -> str:
-    """What a run was evaluated on while it trained: the share of the training images that was held out, if
-    any."""
+def watched_split(config: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> str:
+    """What a run was evaluated on while it trained: what its results say, or else its recipe: the share of
+    the training data that was held out, if any."""
+    said = ((results or {}).get("splits") or {}).get("watched")
     task = config.get("task")
-    return "validation" if isinstance(task, Mapping) and task.get("validation") else "test"
+    return said or ("validation" if isinstance(task, Mapping) and task.get("validation") else "test")
 
 
-def final_split(config: Mapping[str, Any]) -> str:
-    """What a run's results were measured on: what the recipe says, or the split it was watched on."""
+def final_split(config: Mapping[str, Any], results: Mapping[str, Any] | None = None) -> str:
+    """What a run's results were measured on: what they say, or the recipe, or the split it was watched on."""
+    said = ((results or {}).get("splits") or {}).get("final")
     task = config.get("task")
     named = task.get("final_split") if isinstance(task, Mapping) else None
-    return named or watched_split(config)
-
-
-def class_names(samples: Mapping[str, np.ndarray]) -> list[str]:
-    """The names of the classes; where a run gave none, their numbers."""
-    given = [str(name) for name in samples.get("class_names", ())]
-    keys = [key for key in ("labels", "student_pred", "teacher_pred") if key in samples]
-    most = 1 + max(int(samples[key].max(initial=0)) for key in keys)
-    return given + [str(index) for index in range(len(given), most)]
+    return said or named or watched_split(config, results)
 
 
 def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
@@ -111,22 +132,9 @@ def _mapping(path: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
     try:
         data = parse(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}); delete it or run again"
-        ) from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read ({reason}); delete it or run again") from None
     return data if isinstance(data, Mapping) else {}
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); delete it or run `transmamba evaluate` again"
-        ) from None
 
 
 def count(value: float) -> str:
