@@ -25,9 +25,11 @@ import torch
 
 import transmamba.runs.run
 from transmamba.config import load as configs
+from transmamba.core.batch import Batch, image_batch
+from transmamba.ecosystems.find import save_model
 from transmamba.runs.recipe import Recipe
-from transmamba.students.student import save_model
-from transmamba.teachers.teacher import Teacher, adapt_teacher
+from transmamba.teachers.load import adapt_teacher
+from transmamba.teachers.teacher import Teacher
 from transmamba.training.trainer import Interrupted
 
 TIMING = frozenset(
@@ -40,7 +42,7 @@ VIM = dict(patch_size=4, embed_dim=12, depth=4, d_state=4)
 FULL_METHOD: dict[str, Any] = dict(
     init=dict(layers="all", calibration_images=8, mimic=True, fold=True, average=True),
     stages=[
-        dict(name="align", losses=[dict(name="mixer", triangular=1.0)], steps=5, lr=3e-3),
+        dict(name="align", losses=["mixer"], steps=5, lr=3e-3),
         dict(
             name="distill",
             losses=[
@@ -92,10 +94,15 @@ def tiny_student(kind: str = "vim", num_classes: int = 3) -> torch.nn.Module:
     return timm.create_model("ssd_vit_micro_patch2_8", num_classes=num_classes, **TEACHER)
 
 
-def tiny_batch(size: int, seed: int = 0, num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+def tiny_batch(size: int, seed: int = 0, num_classes: int = 3) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(size, 3, 8, 8, generator=generator)
-    return images, torch.randint(num_classes, (size,), generator=generator)
+    return image_batch(images, torch.randint(num_classes, (size,), generator=generator))
+
+
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """Some rows of a batch of images, counted anew."""
+    return image_batch(batch.inputs["image"][rows], batch.targets["classes"][rows], batch.index[rows])
 
 
 def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
@@ -123,7 +130,7 @@ def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
             ),
         ],
         trainer=dict(
-            batch_size=4, accumulation=2, save_every=3, log_every=2, eval_every=4, eval_batch_size=4
+            global_batch=8, micro_batch=4, save_every=3, log_every=2, eval_every=4, eval_batch_size=4
         ),
         seed=3,
     )

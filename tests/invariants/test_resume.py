@@ -286,36 +286,6 @@ def test_sigterm_saves_and_resumes(whole: Path, recipe: Recipe, step: int) -> No
     assert_same(run, whole / "run")
 
 
-def without_axes(recipe: Recipe) -> None:
-    """Runs where nobody may look for the teacher's axes."""
-
-    def refuse(*arguments: Any) -> Any:
-        raise AssertionError("the axes are found anew")
-
-    transmamba.runs.run.principal_axes = refuse
-    harness.run_quietly(recipe)
-
-
-@pytest.mark.parametrize("options", [{}, dict(fold=True, rotate="pca")], ids=["calibrated", "rotated"])
-def test_a_start_from_calibration_images_is_resumed(
-    options: dict[str, Any], whole: Path, tmp_path: Path
-) -> None:
-    """What calibration images decided is not decided anew by a resumed run."""
-    changes = dict(init=dict(layers="all", calibration_images=8, calibrate=8, **options))
-    stopped, straight = (again(whole, tmp_path / name, **changes) for name in ("stopped", "straight"))
-    harness.finish(harness.start(harness.run_quietly, straight))
-    report = json.loads((tmp_path / "straight/subclone.json").read_text())
-    assert [fitted["target"] for fitted in report["calibrated"]] == [
-        f"layers.{k}.mixer.out_proj" for k in range(harness.VIM["depth"])
-    ]
-    harness.finish(harness.start(stop_at, stopped, 7, 2))
-    harness.finish(harness.start(without_axes, stopped))
-    ours, theirs = (tmp_path / name / "student/model.safetensors" for name in ("stopped", "straight"))
-    assert ours.read_bytes() == theirs.read_bytes()
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("stopped", "straight")]
-    assert harness.without_timing(results[0]) == harness.without_timing(results[1])
-
-
 def without_measuring(recipe: Recipe) -> None:
     """Runs where nobody may ask for the teacher's statistics or start layers as averages."""
     import transmamba.distillation.aligner

@@ -54,7 +54,7 @@ def test_not_in_the_module(distiller: Distiller, vit: torch.nn.Module) -> None:
 def test_not_in_the_optimizer(distiller: Distiller) -> None:
     stage = Stage(losses=(LOSSES["kl"](),), steps=1)
     set_trainable(distiller, stage)
-    trained = [p for group in parameter_groups(distiller, stage, set()) for p in group["params"]]
+    trained = [p for group in parameter_groups(distiller, stage) for p in group["params"]]
     assert trained and not storages(trained) & storages(teacher_tensors(distiller))
 
 

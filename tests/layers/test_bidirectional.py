@@ -136,13 +136,6 @@ def test_deltas_of_both_directions_start_small() -> None:
         assert linear.weight.abs().max() <= linear.in_features**-0.5
 
 
-def test_vim_compat_init_leaves_the_backward_delta_at_softplus_of_zero() -> None:
-    mixer = BidirectionalMamba(64, vim_compat_init=True)
-    backward = nn.functional.softplus(mixer.dt_proj_b.bias)
-    torch.testing.assert_close(backward, torch.full_like(backward, math.log(2)))
-    assert nn.functional.softplus(mixer.dt_proj.bias).max() <= 1.01e-1
-
-
 def test_states_decay_at_their_own_number() -> None:
     mixer = BidirectionalMamba(16, d_state=3)
     for log in (mixer.A_log, mixer.A_b_log):

@@ -1,17 +1,27 @@
 from __future__ import annotations
 
+import logging
 import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import v2
 
 from transmamba.config.load import Part, dump, parse
 from transmamba.config.registry import TASKS
+from transmamba.core.batch import Batch
+from transmamba.core.task import Metric, Pass, Steps, Task
 from transmamba.data import ArraySource, Augment, Preprocessing
 from transmamba.data.images.digits import Digits
+from transmamba.data.images.folder import ImageFolder
 from transmamba.data.images.synthetic import Synthetic
 from transmamba.errors import ConfigError, UserError
 from transmamba.tasks.image_classification import ImageClassification, ImageClassificationConfig
@@ -22,6 +32,14 @@ EIGHT = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
 
 def _task(**options: Any) -> ImageClassification:
     return ImageClassificationConfig(**{"data": SMALL, **options}).build(EIGHT)
+
+
+def _eval(task: ImageClassification, split: str = "test", batch_size: int = 5, **options: int) -> list[Batch]:
+    return list(task.eval_batches(split, Pass(batch_size=batch_size, **options)))
+
+
+def _first(task: ImageClassification) -> Batch:
+    return next(task.train_batches(Steps(micro_batch=8, num_steps=1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +80,8 @@ def test_mistakes_in_a_recipe_name_their_place() -> None:
 def test_what_it_tells_about_the_data() -> None:
     task = _task()
     assert task.num_classes == 4 and task.classes[3] == "class 3" and task.num_train == 40
-    assert task.eval_split == "test" and task.indices("test").tolist() == list(range(11))
+    assert task.watched == task.final == "test"
+    assert task.indices("test").tolist() == list(range(11))
     assert task.preprocessing is EIGHT
     assert task.labels("train").tolist() == [n % 4 for n in range(40)]
 
@@ -79,24 +98,24 @@ def test_fractions_are_nested_and_stratified_also_within_a_half() -> None:
 def test_validation_is_held_out_whatever_else_is_chosen() -> None:
     task = _task(validation=0.3)
     held = set(task.indices("validation"))
-    assert task.eval_split == "validation" and len(held) == 12 and task.num_train == 28
+    assert task.watched == "validation" and len(held) == 12 and task.num_train == 28
     assert np.bincount(task.labels("validation")).tolist() == [3, 3, 3, 3]
     for options in ({"partition": "second_half"}, {"fraction": 0.5}, {"fraction_seed": 3}):
         other = _task(validation=0.3, **options)
         assert set(other.indices("validation")) == held and not held & set(other.train_indices)
-    index = torch.cat([batch.index for batch in task.eval_batches("validation", batch_size=5)])
+    index = torch.cat([batch.index for batch in _eval(task, "validation")])
     assert index.tolist() == sorted(held)
-    assert sum(map(len, task.eval_batches("test", batch_size=5))) == 11  # still there when asked for
+    assert sum(map(len, _eval(task))) == 11  # still there when asked for
     with pytest.raises(UserError, match=r"no validation split: write test, or set task.validation"):
-        _task().eval_batches("validation", batch_size=5)
+        _task().eval_batches("validation", Pass(batch_size=5))
     with pytest.raises(UserError, match="split 'dev': write train, validation or test"):
-        task.eval_batches("dev", batch_size=5)
+        task.eval_batches("dev", Pass(batch_size=5))
 
 
 def test_the_final_split_may_be_the_test_set_where_another_is_watched() -> None:
-    assert _task(validation=0.3).final_split == "validation" and _task().final_split == "test"
+    assert _task(validation=0.3).final == "validation" and _task().final == "test"
     task = _task(validation=0.3, final_split="test")
-    assert (task.eval_split, task.final_split) == ("validation", "test")
+    assert (task.watched, task.final) == ("validation", "test")
     with pytest.raises(UserError, match="validation is 0; hold out a share"):
         _task(final_split="validation")
 
@@ -104,64 +123,88 @@ def test_the_final_split_may_be_the_test_set_where_another_is_watched() -> None:
 def test_training_stays_within_the_chosen_images_and_resumes() -> None:
     task = _task(fraction=0.5, augment=Augment(crop_padding=1, hflip=True))
     options: dict[str, Any] = {"micro_batch": 4, "accumulation": 2, "seed": 3}
-    batches = list(task.train_batches(num_steps=5, **options))
-    assert len(batches) == 10
+    batches = list(task.train_batches(Steps(num_steps=5, **options)))
+    assert len(batches) == 10 and all(batch.counts == {"samples": 4} for batch in batches)
     seen = torch.cat([batch.index for batch in batches])
     assert sorted(seen.tolist()) == sorted(2 * task.train_indices.tolist())
-    tail = list(task.train_batches(num_steps=2, start_step=3, **options))
-    assert torch.equal(torch.cat([b.images for b in tail]), torch.cat([b.images for b in batches[6:]]))
-    ranks = [list(task.train_batches(num_steps=5, rank=r, world=2, micro_batch=4, seed=3)) for r in (0, 1)]
-    assert torch.equal(seen[:8], torch.cat([ranks[0][0].index, ranks[1][0].index]))
+    tail = list(task.train_batches(Steps(num_steps=2, start_step=3, **options)))
+    assert torch.equal(_images(tail), _images(batches[6:]))
+    ranks = [Steps(num_steps=5, rank=rank, world=2, micro_batch=4, seed=3) for rank in (0, 1)]
+    first = [next(task.train_batches(steps)) for steps in ranks]
+    assert torch.equal(seen[:8], torch.cat([batch.index for batch in first]))
+
+
+def _images(batches: list[Batch]) -> torch.Tensor:
+    return torch.cat([batch.inputs["image"] for batch in batches])
 
 
 def test_calibration_is_fixed_and_unaugmented() -> None:
     task = _task(augment=Augment(crop_padding=3, hflip=True), fraction=0.5)
-    batches = task.calibration(10, 4)
+    batches = list(task.calibration(10, 4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     index = torch.cat([batch.index for batch in batches])
     assert len(set(index.tolist())) == 10 and set(index.tolist()) <= set(task.train_indices.tolist())
     assert torch.equal(index, torch.cat([batch.index for batch in task.calibration(10, 5)]))
     pixels = SMALL.build("train").image(int(index[0]))
-    assert torch.equal(batches[0].images[0], EIGHT.eval_transform()(pixels))
+    assert torch.equal(batches[0].inputs["image"][0], EIGHT.eval_transform()(pixels))
     assert sum(map(len, task.calibration(1000, 64))) == 20
 
 
-@pytest.mark.parametrize("options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+MIXES = [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}]
+
+
+@pytest.mark.parametrize("options", MIXES)
 def test_mixing_is_deterministic_sums_to_one_and_touches_no_generator(options: dict[str, float]) -> None:
     task = _task(**options)
-    batch = next(task.train_batches(micro_batch=8, num_steps=1))
-    images = batch.images.clone()
+    batch = _first(task)
+    image = batch.inputs["image"].clone()
     state, python = torch.get_rng_state(), random.getstate()
-    first, again = task.mix(batch, 1), task.mix(batch, 1)
+    first, again = task.change(batch, 1), task.change(batch, 1)
     assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python
-    assert torch.equal(first.images, again.images) and torch.equal(first.targets, again.targets)
-    assert any(not torch.equal(first.images, task.mix(batch, seed).images) for seed in range(2, 6))
-    assert first.targets.shape == (8, 4) and first.targets.is_floating_point()
-    assert torch.allclose(first.targets.sum(1), torch.ones(8))
-    assert torch.equal(batch.images, images) and torch.equal(first.index, batch.index)
+    assert all(torch.equal(first.tensors()[name], again.tensors()[name]) for name in first.tensors())
+    others = [task.change(batch, seed).inputs["image"] for seed in range(2, 6)]
+    assert any(not torch.equal(first.inputs["image"], other) for other in others)
+    shares = first.targets["classes"]
+    assert shares.shape == (8, 4) and shares.is_floating_point()
+    assert torch.allclose(shares.sum(1), torch.ones(8))
+    assert torch.equal(batch.inputs["image"], image) and torch.equal(first.index, batch.index)
+    assert first.counts == {"samples": 8}
+
+
+@pytest.mark.parametrize("options", MIXES)
+def test_mixing_is_torchvisions_under_the_same_seed(options: dict[str, float]) -> None:
+    task = _task(**options)
+    batch = _first(task)
+    ways: list[Any] = [v2.MixUp(alpha=options["mixup"], num_classes=4)] if "mixup" in options else []
+    ways += [v2.CutMix(alpha=options["cutmix"], num_classes=4)] if "cutmix" in options else []
+    for seed in (0, 1, 2, 12345678901234567890):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            image, classes = v2.RandomChoice(ways)(batch.inputs["image"], batch.targets["classes"])
+        mixed = task.change(batch, seed)
+        assert torch.equal(mixed.inputs["image"], image) and torch.equal(mixed.targets["classes"], classes)
 
 
 def test_mixup_shares_are_those_of_the_pixels() -> None:
     task = _task(mixup=1.0)
-    batch = next(task.train_batches(micro_batch=8, num_steps=1))
-    mixed = task.mix(batch, 3)
-    hot = torch.nn.functional.one_hot(batch.targets, 4).float()
+    batch = _first(task)
+    mixed = task.change(batch, 3)
+    image, shares = batch.inputs["image"], mixed.targets["classes"]
+    hot = torch.nn.functional.one_hot(batch.targets["classes"], 4).float()
     partner, share = hot.roll(1, 0), None
     for row in range(8):
         if not torch.equal(hot[row], partner[row]):
-            share = mixed.targets[row][batch.targets[row]]
+            share = shares[row][batch.targets["classes"][row]]
     assert share is not None and 0 < share < 1
-    assert torch.allclose(mixed.targets, share * hot + (1 - share) * partner, atol=1e-6)
-    assert torch.allclose(
-        mixed.images, share * batch.images + (1 - share) * batch.images.roll(1, 0), atol=1e-5
-    )
+    assert torch.allclose(shares, share * hot + (1 - share) * partner, atol=1e-6)
+    assert torch.allclose(mixed.inputs["image"], share * image + (1 - share) * image.roll(1, 0), atol=1e-5)
 
 
 def test_both_ways_of_mixing_occur_and_off_means_untouched() -> None:
-    batch = next(_task().train_batches(micro_batch=8, num_steps=1))
-    assert _task().mix(batch, 0) is batch
-    task = _task(mixup=0.8, cutmix=0.8)
-    kept = [(task.mix(batch, seed).images == batch.images).float().mean() for seed in range(20)]
+    batch = _first(_task())
+    assert _task().change(batch, 0) is batch
+    task, image = _task(mixup=0.8, cutmix=0.8), batch.inputs["image"]
+    kept = [(task.change(batch, seed).inputs["image"] == image).float().mean() for seed in range(20)]
     # cutmix leaves the pixels outside its rectangle as they were, mixup leaves almost none
     assert any(share > 0.05 for share in kept) and any(share < 0.05 for share in kept)
 
@@ -176,17 +219,130 @@ def test_pictures_for_the_report() -> None:
     assert task.images(np.zeros(0, dtype=np.int64)).shape == (0, 16, 16, 3)
 
 
+def _model(num_classes: int, names: Sequence[str] | None = None) -> SimpleNamespace:
+    return SimpleNamespace(num_classes=num_classes, class_names=names)
+
+
 def test_a_teacher_of_another_head_is_sent_to_fine_tuning() -> None:
-    _task().check_classes(4)
+    _task().check(_model(4), "teacher")
     message = (
         "teacher has 1000 classes but the data has 4: class 0, class 1, class 2, class 3; "
-        "fit its head first: recipes/finetune.py --config recipes/configs/finetune_head.yaml"
+        "fit its head first: recipes/distill.py --config recipes/configs/finetune_head.yaml"
     )
     with pytest.raises(UserError) as caught:
-        _task().check_classes(1000)
+        _task().check(_model(1000), "teacher")
     assert str(caught.value) == message
     with pytest.raises(UserError, match=r"^student has 10 classes"):
-        _task().check_classes(10, "student")
+        _task().check(_model(10), "student")
+    with pytest.raises(UserError, match=r"^student has no classes"):
+        _task().check(object(), "student")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A reader of 12 images, each of the value of its class's place in the alphabet."""
+
+    names: tuple[str, ...] = ("ant", "bee", "cat")
+
+    def build(self, split: str) -> ArraySource:
+        labels = np.arange(12, dtype=np.int64) % len(self.names)
+        pixels = np.zeros((12, 8, 8, 3), dtype=np.uint8) + labels[:, None, None, None].astype(np.uint8)
+        return ArraySource(pixels, labels, self.names)
+
+
+def test_classes_are_numbered_as_the_teacher_names_them(caplog: pytest.LogCaptureFixture) -> None:
+    """What a picture shows stays with its name, in every split and every batch."""
+    task = _task(data=Named(), validation=0.3, final_split="test")
+    chosen = task.train_indices.tolist()
+    with caplog.at_level(logging.WARNING, logger="transmamba.data"):
+        task.check(_model(3, ["cat", "ant", "bee"]), "teacher")
+        task.check(_model(3), "student")
+        task.check(_model(3, ["cat", "ant", "bee"]), "student")
+    assert len(caplog.records) == 1 and "teacher's order, by name: 'ant' is 1, not 0" in caplog.text
+    assert task.classes == ("cat", "ant", "bee") and task.train_indices.tolist() == chosen
+    batches = [_first(task), *_eval(task), *_eval(task, "validation"), *task.calibration(5, 5)]
+    for batch in batches:
+        value = (batch.inputs["image"][:, 0, 0, 0] * 0.25 + 0.5) * 255
+        for pixel, number in zip(
+            value.round().int().tolist(), batch.targets["classes"].tolist(), strict=True
+        ):
+            assert task.classes[number] == Named().names[pixel]
+    assert task.labels("test").tolist() == [1, 2, 0] * 4
+
+
+def test_models_that_number_the_same_classes_apart_are_refused() -> None:
+    for first, second in (("abc", "bca"), ("bca", "abc")):
+        task = _task(data=Named(names=tuple("abc")))
+        task.check(_model(3, tuple(first)), "teacher")
+        with pytest.raises(UserError, match=r"^student numbers the same classes in another order"):
+            task.check(_model(3, tuple(second)), "student")
+
+
+def test_other_names_are_refused_and_positions_taken_where_there_are_none(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(UserError, match=r"\(only in the data: cat; only in teacher: dog\)"):
+        _task(data=Named()).check(_model(3, ("ant", "bee", "dog")), "teacher")
+    task = _task(data=Named())
+    task.check(_model(3, ("0", "1", "2")), "teacher")
+    assert task.classes == ("ant", "bee", "cat") and not caplog.records
+    task = _task(data=Named(names=("0", "1", "10", "2")))
+    with caplog.at_level(logging.WARNING, logger="transmamba.data"):
+        task.check(_model(4), "teacher")
+    assert "numbered in the order 0, 1, 10, 2 ...: teacher has no names to join" in caplog.text
+
+
+@pytest.fixture
+def evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the evaluator of classifiers: what it is given is what is looked at here."""
+
+    @dataclass
+    class ClassificationEvaluator:
+        METRICS = (Metric(key="top1", label="top-1 %", headline=True),)
+        split: str
+        batches: Callable[[Pass], Iterator[Batch]]
+        class_names: Sequence[str]
+        pictures: Callable[[Any], Any]
+
+    module = ModuleType("transmamba.evaluation.classification")
+    module.ClassificationEvaluator = ClassificationEvaluator  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+@pytest.mark.usefixtures("evaluation")
+def test_evaluators_are_given_the_split_and_the_names() -> None:
+    task: Any = _task(data=Named(), validation=0.3)
+    task.check(_model(3, ["cat", "ant", "bee"]), "teacher")
+    (evaluator,) = task.evaluators("validation")
+    assert evaluator.split == "validation" and evaluator.class_names == ("cat", "ant", "bee")
+    assert [metric.key for metric in task.metrics] == ["top1"] and isinstance(task, Task)
+    held = task.indices("validation")
+    batches = list(evaluator.batches(Pass(batch_size=2)))
+    assert torch.cat([batch.index for batch in batches]).tolist() == held.tolist()
+    ranks = [list(evaluator.batches(Pass(batch_size=2, rank=rank, world=2))) for rank in (0, 1)]
+    assert sorted(int(n) for part in ranks for batch in part for n in batch.index) == sorted(held)
+    assert evaluator.pictures(held[:2]).shape == (2, 8, 8, 3)
+    with pytest.raises(UserError, match="split 'dev'"):
+        task.evaluators("dev")
+
+
+def test_every_image_that_is_measured_is_looked_through(tmp_path: Path) -> None:
+    for split, count in (("train", 10), ("test", 4)):
+        for name in ("ant", "bee"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8)).save(tmp_path / split / name / f"{number}.png")
+    task = _task(data=ImageFolder(root=str(tmp_path)), validation=0.3, final_split="test")
+    assert list(task.look_through()) == []
+    broken = {tmp_path / "test" / "bee" / "3.png"}
+    for split, index in (("validation", task.indices("validation")[2]), ("train", task.train_indices[0])):
+        path = tmp_path / "train" / ("ant" if index < 10 else "bee") / f"{index % 10}.png"
+        path.write_bytes(b"no picture")
+        broken |= {path} if split == "validation" else set()  # what is trained on is met in training
+    (tmp_path / "test" / "bee" / "3.png").write_bytes(b"")
+    lines = list(task.look_through())
+    assert len(lines) == 2 and {Path(line.split(": does not decode")[0]) for line in lines} == broken
+    assert list(_task().look_through()) == []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +358,19 @@ class Disagreeing:
         return ArraySource(np.zeros((6, 8, 8, 3), dtype=np.uint8), np.arange(6, dtype=np.int64) % 2, classes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    """A reader whose splits call a class by different names."""
+
+    def build(self, split: str) -> ArraySource:
+        return Named(names=tuple("abc" if split == "train" else "abd")).build(split)
+
+
 def test_splits_that_disagree_or_are_missing_are_found_before_training() -> None:
     with pytest.raises(UserError, match="train has 2 classes but test has 3"):
         _task(data=Disagreeing())
+    with pytest.raises(UserError, match=r"different classes \(only in train: c; only in test: d\)"):
+        _task(data=Renamed())
     with pytest.raises(UserError, match="no test split"):
         _task(data=Disagreeing(tested=False))
     assert _task(data=Disagreeing(tested=False), validation=0.4).num_train == 4

@@ -177,10 +177,10 @@ class Context:
     positions: Tensor | None = None
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor]) -> Context:
-        """Of text (B, L): its mask, its segments, and each token's place in its own document. Padding before
-        a text does not move it. Of inputs without text, an empty one."""
-        if "text" not in inputs:
+    def of(cls, inputs: Mapping[str, Tensor], reads: str = "text") -> Context:
+        """Of the input that a tower reads: of text (B, L) its mask, its segments, and each token's place in its
+        own document. Padding before a text does not move it. Of any other input, an empty one."""
+        if reads != "text" or reads not in inputs:
             return cls()
         text = inputs["text"]
         mask, segments = inputs.get("text_mask"), inputs.get("text_segment")

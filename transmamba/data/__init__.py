@@ -1,6 +1,7 @@
-"""Labelled images: readers for what users have, and the deterministic stream of batches made from them.
+"""Readers for what users have, and the deterministic stream of batches made from them.
 
-Each reader is a configuration dataclass in the registry READERS; `build(split)` returns an `ImageSource`.
+Each reader of images is a configuration dataclass in the registry READERS; `build(split)` returns an
+`ImageSource`.
 """
 
 from ..core.batch import Batch

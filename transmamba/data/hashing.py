@@ -7,6 +7,8 @@ generators", OOPSLA 2014).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -15,6 +17,7 @@ Key = int | npt.NDArray[np.int64] | npt.NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+_MASK = 0xFFFFFFFFFFFFFFFF
 
 
 def hash64(*keys: Key) -> npt.NDArray[np.uint64]:
@@ -31,10 +34,41 @@ def permutation(size: int, *keys: int) -> npt.NDArray[np.int64]:
     return order.astype(np.int64, copy=False)
 
 
+class Draws:
+    """A sequence of random numbers that `seed` determines: SplitMix64's own, one object for each item.
+
+    Nothing is shared, so that neither the order in which items are made nor another thread matters; plain
+    integers, because an item draws a dozen numbers and making a generator of numpy's costs more than that.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed & _MASK
+
+    def bits(self) -> int:
+        """64 random bits."""
+        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
+        mixed = ((self._state ^ (self._state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        return mixed ^ (mixed >> 31)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        """Evenly from [low, high)."""
+        return low + (high - low) * ((self.bits() >> 11) * 2.0**-53)
+
+    def below(self, bound: int) -> int:
+        """Evenly from 0 .. bound - 1."""
+        return (self.bits() * bound) >> 64
+
+    def normal(self, mean: float, std: float) -> float:
+        """Box and Muller, "A note on the generation of random normal deviates", 1958."""
+        radius = math.sqrt(-2.0 * math.log(1.0 - self.uniform()))
+        return mean + std * radius * math.cos(2.0 * math.pi * self.uniform())
+
+
 def _unsigned(key: Key) -> npt.NDArray[np.uint64]:
     if isinstance(key, np.ndarray):
         return key.astype(np.uint64)
-    return np.array([int(key) & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
+    return np.array([int(key) & _MASK], dtype=np.uint64)
 
 
 def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

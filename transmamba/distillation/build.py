@@ -77,7 +77,7 @@ def _build(config: Any, geometry: Geometry | None) -> Iterable[tuple[str, Loss]]
             "cross_entropy, or kl where there is a teacher"
         )
     several = geometry is not None and len(geometry.streams) > 1
-    return [(f".{name}" if several else "", config.build_stream(stream)) for name, stream in streams.items()]
+    return [(f"/{name}" if several else "", config.build_stream(stream)) for name, stream in streams.items()]
 
 
 def make_aligners(

@@ -208,10 +208,11 @@ class Distiller(nn.Module):
     def _run_mixers(self, teacher: Output, batch: Batch, losses: Iterable[Loss]) -> Output:
         """Every mixer that a loss asks for, on the teacher's own input of its layer."""
         assert isinstance(self.student, Student) and self.teacher is not None
-        output, context = Output(), Context.of(batch.inputs)
+        output = Output()
         for name, capture in union([loss.student_captures() for loss in losses]).items():
             tower, aligner = self.student.towers[name], self._aligners()[name]
-            sources = tower.sources(self.teacher.view.towers[name].kinds)
+            taught = self.teacher.view.towers[name]
+            sources, context = tower.sources(taught.kinds), Context.of(batch.inputs, taught.embedding.reads)
             stream = output.streams[name] = Stream(tower.layout, teacher.streams[name].mask)
             for k in sorted(capture.mixers):
                 hidden = aligner.to_student(teacher.streams[name].mixers[sources[k]]["input"])

@@ -32,16 +32,3 @@ def read_model_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'}: expected a JSON object, found {type(config).__name__}")
     return config
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """A results.json. Raises UserError where it is torn: whoever wrote it renames whole files into place."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); remove it, and the same command measures the run again"
-        ) from error
-    if not isinstance(results, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(results).__name__}")
-    return results

@@ -22,7 +22,7 @@ from ..distillation.distiller import Distiller
 from ..ecosystems.find import save_model
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
-from ..evaluation.run import Measured, ModelRunner, measure
+from ..evaluation.run import Measured, ModelRunner, alone, measure
 from ..reporting.tracking import Tracker
 from ..subcloning.subclone import subclone
 from ..teachers.teacher import Teacher
@@ -138,9 +138,7 @@ class Pipeline:
         if teacher is None or not isinstance(student, Student):
             return
         geometry = geometry_of(student, teacher)
-        losses = [
-            loss for stage, _ in self.stages for loss in build_losses(stage.losses, geometry).values()
-        ]
+        losses = [loss for stage, _ in self.stages for loss in build_losses(stage.losses, geometry).values()]
         self.aligners = make_aligners(student, teacher, losses, kept)
         if any(loss.standardises for loss in losses) and not resumed:
             self.aligners.to(self.accelerator.device)
@@ -211,6 +209,6 @@ class Pipeline:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-        gather = {} if accelerator.num_processes == 1 else {"gather": lambda mine: gather_object([mine])}
-        say = None if tracker is None else tracker.say
-        return measure(self.parts.task.evaluators(split), runners, passing, say=say, **gather)  # type: ignore[arg-type]
+        say, watch = (None, None) if tracker is None else (tracker.say, tracker.watch)
+        gather = alone if accelerator.num_processes == 1 else lambda mine: gather_object([mine])
+        return measure(self.parts.task.evaluators(split), runners, passing, gather, say=say, watch=watch)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load as configs
-from ..ecosystems.folders import STUDENT_FOLDER, read_results
+from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
 from ..evaluation.run import Measured
+from ..reporting.metrics import read_results
 from ..reporting.report import write_report
 from ..teachers.teacher import Teacher
 from .build import assemble, make_accelerator

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..config.load import Part
 from ..config.registry import READERS, TASKS
 from ..core.batch import Batch
 from ..core.preprocessing import Preprocessing
+from ..core.task import Evaluator, Metric, Pass, Steps
+from ..data.classes import count_of, disagreement, joined, names_of, numbered_as_text
 from ..data.hashing import permutation
 from ..data.images.augment import Augment
-from ..data.images.source import ImageSource
-from ..data.stream import StepSampler, TrainImages, eval_batches, train_batches
+from ..data.images.batches import EvalImages, TrainImages
+from ..data.images.decoding import in_threads, refusal
+from ..data.images.mixing import mix
+from ..data.images.source import ImageSource, Renumbered
+from ..data.stream import StepSampler, in_order, load
 from ..data.subset import Partition, check_fraction, hold_out, partition_half, stratified_fraction
 from ..errors import UserError
 
 Indices = npt.NDArray[np.int64]
+
+logger = logging.getLogger("transmamba.data")
 
 
 @TASKS.register("image_classification")
@@ -69,36 +77,70 @@ class ImageClassificationConfig:
 
 
 class ImageClassification:
-    """The data of one run, as one model sees it.
+    """The data of one run, as one model sees it. A `core.task.Task`.
 
     preprocessing: the model's
-    eval_split:    'validation' if a share of the training data is held out, 'test' otherwise
-    final_split:   what the finished model is measured on
+    watched:       'validation' if a share of the training data is held out, 'test' otherwise
+    final:         the split that the finished model is measured on
     train_indices: (num_train,) int64, the images trained on, by number in the training source
     """
 
     def __init__(self, config: ImageClassificationConfig, preprocessing: Preprocessing) -> None:
         self.config = config
         self.preprocessing = preprocessing
-        self.eval_split = "validation" if config.validation else "test"
-        self.final_split = config.final_split or self.eval_split
+        self.watched = "validation" if config.validation else "test"
+        self.final = config.final_split or self.watched
         self._train: ImageSource = config.data.build("train")
         self._test: ImageSource | None = None
+        self._order: Indices | None = None
         self.train_indices, self._held_out = self._choose()
-        if "test" in (self.eval_split, self.final_split):
+        self.num_train = len(self.train_indices)
+        self.num_classes = len(self._train.classes)
+        if "test" in (self.watched, self.final):
             self._source("test")  # so that a missing test split is known before training, not after
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self._train.classes
+        """Their names, by number: in the order of the model that was checked, where that has names."""
+        return self._source("train").classes
 
     @property
-    def num_classes(self) -> int:
-        return len(self._train.classes)
+    def metrics(self) -> tuple[Metric, ...]:
+        from ..evaluation.classification import ClassificationEvaluator
 
-    @property
-    def num_train(self) -> int:
-        return len(self.train_indices)
+        return ClassificationEvaluator.METRICS
+
+    def check(self, model: Any, who: str) -> None:
+        """Joins the data's classes with those of a teacher or a student, which from now on number them.
+
+        By name where both have names, by position otherwise. Raises UserError when the model tells another
+        number of classes apart, or others.
+        """
+        count = count_of(model)
+        if count != self.num_classes:
+            raise UserError(
+                f"{who} has {'no' if count is None else count} classes but the data has {self.num_classes}: "
+                f"{', '.join(self.classes[:5])}{' ...' if self.num_classes > 5 else ''}; "
+                "fit its head first: recipes/distill.py --config recipes/configs/finetune_head.yaml"
+            )
+        names = names_of(model)
+        order = joined(self._train.classes, names, who) if names and len(names) == count else None
+        if order is not None:
+            self._take_order(order, who)
+        elif numbered_as_text(self.classes):
+            shown = ", ".join(self.classes[:5])
+            logger.warning("classes are numbered in the order %s ...: %s has no names to join", shown, who)
+
+    def _take_order(self, order: Indices, who: str) -> None:
+        """Number the classes as `who` does, and say so where the data's own order is another."""
+        if self._order is not None and not np.array_equal(order, self._order):
+            raise UserError(f"{who} numbers the same classes in another order than the model it goes with")
+        moved = np.flatnonzero(order != np.arange(len(order)))
+        if self._order is None and len(moved):
+            name, number = self._train.classes[moved[0]], order[moved[0]]
+            message = "the data's classes are numbered in %s's order, by name: %r is %d, not %d, and so on"
+            logger.warning(message, who, name, number, moved[0])
+        self._order = order
 
     def indices(self, split: str) -> Indices:
         """Numbers of the images of 'train' (those trained on), 'validation' or 'test' in their source."""
@@ -117,84 +159,51 @@ class ImageClassification:
         """Class numbers in the order of `indices(split)`."""
         return self._source(split).labels[self.indices(split)]
 
-    def train_batches(
-        self,
-        *,
-        micro_batch: int,
-        accumulation: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        seed: int = 0,
-        start_step: int = 0,
-        num_steps: int,
-        workers: int = 0,
-        pin_memory: bool = False,
-    ) -> Iterator[Batch]:
-        """This rank's `num_steps * accumulation` micro-batches from optimizer step `start_step` on.
+    def train_batches(self, steps: Steps) -> Iterator[Batch]:
+        """A rank's micro-batches, from step `start_step` on. Not mixed: see `change`."""
+        source, augment = self._source("train"), self.config.augment
+        images = TrainImages(source, self.train_indices, self.preprocessing, augment, steps.seed)
+        sampler = StepSampler(num_items=self.num_train, steps=steps)
+        return load(images, sampler, steps.micro_batch, workers=steps.workers, pin_memory=steps.pin_memory)
 
-        They depend on nothing but the arguments: see `transmamba.data.stream`. Not mixed: see `mix`.
-        """
-        config = self.config
-        dataset = TrainImages(self._train, self.train_indices, self.preprocessing, config.augment, seed)
-        sampler = StepSampler(
-            num_items=self.num_train,
-            micro_batch=micro_batch,
-            accumulation=accumulation,
-            rank=rank,
-            world=world,
-            seed=seed,
-            start_step=start_step,
-            num_steps=num_steps,
-        )
-        return train_batches(dataset, sampler, workers, pin_memory)
-
-    def eval_batches(
-        self,
-        split: str = "test",
-        *,
-        batch_size: int,
-        workers: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        pin_memory: bool = False,
-    ) -> Iterator[Batch]:
+    def eval_batches(self, split: str, passing: Pass) -> Iterator[Batch]:
         """Images `indices(split)[rank::world]` in order, each once, through the evaluation transform."""
-        return eval_batches(
-            self._source(split),
-            self.indices(split),
-            self.preprocessing,
-            batch_size,
-            workers,
-            rank,
-            world,
-            pin_memory,
-        )
+        parts = in_order(self.indices(split), passing.batch_size, passing.rank, passing.world)
+        images = EvalImages(self._source(split), self.preprocessing)
+        return load(images, parts, passing.batch_size, workers=passing.workers)
 
-    def calibration(self, num_images: int, batch_size: int) -> list[Batch]:
+    def calibration(self, samples: int, batch_size: int) -> Iterator[Batch]:
         """A fixed random choice of training images (all if there are fewer), as evaluation sees them."""
-        chosen = self.train_indices[permutation(self.num_train, self.config.split_seed)[:num_images]]
-        return list(eval_batches(self._train, chosen, self.preprocessing, batch_size))
+        chosen = self.train_indices[permutation(self.num_train, self.config.split_seed)[:samples]]
+        images = EvalImages(self._source("train"), self.preprocessing)
+        return load(images, in_order(chosen, batch_size), batch_size)
 
-    def mix(self, batch: Batch, seed: int) -> Batch:
-        """The batch with its images mixed pairwise and targets (B, K) that say in what shares; itself if off.
+    def change(self, batch: Batch, seed: int) -> Batch:
+        """The batch with its images mixed pairwise and classes (B, K) that say in what shares; itself if off.
 
-        Zhang et al., mixup, ICLR 2018; Yun et al., CutMix, ICCV 2019. What is drawn depends on `seed` alone,
-        on any device; the pairs lie within the micro-batch, so here, and only here, its size matters.
+        What is drawn depends on `seed` alone, on any device; the pairs lie within the micro-batch, so here,
+        and only here, its size matters.
         """
-        if not self.config.mixup and not self.config.cutmix:
+        mixup, cutmix = self.config.mixup, self.config.cutmix
+        if not mixup and not cutmix:
             return batch
-        from torchvision.transforms import v2
+        image, classes = mix(
+            batch.inputs["image"],
+            batch.targets["classes"],
+            num_classes=self.num_classes,
+            mixup=mixup,
+            cutmix=cutmix,
+            seed=seed,
+        )
+        inputs, targets = {**batch.inputs, "image": image}, {**batch.targets, "classes": classes}
+        return replace(batch, inputs=inputs, targets=targets)
 
-        ways: list[Any] = []
-        if self.config.mixup:
-            ways.append(v2.MixUp(alpha=self.config.mixup, num_classes=self.num_classes))
-        if self.config.cutmix:
-            ways.append(v2.CutMix(alpha=self.config.cutmix, num_classes=self.num_classes))
-        # torchvision draws on the CPU wherever the images are, so no device's generator is touched.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            images, targets = v2.RandomChoice(ways)(batch.images, batch.targets)
-        return Batch(images, targets, batch.index)
+    def evaluators(self, split: str) -> tuple[Evaluator, ...]:
+        from ..evaluation.classification import ClassificationEvaluator
+
+        self.indices(split)  # refuses a split that there is not
+        batches, pictures = partial(self.eval_batches, split), partial(self.images, split=split)
+        return (ClassificationEvaluator(split, batches, self.classes, pictures),)
 
     def images(self, indices: Indices, split: str = "test") -> npt.NDArray[np.uint8]:
         """Pictures to look at, (N, H, W, 3): resized and cropped as for evaluation, not normalised.
@@ -206,15 +215,15 @@ class ImageClassification:
             return np.zeros((0, *self.preprocessing.input_size[1:], 3), dtype=np.uint8)
         return np.stack([np.array(geometry(source.image(int(i))).convert("RGB")) for i in indices])
 
-    def check_classes(self, num_classes: int, who: str = "teacher") -> None:
-        """Raises UserError when `who` was made for another number of classes."""
-        if num_classes == self.num_classes:
-            return
-        shown = ", ".join(self.classes[:5]) + (" ..." if self.num_classes > 5 else "")
-        raise UserError(
-            f"{who} has {num_classes} classes but the data has {self.num_classes}: {shown}; "
-            "fit its head first: recipes/distill.py --config recipes/configs/finetune_head.yaml"
-        )
+    def look_through(self) -> Iterator[str]:
+        """Decodes every image of the evaluation splits; a line for each that does not decode."""
+        for split in dict.fromkeys((self.watched, self.final)):
+            source = self._source(split)
+            if source.array() is not None:
+                continue
+            check = partial(refusal, load=source.image)
+            refused = in_threads(self.indices(split), check, f"checking {split} images")
+            yield from (reason for reason in refused if reason)
 
     def _choose(self) -> tuple[Indices, Indices]:
         """(trained on, held out): validation first, so that halves and fractions are measured alike."""
@@ -227,15 +236,21 @@ class ImageClassification:
         return chosen, held_out
 
     def _source(self, split: str) -> ImageSource:
-        if split in ("train", "validation"):
-            return self._train
-        if split != "test":
+        """The images that a split is of, their classes numbered as the checked model does."""
+        if split not in ("train", "validation", "test"):
             raise UserError(f"split {split!r}: write train, validation or test")
+        source = self._tested() if split == "test" else self._train
+        return source if self._order is None else Renumbered.of(source, self._order)
+
+    def _tested(self) -> ImageSource:
         if self._test is None:
             test: ImageSource = self.config.data.build("test")
-            if test.classes != self.classes:
+            if len(test.classes) != self.num_classes:
                 raise UserError(
                     f"train has {self.num_classes} classes but test has {len(test.classes)}: they must agree"
                 )
+            if test.classes != self._train.classes:
+                difference = disagreement("train", self._train.classes, "test", test.classes)
+                raise UserError(f"train and test have different classes ({difference or 'in another order'})")
             self._test = test
         return self._test

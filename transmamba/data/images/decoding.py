@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -27,6 +27,8 @@ logger = logging.getLogger("transmamba.data")
 
 # Below this many pictures a scan takes seconds and needs no progress bar.
 _LONG = 5000
+# Items that a thread takes at once: one by one, a million of them cost more to hand out than to do.
+_CHUNK = 16
 _GRAYSCALE = ("1", "L", "I", "F")
 _ADVICE = "; remove it or set on_error: skip"
 
@@ -62,25 +64,35 @@ def undecodable(count: int, load: Callable[[int], object], identity: str) -> npt
     try:
         broken = [int(number) for number in json.loads(record.read_text())]
     except (OSError, ValueError, TypeError):
-        refused = in_threads(range(count), lambda number: _refusal(number, load), "checking images")
+        refused = in_threads(range(count), lambda number: refusal(number, load), "checking images")
         broken = [number for number, reason in enumerate(refused) if reason]
         _remember(record, broken)
     if broken:
-        first = (_refusal(broken[0], load) or "").removesuffix(_ADVICE)
+        first = (refusal(broken[0], load) or "").removesuffix(_ADVICE)
         logger.warning(
             "skipping %d of %d images that do not decode; the first: %s", len(broken), count, first
         )
     return np.array(broken, dtype=np.int64)
 
 
-def in_threads(items: Iterable[int], work: Callable[[int], T], what: str) -> Iterator[T]:
-    """`work` of every item, in order; Pillow decodes outside the interpreter lock, so threads are enough."""
-    items = list(items)
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        yield from _with_progress(pool.map(work, items), len(items), what)
+def in_threads(
+    items: Sequence[int] | npt.NDArray[np.int64], work: Callable[[int], T], what: str
+) -> Iterator[T]:
+    """`work` of every item, in order, with a progress bar if they are many.
+
+    Threads are enough: Pillow decodes and the system looks up files outside the interpreter lock.
+    """
+    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
+    try:
+        results = pool.map(lambda chunk: [work(int(item)) for item in chunk], chunks)
+        yield from _with_progress((result for part in results for result in part), len(items), what)
+    finally:  # one that is refused must not wait for all the others
+        pool.shutdown(cancel_futures=True)
 
 
-def _refusal(number: int, load: Callable[[int], object]) -> str | None:
+def refusal(number: int, load: Callable[[int], object]) -> str | None:
+    """Why `load` refuses that picture, in a line; None if it does not."""
     try:
         load(number)
     except UserError as error:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import logging
 import os
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,13 +18,17 @@ from PIL import Image
 
 from ...config.registry import READERS
 from ...errors import UserError
-from .decoding import OnError, decode, undecodable
+from ..classes import disagreement
+from .decoding import OnError, decode, in_threads, undecodable
 from .memory import in_memory
 from .source import ImageSource, check_split, existing
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+# Formats that Pillow knows and does not decode: others' data, films, and programs that Ghostscript would run.
+NOT_DECODED = ("BUFR", "GRIB", "HDF5", "WMF", "MPEG", "EPS")
 TEST_FOLDERS = ("test", "val", "validation")
 LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg"
+
+logger = logging.getLogger("transmamba.data")
 
 
 @READERS.register("image_folder")
@@ -27,8 +36,9 @@ LAYOUT = "train/CLASS/*.jpg and test/CLASS/*.jpg"
 class ImageFolder:
     """A folder with train/ and test/ (or val/, validation/), each with one folder of images per class.
 
-    Classes are numbered in the sorted order of their names. Images may lie deeper inside their class folder;
-    hidden files are left out, and so is every suffix but png, jpg, jpeg, webp and bmp.
+    Classes are numbered in the sorted order of their names. Images may lie deeper inside their class folder,
+    and behind links. Every suffix of a format that Pillow decodes is read; how many files of other kinds are
+    left out is logged. Hidden files are left out.
 
     root:     the folder
     on_error: refuse an image that does not decode, or skip it (all are decoded once, to know which)
@@ -88,11 +98,19 @@ class FileSource:
 
     def identity(self) -> str:
         """Changes when any file is added, removed or written to."""
-        parts = [str(self.folder)]
-        for index in range(len(self)):
-            status = self.path(index).stat()
-            parts.append(f"{os.fsdecode(bytes(self.paths[index]))} {status.st_size} {status.st_mtime_ns}")
-        return "\n".join(parts)
+        digest = hashlib.sha256(os.fsencode(self.folder))
+        # In threads: on a network's file system a look-up is mostly waiting.
+        for status in in_threads(range(len(self)), self._status, "looking up images"):
+            digest.update(status)
+        return digest.hexdigest()
+
+    def _status(self, index: int) -> bytes:
+        path = bytes(self.paths[index])
+        try:
+            found = os.stat(os.path.join(os.fsencode(self.folder), path))  # noqa: PTH116, PTH118
+        except OSError:  # a link to nothing, which decoding will refuse
+            return b"%s\n" % path
+        return b"%s %d %d\n" % (path, found.st_size, found.st_mtime_ns)
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -130,34 +148,59 @@ def _check_agreement(root: Path, split: str, classes: tuple[str, ...]) -> None:
         return  # a data set may have no test split; asking for it says so
     if other != classes:
         names = ("train", "test") if split == "train" else ("test", "train")
-        only = [
-            f"only in {name}: {', '.join(sorted(set(mine) - set(theirs))[:5])}"
-            for name, mine, theirs in ((names[0], classes, other), (names[1], other, classes))
-            if set(mine) - set(theirs)
-        ]
-        raise UserError(f"{root}: train and test have different classes ({'; '.join(only)})")
+        difference = disagreement(names[0], classes, names[1], other)
+        raise UserError(f"{root}: train and test have different classes ({difference})")
 
 
 def _list_files(folder: Path, classes: tuple[str, ...]) -> FileSource:
     paths: list[bytes] = []
     labels: list[int] = []
+    left_out: Counter[str] = Counter()
+    # A link to a class folder, or to one that holds them all, would bring every class into one.
+    known = {_real(entry) for entry in (*folder.resolve().parents, folder, *(folder / c for c in classes))}
     for number, name in enumerate(classes):
-        found = _images_below(folder, name)
+        found = []
+        for path in _files_below(folder / name, known):
+            suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+            if suffix in suffixes():
+                found.append(os.fsencode(os.path.relpath(path, folder)))
+            else:
+                left_out[suffix or "without a suffix"] += 1
         if not found:
-            raise UserError(f"{folder / name}: no images; expected {', '.join(SUFFIXES)} files")
-        paths += found
+            raise UserError(f"{folder / name}: no images; expected .png, .jpg, .tif ... files")
+        paths += sorted(found)
         labels += [number] * len(found)
+    if left_out:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())
+        logger.warning("%s: left out %d files that are no images: %s", folder, left_out.total(), kinds)
     return FileSource(folder, np.array(paths, dtype=np.bytes_), np.array(labels, dtype=np.int64), classes)
 
 
-def _images_below(folder: Path, name: str) -> list[bytes]:
-    found = []
-    for parent, folders, files in os.walk(folder / name, followlinks=True, onerror=_unreadable):
-        folders[:] = [entry for entry in folders if not entry.startswith(".")]
-        for entry in files:
-            if entry.lower().endswith(SUFFIXES) and not entry.startswith("."):
-                found.append(os.fsencode(os.path.relpath(os.path.join(parent, entry), folder)))  # noqa: PTH118
-    return sorted(found)
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Those of the formats that Pillow decodes, in lower case: .png, .jpg, .tif ..."""
+    known = Image.registered_extensions()
+    # An .mpo file is several JPEGs and opens as the first.
+    return frozenset(s for s, kind in known.items() if kind in {*Image.OPEN, "MPO"} - {*NOT_DECODED})
+
+
+def _files_below(folder: Path, known: set[tuple[int, int]]) -> Iterator[str]:
+    """Paths of the files in `folder`, behind links too, but of no real folder twice and of none `known`."""
+    seen = set(known)
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
+        if parent != str(folder) and _real(parent) in seen:
+            folders.clear()
+            continue
+        seen.add(_real(parent))
+        # In order, so that of two links to one folder it is always the same that is followed.
+        folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
+        yield from (os.path.join(parent, entry) for entry in files if not entry.startswith("."))  # noqa: PTH118
+
+
+def _real(folder: str | Path) -> tuple[int, int]:
+    """What tells a folder from all others, whatever links lead to it."""
+    status = os.stat(folder)  # noqa: PTH116
+    return status.st_dev, status.st_ino
 
 
 def _unreadable(error: OSError) -> None:

@@ -23,9 +23,14 @@ class ImageSource(Protocol):
     skipped: how many images were left out because they do not decode
     """
 
-    labels: npt.NDArray[np.int64]
-    classes: tuple[str, ...]
-    skipped: int
+    @property
+    def labels(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def skipped(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -56,6 +61,34 @@ class ArraySource:
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         return self.pixels
+
+
+@dataclass(frozen=True)
+class Renumbered:
+    """A source whose classes are numbered as another model numbers them. An `ImageSource`."""
+
+    source: ImageSource
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, source: ImageSource, order: npt.NDArray[np.int64]) -> Renumbered:
+        """order: (K,), the new number of each class of `source`."""
+        names = tuple(source.classes[number] for number in np.argsort(order))
+        return cls(source, order[source.labels], names)
+
+    @property
+    def skipped(self) -> int:
+        return self.source.skipped
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> Image.Image:
+        return self.source.image(index)
+
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        return self.source.array()
 
 
 def check_split(split: str) -> None:

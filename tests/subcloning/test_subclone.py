@@ -176,19 +176,17 @@ class TestNarrower:
         model = make_vit()
         code = self.codes(model)
         student = make_vim(24)
-        config = SubcloneConfig(layers="all", importance=importance, rescale=False)  # type: ignore[arg-type]
+        config = SubcloneConfig(layers="all", importance=importance)  # type: ignore[arg-type]
         _, select = subclone(student, adapt_teacher(model), config, [gray_images])
         kept = code["residual"][select.residual]
         assert len(kept.unique()) == 24
         if importance == "activation":
             assert not torch.equal(select.residual, torch.arange(24) * 64 // 24)
 
-        def pairs(weight: Tensor) -> tuple[Tensor, Tensor]:
-            number = (weight.double() * 1e6).round().long() - 1
-            return number // 1000, number % 1000
-
-        def along(weight: Tensor, dim: int) -> Tensor:
-            numbers = pairs(weight)[dim]
+        def along(weight: Tensor, dim: int, lost: float = 1.0) -> Tensor:
+            """`lost`: inputs that the teacher has for each of the student's; the weights grew by its root."""
+            number = (weight.double() / math.sqrt(lost) * 1e6).round().long() - 1
+            numbers = (number // 1000, number % 1000)[dim]
             line = numbers[:, 0] if dim == 0 else numbers[0]
             assert bool((numbers == (line[:, None] if dim == 0 else line[None])).all()), "mixed coordinates"
             return line
@@ -202,39 +200,43 @@ class TestNarrower:
         assert torch.equal(along(state["cls_token"][0], 1), kept)
         assert torch.equal(along(state["pos_embed"][0], 1), kept)
         assert along(state["pos_embed"][0], 0).tolist() == [*range(1, 9), 0, *range(9, 17)]
-        assert torch.equal(along(state["head.weight"], 1), kept)
+        assert torch.equal(along(state["head.weight"], 1, lost=64 / 24), kept)
         for k, layer in enumerate(student.layers):
             t, name = k // 2, "value" if k % 2 == 0 else "neuron"
             reads, writes = layer.mixer.in_proj.weight[:48], layer.mixer.out_proj.weight
-            assert torch.equal(along(reads, 1), kept) and torch.equal(along(writes, 0), kept)
-            channels = along(reads, 0)
-            assert torch.equal(along(writes, 1), channels) and len(channels.unique()) == 48
+            inner = (64 if name == "value" else 256) / 48
+            assert torch.equal(along(reads, 1, lost=64 / 24), kept)
+            assert torch.equal(along(writes, 0, lost=inner), kept)
+            channels = along(reads, 0, lost=64 / 24)
+            assert torch.equal(along(writes, 1, lost=inner), channels) and len(channels.unique()) == 48
             chosen = select.values(t, 64, 48) if name == "value" else select.neurons(t, 256, 48)
             assert torch.equal(code[f"{name}.{t}"][chosen], channels)
 
     def test_rescaling_keeps_the_output_s_spread(self, make_vit: Callable[..., Any]) -> None:
         model, teacher = vit_of({}, make_vit)
-        plain, scaled = make_vim(24), make_vim(24)
-        clone(plain, teacher, rescale=False)
-        clone(scaled, teacher)
+        student = make_vim(24)
+        clone(student, teacher)
         keep = torch.arange(24) * 64 // 24
         channels = torch.arange(48) * 64 // 48
         value, out = model.blocks[0].attn.qkv.weight[128:], model.blocks[0].attn.proj.weight
-        mixer, factor = scaled.layers[0].mixer, math.sqrt(64 / 24)
+        mixer, factor = student.layers[0].mixer, math.sqrt(64 / 24)
         torch.testing.assert_close(mixer.in_proj.weight[:48], value[channels][:, keep] * factor)
         torch.testing.assert_close(mixer.out_proj.weight, out[keep][:, channels] * math.sqrt(64 / 48))
-        torch.testing.assert_close(scaled.head.weight, model.head.weight[:, keep] * factor)
+        torch.testing.assert_close(student.head.weight, model.head.weight[:, keep] * factor)
         torch.testing.assert_close(
-            scaled.layers[1].mixer.out_proj.weight,
+            student.layers[1].mixer.out_proj.weight,
             model.blocks[0].mlp.fc2.weight[keep][:, torch.arange(48) * 256 // 48] * math.sqrt(256 / 48),
         )
-        torch.testing.assert_close(plain.layers[0].mixer.in_proj.weight[:48], value[channels][:, keep])
-        for same in ("norm_f.weight", "pos_embed", "cls_token", "patch_embed.proj.weight"):
-            assert torch.equal(plain.state_dict()[same], scaled.state_dict()[same])
+        # what loses no inputs is as it was
+        assert torch.equal(student.norm_f.weight, model.norm.weight[keep])
+        assert torch.equal(student.cls_token, model.cls_token[..., keep])
+        assert torch.equal(student.patch_embed.proj.weight, model.patch_embed.proj.weight[keep])
         u = torch.randn(2000, 64)
-        wide = (u @ value.T).std()
-        assert float((u[:, keep] @ mixer.in_proj.weight[:48].T).std() / wide) == pytest.approx(1, abs=0.1)
-        assert float((u[:, keep] @ plain.layers[0].mixer.in_proj.weight[:48].T).std() / wide) < 0.75
+        wide = (u @ value.T).detach().std()
+        assert float((u[:, keep] @ mixer.in_proj.weight[:48].T).detach().std() / wide) == pytest.approx(
+            1, abs=0.1
+        )
+        assert float((u[:, keep] @ value[channels][:, keep].T).detach().std() / wide) < 0.75
 
     def test_activation_finds_the_loud_coordinates(
         self, make_vit: Callable[..., Any], gray_images: Tensor

@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transmamba.rotation import rotate
 
 from transmamba import adapt_teacher
 from transmamba.config.registry import TEACHERS
@@ -271,31 +270,6 @@ def test_fold_keeps_the_function_and_centres_the_stream(
 def test_fold_refuses_what_it_cannot_express(case: str, make_vit: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match="cannot be folded"):
         fold(adapt_teacher(make_vit(**TIMM[case])).view)
-
-
-@pytest.mark.parametrize("case", FOLDABLE)
-def test_rotate_keeps_the_function_and_turns_the_stream(case: str, make_vit: Callable[..., Any]) -> None:
-    model = make_vit(**TIMM[case])
-    folded = fold(adapt_teacher(model).view)
-    axes, _ = torch.linalg.qr(torch.randn(64, 64, generator=torch.Generator().manual_seed(9)).double())
-    rotated = rotate(folded, axes)
-    images = images_for(TIMM[case])
-    capture = Capture(hidden=frozenset(range(3)))
-    with torch.no_grad():
-        logits, before, after = model(images), folded.run(images, capture), rotated.run(images, capture)
-    assert after.logits is not None
-    torch.testing.assert_close(after.logits, logits, rtol=0, atol=1e-5 * float(logits.abs().max()))
-    for k, stream in before.hidden.items():
-        turned = stream @ axes.float()
-        assert float((turned - stream).abs().max()) > 0.1
-        torch.testing.assert_close(after.hidden[k], turned, rtol=0, atol=1e-5 * float(stream.abs().max()))
-    assert rotated.embedding.weight.dtype == torch.float32 and rotated.width == 64
-
-
-@pytest.mark.parametrize("case", TIMM)
-def test_rotate_refuses_what_is_not_folded(case: str, make_vit: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="only a folded teacher can be rotated"):
-        rotate(adapt_teacher(make_vit(**TIMM[case])).view, torch.eye(64))
 
 
 def test_fold_refuses_one_rms_norm_among_layer_norms(make_vit: Callable[..., Any]) -> None:

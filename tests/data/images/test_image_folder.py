@@ -3,13 +3,15 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from transmamba.data.images.folder import ImageFolder
+from transmamba.data.images import decoding
+from transmamba.data.images.folder import ImageFolder, suffixes
 from transmamba.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")
@@ -31,6 +33,77 @@ def test_suffixes_nesting_and_hidden_files(folder: Path) -> None:
         (place / name).parent.mkdir(exist_ok=True)
         picture.save(place / name, format="bmp" if name.endswith("txt") else None)
     assert np.bincount(ImageFolder(root=str(folder)).build("train").labels).tolist() == [11, 6, 6]
+
+
+def test_every_kind_that_pillow_decodes_is_read(tmp_path: Path) -> None:
+    names = [
+        "1.jpg",
+        "2.tif",
+        "3.tiff",
+        "4.gif",
+        "5.ppm",
+        "6.pgm",
+        "7.jfif",
+        "8.JPG",
+        "9.tga",
+        "10.jp2",
+        "11.mpo",
+    ]
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for name in names:
+            kind = "JPEG" if name.lower().endswith(("jfif", "jpg", "mpo")) else None
+            Image.new("RGB", (8, 8), "white").save(tmp_path / split / "a" / name, format=kind)
+    source = ImageFolder(root=str(tmp_path)).build("train")
+    assert {source.path(index).name for index in range(len(source))} == set(names)  # type: ignore[attr-defined]
+    assert all(np.asarray(source.image(index).convert("L")).min() > 250 for index in range(len(source)))
+    # what others would run, or what is no picture
+    assert not {".eps", ".ps", ".pdf", ".mpg", ".h5", ".txt", ""} & suffixes()
+
+
+def test_what_is_left_out_is_said_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.txt", "b.TXT", "c.svg", "README", ".DS_Store"):
+        (folder / "train" / "ant" / name).write_text("no picture")
+    (folder / "train" / "bee" / "d.csv").write_text("no picture")
+    with caplog.at_level(logging.WARNING, logger="transmamba.data"):
+        source = ImageFolder(root=str(folder)).build("train")
+    assert len(source) == 18 and len(caplog.records) == 1
+    (record,) = caplog.records
+    expected = "left out 5 files that are no images: 2 .txt, 1 .svg, 1 without a suffix, 1 .csv"
+    assert sorted(record.getMessage().split(": ", 1)[1].split(", ")) == sorted(expected.split(", "))
+
+
+def _names(source: object) -> list[str]:
+    return [os.fsdecode(path) for path in source.paths]  # type: ignore[attr-defined]
+
+
+def test_links_are_followed_but_no_folder_is_visited_twice(folder: Path, tmp_path: Path) -> None:
+    before = _names(ImageFolder(root=str(folder)).build("train"))
+    ant = folder / "train" / "ant"
+    (ant / "self").symlink_to(ant)
+    (ant / "above").symlink_to(folder)
+    (ant / "beside").symlink_to(folder / "train" / "bee")
+    assert _names(ImageFolder(root=str(folder)).build("train")) == before
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (4, 4)).save(elsewhere / "x.png")
+    for name in ("one", "two"):
+        (ant / name).symlink_to(elsewhere)
+    after = _names(ImageFolder(root=str(folder)).build("train"))
+    assert set(after) - set(before) == {"ant/one/x.png"}  # the first by name, wherever it is read
+
+
+def test_a_class_folder_may_be_a_link(folder: Path, tmp_path: Path) -> None:
+    (folder / "train" / "cat").rename(tmp_path / "cats")
+    (folder / "train" / "cat").symlink_to(tmp_path / "cats")
+    assert np.bincount(ImageFolder(root=str(folder)).build("train").labels).tolist() == [6, 6, 6]
+
+
+def test_names_of_classes_that_look_alike(folder: Path) -> None:
+    for split, name in (("train", "caf\u00e9"), ("test", "cafe\u0301")):
+        (folder / split / "ant").rename(folder / split / name)
+    with pytest.raises(UserError, match=r"different classes \(only in train: .*look alike"):
+        ImageFolder(root=str(folder)).build("train")
 
 
 @pytest.mark.parametrize("name", ["test", "val", "validation"])
@@ -89,7 +162,7 @@ def test_broken_images_are_skipped_counted_and_logged_once(
 
 
 def test_the_scan_is_remembered_until_a_file_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transmamba.data import decoding, image_folder
+    from transmamba.data.images import folder as reading
 
     broken = folder / "train" / "ant" / "0.png"
     good = broken.read_bytes()
@@ -102,10 +175,42 @@ def test_the_scan_is_remembered_until_a_file_changes(folder: Path, monkeypatch: 
         calls.append(path)
         return decoding.decode(path, name)
 
-    monkeypatch.setattr(image_folder, "decode", counted)
+    monkeypatch.setattr(reading, "decode", counted)
     assert reader.build("train").skipped == 1 and calls == [broken]
     broken.write_bytes(good)
     assert reader.build("train").skipped == 0 and len(calls) == 19
+
+
+def test_a_link_to_nothing_is_skipped_too(folder: Path) -> None:
+    (folder / "train" / "ant" / "9.png").symlink_to(folder / "gone.png")
+    assert ImageFolder(root=str(folder), on_error="skip").build("train").skipped == 1
+
+
+def test_a_refused_image_does_not_wait_for_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def work(number: int) -> None:
+        looked_at.append(number)
+        if number == 3:
+            raise UserError("3 is broken")
+        time.sleep(0.001)
+
+    with pytest.raises(UserError, match="3 is broken"):
+        list(decoding.in_threads(range(4000), work, "looking"))
+    assert len(looked_at) < 2000
+
+
+def test_many_items_come_in_order_with_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(decoding, "_LONG", 50)
+    monkeypatch.setattr(
+        "rich.progress.track", lambda results, what, total, **_: seen.append(total) or results
+    )
+    for count in (49, 51):
+        assert list(decoding.in_threads(np.arange(count), lambda n: n * n, "x")) == [
+            n * n for n in range(count)
+        ]
+    assert seen == [51]
 
 
 def test_a_class_without_a_readable_image_is_refused(folder: Path) -> None:

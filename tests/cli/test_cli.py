@@ -22,21 +22,18 @@ from PIL import Image
 from safetensors import SafetensorError
 
 import transmamba
-from transmamba.bench import inference as bench_inference
 from transmamba.cli import launch
 from transmamba.cli import main as cli
 from transmamba.cli.arguments import task_of
 from transmamba.config import load as configs
 from transmamba.config.registry import STUDENTS
-from transmamba.data.images.synthetic import Synthetic
 from transmamba.errors import UserError
 from transmamba.reporting.report import write_report
+from transmamba.runs.folder import claim_folder
 from transmamba.runs.recipe import Recipe
-from transmamba.runs.run import claim_folder
 from transmamba.students.student import save_model
-from transmamba.tasks.image_classification import ImageClassificationConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]
 STUDENT = ["--student", "vim_micro_patch2_8", *(f"{key}={value}" for key, value in VIM.items())]
 
@@ -183,7 +180,7 @@ def test_a_folder_s_reader_is_guessed(tmp_path: Path, file: str, reader: str) ->
 def test_convert_starts_as_a_recipe_s_init_would(
     command: Command, teacher: Path, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More images for `calibrate` than the 256 that rank, average and rotate."""
+    """More images than the 256 that rank and average: both look at the first of them."""
     build = STUDENTS["vim"].build
 
     def seeded(*arguments: Any, **kwargs: Any) -> Any:
@@ -195,16 +192,15 @@ def test_convert_starts_as_a_recipe_s_init_would(
     pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
     labels = np.arange(300) % 3
     np.savez(data, train_images=pixels, train_labels=labels, test_images=pixels[:12], test_labels=labels[:12])
-    flags = ("--fold", "--average", "--rotate", "pca", "--calibrate", "300")
+    flags = ("--fold", "--average")
     done = command("convert", teacher, tmp_path / "out", *STUDENT, "--data", data, *flags)
     assert done.code == 0, done.err
-    assert "matrices calibrated" in done.out
     recipe = tiny_recipe(
         tmp_path,
         task=dict(name="image_classification", data=dict(name="npz", path=str(data))),
         teacher__model=str(teacher),
         student=dict(name="vim", model=STUDENT[1], kwargs=VIM),
-        init=dict(layers="all", fold=True, mimic=True, average=True, rotate="pca", calibrate=300),
+        init=dict(layers="all", fold=True, mimic=True, average=True),
         stages=[dict(name="align", losses=["mixer"], steps=1, lr=1e-30, min_lr=0.0)],  # as it began
         trainer__eval_batch_size=64,
     )
@@ -337,43 +333,6 @@ def test_bench_puts_students_beside_their_teacher(command: Command, teacher: Pat
         assert_mistake(command(*words, *wrong), said)
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("no", None), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
-def test_precision_is_what_a_model_computes_in(
-    monkeypatch: pytest.MonkeyPatch, precision: str, dtype: torch.dtype | None
-) -> None:
-    """Of `evaluate` and `bench inference`: what autocast says while the first layer runs."""
-    seen: list[torch.dtype | None] = []
-
-    def embed(self: Any, images: torch.Tensor) -> torch.Tensor:
-        seen.append(torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None)
-        return forward(self, images)
-
-    forward = timm.layers.PatchEmbed.forward
-    monkeypatch.setattr(timm.layers.PatchEmbed, "forward", embed)
-    data = Synthetic(num_train=4, num_test=4, num_classes=3, size=8)
-    transmamba.evaluate(tiny_vit(), ImageClassificationConfig(data=data), precision=precision, device="cpu")
-    assert set(seen) == {dtype}
-    seen.clear()
-    options = dict(tokens=5, steps=1, precision=precision, device="cpu")
-    list(bench_inference.bench_inference("vit_tiny_patch16_224", ["vim_micro_patch2_8"], [16], **options))
-    assert set(seen) == {dtype}
-
-
-def test_bench_s_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice as fast is 2, half of the memory 0.5; every model counts its own tokens."""
-    monkeypatch.setattr(
-        bench_inference, "interleaved", lambda kinds, *_: dict(zip(kinds, (1.0, 0.5), strict=True))
-    )
-    peaks = iter((8.0, 4.0))
-    monkeypatch.setattr(bench_inference, "_peak", lambda *_: next(peaks))
-    made = bench_inference.bench_inference("vit_tiny_patch16_224", ["vim_mini_patch4_32"], [32], tokens=10)
-    teacher, student = made
-    assert (teacher["speed"], teacher["memory"], student["speed"], student["memory"]) == (1, 1, 2, 0.5)
-    assert (teacher["tokens"], student["tokens"]) == (5, 65) and student["images"] == teacher["images"] == 2
-
-
 def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_path: Path) -> None:
     done = command("--config", recipe, "--dry-run", "stages.0.lr=1e-4", recipe=True)
     assert done.code == 0
@@ -404,9 +363,8 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
         ),
         (
             ["convert", "TEACHER", "OUT", "--average"],
-            "look at images; write whose, such as --data",
+            "average looks at images; write whose, such as --data",
         ),
-        (["convert", "TEACHER", "OUT", "--calibrate", "-3"], "calibrate is -3; write a number of images"),
         (["convert", "missing.pth", "OUT"], "'missing.pth' does not exist"),
         (["convert", "missing.pth", "OUT", "--mimic"], "missing.pth is a Vim already, only rewritten"),
         (["evaluate", "/no/such/run"], "/no/such/run"),
@@ -624,7 +582,7 @@ def test_every_process_says_its_mistake_the_first_at_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("transmamba.cli.main.launch.time.sleep", waited.append)
+    monkeypatch.setattr("transmamba.cli.launch.time.sleep", waited.append)
     for rank, says, waits in (("0", "error: torn.png\n", []), ("3", "[rank 3] error: torn.png\n", [5.0])):
         monkeypatch.setenv("RANK", rank)
         assert launch.guarded(raising(UserError("torn.png"))) == 2

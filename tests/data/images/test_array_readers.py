@@ -17,7 +17,7 @@ from transmamba.data.images.npz import Npz
 from transmamba.data.images.synthetic import Synthetic
 from transmamba.errors import UserError
 
-SHARED = Path(os.environ.get("TRANSMAMBA_DATA", Path(__file__).parents[3] / "shared" / "data"))
+SHARED = Path(os.environ.get("TRANSMAMBA_DATA", Path(__file__).parents[4] / "shared" / "data"))
 DIGITS = {"train": (7, 3), "test": (4, 2)}
 
 

@@ -1,0 +1,208 @@
+"""The test of the design: two modalities plug in, and not a line of the core knows them."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import torch
+import toys
+from torch import Tensor
+
+from transmamba.config import load as configs
+from transmamba.core.task import Task
+from transmamba.core.tower import Student, Tower
+from transmamba.distillation.distiller import Distiller
+from transmamba.reporting.report import write_report
+from transmamba.runs.recipe import Recipe
+from transmamba.runs.run import run
+from transmamba.training.step import Stepper
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "pairs": dict(
+        task=dict(name="toy_pairs"),
+        teacher=dict(name="toy_clip"),
+        student=dict(name="toy_dual"),
+        losses=["toy_contrastive", "feature"],
+    ),
+    "text": dict(
+        task=dict(name="toy_text"),
+        teacher=dict(name="toy_lm"),
+        student=dict(name="toy_causal"),
+        losses=["cross_entropy", "kl", "feature"],
+    ),
+}
+
+
+def recipe_of(kind: str, folder: Path, **trainer: Any) -> Recipe:
+    parts = dict(RECIPES[kind])
+    losses = parts.pop("losses")
+    values = dict(
+        parts,
+        output_dir=str(folder),
+        init=dict(calibration_images=8),
+        stages=[
+            dict(name="align", losses=["mixer"], steps=3, lr=3e-3),
+            dict(name="distill", losses=losses, steps=5, lr=3e-3),
+        ],
+        trainer=dict(dict(global_batch=8, log_every=1, save_every=2, eval_every=2), **trainer),
+        seed=5,
+    )
+    return configs.parse(Recipe, values, kind)
+
+
+@pytest.fixture
+def stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Toys belong to no library, so a student folder has no format of its own."""
+    monkeypatch.setattr("transmamba.runs.pipeline.save_model", _save)
+
+
+def _save(student: Any, folder: Path, preprocessing: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(student.state_dict(), folder / "student.pt")
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_whole_run(kind: str, tmp_path: Path, stock: None) -> None:
+    results = run(recipe_of(kind, tmp_path / "run", micro_batch=4), quiet=True)
+    rows = harness.metrics_rows(tmp_path / "run")
+    last = [row for row in rows if "loss" in row][-1]
+    headline = {"pairs": "recall", "text": "nats"}[kind]
+    assert headline in results["student"] and any(f"eval/{headline}" in row for row in rows)
+    assert last["samples"] == 8 * 8 and last["tokens"] > last["samples"]
+    expected = {
+        "pairs": {"loss/toy_contrastive", "loss/feature/image", "loss/feature/text"},
+        "text": {"loss/cross_entropy", "loss/kl", "loss/feature"},
+    }[kind]
+    assert expected <= last.keys()
+    page = write_report(tmp_path / "run").read_text()
+    label = {"pairs": "recall@1", "text": "nats a token"}[kind]
+    assert label in page
+    subcloned = json.loads((tmp_path / "run" / "subclone.json").read_text())
+    assert subcloned["counts"]["sliced"] == 1, "the table of tokens, narrower"
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_a_resumed_run_is_the_uninterrupted_one(
+    kind: str, tmp_path: Path, stock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import threading
+
+    whole = run(recipe_of(kind, tmp_path / "whole"), quiet=True)
+    asked = threading.Event()
+    real = Stepper.step
+
+    def step(self: Stepper, micro: Any, number: int, stop: bool = False) -> Any:
+        if number == 4:
+            asked.set()
+        return real(self, micro, number, stop or asked.is_set())
+
+    from transmamba.training.trainer import Interrupted
+
+    monkeypatch.setattr(Stepper, "step", step)
+    with pytest.raises(Interrupted):
+        run(recipe_of(kind, tmp_path / "cut"), quiet=True)
+    monkeypatch.setattr(Stepper, "step", real)
+    cut = run(recipe_of(kind, tmp_path / "cut"), quiet=True)
+    assert harness.without_timing(whole) == harness.without_timing(cut)
+    one, other = (harness.metrics_rows(tmp_path / name) for name in ("whole", "cut"))
+    assert harness.without_timing(one) == harness.without_timing(other)
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_the_parts_keep_their_contracts(kind: str, tmp_path: Path) -> None:
+    recipe = recipe_of(kind, tmp_path)
+    teacher = recipe.teacher.build()
+    task = recipe.task.build(teacher.preprocessing)
+    student = recipe.student.build(None)
+    assert isinstance(task, Task) and isinstance(student, Student)
+    assert all(isinstance(tower, Tower) for tower in student.towers.values())
+
+
+def test_the_core_names_no_toy() -> None:
+    """Nor retrieval, nor language: what is charted and tabled comes from metrics and samples."""
+    root = Path(toys.__file__).parents[2] / "transmamba"
+    core = [
+        *(root / "training").glob("*.py"),
+        root / "distillation" / "distiller.py",
+        root / "runs" / "run.py",
+        root / "runs" / "pipeline.py",
+        *(root / "reporting").glob("*.py"),
+    ]
+    for path in core:
+        found = [word for word in words_of(path) if re.search(r"toy|recall|perplexity|top1", word)]
+        assert not found or path.name == "earlier.py", f"{path.name}: {found}"  # reads runs of before
+
+
+def words_of(path: Path) -> list[str]:
+    """Names and texts of a file, without its docstrings."""
+    tree = ast.parse(path.read_text())
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    names = [node.id for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docs]
+    return [*names, *(text for text in texts if isinstance(text, str))]
+
+
+# --- coupled losses, however a step is divided ---
+
+
+def gradients(world: int, accumulation: int, path: Path) -> None:
+    """One step of eight pairs in float64, divided so; rank 0 saves losses and gradients."""
+    import os
+
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    student = toys.ToyDual().build(None)  # type: ignore[arg-type]
+    teacher = toys.ToyClip().build().to("cpu")
+    teacher.view = toys_double(teacher.view)
+    accelerator = Accelerator(
+        cpu=True,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    distiller = Distiller(student, teacher, ["toy_contrastive", "feature"])
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.0)
+    model, optimizer = accelerator.prepare(distiller, optimizer)
+    kept: dict[str, Tensor] = {}
+    optimizer.step = lambda: kept.update(  # type: ignore[method-assign]
+        {name: p.grad.clone() for name, p in distiller.named_parameters() if p.grad is not None}
+    )
+    stepper = Stepper(
+        accelerator, model, distiller, optimizer, clip=0.0, seed=1, change=lambda batch, seed: batch
+    )
+    size, rank = 8 // (world * accumulation), accelerator.process_index
+    batches = []
+    for m in range(accumulation):
+        start = (m * world + rank) * size
+        batch = toys.Pairs().make(toys.np.arange(start, start + size))
+        batches.append(batch.map(lambda x: x.double() if x.is_floating_point() else x))
+    done = stepper.step(batches, 0)
+    if os.environ.get("RANK", "0") == "0":
+        torch.save({"means": done.means, "gradients": kept}, path)
+
+
+def toys_double(view: Any) -> Any:
+    from transmamba.views.sublayers import map_tensors
+
+    return map_tensors(view, lambda x: x.double() if x.is_floating_point() else x)
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 4), (1, 8), (2, 1), (2, 2)])
+def test_a_coupled_loss_is_that_of_the_whole_step(world: int, accumulation: int, tmp_path: Path) -> None:
+    harness.in_ranks(1, gradients, 1, 1, tmp_path / "whole.pt")
+    harness.in_ranks(world, gradients, world, accumulation, tmp_path / "divided.pt")
+    whole, divided = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "divided"))
+    assert whole["means"].keys() == divided["means"].keys()
+    for name, value in whole["means"].items():
+        assert divided["means"][name] == pytest.approx(value, rel=1e-6), "the log is in float32"
+    assert "student.scale" in whole["gradients"]
+    for name, gradient in whole["gradients"].items():
+        torch.testing.assert_close(divided["gradients"][name], gradient, rtol=1e-10, atol=1e-12)

@@ -1,0 +1,95 @@
+"""What a recipe names, built: teacher, student and task, which fit each other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.task import Task
+from ..core.tower import StudentSpec
+from ..errors import UserError
+from ..teachers.teacher import Teacher
+from .recipe import Recipe
+
+# what `accelerate launch` can set behind a recipe's back, and what to write instead
+_BEHIND = {
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported yet; use recipes/accelerate/ddp.yaml",
+    "ACCELERATE_USE_FSDP": "FSDP is not supported yet; use recipes/accelerate/ddp.yaml",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported; use recipes/accelerate/ddp.yaml",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism is not supported; use recipes/accelerate/ddp.yaml",
+}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A recipe's parts, on the accelerator's device. The teacher is folded where the recipe says so."""
+
+    recipe: Recipe
+    accelerator: Any
+    teacher: Teacher | None
+    student: nn.Module
+    task: Task
+
+
+def assemble(recipe: Recipe, accelerator: Any) -> Parts:
+    """Build what a recipe names. Raises UserError for every mismatch between its parts."""
+    torch.manual_seed(recipe.seed)
+    teacher = recipe.teacher.build().to(accelerator.device) if recipe.teacher is not None else None
+    preprocessing = recipe.student.preprocessing() if teacher is None else teacher.preprocessing
+    with accelerator.local_main_process_first():  # what it finds out about the files, the others read
+        task = recipe.task.build(preprocessing)
+    if teacher is not None:
+        task.check(teacher, "teacher")
+        if recipe.init is not None and recipe.init.fold:
+            teacher = teacher.fold()  # here and not in subcloning, which a resumed run leaves out
+    torch.manual_seed(recipe.seed)
+    spec = StudentSpec(
+        view=None if teacher is None else teacher.view,
+        preprocessing=None if teacher is None else teacher.preprocessing,
+        num_classes=task.num_classes,
+    )
+    student = recipe.student.build(spec)
+    if recipe.trainer.grad_checkpointing:
+        if not hasattr(student, "set_grad_checkpointing"):
+            raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")
+        student.set_grad_checkpointing(True)
+    return Parts(recipe, accelerator, teacher, student.to(accelerator.device), task)
+
+
+def make_accelerator(recipe: Recipe) -> Any:
+    """An Accelerator for this recipe's precision and tracking, on whatever `accelerate launch` set up.
+
+    Raises UserError where the launcher asks for what would change the recipe without a word.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        GradientAccumulationPlugin,
+        InitProcessGroupKwargs,
+    )
+
+    for variable, instead in _BEHIND.items():
+        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+            raise UserError(f"the launcher set {variable}: {instead}")
+    dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if dynamo.lower() != "no":
+        raise UserError(
+            f"the launcher set ACCELERATE_DYNAMO_BACKEND={dynamo}, which no recipe knows; write no"
+        )
+    handlers = [
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+        # one rank may look through a large data set while the others wait for it
+        InitProcessGroupKwargs(timeout=timedelta(hours=2)),
+    ]
+    return Accelerator(
+        mixed_precision=recipe.trainer.precision,
+        log_with="wandb" if recipe.wandb is not None else None,
+        kwargs_handlers=handlers,
+        # ours; by default ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient once more
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
