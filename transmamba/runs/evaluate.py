@@ -63,9 +63,7 @@ class Evaluation:
         if self.theirs is self.task:
             return measure(self.task.evaluators(self.split), {**mine, **beside}, self.passing, watch=watch)
         measured = measure(self.task.evaluators(self.split), mine, self.passing, watch=watch)
-        return measured.joined(
-            measure(self.theirs.evaluators(self.split), beside, self.passing, watch=watch)
-        )
+        return measured.joined(measure(self.theirs.evaluators(self.split), beside, self.passing, watch=watch))
 
 
 def prepare(

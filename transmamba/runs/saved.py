@@ -33,7 +33,7 @@ def saved_part(run: Path, key: str, registry: Registry) -> Any:
         part = configs.Part(registry).config_class(value)
     except ValueError as error:
         raise ConfigError(str(file), [f"{key}: {error}"]) from None
-    options = {} if isinstance(value, str) else {k: v for k, v in value.items() if k != "name"}
+    options = {k: v for k, v in value.items() if k != "name"} if isinstance(value, dict) else {}
     return configs.parse(part, options, f"{file}, {key}")
 
 
