@@ -112,6 +112,8 @@ class Distiller(nn.Module):
         couplings: of coupled losses, their gradients over the whole step; one without is this batch's alone
         embed:     only the embeddings that coupled losses read, and the numbers that go with them
         """
+        if not isinstance(batch, Batch):
+            raise _no_batch(batch)
         losses = self._losses()
         drawn = {} if drawn is None else drawn
         if embed:
@@ -142,10 +144,7 @@ class Distiller(nn.Module):
         Adaptive weights are updated here; under several processes use the trainer, which adds up all ranks.
         """
         if not isinstance(batch, Batch):
-            raise UserError(
-                f"a loss reads a Batch, this is {type(batch).__name__}; write "
-                "transmamba.image_batch(images, classes)"
-            )
+            raise _no_batch(batch)
         terms = self(batch, self.draw_tokens(step, batch.index.device))
         counts = {name: batch.counts[item] for name, item in self.items(batch).items()}
         total = torch.stack(
@@ -225,3 +224,9 @@ class Distiller(nn.Module):
                 made, parts = tower.mixer(k, hidden, context, capture)
                 stream.mixers[k] = {"output": made, **parts}
         return output
+
+
+def _no_batch(given: Any) -> UserError:
+    return UserError(
+        f"a loss reads a Batch, this is {type(given).__name__}; write transmamba.image_batch(images, classes)"
+    )

@@ -27,9 +27,8 @@ class KL:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        check_weight(self.weight)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; write a number above 0")
+        cold = [f"temperature is {self.temperature}; write a number above 0"] if self.temperature <= 0 else []
+        check_weight(self.weight, also=cold)
 
     def build(self, geometry: Geometry | None = None) -> KLLoss:
         """Raises UserError where teacher and student tell different numbers of classes apart; a student that

@@ -61,6 +61,12 @@ class ImageFolder:
             files = files.without(undecodable(len(files), files.image, files.identity()))
         return in_memory(files) if self.cache == "ram" else files
 
+    @staticmethod
+    def recognise(path: Path) -> ImageFolder | None:
+        """Of a folder with class folders in train/ or its test split."""
+        splits = [path / name for name in ("train", *TEST_FOLDERS) if (path / name).is_dir()]
+        return ImageFolder(root=str(path)) if any(map(_class_folders, splits)) else None
+
 
 @dataclass
 class FileSource:
