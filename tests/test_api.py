@@ -17,7 +17,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from harness import TEACHER, VIM, tiny_batch, tiny_recipe, tiny_student, tiny_vit
-from transmamba.students.student import Student
+from transmamba.core.tower import Student
 
 import transmamba
 from transmamba.config.load import parse, save_yaml

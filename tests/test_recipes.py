@@ -18,7 +18,7 @@ import pytest
 import timm
 import torch
 from harness import run_quietly
-from transmamba.students.student import save_model
+from transmamba.ecosystems.find import save_model
 
 from transmamba.config import load as configs
 from transmamba.data.images.synthetic import Synthetic
