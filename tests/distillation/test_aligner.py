@@ -7,21 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.core.output import TokenLayout
+from transmamba.core.layout import Grid, Layout
 from transmamba.distillation.aligner import Aligner
 
-VIT = TokenLayout(grid=(4, 4), special=(("cls", 0),))
-VIM = TokenLayout(grid=(4, 4), special=(("cls", 8),))
-DEIT = TokenLayout(grid=(4, 4), special=(("cls", 0), ("dist", 1)))
-REGISTERS = TokenLayout(grid=(4, 4), special=(("cls", 0), ("reg0", 1), ("reg1", 2)))
-BARE = TokenLayout(grid=(4, 4))
+VIT = Grid(4, 4, special=(("cls", 0),))
+VIM = Grid(4, 4, special=(("cls", 8),))
+DEIT = Grid(4, 4, special=(("cls", 0), ("dist", 1)))
+REGISTERS = Grid(4, 4, special=(("cls", 0), ("reg0", 1), ("reg1", 2)))
+BARE = Grid(4, 4)
 
 
 def make(
     student: int,
     teacher: int,
     kept: Tensor | None = None,
-    layouts: tuple[TokenLayout, TokenLayout] = (VIM, VIT),
+    layouts: tuple[Layout, Layout] = (VIM, VIT),
 ) -> Aligner:
     return Aligner(*layouts, student, teacher, layers=[5, 1, 3, 3], kept=kept)
 
@@ -85,7 +85,7 @@ def test_class_token_moves_to_the_student_s_middle() -> None:
 
 
 @pytest.mark.parametrize(("teacher", "prefix"), [(DEIT, 2), (REGISTERS, 3)])
-def test_tokens_the_student_lacks_are_left_out(teacher: TokenLayout, prefix: int) -> None:
+def test_tokens_the_student_lacks_are_left_out(teacher: Grid, prefix: int) -> None:
     aligner = make(8, 8, layouts=(VIM, teacher))
     x = torch.arange(16.0 + prefix).view(1, -1, 1).expand(-1, -1, 8)
     patches = [float(i) for i in range(prefix, prefix + 16)]
@@ -115,7 +115,7 @@ def test_a_teacher_without_class_token_leaves_the_student_s_out() -> None:
 def test_another_grid_is_resampled(
     teacher_grid: tuple[int, int], special: tuple[tuple[str, int], ...]
 ) -> None:
-    teacher = TokenLayout(grid=teacher_grid, special=special)
+    teacher = Grid(*teacher_grid, special=special)
     aligner = make(8, 8, layouts=(VIM, teacher))
     x = torch.randn(2, teacher.length, 8)
     found = aligner.teacher_tokens(x)
@@ -132,7 +132,7 @@ def test_another_grid_is_resampled(
 
 
 def test_averaging_a_grid_twice_as_fine_keeps_each_region() -> None:
-    aligner = make(1, 1, layouts=(BARE, TokenLayout(grid=(8, 8))))
+    aligner = make(1, 1, layouts=(BARE, Grid(8, 8)))
     quadrants = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
     found = aligner.teacher_tokens(quadrants.view(1, 64, 1)).view(4, 4)
     for (row, column), value in {(0, 0): 0.0, (0, 3): 1.0, (3, 0): 2.0, (3, 3): 3.0}.items():
@@ -144,8 +144,7 @@ def test_to_student_inverts_the_projection_on_kept_coordinates(kept: Tensor | No
     aligner = make(4, 10, kept)
     mine = torch.randn(2, 17, 4)
     teacher = torch.zeros(2, 17, 10)
-    order, _ = VIM.match(VIT)
-    teacher[:, :] = aligner.project(1, mine)[:, order]
+    teacher[:, VIT.match(VIM).here] = aligner.project(1, mine)
     assert torch.equal(aligner.to_student(teacher), mine)
 
 

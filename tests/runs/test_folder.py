@@ -49,9 +49,9 @@ def test_launching_otherwise_is_the_same_run(tmp_path: Path) -> None:
     begin(tmp_path / "run")
     trainer = replace(recipe.trainer, workers=2, log_every=7, save_every=1, keep=5)
     claim_folder(tmp_path / "run", replace(recipe, trainer=trainer), overwrite=False)
-    with pytest.raises(UserError, match=r"trainer\.batch_size: 4 there, 5 here"):
+    with pytest.raises(UserError, match=r"trainer\.global_batch: 8 there, 4 here"):
         claim_folder(
-            tmp_path / "run", replace(recipe, trainer=replace(trainer, batch_size=5)), overwrite=False
+            tmp_path / "run", replace(recipe, trainer=replace(trainer, global_batch=4)), overwrite=False
         )
 
 

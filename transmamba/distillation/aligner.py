@@ -47,7 +47,7 @@ class Aligner(nn.Module):
         compared: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.tokens = _tokens_of(student_layout, teacher_layout)
+        self.tokens: GridTokens | RowTokens = _tokens_of(student_layout, teacher_layout)
         places = _places(student_width, teacher_width, kept)
         self.places: Tensor
         self.register_buffer("places", places)  # saved: a resumed run does not subclone again
@@ -116,6 +116,7 @@ class Aligner(nn.Module):
 
     def student_positions(self, drawn: Tensor) -> Tensor:
         """Where in the student's sequence the matched tokens `drawn` stand."""
+        assert isinstance(self.tokens, GridTokens), "rows of text have no tokens in common to draw from"
         return self.tokens.from_student[drawn]
 
     def teacher_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:

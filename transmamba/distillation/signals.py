@@ -53,6 +53,11 @@ class Geometry:
     teacher_classes: int | None = None
     student_classes: int | None = None
 
+    @property
+    def same_classes(self) -> bool:
+        """Whether both may tell the same classes apart: the student's number may be unknown (None)."""
+        return self.teacher_classes is not None and self.student_classes in (None, self.teacher_classes)
+
 
 @dataclass
 class Signals:

@@ -31,8 +31,9 @@ class KL:
         check_weight(self.weight, also=cold)
 
     def build(self, geometry: Geometry | None = None) -> KLLoss:
-        """Raises UserError where teacher and student tell different numbers of classes apart."""
-        if geometry is not None and geometry.teacher_classes != geometry.student_classes:
+        """Raises UserError where teacher and student tell different numbers of classes apart; a student that
+        does not say how many is taken at its logits."""
+        if geometry is not None and not geometry.same_classes:
             raise UserError(
                 f"loss kl compares classes, but the teacher has {geometry.teacher_classes or 0} and the "
                 f"student {geometry.student_classes or 0}; fine-tune the teacher's head first, or drop kl"

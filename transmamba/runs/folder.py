@@ -19,10 +19,10 @@ import torch
 import yaml
 
 from ..config import load as configs
-from ..training.checkpoint import list_checkpoints
 from ..errors import ConfigError, UserError
-from .recipe import Recipe
 from ..reporting.tracking import METRICS_FILE
+from ..training.checkpoint import list_checkpoints
+from .recipe import Recipe
 
 RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
@@ -121,8 +121,8 @@ def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
         old = configs.load(Recipe, folder / CONFIG)
     except ConfigError as error:
         raise UserError(
-            f"output_dir {str(folder)!r} holds a run of an earlier transmamba ({error.problems[0]}), which is not "
-            "resumed; choose another output_dir, or --overwrite"
+            f"output_dir {str(folder)!r} holds a run of an earlier transmamba ({error.problems[0]}), "
+            "which is not resumed; choose another output_dir, or --overwrite"
         ) from error
     changes = list(differences(configs.dump(old), configs.dump(recipe)))
     if changes:

@@ -8,8 +8,10 @@ from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..core.layout import Grid
 from ..core.tower import StudentSpec
 from ..errors import UserError
+from ..views.embeddings import ImageEmbedding
 from ..views.view import Tower, View
 
 
@@ -77,3 +79,12 @@ def image_tower(view: View) -> Tower:
             f"an image student needs a teacher of images; this one reads {', '.join(view.towers)}"
         )
     return view.towers["image"]
+
+
+def image_embedding(view: View) -> tuple[ImageEmbedding, Grid]:
+    """How the image tower begins, and where its tokens come from. Raises UserError for a teacher without
+    one."""
+    tower = image_tower(view)
+    if not isinstance(tower.embedding, ImageEmbedding) or not isinstance(tower.layout, Grid):
+        raise UserError("this teacher's image tower is no grid of patches, which an image student needs")
+    return tower.embedding, tower.layout

@@ -63,7 +63,7 @@ def convert(
         )
     report, _ = subclone(student, teacher, init, first_items(batches, init.calibration_images))
     _carry(student, teacher)
-    return student.eval(), report  # type: ignore[union-attr]
+    return student.eval(), report
 
 
 def _carry(student: Any, teacher: Teacher) -> None:

@@ -151,7 +151,7 @@ def _average(student: Student, view: View, layers: int, calibration: Sequence[Ba
         kinds = view.towers[name].kinds
         for k, s in sorted(tower.sources(kinds).items()):
             if kinds[s] == "attention" and k < layers:
-                tower.average_(k, batches)  # type: ignore[attr-defined]
+                tower.average_(k, batches)
     student.train(was_training)
 
 

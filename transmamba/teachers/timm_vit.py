@@ -198,7 +198,9 @@ def _embedding(model: Any) -> tuple[ImageEmbedding, Grid]:
     position = special.new_zeros(length, width) if model.pos_embed is None else model.pos_embed[0]
     if len(position) == patch.num_patches:
         position = torch.cat([special.new_zeros(len(names), width), position])
-    layout = Grid(*patch.grid_size, special=tuple((name, i) for i, name in enumerate(names)))
+    layout = Grid(
+        patch.grid_size[0], patch.grid_size[1], special=tuple((name, i) for i, name in enumerate(names))
+    )
     embedding = ImageEmbedding(
         weight=patch.proj.weight,
         bias=patch.proj.bias,

@@ -93,7 +93,8 @@ class SSDVisionTransformer(VisionTransformer):
     @property
     def layout(self) -> Grid:
         names = (["cls"] if self.has_class_token else []) + [f"reg{i}" for i in range(self.num_reg_tokens)]
-        return Grid(*self.patch_embed.grid_size, special=tuple((name, i) for i, name in enumerate(names)))
+        rows, columns = self.patch_embed.grid_size
+        return Grid(rows, columns, special=tuple((name, i) for i, name in enumerate(names)))
 
     @property
     def towers(self) -> dict[str, SSDVisionTransformer]:

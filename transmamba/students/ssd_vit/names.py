@@ -19,7 +19,7 @@ from ...errors import UserError
 from ...views.heads import Classifier, Head
 from ...views.sublayers import Attention, Mlp
 from ...views.view import View
-from ..timm_arguments import default_cfg, following, image_tower
+from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import SSDVisionTransformer
 
 default_cfgs = generate_default_cfgs(
@@ -118,13 +118,14 @@ class SsdVit:
 def shape_of(view: View) -> dict[str, Any]:
     """Constructor arguments of the vision transformer that has this view's shape."""
     tower, head = image_tower(view), view.heads.get("image")
-    special = [name for name, _ in tower.layout.special]
+    embedding, layout = image_embedding(view)
+    special = [name for name, _ in layout.special]
     attention, mlp = tower.sublayers[0], tower.sublayers[1]
     assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a vision transformer's block"
     eps = {sublayer.norm.eps for sublayer in tower.sublayers if isinstance(sublayer, Attention)}
     pooled = head.readouts[0][0] if isinstance(head, Classifier) else "cls" if "cls" in special else "mean"
     return dict(
-        patch_size=tower.embedding.weight.shape[-1],
+        patch_size=embedding.weight.shape[-1],
         embed_dim=tower.width,
         depth=len(tower.ends),
         num_heads=attention.heads,
@@ -135,7 +136,7 @@ def shape_of(view: View) -> dict[str, Any]:
         class_token="cls" in special,
         reg_tokens=sum(name.startswith("reg") for name in special),
         global_pool="token" if pooled == "cls" else "avg",
-        pre_norm=tower.embedding.norm is not None,
+        pre_norm=embedding.norm is not None,
         final_norm=tower.norm is not None or _norm_after_pooling(head),
         fc_norm=_norm_after_pooling(head),
         init_values=1.0 if attention.scale is not None else None,

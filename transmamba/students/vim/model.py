@@ -249,7 +249,8 @@ class VisionMamba(nn.Module):
 
     @property
     def layout(self) -> Grid:
-        return Grid(*self.patch_embed.grid_size, special=(("cls", self.cls_position),))
+        rows, columns = self.patch_embed.grid_size
+        return Grid(rows, columns, special=(("cls", self.cls_position),))
 
     @property
     def towers(self) -> dict[str, VisionMamba]:
@@ -265,7 +266,8 @@ class VisionMamba(nn.Module):
 
     @property
     def parts(self) -> dict[str, int]:
-        states: Any = self.layers[0].mixer.d_state
+        first: Any = self.layers[0]
+        states: int = first.mixer.d_state
         return dict.fromkeys(("B", "C", "B_b", "C_b"), states)
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:

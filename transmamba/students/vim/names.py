@@ -18,7 +18,7 @@ from ...ecosystems.timm import create_timm
 from ...errors import UserError
 from ...views.heads import Classifier
 from ...views.view import View
-from ..timm_arguments import default_cfg, following, image_tower
+from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import VisionMamba
 from .official import checkpoint_filter_fn
 
@@ -122,12 +122,12 @@ def name_of_width(width: int) -> str:
 def _reading_of(view: View) -> dict[str, Any]:
     """How a Vim begins and ends as this view does: the norm after its embedding, the token that its head
     reads."""
-    head, norm = view.heads.get("image"), image_tower(view).embedding.norm
+    head, (embedding, _) = view.heads.get("image"), image_embedding(view)
     mean = isinstance(head, Classifier) and head.readouts[0][0] == "mean"
     arguments: dict[str, Any] = {"global_pool": "avg" if mean else "token"}
-    if norm is not None:
-        centred = image_tower(view).embedding.centre
-        arguments |= dict(pre_norm="centred" if centred else "layer", pre_norm_eps=norm.eps)
+    if embedding.norm is not None:
+        kind = "centred" if embedding.centre else "layer"
+        arguments |= dict(pre_norm=kind, pre_norm_eps=embedding.norm.eps)
     return arguments
 
 
