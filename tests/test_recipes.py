@@ -18,10 +18,10 @@ import pytest
 import timm
 import torch
 from harness import run_quietly
-from transmamba.ecosystems.find import save_model
 
 from transmamba.config import load as configs
 from transmamba.data.images.synthetic import Synthetic
+from transmamba.ecosystems.find import save_model
 from transmamba.runs.recipe import Recipe
 from transmamba.teachers.timm_vit import TimmVit
 

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from transmamba.config import load as configs
-from transmamba.runs.recipe import Recipe, stage_steps
+from transmamba.runs.recipe import Recipe
+from transmamba.training.stage import stage_steps
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -27,11 +27,11 @@ from transmamba.cli import main as cli
 from transmamba.cli.arguments import task_of
 from transmamba.config import load as configs
 from transmamba.config.registry import STUDENTS
+from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError
 from transmamba.reporting.report import write_report
 from transmamba.runs.folder import claim_folder
 from transmamba.runs.recipe import Recipe
-from transmamba.students.student import save_model
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]
@@ -266,11 +266,11 @@ def test_evaluate_measures_a_transformer_too(command: Command, teacher: Path) ->
 
 
 def test_bench_compares_with_plain_training(command: Command, recipe: Path) -> None:
-    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "--json", "trainer.batch_size=2")
+    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "--json", "trainer.global_batch=2")
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["overhead"] > 0 and result["batch_size"] == 2
-    table = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.batch_size=2").out
+    table = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.global_batch=2").out
     assert "cross_entropy_step" in table
 
 
@@ -292,7 +292,7 @@ def test_bench_names_the_recipe_of_a_teacher_that_is_not_made(command: Command, 
 
 def test_bench_takes_a_recipe_with_standardised_features(command: Command, recipe: Path) -> None:
     losses = "stages.1.losses=[{name: feature, standardize: true}]"
-    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.batch_size=2", losses)
+    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.global_batch=2", losses)
     assert done.code == 0, done.err
 
 
@@ -635,7 +635,7 @@ def test_an_image_that_does_not_decode(
     command: Command, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    short = ["stages.0.steps=1", "stages.1.steps=1", "trainer.batch_size=10", "trainer.accumulation=1"]
+    short = ["stages.0.steps=1", "stages.1.steps=1", "trainer.global_batch=10", "trainer.micro_batch=10"]
     data = f"task.data={{name: image_folder, root: {images}}}"
     done = command("--config", recipe, *short, data, recipe=True)
     assert_mistake(done, "broken.png")
@@ -658,12 +658,12 @@ def test_an_image_that_does_not_decode(
 def test_a_process_of_its_own(launcher: list[Any], recipe: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     done = subprocess.run(
-        [sys.executable, *launcher, recipe, "trainer.bach_size=2"],
+        [sys.executable, *launcher, recipe, "trainer.mico_batch=2"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert_mistake(Done(done.returncode, done.stdout, done.stderr), "trainer.bach_size", "mean 'batch_size'?")
+    assert_mistake(Done(done.returncode, done.stdout, done.stderr), "trainer.mico_batch", "mean 'micro_batch'?")
     assert len(done.stderr.splitlines()) == 2 and done.stdout == ""
     assert sorted(tmp_path.iterdir()) == before
