@@ -14,11 +14,10 @@ from ...config.registry import STUDENTS
 from ...core.preprocessing import Preprocessing
 from ...core.tower import StudentSpec
 from ...ecosystems.find import preprocessing_of
-from ...ecosystems.timm import create_timm
+from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
-from ...views.heads import Classifier
 from ...views.view import View
-from ..timm_arguments import default_cfg, following, image_tower
+from ..timm_arguments import default_cfg, following, image_embedding, image_tower, pooled_token
 from .model import VisionMamba
 from .official import checkpoint_filter_fn
 
@@ -94,6 +93,9 @@ class Vim:
     model: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_options(self.kwargs)
+
     def build(self, spec: StudentSpec) -> nn.Module:
         shape_of = functools.partial(_shape_of, square="patch_size" not in self.kwargs)
         arguments = following("vim", self.model, self.kwargs, shape_of, spec)
@@ -122,12 +124,12 @@ def name_of_width(width: int) -> str:
 def _reading_of(view: View) -> dict[str, Any]:
     """How a Vim begins and ends as this view does: the norm after its embedding, the token that its head
     reads."""
-    head, norm = view.heads.get("image"), image_tower(view).embedding.norm
-    mean = isinstance(head, Classifier) and head.readouts[0][0] == "mean"
+    embedding = image_embedding(view)
+    norm = embedding.norm
+    mean = pooled_token(view) == "mean"
     arguments: dict[str, Any] = {"global_pool": "avg" if mean else "token"}
     if norm is not None:
-        centred = image_tower(view).embedding.centre
-        arguments |= dict(pre_norm="centred" if centred else "layer", pre_norm_eps=norm.eps)
+        arguments |= dict(pre_norm="centred" if embedding.centre else "layer", pre_norm_eps=norm.eps)
     return arguments
 
 
