@@ -4,8 +4,8 @@
     accelerate launch --quiet --config_file recipes/accelerate/ddp.yaml recipes/distill.py \
         --config recipes/configs/imagenet_deit_s_to_vim_s.yaml task.data.root=/data/imagenet
 
-Every key of the recipe can be overridden: `stages.0.lr=1e-3 trainer.global_batch=128`. Started again, the same
-command continues a run that was stopped or killed; `--overwrite` starts it anew.
+Every key of the recipe can be overridden: `stages.0.lr=1e-3 trainer.global_batch=128`. Started again, the
+same command continues a run that was stopped or killed; `--overwrite` starts it anew.
 """
 
 import sys

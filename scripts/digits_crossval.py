@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transmamba.cli.launch import guarded
-from transmamba.config import load as configs
-from transmamba.evaluation.classification import paired_bootstrap
-from transmamba.runs.folder import SAMPLES
-from transmamba.runs.recipe import Recipe
-from transmamba.runs.run import run
+from transmamba.cli.mistakes import guarded
+from transmamba.evaluation.compare import paired_bootstrap
+from transmamba.reporting.samples import ITEMS_FILE, read_items
+from transmamba.runs.run import load_recipe, run
 
 CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 MODELS = ("teacher", "student", "scratch")
@@ -65,20 +63,19 @@ def run_fold(arguments: argparse.Namespace, fold: int) -> Correct:
         "teacher_recipe=null",
     ]
     print(f"fold {fold + 1} of {arguments.folds}: {folder}", file=sys.stderr)
-    run(configs.load(Recipe, arguments.teacher_config, teacher))
-    run(configs.load(Recipe, arguments.config, distil))
+    run(load_recipe(arguments.teacher_config, teacher))
+    run(load_recipe(arguments.config, distil))
     return correct_in(folder / "distil")
 
 
 def correct_in(run_folder: Path) -> Correct:
-    """Whether each model was right on each test image; the baseline's predictions lie in its own folder."""
-    with np.load(run_folder / SAMPLES) as samples:
-        labels = samples["labels"]
-        correct = {name: samples[f"{name}_pred"] == labels for name in ("teacher", "student")}
-    if (run_folder / "scratch" / SAMPLES).is_file():
-        with np.load(run_folder / "scratch" / SAMPLES) as samples:
-            assert np.array_equal(samples["labels"], labels), "the baseline is evaluated on the same images"
-            correct["scratch"] = samples["student_pred"] == labels
+    """Whether each model was right on each test image; the baseline's answers lie in its own folder."""
+    (items,) = read_items(run_folder / ITEMS_FILE)
+    correct = {name: items.scores[f"{name}/top1"] == 100 for name in ("teacher", "student")}
+    if (run_folder / "scratch" / ITEMS_FILE).is_file():
+        (own,) = read_items(run_folder / "scratch" / ITEMS_FILE)
+        assert np.array_equal(own.index, items.index), "the baseline is evaluated on the same images"
+        correct["scratch"] = own.scores["student/top1"] == 100
     return correct
 
 

@@ -20,11 +20,9 @@ from typing import Any
 
 from compare_losses import MEASURED, differences, read_rows
 
-from transmamba.cli.launch import guarded
-from transmamba.config import load as configs
+from transmamba.cli.mistakes import guarded
 from transmamba.reporting.tracking import METRICS_FILE, read_metrics
-from transmamba.runs.recipe import Recipe
-from transmamba.runs.run import run
+from transmamba.runs.run import load_recipe, run
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -118,7 +116,7 @@ def compare_all(arguments: argparse.Namespace) -> int:
         for part, (recipe, overrides) in runs.items():
             folder = output / f"{name}.{part}"
             chosen = [*EVERY_STEP, *overrides, f"output_dir={folder}"]
-            run(configs.load(Recipe, CONFIGS / recipe, chosen), overwrite=True, quiet=True)
+            run(load_recipe(CONFIGS / recipe, chosen), overwrite=True, quiet=True)
             different += settle(folder, GOLDEN / f"{name}_{part}.jsonl", arguments.write)
     return 1 if different else 0
 

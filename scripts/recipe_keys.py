@@ -16,10 +16,12 @@ import yaml
 
 from transmamba.api import student_models
 from transmamba.config.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS, Registry
+from transmamba.config.retired import RETIRED
 from transmamba.data.images.augment import Augment
 from transmamba.reporting.tracking import WandbConfig
-from transmamba.runs.recipe import Recipe, Scratch, Stage, TrainerConfig
+from transmamba.runs.recipe import Recipe, Scratch
 from transmamba.subcloning.subclone import SubcloneConfig
+from transmamba.training.stage import Stage, TrainerConfig
 
 HEAD = """# The keys of a recipe
 
@@ -63,7 +65,15 @@ def page() -> str:
             parts += [f"### `{name}`\n", *described(registry[name])]
             if registry is TASKS:
                 parts += ["### `task.augment`\n", *described(Augment)]
+    parts += ["## Keys that are gone\n", *gone()]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def gone() -> Iterator[str]:
+    """What became of the keys of earlier versions."""
+    yield "\n".join(
+        ["| key | |", "|---|---|", *(f"| `{key}` | {text} |" for key, text in RETIRED.items()), ""]
+    )
 
 
 def described(part: Any) -> Iterator[str]:

@@ -17,11 +17,11 @@ import timm
 import torch
 import torch.nn.functional as F
 from harness import TEACHER, VIM, tiny_batch, tiny_recipe, tiny_student, tiny_vit
+from transmamba.students.student import Student
 
 import transmamba
 from transmamba.config.load import parse, save_yaml
 from transmamba.config.registry import TASKS
-from transmamba.students.student import Student
 from transmamba.tasks.image_classification import ImageClassificationConfig
 
 NAME = "vim_micro_patch2_8"

@@ -53,10 +53,12 @@ def test_commands_exist(words: list[str]) -> None:
         if word.startswith(("recipes/", "scripts/")):
             assert (ROOT / word).is_file(), word
     if words[0] == "transmamba":
-        verb = cli.VERBS[words[1]]
+        verb, rest = cli.VERBS[words[1]], words[2:]
+        if isinstance(verb, cli.Verbs):
+            verb, rest = verb.verbs[rest[0]], rest[1:]
         parser = argparse.ArgumentParser()
         verb.add(parser)
-        parser.parse_intermixed_args(words[2:])
+        parser.parse_intermixed_args(rest)
     if "--config" in words and "my_recipe.yaml" not in words:
         overrides = [word for word in words if re.match(r"[a-z_.0-9]+=", word)]
         configs.load(Recipe, ROOT / words[words.index("--config") + 1], overrides)
@@ -173,7 +175,7 @@ def test_the_keys_of_a_recipe_are_a_fresh_render() -> None:
     assert made == page, "python scripts/recipe_keys.py > docs/recipe_keys.md"
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
     assert len(rows) > 90 and not [name for name, _, meaning in rows if not meaning]
-    for key in ("triangular", "standardize", "final_split", "cuda_graphs"):
+    for key in ("stream", "standardize", "final_split", "cuda_graphs"):
         assert any(name == key and len(meaning) > 20 for name, _, meaning in rows), key
     for settings in (Recipe, Stage, TrainerConfig):
         for field in dataclasses.fields(settings):

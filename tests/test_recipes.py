@@ -18,11 +18,11 @@ import pytest
 import timm
 import torch
 from harness import run_quietly
+from transmamba.students.student import save_model
 
 from transmamba.config import load as configs
 from transmamba.data.images.synthetic import Synthetic
 from transmamba.runs.recipe import Recipe
-from transmamba.students.student import save_model
 from transmamba.teachers.timm_vit import TimmVit
 
 ROOT = Path(__file__).parents[1]

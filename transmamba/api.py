@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from .core.preprocessing import Preprocessing
-from .core.task import Pass
-from .ecosystems.find import load_model, preprocessing_of, save_model
+from .ecosystems.find import save_model
 from .ecosystems.folders import model_folder
 from .ecosystems.timm import create_timm
 from .errors import UserError
-from .evaluation.cost import autocast
-from .evaluation.run import ModelRunner, measure
+from .evaluation.cost import find_device
+from .runs.evaluate import prepare
 from .runs.recipe import Recipe
 from .runs.run import load_recipe, run
-from .subcloning.convert import as_teacher, build_student, convert, student_models
+from .subcloning.convert import build_student, convert, student_models
 from .teachers.teacher import Teacher
 
 __all__ = [
@@ -78,25 +75,17 @@ def evaluate(
 
     Returns {"student": {...}} or, with a teacher, {"student", "teacher", "agreement"}.
     """
-    target = find_device(device)
-    if not isinstance(model, nn.Module):
-        model = load_model(model)
-    built = task.build(preprocessing_of(model))
-    built.check(model, "model")
-    passing = Pass(batch_size=batch_size, workers=workers)
-    context = functools.partial(autocast, target, precision)
-    runners = {"student": ModelRunner(model.to(target), target, context)}
-    if teacher is None:
-        return measure(built.evaluators(split), runners, passing).results()
-    taught = as_teacher(teacher).to(target)
-    built.check(taught, "teacher")
-    teaching = {"teacher": ModelRunner(taught, target, context, kind="teacher")}
-    if taught.preprocessing == built.preprocessing:
-        return measure(built.evaluators(split), {**runners, **teaching}, passing).results()
-    theirs = task.build(taught.preprocessing)
-    theirs.check(taught, "teacher")
-    measured = measure(built.evaluators(split), runners, passing)
-    return measured.joined(measure(theirs.evaluators(split), teaching, passing)).results()
+    prepared = prepare(
+        model,
+        task,
+        teacher=teacher,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        precision=precision,
+    )
+    return prepared.measure().results()
 
 
 def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -125,13 +114,3 @@ def save_student(student: nn.Module, folder: str | Path, preprocessing: Preproce
     """Write a student as its library does; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads
     it."""
     save_model(student, Path(folder), preprocessing)
-
-
-def find_device(name: str | None) -> torch.device:
-    """`name`, or a GPU where there is one. Raises UserError for one that this machine lacks."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # an unknown kind, or one that this machine lacks
-        raise UserError(f"device {name!r} cannot be used here; write cuda or cpu") from error

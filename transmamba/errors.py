@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -20,6 +20,21 @@ class ConfigError(UserError):
         noun = "problem" if len(problems) == 1 else "problems"
         lines = "\n".join(f"  {problem}" for problem in problems)
         super().__init__(f"config error: {source}: {len(problems)} {noun}\n{lines}")
+
+
+class WrongValues(ValueError):
+    """Everything that is wrong with the values of one configuration. The loader tells each problem in a line
+    of its own, under the path of the field with which it begins: `lr is -1; write a number above 0`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(problems))
+
+
+def refuse_all(problems: Sequence[str]) -> None:
+    """Raises WrongValues with every problem, if there is any."""
+    if problems:
+        raise WrongValues(problems)
 
 
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

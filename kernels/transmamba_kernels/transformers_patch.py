@@ -3,7 +3,8 @@
 transformers (5.16 and newer) looks its scans and convolutions up among the globals of each model's module
 when it calls them; these globals are replaced. Its one-call training functions (`mamba_inner_fn`,
 `mamba2_split_conv1d_scan_combined`) are switched off: they leave out the masks behind the convolution, which
-the step-by-step code applies, so that left-padded batches would train on other numbers.
+the step-by-step code applies, so that left-padded batches would train on other numbers. The models' own
+forwards are replaced by ones that hand packed rows down, or refuse them (transformers_packing.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from . import compat
+from . import transformers_packing as packing
 from .torch_ops import differentiable
 
 __all__ = ["MODELS", "Patch", "patch_transformers"]
@@ -34,23 +36,27 @@ MODELS = (
     "zamba2",
 )
 Function = Callable[..., Any]
+# A module or one of its models, the name of what it had there, and that.
+Replaced = tuple[ModuleType | type, str, Function]
+Replacement = Callable[[Function, ModuleType], Function]
 
 
 class Patch:
     """What was replaced. `undo`, or leaving it as a context manager, puts it back."""
 
-    def __init__(self, replaced: list[tuple[ModuleType, str, Function]]) -> None:
+    def __init__(self, replaced: list[Replaced]) -> None:
         self._replaced = replaced
 
     @property
     def models(self) -> list[str]:
         """The models that run on the operators through this patch."""
-        return sorted({module.__name__.split(".")[-2] for module, _, _ in self._replaced})
+        modules = (owner for owner, _, _ in self._replaced if isinstance(owner, ModuleType))
+        return sorted({module.__name__.split(".")[-2] for module in modules})
 
     def undo(self) -> None:
         """Puts the functions back that this patch replaced; once."""
-        for module, name, original in self._replaced:
-            setattr(module, name, original)
+        for owner, name, original in self._replaced:
+            setattr(owner, name, original)
         self._replaced = []
 
     def __enter__(self) -> Patch:
@@ -68,7 +74,8 @@ def patch_transformers(models: Iterable[str] | None = None) -> Patch:
     models: names out of `MODELS`; None for all that the installed transformers has. Training, prefill and
     decode run on this package's operators at once; `undo()` of the result, or its end as a context manager,
     takes them away. What they do not do (activations other than SiLU, gradients through a decode step) still
-    runs on transformers' own functions. A model that is patched already is left as it is.
+    runs on transformers' own functions. Packed rows (`seq_idx`, `cu_seqlens`) are kept apart where a model is
+    Mamba-2, and a ValueError elsewhere. A model that is patched already is left as it is.
 
     Raises ValueError for an unknown model, ModuleNotFoundError without transformers, and RuntimeError where
     its version keeps none of these functions.
@@ -86,18 +93,22 @@ def patch_transformers(models: Iterable[str] | None = None) -> Patch:
         for model, path in paths.items()
         if importlib.util.find_spec(path) is not None
     ]
-    replaced: list[tuple[ModuleType, str, Function]] = []
+    replaced: list[Replaced] = []
     known = 0
     for module in modules:
-        for name, replace in _REPLACEMENTS.items():
-            original = getattr(module, name, None)
-            known += original is not None
+        known += sum(hasattr(module, name) for name in _REPLACEMENTS)
+        places: list[tuple[ModuleType | type, str, Replacement]] = [
+            *((module, name, replace) for name, replace in _REPLACEMENTS.items()),
+            *((model, "forward", packing.forward) for model in packing.entries(module)),
+        ]
+        for owner, name, replace in places:
+            original = getattr(owner, name, None)
             if original is None or hasattr(original, "replaces"):
                 continue
             replacement: Any = replace(original, module)
             replacement.replaces = original
-            replaced.append((module, name, original))
-            setattr(module, name, replacement)
+            replaced.append((owner, name, original))
+            setattr(owner, name, replacement)
     if wanted and not known:
         raise RuntimeError(
             f"transformers {transformers.__version__} has no function to replace in {', '.join(wanted)}; "
@@ -107,23 +118,23 @@ def patch_transformers(models: Iterable[str] | None = None) -> Patch:
 
 
 def _convolution(original: Function, module: ModuleType) -> Function:
-    scans_packed_rows = hasattr(module, "mamba2_chunk_scan")
+    takes = ("initial_states", "return_final_states", "final_states_out")
 
     def causal_conv1d_fn(
         hidden_states: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
         activation: str | None = None,
-        seq_idx: Tensor | None = None,
         **kwargs: Any,
-    ) -> Tensor:
-        if seq_idx is not None and not scans_packed_rows:
-            raise ValueError("seq_idx: a tensor, expected None: this model does not hand it to its scan")
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        if not packing.scans_packed_rows(module):
+            packing.refuse(packing.named(kwargs))
         if activation not in _ACTIVATIONS:
-            return original(hidden_states, weight, bias, activation=activation, seq_idx=seq_idx, **kwargs)
-        out = compat.causal_conv1d_fn(hidden_states, weight, bias, seq_idx, activation=activation)
-        assert isinstance(out, Tensor)
-        return out
+            return original(hidden_states, weight, bias, activation=activation, **kwargs)
+        batch, _, length = hidden_states.shape
+        ids = packing.ids_of(kwargs, batch, length)
+        taken = {name: kwargs[name] for name in takes if name in kwargs}
+        return compat.causal_conv1d_fn(hidden_states, weight, bias, ids, activation=activation, **taken)
 
     return causal_conv1d_fn
 
@@ -157,6 +168,7 @@ def _selective_scan(original: Function, module: ModuleType) -> Function:
         return_last_state: bool = False,
         **kwargs: Any,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        packing.refuse(packing.named(kwargs))
         return compat.selective_scan_fn(
             hidden_states, dt, A, B, C, D, z, delta_bias, delta_softplus, return_last_state
         )
@@ -179,7 +191,7 @@ def _chunk_scan(original: Function, module: ModuleType) -> Function:
         dt_limit: tuple[float, float] = (0.0, float("inf")),
         return_final_states: bool = False,
         z: Tensor | None = None,
-        seq_idx: Tensor | None = None,
+        return_varlen_states: bool = False,
         **kwargs: Any,
     ) -> Any:
         return compat.mamba_chunk_scan_combined(
@@ -193,10 +205,12 @@ def _chunk_scan(original: Function, module: ModuleType) -> Function:
             z,
             dt_bias,
             initial_states,
-            seq_idx,
+            packing.ids_of(kwargs, *hidden_states.shape[:2]),
+            kwargs.get("cu_seqlens"),
             dt_softplus=dt_softplus,
             dt_limit=dt_limit,
             return_final_states=return_final_states,
+            return_varlen_states=return_varlen_states,
         )
 
     return mamba2_chunk_scan
@@ -214,12 +228,14 @@ def _state_update(original: Function, module: ModuleType) -> Function:
         dt_bias: Tensor | None = None,
         dt_softplus: bool = False,
         z: Tensor | None = None,
+        state_batch_indices: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
+        packing.refuse_step(packing.named(kwargs))
         inputs = (state, hidden_states, dt, A, B, C)
         if differentiable(*inputs, D, dt_bias, z):
             return original(*inputs, D, dt_bias=dt_bias, dt_softplus=dt_softplus, z=z, **kwargs)
-        return compat.selective_state_update(*inputs, D, z, dt_bias, dt_softplus)
+        return compat.selective_state_update(*inputs, D, z, dt_bias, dt_softplus, state_batch_indices)
 
     return selective_state_update
 
@@ -232,7 +248,7 @@ def _off(original: Function, module: ModuleType) -> Function:
 
 
 _ACTIVATIONS = (None, "silu", "swish")
-_REPLACEMENTS: dict[str, Callable[[Function, ModuleType], Function]] = {
+_REPLACEMENTS: dict[str, Replacement] = {
     "causal_conv1d_fn": _convolution,
     "causal_conv1d_update": _convolution_update,
     "mamba_inner_fn": _off,

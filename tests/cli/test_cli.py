@@ -20,6 +20,7 @@ import yaml
 from harness import TEACHER, VIM, tiny_recipe, tiny_vit
 from PIL import Image
 from safetensors import SafetensorError
+from transmamba.students.student import save_model
 
 import transmamba
 from transmamba.cli import launch
@@ -31,7 +32,6 @@ from transmamba.errors import UserError
 from transmamba.reporting.report import write_report
 from transmamba.runs.folder import claim_folder
 from transmamba.runs.recipe import Recipe
-from transmamba.students.student import save_model
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]

@@ -143,33 +143,47 @@ def test_what_is_quickly_made_needs_no_worker_process(monkeypatch: pytest.Monkey
     assert seen == [0, 2]
 
 
-def test_a_thread_makes_a_few_batches_beforehand_in_order() -> None:
+def test_threads_make_a_few_batches_beforehand_in_order() -> None:
+    """Whoever is ready first; and none is made beyond a few ahead of the one that is asked for."""
     made: list[int] = []
 
-    def numbers() -> Any:
-        for number in range(20):
-            made.append(number)
-            yield number
+    def make(item: Any) -> Any:
+        time.sleep(0.02 if item % 3 == 0 else 0.0)
+        made.append(item)
+        return item
 
-    batches = _ahead(numbers(), 3)
+    batches: Any = _ahead(make, iter(range(20)), threads=3)  # type: ignore[arg-type]
     assert [next(batches) for _ in range(5)] == list(range(5))
-    time.sleep(0.05)
-    assert len(made) == 5 + 3
+    time.sleep(0.1)
+    assert 5 < len(made) <= 5 + 3 + 2
     assert list(batches) == list(range(5, 20))
 
 
-def test_the_thread_passes_on_what_was_raised_and_stops_when_asked() -> None:
-    def broken() -> Any:
-        yield 1
-        raise UserError("item 2 cannot be read")
+def test_threads_pass_on_what_was_raised_and_stop_when_asked() -> None:
+    def make(item: Any) -> Any:
+        if item == 4:
+            raise UserError("item 4 cannot be read")
+        return item
 
-    with pytest.raises(UserError, match="item 2"):
-        list(_ahead(broken(), 2))
+    with pytest.raises(UserError, match="item 4"):
+        list(_ahead(make, iter(range(1000)), threads=2))  # type: ignore[arg-type]
     before = threading.active_count()
-    batches = _ahead(iter(range(1000)), 2)
-    assert next(batches) == 0 and threading.active_count() == before + 1
-    batches.close()  # type: ignore[attr-defined]
+    batches: Any = _ahead(make, iter(range(100, 1000)), threads=2)  # type: ignore[arg-type]
+    assert next(batches) == 100 and threading.active_count() > before
+    batches.close()
     assert threading.active_count() == before
+
+
+def test_a_gpus_batches_are_pinned_and_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Batch] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Batch, "pin_memory", lambda self: pinned.append(self) or self)  # type: ignore[func-returns-value]
+    items = [np.arange(start, start + 3) for start in range(20, 80, 3)]
+    batches = list(load(Numbers(), items, 3, pin_memory=True))
+    assert [batch.index.tolist() for batch in batches] == [part.tolist() for part in items]
+    assert set(map(id, pinned)) == set(map(id, batches))
+    with pytest.raises(UserError, match=r"^item 13 cannot be read$"):
+        list(load(Numbers(), [np.array([1, 2]), np.array([13])], 2, pin_memory=True))
 
 
 def test_the_stream_knows_nothing_of_images() -> None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.core.output import TokenLayout
+from transmamba.core.batch import Batch
+from transmamba.core.layout import Frames, Grid, Layout, Sequence
+from transmamba.core.output import Capture, Output, Stream
 from transmamba.distillation.aligner import Aligner
 
-VIT = TokenLayout(grid=(4, 4), special=(("cls", 0),))
-VIM = TokenLayout(grid=(4, 4), special=(("cls", 8),))
-DEIT = TokenLayout(grid=(4, 4), special=(("cls", 0), ("dist", 1)))
-REGISTERS = TokenLayout(grid=(4, 4), special=(("cls", 0), ("reg0", 1), ("reg1", 2)))
-BARE = TokenLayout(grid=(4, 4))
+VIT = Grid(4, 4, special=(("cls", 0),))
+VIM = Grid(4, 4, special=(("cls", 8),))
+DEIT = Grid(4, 4, special=(("cls", 0), ("dist", 1)))
+REGISTERS = Grid(4, 4, special=(("cls", 0), ("reg0", 1), ("reg1", 2)))
+BARE = Grid(4, 4)
 
 
 def make(
     student: int,
     teacher: int,
     kept: Tensor | None = None,
-    layouts: tuple[TokenLayout, TokenLayout] = (VIM, VIT),
+    layouts: tuple[Layout, Layout] = (VIM, VIT),
 ) -> Aligner:
     return Aligner(*layouts, student, teacher, layers=[5, 1, 3, 3], kept=kept)
 
@@ -85,7 +89,7 @@ def test_class_token_moves_to_the_student_s_middle() -> None:
 
 
 @pytest.mark.parametrize(("teacher", "prefix"), [(DEIT, 2), (REGISTERS, 3)])
-def test_tokens_the_student_lacks_are_left_out(teacher: TokenLayout, prefix: int) -> None:
+def test_tokens_the_student_lacks_are_left_out(teacher: Grid, prefix: int) -> None:
     aligner = make(8, 8, layouts=(VIM, teacher))
     x = torch.arange(16.0 + prefix).view(1, -1, 1).expand(-1, -1, 8)
     patches = [float(i) for i in range(prefix, prefix + 16)]
@@ -115,7 +119,7 @@ def test_a_teacher_without_class_token_leaves_the_student_s_out() -> None:
 def test_another_grid_is_resampled(
     teacher_grid: tuple[int, int], special: tuple[tuple[str, int], ...]
 ) -> None:
-    teacher = TokenLayout(grid=teacher_grid, special=special)
+    teacher = Grid(*teacher_grid, special=special)
     aligner = make(8, 8, layouts=(VIM, teacher))
     x = torch.randn(2, teacher.length, 8)
     found = aligner.teacher_tokens(x)
@@ -132,7 +136,7 @@ def test_another_grid_is_resampled(
 
 
 def test_averaging_a_grid_twice_as_fine_keeps_each_region() -> None:
-    aligner = make(1, 1, layouts=(BARE, TokenLayout(grid=(8, 8))))
+    aligner = make(1, 1, layouts=(BARE, Grid(8, 8)))
     quadrants = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
     found = aligner.teacher_tokens(quadrants.view(1, 64, 1)).view(4, 4)
     for (row, column), value in {(0, 0): 0.0, (0, 3): 1.0, (3, 0): 2.0, (3, 3): 3.0}.items():
@@ -144,8 +148,7 @@ def test_to_student_inverts_the_projection_on_kept_coordinates(kept: Tensor | No
     aligner = make(4, 10, kept)
     mine = torch.randn(2, 17, 4)
     teacher = torch.zeros(2, 17, 10)
-    order, _ = VIM.match(VIT)
-    teacher[:, :] = aligner.project(1, mine)[:, order]
+    teacher[:, VIT.match(VIM).here] = aligner.project(1, mine)
     assert torch.equal(aligner.to_student(teacher), mine)
 
 
@@ -167,3 +170,57 @@ def test_gradients_reach_the_student_s_side_alone() -> None:
     loss.sum().backward()
     assert mine.grad is not None and aligner.projections["1"].weight.grad is not None
     assert aligner.projections["3"].weight.grad is None
+
+
+# --- other layouts ----------------------------------------------------------------------------------------
+
+
+def test_frames_are_matched_by_name_and_place() -> None:
+    teacher = Frames(2, 1, 3, special=(("cls", 0),))
+    aligner = make(8, 8, layouts=(Frames(2, 1, 3, special=(("cls", 3),)), teacher))
+    x = torch.arange(7.0).view(1, 7, 1).expand(1, 7, 8)
+    assert aligner.num_tokens == 7
+    assert aligner.teacher_tokens(x)[0, :, 0].tolist() == [1, 2, 3, 0, 4, 5, 6]
+    assert torch.equal(aligner.student_tokens(x), x)
+    assert aligner.student_positions(torch.tensor([0, 3])).tolist() == [0, 3]
+
+
+def test_text_is_the_same_tokens_on_both_sides() -> None:
+    aligner = make(6, 10, layouts=(Sequence(), Sequence()))
+    mine, theirs = torch.randn(2, 9, 6), torch.randn(2, 9, 10)
+    assert aligner.num_tokens is None
+    assert aligner.student_tokens(mine) is mine and aligner.teacher_tokens(theirs) is theirs
+    assert torch.equal(aligner.to_student(theirs), theirs[..., 2:8])
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        (VIM, Sequence()),
+        (Sequence(), VIT),
+        (VIM, Frames(1, 4, 4)),
+        (Frames(1, 4, 4), VIT),
+        (Frames(2, 2, 4), Frames(1, 4, 4)),
+    ],
+)
+def test_layouts_that_cannot_be_compared(student: Layout, teacher: Layout) -> None:
+    with pytest.raises(ValueError, match=r"differ|cannot be compared"):
+        make(8, 8, layouts=(student, teacher))
+
+
+def test_statistics_of_text_leave_padding_out() -> None:
+    """Against numpy, over batches of unlike length."""
+    hidden = [torch.randn(2, 5, 4), torch.randn(3, 7, 4)]
+    masks = [torch.rand(2, 5) < 0.6, torch.rand(3, 7) < 0.6]
+    seen = iter(zip(hidden, masks, strict=True))
+
+    def teacher(inputs: Any, captures: Any) -> Output:
+        assert captures == {"text": Capture(hidden=frozenset({3}))}
+        made, mask = next(seen)
+        return Output({"text": Stream(Sequence(), mask, {3: made})})
+
+    aligner = Aligner(Sequence(), Sequence(), 4, 4, layers=[], compared=[3])
+    aligner.measure(teacher, [Batch({}, {}, torch.zeros(1), {})] * 2, "text")  # type: ignore[arg-type]
+    real = torch.cat([made[mask] for made, mask in zip(hidden, masks, strict=True)]).double()
+    torch.testing.assert_close(aligner.mean[0].double(), real.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(aligner.std[0].double(), real.std(0, unbiased=False), rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,23 +13,25 @@ import pytest
 import torch
 from torch import Tensor
 
-import transmamba.runs.pipeline
 import transmamba.training.trainer
 from transmamba.config.registry import LOSSES
-from transmamba.core.output import Term
+from transmamba.core.batch import Batch
+from transmamba.core.output import Logits, Term
 from transmamba.distillation.signals import Loss, Signals
 from transmamba.losses.cross_entropy import CrossEntropy
 from transmamba.losses.feature import CosineLoss
+from transmamba.runs.pipeline import Pipeline
 from transmamba.runs.recipe import Recipe
 
-# (batch size, accumulation, ranks): eight images a step each time
+# (micro-batch, micro-batches of a rank, ranks): eight images a step each time
 WHOLE = (8, 1, 1)
 DIVISIONS = [(1, 8, 1), (2, 4, 1), (4, 1, 2), (2, 2, 2)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstClasses:
-    """Cross-entropy of the images of classes 0 and 1: its count differs by micro-batch, down to none."""
+    """Cross-entropy of the images of classes 0 and 1: they are counted as an item of their own, of which a
+    micro-batch has more or fewer, down to none."""
 
     name = "first_classes"
     weight: float = 0.7
@@ -39,26 +42,35 @@ class FirstClasses:
 
 class FirstClassesLoss(Loss):
     needs_teacher = False
-    uses_logits = True
+    reads_logits = True
 
-    def count(self, targets: Tensor) -> int:
-        return int((targets < 2).sum())
+    def item(self, batch: Batch) -> str:
+        return "first"
 
     def forward(self, signals: Signals) -> Term:
-        chosen = signals.targets < 2
+        classes = signals.batch.targets["classes"]
+        chosen = classes < 2
         inner = CrossEntropy().build()
         assert signals.student.logits is not None
-        student = replace(signals.student, logits=signals.student.logits[chosen])
-        return inner(replace(signals, student=student, targets=signals.targets[chosen]))
+        student = replace(signals.student, logits=Logits(signals.student.logits()[chosen], lambda x: x))
+        batch = replace(signals.batch, targets={"classes": classes[chosen]})
+        return inner(replace(signals, student=student, batch=batch))
+
+
+def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Each batch with its images of the first classes counted too."""
+    for batch in batches:
+        first = int((batch.targets["classes"] < 2).sum())
+        yield replace(batch, counts={**batch.counts, "first": first})
 
 
 def recipe_of(folder: Path, division: tuple[int, int, int], steps: int) -> Recipe:
-    batch, accumulation, _ = division
+    batch, accumulation, ranks = division
     recipe = harness.tiny_recipe(
         folder,
         output_dir=str(folder / "-".join(map(str, (*division, steps)))),
         student__kwargs=dict(harness.VIM),  # no stochastic depth: its draws belong to a micro-batch
-        trainer=dict(batch_size=batch, accumulation=accumulation, log_every=1, save_every=0),
+        trainer=dict(global_batch=batch * accumulation * ranks, micro_batch=batch, log_every=1, save_every=0),
     )
     losses = (FirstClasses(), *(LOSSES[name]() for name in sorted(LOSSES)), LOSSES["feature"](weight=0.3))
     stage = replace(recipe.stages[1], losses=losses, steps=steps, clip=0.0, lr=1e-3)
@@ -69,14 +81,15 @@ def record(recipe: Recipe, path: Path) -> None:
     """Runs; rank 0 saves the gradients of every step and the weights after it."""
     steps: list[dict[str, dict[str, Tensor]]] = []
 
-    class Recording(transmamba.training.trainer.Trainer):
-        def _apply(self, optimizer: Any, loss: float, norm: float, distiller: Any, parts: Any) -> None:
-            named = list(distiller.named_parameters())
+    class Recording(transmamba.training.trainer.Stepper):
+        def _apply(self, total: float, norm: float, parts: dict[str, Tensor]) -> bool:
+            named = list(self.distiller.named_parameters())
             gradients = {name: p.grad.clone() for name, p in named if p.grad is not None}
-            super()._apply(optimizer, loss, norm, distiller, parts)
+            moved = super()._apply(total, norm, parts)
             steps.append({"gradients": gradients, "weights": {n: p.detach().clone() for n, p in named}})
+            return moved
 
-    make = transmamba.runs.pipeline.Pipeline._distiller
+    make, load = Pipeline.distiller, Pipeline.batches
 
     def seen_before(self: Any, index: int) -> Any:
         """Adaptive weights away from one in the very first step."""
@@ -86,8 +99,9 @@ def record(recipe: Recipe, path: Path) -> None:
                 loss.observe(torch.linspace(0.1, 0.9, loss.running.numel()).view_as(loss.running))
         return distiller
 
-    transmamba.runs.pipeline.Trainer = Recording  # type: ignore[misc]
-    transmamba.runs.pipeline.Pipeline._distiller = seen_before  # type: ignore[method-assign]
+    transmamba.training.trainer.Stepper = Recording  # type: ignore[misc]
+    Pipeline.distiller = seen_before  # type: ignore[method-assign]
+    Pipeline.batches = lambda self, *steps: counted(load(self, *steps))  # type: ignore[method-assign]
     harness.run_quietly(recipe)
     if torch.distributed.is_initialized() and torch.distributed.get_rank():
         return

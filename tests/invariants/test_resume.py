@@ -255,9 +255,9 @@ def test_killed_at_every_file_operation(whole: Path, tmp_path: Path) -> None:
 
 def stop_at(recipe: Recipe, step: int, log_every: int) -> None:
     """Runs, and asks itself to stop by SIGTERM within `step`."""
-    import transmamba.training.trainer
+    import transmamba.training.step
 
-    real = transmamba.training.trainer.weighted
+    real = transmamba.training.step.weighted
 
     def watched(*arguments: Any) -> Any:
         nonlocal calls
@@ -267,7 +267,7 @@ def stop_at(recipe: Recipe, step: int, log_every: int) -> None:
         return real(*arguments)
 
     calls = 0
-    transmamba.training.trainer.weighted = watched
+    transmamba.training.step.weighted = watched
     harness.run_quietly(recipe)
     raise AssertionError("the run did not stop")
 
@@ -308,7 +308,7 @@ def test_statistics_and_averages_are_resumed(whole: Path, tmp_path: Path) -> Non
     harness.finish(harness.start(without_measuring, stopped))
     assert_same(tmp_path / "stopped", tmp_path / "straight")
     state = load_file(max((tmp_path / "straight/checkpoints").iterdir()) / "model.safetensors")
-    assert bool((state["aligner.std"] != 1).all()) and bool(state["aligner.mean"].any())
+    assert bool((state["aligners.image.std"] != 1).all()) and bool(state["aligners.image.mean"].any())
 
 
 def count_stages(recipe: Recipe, log: Path) -> None:
@@ -317,10 +317,10 @@ def count_stages(recipe: Recipe, log: Path) -> None:
     real = transmamba.training.trainer.Trainer._step
     taken: list[int] = []
 
-    def counted(self: Any, *arguments: Any) -> None:
+    def counted(self: Any, *arguments: Any) -> Any:
         taken.append(self.progress.stage)
         log.write_text(json.dumps(taken))
-        real(self, *arguments)
+        return real(self, *arguments)
 
     transmamba.training.trainer.Trainer._step = counted  # type: ignore[method-assign]
     harness.run_quietly(recipe)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from transmamba.config.registry import LOSSES
 from transmamba.distillation.distiller import Distiller
-from transmamba.runs.recipe import Stage
 from transmamba.training.optimizer import parameter_groups, set_trainable
-from transmamba.views.view import map_tensors
+from transmamba.training.stage import Stage
+from transmamba.views.sublayers import map_tensors
 
 LOSS_NAMES = sorted(LOSSES)
 
@@ -59,13 +59,13 @@ def test_not_in_the_optimizer(distiller: Distiller) -> None:
 
 
 def test_always_in_eval_mode(distiller: Distiller, vit: torch.nn.Module) -> None:
-    images, targets = harness.tiny_batch(2)
+    batch = harness.tiny_batch(2)
     distiller.train()
     assert not vit.training
     assert distiller.teacher is not None
-    first = distiller.teacher(images).logits
-    assert first is not None and torch.equal(first, distiller.teacher(images).logits)  # type: ignore[arg-type]
-    distiller(images, targets)
+    first, again = (distiller.teacher(batch.inputs).logits for _ in range(2))
+    assert first is not None and again is not None and torch.equal(first(), again())
+    distiller(batch)
     assert not vit.training
 
 
@@ -77,18 +77,19 @@ def test_a_teacher_with_dropout_that_the_user_left_in_train_mode() -> None:
         "vit_tiny_patch16_224", num_classes=3, proj_drop_rate=0.5, drop_path_rate=0.5, **harness.TEACHER
     ).train()
     distiller = Distiller(harness.tiny_student(), vit, ("kl",)).train()
-    images, _ = harness.tiny_batch(2)
+    images = harness.tiny_batch(2).inputs["image"]
     assert distiller.teacher is not None
     made = distiller.teacher(images).logits
+    assert made is not None
     with torch.no_grad():
-        torch.testing.assert_close(made, vit.eval()(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(made(), vit.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_no_gradients(distiller: Distiller, vit: torch.nn.Module) -> None:
     before = [tensor.clone() for tensor in teacher_tensors(distiller)]
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1.0)
     for step in range(2):
-        total, _ = distiller.loss(*harness.tiny_batch(4), step)
+        total, _ = distiller.loss(harness.tiny_batch(4), step)
         total.backward()
         optimizer.step()
     assert all(parameter.grad is None for parameter in vit.parameters())
@@ -128,8 +129,7 @@ def in_ddp() -> None:
     assert type(model).__name__ == "DistributedDataParallel"
     assert not storages(list(model.parameters())) & storages(teacher_tensors(distiller))
     assert not any("teacher" in name for name in model.state_dict())
-    images, targets = harness.tiny_batch(2, seed=accelerator.process_index)
-    model(images, targets)["kl"].sum.backward()
+    model(harness.tiny_batch(2, seed=accelerator.process_index))["kl"].sum.backward()
     assert torch.equal(teacher_tensors(distiller)[3], before)
     gc.collect()
 

@@ -1,16 +1,6 @@
 """Every Triton kernel, compiled for sm_90 without a GPU: it must compile, and no register may spill.
 
-The convention: a kernel that is launched has a name that ends in `_kernel`, and the `gpu.py` that launches it
-has
-
-    aot_cases() -> list[tuple[kernel, signature, constexprs, num_warps, num_stages, *more]]
-
-with the argument types really launched. `kernel`: the jitted function. `signature`: {argument: type} in
-Triton's spelling ("*bf16", "i32", "fp32"), ":16" behind it where the pointer or number is a multiple of 16,
-which a launch finds out by itself and which decides how wide the loads are ("*bf16:16", "i32:16").
-`constexprs`: {argument: value} for the rest, that is `tl.constexpr` arguments, tensors that are None, numbers
-that are 1. `more`: further options of the compiler, and the bytes of a thread's stack that are allowed, with
-the reason beside them in the code. A few representative cases an op: a case takes 1 to 4 seconds.
+A kernel that is launched has a name that ends in `_kernel`; what it is compiled as is in aot/.
 """
 
 from __future__ import annotations
@@ -28,7 +18,7 @@ import transmamba_kernels
 
 pytest.importorskip("triton")
 
-Case = tuple[Any, ...]
+import aot
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled"
@@ -49,16 +39,14 @@ def modules() -> list[Any]:
 
 
 def cases() -> list[Any]:
-    found = []
-    for module in modules():
-        if hasattr(module, "aot_cases"):
-            op = module.__name__.split(".")[1]
-            for i, case in enumerate(module.aot_cases()):
-                found.append(pytest.param(case, id=f"{op}-{case[0].__name__}-{i}"))
-    return found
+    return [
+        pytest.param(case, id=f"{op}-{case[0].__name__}-{i}")
+        for op, make in aot.CASES.items()
+        for i, case in enumerate(make())
+    ]
 
 
-def resources(case: Case, folder: Path) -> dict[str, int]:
+def resources(case: aot.Case, folder: Path) -> dict[str, int]:
     """Registers, stack and local memory of a thread, shared memory of a program, as compiled."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -106,4 +94,4 @@ def test_every_kernel_has_a_case():
         if name.endswith("_kernel") and hasattr(value, "arg_names")
     }
     covered = {f"{p.values[0][0].__module__}.{p.values[0][0].__name__}" for p in cases()}
-    assert launched <= covered, f"no aot_cases() compiles {sorted(launched - covered)}"
+    assert launched <= covered, f"nothing in aot/ compiles {sorted(launched - covered)}"

@@ -123,20 +123,20 @@ def test_rows_of_states():
     assert_near(states, before.index_copy(0, rows, some))
 
 
-def heads_inputs(tied: bool) -> dict[str, Any]:
+def heads_inputs(tied: bool, batch: int = BATCH) -> dict[str, Any]:
     def one_a_head(*shape: int, dims: int = 1) -> torch.Tensor:
         full = (*shape, WIDTH, STATES)[: len(shape) + dims]
         return normal(*shape)[(..., *[None] * dims)].expand(full) if tied else normal(*full)
 
     return {
-        "state": normal(BATCH, HEADS, WIDTH, STATES),
-        "x": normal(BATCH, HEADS, WIDTH),
-        "dt": one_a_head(BATCH, HEADS),
+        "state": normal(batch, HEADS, WIDTH, STATES),
+        "x": normal(batch, HEADS, WIDTH),
+        "dt": one_a_head(batch, HEADS),
         "A": -one_a_head(HEADS, dims=2).abs() if not tied else one_a_head(HEADS, dims=2),
-        "B": normal(BATCH, GROUPS, STATES),
-        "C": normal(BATCH, GROUPS, STATES).flip(0),
+        "B": normal(batch, GROUPS, STATES),
+        "C": normal(batch, GROUPS, STATES).flip(0),
         "D": normal(HEADS, WIDTH),
-        "z": normal(BATCH, HEADS, WIDTH),
+        "z": normal(batch, HEADS, WIDTH),
         "dt_bias": one_a_head(HEADS),
         "dt_softplus": True,
     }
@@ -229,3 +229,24 @@ def test_refusals():
         compat.selective_state_update(
             **heads_inputs(False) | {"A": torch.zeros(HEADS, WIDTH, STATES).to(torch.complex64)}
         )
+
+
+def test_an_mlp_part_is_refused_by_name():
+    """Beside zxbcdt's own columns mamba_ssm takes those of a gated MLP, 2 * 7 of them here."""
+    conv = HEADS * WIDTH + 2 * GROUPS * STATES
+    width = HEADS * WIDTH + conv + HEADS
+    head = torch.zeros(HEADS)
+    rest = (normal(conv, TAPS), None, head, head - 1, head, 8)
+    says = f"zxbcdt: {width + 14} columns, expected 2 H P \\+ 2 G N \\+ H = {width}; an MLP part in front"
+    with pytest.raises(ValueError, match=says):
+        compat.mamba_split_conv1d_scan_combined(
+            normal(BATCH, 3, width + 14), *rest, headdim=WIDTH, ngroups=GROUPS
+        )
+
+
+def test_complex_rates_are_blamed_on_themselves():
+    """mamba_ssm's complex A comes with B and C of twice the width, which fit no shape here either."""
+    a = scan_inputs() | {"A": torch.zeros(CHANNELS, STATES, dtype=torch.complex64)}
+    a |= {n: a[n].repeat(1, 1, 2) for n in ("B", "C")}
+    with pytest.raises(ValueError, match=r"^A: dtype torch\.complex64, expected a real floating-point type"):
+        compat.selective_scan_fn(**a)

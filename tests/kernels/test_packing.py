@@ -15,7 +15,7 @@ from transmamba_kernels import (
     ssd_scan,
 )
 from transmamba_kernels.causal_conv1d.cpu import CONV
-from transmamba_kernels.ssd_scan.blocks import SSD
+from transmamba_kernels.ssd_scan.cpu import SSD
 from transmamba_kernels.ssd_scan.decay import _TWO_WAY
 
 BATCH, LENGTH, CHANNELS, HEADS, STATES = 3, 11, 6, 2, 4

@@ -9,12 +9,13 @@ import pytest
 import torch
 from scipy.special import log_softmax, rel_entr, softmax
 
-from transmamba.core.output import Output, TokenLayout
-from transmamba.distillation.signals import Signals
+from transmamba.core.batch import Batch
+from transmamba.core.output import Logits, Output
+from transmamba.distillation.signals import Geometry, Signals
+from transmamba.errors import UserError
 from transmamba.losses.cross_entropy import CrossEntropy
 from transmamba.losses.kl import KL
 
-LAYOUT = TokenLayout(grid=(1, 1))
 GENERATOR = np.random.default_rng(0)
 STUDENT, TEACHER = GENERATOR.normal(0, 3, (2, 7, 5))
 LABELS = GENERATOR.integers(0, 5, 7)
@@ -22,16 +23,24 @@ MIXED = GENERATOR.dirichlet(np.ones(5), 7)
 
 
 def signals(targets: np.ndarray) -> Signals:
-    student, teacher = (Output(torch.tensor(x, dtype=torch.float32), LAYOUT) for x in (STUDENT, TEACHER))
+    student, teacher = (said(torch.tensor(x, dtype=torch.float32)) for x in (STUDENT, TEACHER))
     wanted = torch.tensor(targets)
-    return Signals(student, teacher, wanted.float() if wanted.ndim == 2 else wanted)
+    return Signals(student, teacher, asked(classes=wanted.float() if wanted.ndim == 2 else wanted))
+
+
+def said(logits: torch.Tensor) -> Output:
+    """Of a model whose head is done."""
+    return Output(logits=Logits(logits, lambda x: x))
+
+
+def asked(inputs: dict[str, torch.Tensor] | None = None, **targets: torch.Tensor) -> Batch:
+    return Batch(inputs or {}, targets, torch.zeros(0), {})
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 4.0])
 def test_kl_is_t_squared_times_the_divergence(temperature: float) -> None:
     term = KL(temperature=temperature).build()(signals(LABELS))
     p, q = softmax(TEACHER / temperature, axis=1), softmax(STUDENT / temperature, axis=1)
-    assert term.count == 7
     assert float(term.sum) == pytest.approx(temperature**2 * rel_entr(p, q).sum(), rel=1e-5)
 
 
@@ -47,10 +56,10 @@ def test_kl_gradient_keeps_its_scale_with_temperature() -> None:
     """What T² is for (Hinton et al.): at high T the gradient tends to centred (student - teacher) / K."""
     given = signals(LABELS)
     assert given.student.logits is not None
-    given.student.logits.requires_grad_()
+    made = given.student.logits().requires_grad_()
     KL(temperature=500.0).build()(given).sum.backward()
     difference = STUDENT - STUDENT.mean(1, keepdims=True) - (TEACHER - TEACHER.mean(1, keepdims=True))
-    np.testing.assert_allclose(given.student.logits.grad, difference / 5, atol=0.02)
+    np.testing.assert_allclose(made.grad, difference / 5, atol=0.02)
 
 
 def test_kl_refuses_a_temperature_of_nothing() -> None:
@@ -64,10 +73,60 @@ def test_cross_entropy(targets: np.ndarray, smoothing: float) -> None:
     term = CrossEntropy(label_smoothing=smoothing).build()(signals(targets))
     wanted = np.eye(5)[targets] if targets.ndim == 1 else targets
     wanted = (1 - smoothing) * wanted + smoothing / 5
-    assert term.count == 7
     assert float(term.sum) == pytest.approx(-(wanted * log_softmax(STUDENT, axis=1)).sum(), rel=1e-5)
 
 
 def test_cross_entropy_of_knowing_nothing_is_log_k() -> None:
-    given = Signals(Output(torch.zeros(4, 8), LAYOUT), None, torch.tensor([0, 1, 2, 3]))
+    given = Signals(said(torch.zeros(4, 8)), None, asked(classes=torch.tensor([0, 1, 2, 3])))
     assert float(CrossEntropy().build()(given).sum) == pytest.approx(4 * math.log(8))
+
+
+# --- text -------------------------------------------------------------------------------------------------
+
+WORDS, THEIRS = GENERATOR.normal(0, 3, (2, 3, 4, 5))
+NEXT = np.array([[1, 4, -100, -100], [0, 0, 2, 3], [-100, -100, -100, -100]])
+MASK = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]]).astype(bool)
+
+
+def text_signals(mask: bool) -> Signals:
+    inputs = {"text_mask": torch.tensor(MASK)} if mask else {}
+    student, teacher = (said(torch.tensor(x, dtype=torch.float32)) for x in (WORDS, THEIRS))
+    return Signals(student, teacher, asked(inputs, tokens=torch.tensor(NEXT)))
+
+
+def test_cross_entropy_of_the_words_that_are_asked_for() -> None:
+    given = text_signals(mask=True)
+    rows, places = (NEXT >= 0).nonzero()
+    expected = -log_softmax(WORDS, axis=2)[rows, places, NEXT[rows, places]].sum()
+    assert float(CrossEntropy().build()(given).sum) == pytest.approx(expected, rel=1e-5)
+    assert CrossEntropy().build().item(given.batch) == "answers"
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_kl_of_every_real_word(mask: bool) -> None:
+    given, real = text_signals(mask), MASK if mask else np.ones_like(MASK)
+    p, q = softmax(THEIRS / 2, axis=2), softmax(WORDS / 2, axis=2)
+    expected = 4 * rel_entr(p, q).sum(2)[real].sum()
+    assert float(KL().build()(given).sum) == pytest.approx(expected, rel=1e-5)
+    assert KL().build().item(given.batch) == "tokens"
+
+
+def test_nothing_asked_is_zero_with_zero_gradients() -> None:
+    words = torch.tensor(WORDS, dtype=torch.float32, requires_grad=True)
+    nothing = asked(tokens=torch.full((3, 4), -100))
+    term = CrossEntropy().build()(Signals(said(words), None, nothing))
+    term.sum.backward()
+    assert float(term.sum.detach()) == 0 and words.grad is not None and not words.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [(3, 4), (None, 3), (3, None)], ids=["another", "an embedder", "no number"]
+)
+def test_classes_must_be_the_same(theirs: int | None, ours: int | None) -> None:
+    """A module that does not say how many it has is not refused: its logits will tell."""
+    geometry = Geometry({}, teacher_classes=theirs, student_classes=ours)
+    if ours is None:
+        KL().build(geometry)
+        return
+    with pytest.raises(UserError, match=f"teacher has {theirs or 0} and the student {ours}; fine-tune"):
+        KL().build(geometry)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from transmamba.config.registry import LOSSES
-from transmamba.core.output import Branches, Output, Term
+from transmamba.core.output import Branches, Logits, Output, Stream, Term
 from transmamba.distillation.distiller import Distiller
 from transmamba.distillation.signals import Signals
-from transmamba.views.view import map_tensors
+from transmamba.views.sublayers import map_tensors
 
 STUDENTS = ("vim", "ssd_vit")
 BATCH = 6
@@ -34,7 +34,7 @@ def build(name: str, kind: str = "vim") -> Distiller:
 
 
 def terms_of(distiller: Distiller, size: int = BATCH) -> Term:
-    (term,) = distiller(*harness.tiny_batch(size)).values()
+    (term,) = distiller(harness.tiny_batch(size)).values()
     return term
 
 
@@ -44,11 +44,12 @@ def test_every_loss_states_its_least_value() -> None:
 
 @pytest.mark.parametrize("kind", STUDENTS)
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_finite_with_a_count_and_labelled_parts(name: str, kind: str) -> None:
+def test_finite_with_an_item_and_labelled_parts(name: str, kind: str) -> None:
     distiller = build(name, kind)
     term = terms_of(distiller)
     assert term.sum.shape == () and torch.isfinite(term.sum)
-    assert term.count == BATCH == distiller.counts(harness.tiny_batch(BATCH)[1])[name]
+    batch = harness.tiny_batch(BATCH)
+    assert batch.counts[distiller.items(batch)[name]] == BATCH
     labels = distiller.losses[name].part_names()  # type: ignore[operator]
     assert len(set(labels)) == len(labels) == (0 if term.parts is None else term.parts.numel())
     assert term.parts is None or (not term.parts.requires_grad and (term.parts.abs() <= BATCH + 1e-4).all())
@@ -65,21 +66,20 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name: str, kind: str
     assert all(p.grad is None for p in vit.parameters())
     wanted = distiller.used_projections()
     if wanted:
-        assert distiller.aligner is not None
-        for k, projection in distiller.aligner.projections.items():
-            assert int(k) in wanted and projection.weight.grad.abs().sum() > 0  # type: ignore[union-attr,operator]
+        aligner: Any = distiller.aligners["image"]
+        assert {("image", int(k)) for k in aligner.projections} == wanted
+        assert all(projection.weight.grad.abs().sum() > 0 for projection in aligner.projections.values())
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_sums_not_means(name: str, kind: str) -> None:
-    """What 5 and 3 images add up to is what 8 images are: sum, count and parts."""
+    """What 5 and 3 images add up to is what 8 images are: sum and parts."""
     distiller = build(name, kind)
-    images, targets = harness.tiny_batch(8)
-    whole = distiller(images, targets)[name]
-    parts = [distiller(images[rows], targets[rows])[name] for rows in (slice(0, 5), slice(5, 8))]
+    batch = harness.tiny_batch(8)
+    whole = distiller(batch)[name]
+    parts = [distiller(harness.rows_of(batch, rows))[name] for rows in (slice(0, 5), slice(5, 8))]
     torch.testing.assert_close(sum(part.sum for part in parts), whole.sum, rtol=1e-5, atol=1e-6)
-    assert sum(part.count for part in parts) == whole.count == 8
     if whole.parts is not None:
         torch.testing.assert_close(sum(part.parts for part in parts), whole.parts, rtol=1e-5, atol=1e-5)
 
@@ -88,9 +88,9 @@ def test_sums_not_means(name: str, kind: str) -> None:
 def test_each_image_counts_alone(name: str) -> None:
     """The sum over a batch is the sum over its images: nothing is coupled across the batch."""
     distiller = build(name)
-    images, targets = harness.tiny_batch(4)
-    alone = sum(distiller(images[i : i + 1], targets[i : i + 1])[name].sum for i in range(4))
-    torch.testing.assert_close(alone, distiller(images, targets)[name].sum, rtol=1e-5, atol=1e-6)
+    batch = harness.tiny_batch(4)
+    alone = sum(distiller(harness.rows_of(batch, slice(i, i + 1)))[name].sum for i in range(4))
+    torch.testing.assert_close(alone, distiller(batch)[name].sum, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -102,33 +102,35 @@ def test_least_for_a_perfect_student(name: str) -> None:
 
 def perfect_signals(distiller: Distiller, name: str) -> Signals:
     """Signals of a student whose outputs are what the teacher's are, after the projection."""
-    images, targets = harness.tiny_batch(BATCH)
+    batch = harness.tiny_batch(BATCH)
     teacher = distiller.teacher
     assert teacher is not None
     loss: Any = distiller.losses[name]
-    guide = teacher(images, loss.teacher_capture())
-    student = Output(logits=guide.logits, layout=teacher.layout)
-    bridge = Mirror()
+    output = teacher(batch.inputs, loss.teacher_captures())
+    taught = output.stream
+    stream = Stream(taught.layout)
+    student = Output({"image": stream}, output.logits)
+    mirror: Any = Mirror()
     if name == "cross_entropy":
-        student.logits = 100.0 * torch.nn.functional.one_hot(targets, 3)
+        student.logits = Logits(100.0 * torch.nn.functional.one_hot(batch.targets["classes"], 3), lambda x: x)
     if name in ("feature", "bidirectional"):
-        student.hidden = {k: guide.hidden[t] for k, t in loss.pairs.items()}
-        student.branches = {k: Branches(guide.hidden[t]) for k, t in loss.pairs.items()}
+        stream.hidden = {k: taught.hidden[s] for k, s in loss.pairs.items()}
+        stream.branches = {k: Branches(taught.hidden[s]) for k, s in loss.pairs.items()}
     if name == "mixer":
-        student.mixers = {
-            k: {"output": guide.mixers[t][f"{sublayer}_output"]} for k, (t, sublayer) in loss.sources.items()
-        }
+        stream.mixers = {k: {"output": taught.mixers[s]["output"]} for k, s in loss.sources.items()}
     if name == "cab":
         for key in loss.nets:
             loss.nets[key] = torch.nn.Identity()
-        for k, t in loss.blocks.items():
-            keys, queries = (guide.mixers[t][n].transpose(1, 2).flatten(2) for n in ("k", "q"))
-            student.mixers[k] = {"B": keys, "C": queries, "B_b": keys, "C_b": queries}
-    return Signals(student, guide, targets, bridge)  # type: ignore[arg-type]
+        for k, s in loss.read.items():
+            keys, queries = (taught.mixers[s][n].transpose(1, 2).flatten(2) for n in ("k", "q"))
+            stream.mixers[k] = {"B": keys, "C": queries, "B_b": keys, "C_b": queries}
+    return Signals(student, output, batch, {"image": mirror})
 
 
 class Mirror:
     """An aligner between equals."""
+
+    num_tokens = 5
 
     def teacher_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
         return x if drawn is None else x[:, drawn]
@@ -149,7 +151,7 @@ def test_the_teacher_gives_no_gradient_even_if_its_tensors_could() -> None:
     distiller.teacher.view = map_tensors(distiller.teacher.view, lambda t: t.clone().requires_grad_())
     leaves: list[Tensor] = []
     map_tensors(distiller.teacher.view, lambda t: leaves.append(t) or t)
-    sum(term.sum for term in distiller(*harness.tiny_batch(4)).values()).backward()  # type: ignore[union-attr]
+    sum(term.sum for term in distiller(harness.tiny_batch(4)).values()).backward()  # type: ignore[union-attr]
     assert len(leaves) > 20 and all(leaf.grad is None for leaf in leaves)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from transmamba import UserError, adapt_teacher, convert
+from transmamba import UserError, adapt_teacher, convert, image_batch
 from transmamba.distillation.distiller import Distiller
 from transmamba.layers.bidirectional import BidirectionalMamba
 from transmamba.losses.mixer import Mixer
@@ -42,10 +42,9 @@ SHAPE: dict[str, Any] = dict(harness.VIM, img_size=8, embed_dim=16)
 
 def attention_cosines(model: nn.Module, student: Any, images: Tensor) -> list[float]:
     """Cosine of the attention layers with the teacher's, on the teacher's own inputs."""
-    teacher = adapt_teacher(model)
-    teacher.fold()
-    distiller = Distiller(student, teacher, (Mixer(),))
-    similarity = distiller(images, torch.zeros(len(images), dtype=torch.long))["mixer"].parts
+    distiller = Distiller(student, adapt_teacher(model).fold(), (Mixer(),))
+    batch = image_batch(images, torch.zeros(len(images), dtype=torch.long))
+    similarity = distiller(batch)["mixer"].parts
     assert similarity is not None
     return [float(similarity[k]) / len(images) for k in range(0, 4, 2)]
 
@@ -75,7 +74,7 @@ def test_a_mixer_averages_its_values() -> None:
 
 def test_uniform_attention_is_closer_than_mamba_s_own_start() -> None:
     """Cosine with what the teacher's attention adds. Started as Mamba starts, a token passes itself on."""
-    images, _ = harness.tiny_batch(16)
+    images = harness.tiny_batch(16).inputs["image"]
     averaged = attention_cosines(*converted(images, average=True), images)
     plain = attention_cosines(*converted(images), images)
     assert min(averaged) > 0.7 > max(plain) + 0.1, (averaged, plain)
@@ -83,7 +82,7 @@ def test_uniform_attention_is_closer_than_mamba_s_own_start() -> None:
 
 def test_values_pass_the_activation_unbent() -> None:
     """The inner channels' pairs: silu(v) - silu(-v) = v, so doubling the values doubles what is written."""
-    images, _ = harness.tiny_batch(4)
+    images = harness.tiny_batch(4).inputs["image"]
     _, student = converted(images, average=True)
     mixer: Any = student.layers[0].mixer  # type: ignore[union-attr,index]
     half = mixer.inner // 2
@@ -96,7 +95,7 @@ def test_values_pass_the_activation_unbent() -> None:
 
 
 def test_only_attention_layers_that_are_cloned_average() -> None:
-    images, _ = harness.tiny_batch(4)
+    images = harness.tiny_batch(4).inputs["image"]
     model = uniform_vit()
     init = SubcloneConfig(layers=2, mimic=True, average=True)
     student, _ = convert(
@@ -118,7 +117,7 @@ def test_average_says_what_it_needs() -> None:
 
 def test_the_level_is_that_of_all_calibration_images_without_dropped_paths() -> None:
     """However they come in batches, and however often the student drops a layer in training."""
-    images, _ = harness.tiny_batch(16)
+    images = harness.tiny_batch(16).inputs["image"]
     init = SubcloneConfig(layers="all", mimic=True, average=True)
     levels = []
     for batches, rate in (([images], 0.0), ([images[:2], images[2:]], 0.0), ([images], 0.9)):
@@ -134,7 +133,7 @@ def test_the_level_is_that_of_all_calibration_images_without_dropped_paths() -> 
 
 
 def test_students_without_scans_have_no_averages() -> None:
-    images, _ = harness.tiny_batch(4)
+    images = harness.tiny_batch(4).inputs["image"]
     init = SubcloneConfig(layers="all", mimic=True, average=True)
     with pytest.raises(UserError, match="for Vim students; leave it out"):
         convert(uniform_vit(), "ssd_vit", calibration=[images], init=init)

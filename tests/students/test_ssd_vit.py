@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from transmamba import UserError, adapt_teacher, convert
 from transmamba.config.registry import STUDENTS
-from transmamba.core.output import Capture
+from transmamba.core.output import Capture, Context
+from transmamba.core.tower import StudentSpec
 from transmamba.students.ssd_vit.names import shape_of
 from transmamba.subcloning.subclone import SubcloneConfig, subclone
 
@@ -104,14 +105,14 @@ def test_mixer_reads_queries_keys_and_values(make_vit: Callable[..., Any]) -> No
     model = make_vit()
     student: Any = convert(model, "ssd_vit")[0]
     u = torch.randn(2, 17, 64)
-    _, parts = student.mixer(1, u, Capture())
+    _, parts = student.mixer(1, u, Context(), Capture(mixers={1: frozenset(("B", "C"))}))
     attention = model.blocks[1].attn
     q, k, _ = attention.qkv(model.blocks[1].norm1(u)).chunk(3, dim=-1)
     torch.testing.assert_close(parts["C"], q, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(parts["B"], k, rtol=1e-5, atol=1e-5)
-    assert student.mixer_sources(3) == {0: (0, "attention"), 1: (1, "attention"), 2: (2, "attention")}
+    assert student.sources(("attention", "mlp") * 3) == {0: 0, 1: 2, 2: 4}
     kept: Any = convert(model, "ssd_vit", attention_layers=[2])[0]
-    assert kept.mixer_sources(3).keys() == {0, 1}
+    assert kept.sources(("attention", "mlp") * 3) == {0: 0, 1: 2}
 
 
 def test_a_folded_teacher_is_the_same_function(make_vit: Callable[..., Any], gray_images: Tensor) -> None:
@@ -165,9 +166,8 @@ def test_shapes_that_cannot_meet_are_one_line(
 def test_a_class_token_the_teacher_lacks_is_one_line(make_vit: Callable[..., Any]) -> None:
     teacher = adapt_teacher(make_vit(class_token=False, global_pool="avg"))
     kwargs = {**shape_of(teacher.view), "class_token": True}
-    student = STUDENTS["ssd_vit"](kwargs=kwargs).build(
-        num_classes=10, input_size=(1, 8, 8), view=teacher.view
-    )
+    spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing, num_classes=10)
+    student = STUDENTS["ssd_vit"](kwargs=kwargs).build(spec)
     with pytest.raises(UserError, match="has a cls token and the teacher none"):
         subclone(student, teacher, SubcloneConfig(importance="uniform"))
 
@@ -189,7 +189,8 @@ def test_branches_pass_through_layer_scale() -> None:
         model.blocks[0].ls1.gamma.uniform_(0.2, 2.0)
         model.blocks[0].attn.A_b_log.add_(1.0)
         images = torch.randn(2, 1, 8, 8)
-        forward, backward = model.run(images, Capture(branches=frozenset({0}))).branches[0]
+        capture = {"image": Capture(branches=frozenset({0}))}
+        forward, backward = model.run({"image": images}, capture).stream.branches[0]
         block = model.blocks[0]
         x = model._pos_embed(model.patch_embed(images))
         half = block.attn.mix(block.norm1(x), branches=True).half

@@ -20,14 +20,17 @@ from torch import Tensor, nn
 
 import transmamba  # noqa: F401  (registers the students in timm)
 from transmamba.config.registry import STUDENTS
-from transmamba.core.output import Capture
+from transmamba.core.output import Capture, Context
 from transmamba.core.preprocessing import Preprocessing
+from transmamba.core.tower import Student, StudentSpec, Tower
+from transmamba.ecosystems.find import save_model
+from transmamba.ecosystems.timm import create_timm
 from transmamba.errors import UserError
-from transmamba.students.student import Student, save_model
-from transmamba.teachers.timm_vit import create_timm
+from transmamba.layers.mixed import Want
 
 MODELS = [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
-ALL = Capture(hidden=frozenset(range(3)), branches=frozenset(range(3)), mixers=frozenset(range(3)))
+EVERY, PARTS = frozenset(range(3)), frozenset(("B", "C", "B_b", "C_b"))
+ALL = {"image": Capture(hidden=EVERY, branches=EVERY, mixers=dict.fromkeys(EVERY, PARTS))}
 Make = Callable[..., Any]
 
 
@@ -43,7 +46,7 @@ def test_all_families_are_in_the_matrix() -> None:
 class TestEveryModel:
     def test_is_a_student(self, name: str, make_student: Make) -> None:
         model = make_student(name)
-        assert isinstance(model, Student)
+        assert isinstance(model, Student) and isinstance(model, Tower) and model.towers == {"image": model}
         assert (model.width, model.num_layers, model.num_classes) == (32, 3, 5)
         assert model.layout.grid == (4, 4) and model.layout.length == 17
 
@@ -86,7 +89,7 @@ class TestEveryModel:
     ) -> None:
         model = make_student(name)
         with torch.no_grad():
-            hidden = model.run(images, ALL).hidden
+            hidden = model.run({"image": images}, ALL).stream.hidden
             final, kept = model.forward_intermediates(
                 images, indices=[0, 2], return_prefix_tokens=True, output_fmt=output_fmt
             )
@@ -156,19 +159,20 @@ class TestEveryModel:
         model = make_student(name)
         streams: list[Tensor] = []
         for block in model.layers if name.startswith("vim") else model.blocks:
-            block.register_forward_hook(lambda _, __, y: streams.append(y))
+            block.register_forward_hook(lambda _, __, y: streams.append(y[0] if isinstance(y, tuple) else y))
         with torch.no_grad():
             logits = model(images)
-            output = model.run(images, ALL)
-            bare = model.run(images, Capture())
-        torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
-        assert bare.hidden == bare.branches == bare.mixers == {}
-        torch.testing.assert_close(bare.logits, logits, rtol=1e-6, atol=1e-6)
+            output = model.run({"image": images}, ALL)
+            bare = model.run({"image": images}, {})
+            assert list(output.streams) == ["image"]
+            torch.testing.assert_close(output.logits(), logits, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(bare.logits(), logits, rtol=1e-6, atol=1e-6)
+        assert bare.stream.hidden == bare.stream.branches == bare.stream.mixers == {}
         for k, stream in enumerate(streams[:3]):
-            torch.testing.assert_close(output.hidden[k], stream, rtol=1e-5, atol=1e-5)
-        assert output.layout == model.layout
-        for part in output.mixers[1].values():
-            assert part.shape == (2, 17, model.state_width)
+            torch.testing.assert_close(output.stream.hidden[k], stream, rtol=1e-5, atol=1e-5)
+        assert output.stream.layout == model.layout
+        found = {part: tensor.shape for part, tensor in output.stream.mixers[1].items()}
+        assert found == {part: (2, 17, width) for part, width in model.parts.items()}
 
     @pytest.mark.parametrize("training", [False, True])
     def test_branches_average_to_the_stream(
@@ -178,12 +182,12 @@ class TestEveryModel:
         model = make_student(name, drop_path_rate=0.5).train(training)
         torch.manual_seed(1)
         with torch.no_grad():
-            output = model.run(images, ALL)
-        for k, (ahead, back) in output.branches.items():
+            stream = model.run({"image": images}, ALL).stream
+        for k, (ahead, back) in stream.branches.items():
             assert ahead.shape == (2, 17, 32)
-            torch.testing.assert_close((ahead + back) / 2, output.hidden[k], rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close((ahead + back) / 2, stream.hidden[k], rtol=1e-6, atol=1e-6)
         if not training:
-            assert all((ahead - back).abs().max() > 1e-3 for ahead, back in output.branches.values())
+            assert all((ahead - back).abs().max() > 1e-3 for ahead, back in stream.branches.values())
 
     def test_a_dropped_sample_has_no_branches(self, name: str, make_student: Make) -> None:
         model = make_student(name, drop_path_rate=0.5).train()
@@ -192,18 +196,18 @@ class TestEveryModel:
             nn.init.zeros_(block.mlp.fc2.bias)
         torch.manual_seed(2)
         with torch.no_grad():
-            output = model.run(torch.randn(24, 1, 32, 32), ALL)
-        ahead, back = output.branches[2]
-        dropped = (output.hidden[2] == output.hidden[1]).all(dim=(1, 2))
+            stream = model.run({"image": torch.randn(24, 1, 32, 32)}, ALL).stream
+        ahead, back = stream.branches[2]
+        dropped = (stream.hidden[2] == stream.hidden[1]).all(dim=(1, 2))
         assert 0 < int(dropped.sum()) < 24
         assert torch.equal((ahead == back).all(dim=(1, 2)), dropped)
 
     def test_token_subset_is_an_index_into_all(self, name: str, make_student: Make, images: Tensor) -> None:
         model = make_student(name)
         positions = torch.tensor([16, 0, 5])
-        subset = Capture(hidden=ALL.hidden, branches=ALL.branches, tokens=positions)
+        subset = {"image": ALL["image"].on(positions)}
         with torch.no_grad():
-            whole, part = model.run(images, ALL), model.run(images, subset)
+            whole, part = (model.run({"image": images}, capture).stream for capture in (ALL, subset))
         for k in range(3):
             torch.testing.assert_close(part.hidden[k], whole.hidden[k])
             for mine, full in zip(part.branches[k], whole.branches[k], strict=True):
@@ -212,23 +216,53 @@ class TestEveryModel:
     def test_mixer_alone_is_what_the_block_adds(self, name: str, make_student: Make, images: Tensor) -> None:
         model = make_student(name)
         with torch.no_grad():
-            output = model.run(images, ALL)
-            added, parts = model.mixer(1, output.hidden[0], Capture())
-            again = model.run(images, ALL).mixers[1]
+            stream = model.run({"image": images}, ALL).stream
+            added, parts = model.mixer(1, stream.hidden[0], Context(), ALL["image"])
+            again = model.run({"image": images}, ALL).stream.mixers[1]
         if name.startswith("vim"):
-            torch.testing.assert_close(output.hidden[0] + added, output.hidden[1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(stream.hidden[0] + added, stream.hidden[1], rtol=1e-5, atol=1e-5)
         else:
-            x = output.hidden[0] + added
+            x = stream.hidden[0] + added
             block = model.blocks[1]
-            torch.testing.assert_close(x + block.mlp(block.norm2(x)), output.hidden[1], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(x + block.mlp(block.norm2(x)), stream.hidden[1], rtol=1e-5, atol=1e-5)
         assert parts.keys() == again.keys()
         assert all(torch.equal(parts[key], again[key]) for key in parts)
 
-    def test_mixer_parameters_exist(self, name: str, make_student: Make) -> None:
+    def test_groups_that_a_stage_may_train(self, name: str, make_student: Make) -> None:
         model = make_student(name)
         named = set(dict(model.named_parameters()))
-        assert model.mixer_parameters() and model.mixer_parameters() < named
-        assert not any("norm" in n or "head" in n or "embed" in n for n in model.mixer_parameters())
+        found = {group: {n for n in named if test(n)} for group, test in model.groups().items()}
+        assert found["head"] == {"head.weight", "head.bias"}
+        assert found["mixers"] and not any(
+            "norm" in n or "head" in n or "embed" in n for n in found["mixers"]
+        )
+
+    def test_units_are_called_and_never_entered(self, name: str, make_student: Make, images: Tensor) -> None:
+        """What shards a unit sees every pass through it, and every parameter of a layer is within one."""
+        model = make_student(name)
+        called: list[int] = []
+        for k, unit in enumerate(model.units()):
+            unit.register_forward_pre_hook(lambda _, __, k=k: called.append(k))
+        model(images)
+        assert called == [0, 1, 2]
+        model.run({"image": images}, ALL)
+        assert called == [0, 1, 2] * 2
+        model.mixer(1, torch.randn(2, 17, 32), Context(), Capture())
+        assert called == [*[0, 1, 2] * 2, 1]
+        within = {id(p) for unit in model.units() for p in unit.parameters()}
+        outside = {n for n, p in model.named_parameters() if id(p) not in within}
+        assert not any(n.startswith(("layers.", "blocks.")) for n in outside)
+
+    def test_a_layer_gives_what_is_wanted(self, name: str, make_student: Make) -> None:
+        unit, x = make_student(name).units()[1], torch.randn(2, 17, 32)
+        with torch.no_grad():
+            stream, record = unit(x, Want())
+            assert record.half is None and record.output.shape == x.shape
+            again, record = unit(x, Want(branches=True, tokens=torch.tensor([3, 1])))
+            torch.testing.assert_close(again, stream)
+            assert record.half is not None and record.half.shape[:2] == (2, 2)
+            alone, record = unit(x, Want(alone=True))
+        torch.testing.assert_close(alone, record.output)
 
 
 # model -> options that must survive saving: what no default would give
@@ -305,7 +339,8 @@ def test_saving_twice_is_saving_once(tmp_path: Path, make_student: Make, images:
 def test_registered_student_follows_the_pictures(kind: str, options: dict[str, Any]) -> None:
     shape = {"depth": 2, "embed_dim": 16, "patch_size": 4} | ({"num_heads": 2} if kind == "ssd_vit" else {})
     part = STUDENTS[kind](**options, kwargs=shape)
-    model = part.build(num_classes=4, input_size=(1, 8, 12))
+    looks = Preprocessing(input_size=(1, 8, 12), mean=(0.5,), std=(0.5,), interpolation="bilinear")
+    model = part.build(StudentSpec(preprocessing=looks, num_classes=4))
     assert model(torch.zeros(1, 1, 8, 12)).shape == (1, 4) and model.layout.grid == (2, 3)
 
 
@@ -322,27 +357,29 @@ def test_arguments_survive_without_timm_s_factory(tmp_path: Path, randomise: Cal
 
 def test_a_wrong_option_or_name_is_one_line() -> None:
     with pytest.raises(UserError, match="embed_dimm") as error:
-        STUDENTS["vim"](model="vim_tiny_patch16_224", kwargs={"embed_dimm": 3}).build(num_classes=2)
+        STUDENTS["vim"](model="vim_tiny_patch16_224", kwargs={"embed_dimm": 3}).build(
+            StudentSpec(num_classes=2)
+        )
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="did you mean 'vim_small_patch16_224'"):
-        STUDENTS["vim"](model="vim_smal_patch16_224").build(num_classes=2)
+        STUDENTS["vim"](model="vim_smal_patch16_224").build(StudentSpec(num_classes=2))
     with pytest.raises(UserError, match="global_pool is 'max'"):
         STUDENTS["vim"](model="vim_tiny_patch16_224", kwargs={"global_pool": "max", "depth": 1}).build(
-            num_classes=2
+            StudentSpec(num_classes=2)
         )
     for kind in ("vim", "ssd_vit"):
         with pytest.raises(UserError, match=f"{kind} takes its shape from a teacher"):
-            STUDENTS[kind]().build(num_classes=2)
+            STUDENTS[kind]().build(StudentSpec(num_classes=2))
 
 
 def test_autocast_keeps_the_stream_in_float32(make_student: Make, images: Tensor) -> None:
     model = make_student("vim_micro_patch2_8")
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model.run(images, ALL)
-    exact = model.run(images, ALL)
-    assert all(stream.dtype == torch.float32 for stream in output.hidden.values())
-    assert all(b.dtype == torch.float32 for pair in output.branches.values() for b in pair)
-    torch.testing.assert_close(output.hidden[2], exact.hidden[2], rtol=0.05, atol=0.1)
+        stream = model.run({"image": images}, ALL).stream
+    exact = model.run({"image": images}, ALL).stream
+    assert all(hidden.dtype == torch.float32 for hidden in stream.hidden.values())
+    assert all(b.dtype == torch.float32 for pair in stream.branches.values() for b in pair)
+    torch.testing.assert_close(stream.hidden[2], exact.hidden[2], rtol=0.05, atol=0.1)
 
 
 def test_other_students_train_any_timm_or_hugging_face_model(tmp_path: Path) -> None:
@@ -350,20 +387,20 @@ def test_other_students_train_any_timm_or_hugging_face_model(tmp_path: Path) -> 
         model="vit_tiny_patch16_224",
         kwargs=dict(img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2),
     )
-    assert part.build(num_classes=3)(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+    assert part.build(StudentSpec(num_classes=3))(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
         image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_labels=5
     )
     ViTForImageClassification(config).save_pretrained(tmp_path)
-    model: nn.Module = STUDENTS["hf_vit"](model=str(tmp_path)).build(num_classes=3)
+    model: nn.Module = STUDENTS["hf_vit"](model=str(tmp_path)).build(StudentSpec(num_classes=3))
     assert model(torch.zeros(1, 3, 8, 8)).logits.shape == (1, 3) and model.num_classes == 3
 
 
 def test_a_folder_s_weights_are_not_left_unread(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"whose weights are not read .* set student.pretrained to true"):
-        STUDENTS["timm"](model=str(tmp_path)).build(num_classes=3)
+        STUDENTS["timm"](model=str(tmp_path)).build(StudentSpec(num_classes=3))
 
 
 def test_a_fresh_head_forgets_the_loaded_one_alone(tmp_path: Path) -> None:
@@ -374,7 +411,7 @@ def test_a_fresh_head_forgets_the_loaded_one_alone(tmp_path: Path) -> None:
     changed = []
     for fresh in (False, True):
         part = STUDENTS["timm"](model=str(tmp_path), pretrained=True, fresh_head=fresh)
-        state = part.build(num_classes=3).state_dict()
+        state = part.build(StudentSpec(num_classes=3)).state_dict()
         changed.append(
             {name for name, old in trained.state_dict().items() if not torch.equal(old, state[name])}
         )
@@ -401,10 +438,10 @@ def test_distillation_features_with_checkpointing_have_the_same_gradients(name):
         model = timm.create_model(name, depth=2, embed_dim=32, in_chans=1).train()
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(1)
-        capture = Capture(branches=frozenset({1}), mixers=frozenset({0}))
-        output = model.run(torch.randn(2, 1, 8, 8), capture)
-        forward, backward = output.branches[1]
-        (output.logits.sum() + forward.square().mean() + backward.mean()).backward()
+        capture = {"image": Capture(branches=frozenset({1}), mixers={0: frozenset(("B",))})}
+        output = model.run({"image": torch.randn(2, 1, 8, 8)}, capture)
+        forward, backward = output.stream.branches[1]
+        (output.logits().sum() + forward.square().mean() + backward.mean()).backward()
         gradients.append({key: p.grad for key, p in model.named_parameters()})
     for key, gradient in gradients[0].items():
         assert gradient is not None, key

@@ -19,7 +19,7 @@ import transmamba  # noqa: F401  (registers the students in timm)
 from transmamba.errors import UserError
 from transmamba.students.vim.names import name_of_width
 from transmamba.students.vim.official import checkpoint_filter_fn, read_official_checkpoint
-from transmamba.subcloning.convert import convert_checkpoint
+from transmamba.subcloning.checkpoint import convert_checkpoint
 
 
 def official_shapes(

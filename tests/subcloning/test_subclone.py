@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba import SubcloneConfig, Teacher, UserError, adapt_teacher
+from transmamba import Batch, SubcloneConfig, Teacher, UserError, adapt_teacher, image_batch
+from transmamba.distillation.pairs import feature_pairs
+from transmamba.ecosystems.find import save_model
 from transmamba.layers.bidirectional import NEUTRAL_GATE
-from transmamba.students.student import depth_map, feature_pairs, save_model
+from transmamba.subcloning.plan import depth_map
 from transmamba.subcloning.report import Report
-from transmamba.subcloning.selection import activation_scores, multiplicity
+from transmamba.subcloning.selection import Selection, activation_scores, multiplicity
 from transmamba.subcloning.subclone import subclone
-from transmamba.views.folding import fold
 
 NOT_CLONED = ("conv1d", "x_proj", "dt_proj", "A_log", "A_b_log", "mixer.D")
 
@@ -32,13 +33,26 @@ def make_vim(width: int = 64, depth: int = 6, **kwargs: Any) -> Any:
 
 
 def clone(student: Any, teacher: Teacher, calibration: Any = (), **config: Any) -> Report:
-    options = {"layers": "all", "importance": "uniform", **config}
-    return subclone(student, teacher, SubcloneConfig(**options), calibration)[0]
+    """By default evenly spaced coordinates; folded first where the configuration says so."""
+    init = SubcloneConfig(**{"importance": "uniform", **config})
+    return subclone(student, teacher.fold() if init.fold else teacher, init, calibration)[0]
+
+
+def of(*images: Tensor) -> list[Batch]:
+    """Batches of pictures that nobody has named."""
+    return [image_batch(each, torch.zeros(len(each), dtype=torch.int64)) for each in images]
 
 
 def vit_of(teacher_kwargs: dict[str, Any], make_vit: Callable[..., Any]) -> tuple[Any, Teacher]:
     model = make_vit(**teacher_kwargs)
     return model, adapt_teacher(model)
+
+
+def selected(student: Any, teacher: Teacher, config: SubcloneConfig, calibration: Any = ()) -> Selection:
+    """What subcloning chose for the only tower."""
+    _, select = subclone(student, teacher, config, calibration)
+    assert list(select) == ["image"]
+    return select["image"]
 
 
 class TestEqualWidth:
@@ -111,14 +125,14 @@ class TestEqualWidth:
     def test_fold_takes_the_folded_tensors(self, make_vit: Callable[..., Any]) -> None:
         _, teacher = vit_of(dict(init_values=0.1, mlp_ratio=2), make_vit)
         student = make_vim(proj_bias=True)
-        view: Any = fold(teacher.view)
         report = clone(student, teacher, fold=True)
-        block, attention = view.blocks[1], student.layers[2].mixer
-        assert torch.equal(attention.in_proj.weight[:64], block.attention.v.weight)
-        assert torch.equal(attention.in_proj.bias[:64], block.attention.v.bias)
-        assert torch.equal(student.layers[3].mixer.out_proj.weight, block.mlp.down.weight)
-        assert torch.equal(student.head.weight, view.heads[0][1].weight)
-        assert torch.equal(student.cls_token[0], view.embedding.special)
+        view: Any = teacher.fold().view
+        tower, attention = view.towers["image"], student.layers[2].mixer
+        assert torch.equal(attention.in_proj.weight[:64], tower.sublayers[2].v.weight)
+        assert torch.equal(attention.in_proj.bias[:64], tower.sublayers[2].v.bias)
+        assert torch.equal(student.layers[3].mixer.out_proj.weight, tower.sublayers[3].down.weight)
+        assert torch.equal(student.head.weight, view.heads["image"].readouts[0][1].weight)
+        assert torch.equal(student.cls_token[0], tower.embedding.special)
         assert bool((student.layers[2].norm.weight == 1).all()) and bool((student.norm_f.weight == 1).all())
         assert not report.dropped, "folded norms have nothing to drop"
 
@@ -176,8 +190,8 @@ class TestNarrower:
         model = make_vit()
         code = self.codes(model)
         student = make_vim(24)
-        config = SubcloneConfig(layers="all", importance=importance)  # type: ignore[arg-type]
-        _, select = subclone(student, adapt_teacher(model), config, [gray_images])
+        config = SubcloneConfig(importance=importance)  # type: ignore[arg-type]
+        select = selected(student, adapt_teacher(model), config, of(gray_images))
         kept = code["residual"][select.residual]
         assert len(kept.unique()) == 24
         if importance == "activation":
@@ -209,7 +223,7 @@ class TestNarrower:
             assert torch.equal(along(writes, 0, lost=inner), kept)
             channels = along(reads, 0, lost=64 / 24)
             assert torch.equal(along(writes, 1, lost=inner), channels) and len(channels.unique()) == 48
-            chosen = select.values(t, 64, 48) if name == "value" else select.neurons(t, 256, 48)
+            chosen = select.inner(k, 64 if name == "value" else 256, 48)
             assert torch.equal(code[f"{name}.{t}"][chosen], channels)
 
     def test_rescaling_keeps_the_output_s_spread(self, make_vit: Callable[..., Any]) -> None:
@@ -254,11 +268,11 @@ class TestNarrower:
                 block.attn.proj.weight.mul_(0.01)
                 block.mlp.fc2.weight.mul_(0.01)
         config = SubcloneConfig(importance="activation")
-        batches: Iterator[Tensor] = iter([gray_images[:1], gray_images[1:]])
-        _, select = subclone(make_vim(24), adapt_teacher(model), config, batches)
+        batches: Iterator[Batch] = iter(of(gray_images[:1], gray_images[1:]))
+        select = selected(make_vim(24), adapt_teacher(model), config, batches)
         assert torch.equal(select.residual, loud)
-        assert torch.equal(select.values(1, 64, 48), values)
-        assert torch.equal(select.neurons(2, 256, 48), neurons)
+        assert torch.equal(select.inner(2, 64, 48), values), "attention of the second block"
+        assert torch.equal(select.inner(5, 256, 48), neurons), "the MLP of the third"
 
     def test_scores_are_means_over_images_and_tokens(
         self, make_vit: Callable[..., Any], gray_images: Tensor
@@ -268,9 +282,10 @@ class TestNarrower:
         for block in model.blocks:
             block.register_forward_hook(lambda _, __, y: streams.append(y.abs().flatten(0, 1)))
         model(gray_images)
-        scores = activation_scores(teacher, [gray_images[:2], gray_images[2:]])
-        torch.testing.assert_close(scores["residual"], torch.cat(streams).mean(0).detach())
-        assert scores.keys() == {"residual", *(f"{n}.{t}" for n in ("value", "neuron") for t in range(3))}
+        scores = activation_scores(teacher, of(gray_images[:2], gray_images[2:]))
+        assert scores.keys() == {"image"}
+        torch.testing.assert_close(scores["image"]["stream"], torch.cat(streams).mean(0).detach())
+        assert scores["image"].keys() == {"stream", *(f"inner.{s}" for s in range(6))}
 
     def test_without_calibration_the_criterion_says_what_to_write(self, make_vit: Callable[..., Any]) -> None:
         with pytest.raises(UserError, match=r"set init.importance to 'uniform'"):
@@ -293,9 +308,9 @@ class TestNarrower:
                 block.mlp.fc1.weight += 0.1 * moves[None] + 0.01 * inner[:, None]
                 block.mlp.fc2.weight -= 0.1 * moves[:, None] + 0.01 * inner[None]
         config = SubcloneConfig(importance="change", base=str(tmp_path))
-        _, select = subclone(make_vim(24), adapt_teacher(model), config)
+        select = selected(make_vim(24), adapt_teacher(model), config)
         assert torch.equal(select.residual, still)
-        assert torch.equal(select.neurons(1, 256, 48), neurons)
+        assert torch.equal(select.inner(3, 256, 48), neurons)
 
     def test_change_needs_a_base_of_the_same_shape(
         self, tmp_path: Path, make_vit: Callable[..., Any]
@@ -386,10 +401,8 @@ def test_kinds_of_rows(make_vit: Callable[..., Any]) -> None:
 
 def test_what_averages_double_is_repeated(make_vit: Callable[..., Any]) -> None:
     student = make_vim(gate_bias=True)
-    images = [torch.randn(4, 1, 8, 8)]
-    report = clone(
-        student, adapt_teacher(make_vit()), images, fold=True, mimic=True, average=True, layers="all"
-    )
+    images = of(torch.randn(4, 1, 8, 8))
+    report = clone(student, adapt_teacher(make_vit()), images, fold=True, mimic=True, average=True)
     kinds = {row.target: row.kind for row in report.rows if row.target.startswith("layers.0.mixer")}
     doubled = ("in_proj.weight", "out_proj.weight", "conv1d.bias", "conv1d_b.bias")
     assert {kinds[f"layers.0.mixer.{name}"] for name in doubled} == {"repeated"}
@@ -399,15 +412,16 @@ def test_printed_once_for_all_layers_and_what_is_left_of_the_teacher(make_vit: C
     teacher = adapt_teacher(make_vit())
     report = clone(make_vim(), teacher)
     text = str(report)
-    assert not report.unused and f"from {2 * report.blocks} of the teacher's {2 * report.blocks}" in text
+    every = [f"blocks.{t}.{name}" for t in range(3) for name in ("attention", "mlp")]
+    assert report.sublayers == every
+    assert not report.unused and "from 6 of the teacher's 6" in text
     stars = [line for line in text.splitlines() if line.startswith("layers.*.mixer.A_log ")]
     assert [line.split() for line in stars] == [["layers.*.mixer.A_log", "fresh", "6", "initialisation"]]
     assert "layers.0." not in text and "RMSNorm has no bias" in text
     shallow = clone(make_vim(depth=2), teacher)
     taken = {".".join(row.source.split(".")[:3]) for row in shallow.rows if row.source.startswith("blocks")}
-    every = {f"blocks.{t}.{name}" for t in range(report.blocks) for name in ("attention", "mlp")}
-    assert set(shallow.unused) == every - taken != set()
-    assert f"from 2 of the teacher's {len(every)}" in str(shallow) and shallow.unused[0] in str(shallow)
+    assert set(shallow.unused) == set(every) - taken != set()
+    assert "from 2 of the teacher's 6" in str(shallow) and shallow.unused[0] in str(shallow)
 
 
 def test_every_teacher_part_that_has_no_place_is_listed(make_vit: Callable[..., Any]) -> None:
@@ -506,14 +520,8 @@ class TestMimic:
 class TestDepth:
     def test_twice_the_blocks_is_one_to_one(self) -> None:
         assert depth_map(24, 24) == list(range(24))
-        assert make_vim(depth=6).mixer_sources(3) == {
-            0: (0, "attention"),
-            1: (0, "mlp"),
-            2: (1, "attention"),
-            3: (1, "mlp"),
-            4: (2, "attention"),
-            5: (2, "mlp"),
-        }
+        assert make_vim(depth=6).sources(("attention", "mlp") * 3) == {k: k for k in range(6)}
+        assert make_vim(depth=4).sources(("attention", "mlp") * 3) == {0: 0, 1: 1, 2: 4, 3: 5}
 
     def test_a_shallower_student_loses_the_middle(self) -> None:
         assert depth_map(4, 6) == [0, 1, 4, 5]
@@ -544,8 +552,12 @@ class TestDepth:
             assert torch.equal(layer.norm.weight, norm.weight)
 
     def test_feature_pairs(self) -> None:
-        assert feature_pairs(24, 12) == {2 * t + 1: t for t in range(12)}
-        assert feature_pairs(12, 12) == {t: t for t in range(12)}
+        blocks = list(range(12))  # numbered as if each were one sublayer
+        assert feature_pairs(24, blocks) == {2 * t + 1: t for t in range(12)}
+        assert feature_pairs(12, blocks) == {t: t for t in range(12)}
         # a quarter of the student with a quarter of the teacher
-        assert feature_pairs(4, 12) == {0: 2, 1: 5, 2: 8, 3: 11}
-        assert feature_pairs(5, 1) == {4: 0}
+        assert feature_pairs(4, blocks) == {0: 2, 1: 5, 2: 8, 3: 11}
+        assert feature_pairs(5, [0]) == {4: 0}
+        # a block is named by the sublayer that ends it, however long it is
+        assert feature_pairs(6, (1, 3, 5)) == {1: 1, 3: 3, 5: 5}
+        assert feature_pairs(3, (1, 4, 5)) == {0: 1, 1: 4, 2: 5}

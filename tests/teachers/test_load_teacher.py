@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transmamba import Distiller, Teacher, adapt_teacher, load_teacher
 from transmamba.config.registry import TEACHERS
 from transmamba.core.preprocessing import Preprocessing
+from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError
-from transmamba.students.student import save_model
-from transmamba.views.view import map_tensors
+from transmamba.views.sublayers import map_tensors
 
 
 def tensors_of(teacher: Teacher) -> list[Tensor]:
@@ -34,7 +34,7 @@ def tensors_of(teacher: Teacher) -> list[Tensor]:
 def logits(teacher: Teacher, images: Tensor) -> Tensor:
     found = teacher(images).logits
     assert found is not None
-    return found
+    return found()
 
 
 def save_vit(folder: Path, **options: Any) -> nn.Module:
@@ -66,7 +66,7 @@ def test_hugging_face_folder(tmp_path: Path) -> None:
         size={"height": 10, "width": 10}, crop_size={"height": 8, "width": 8}, image_mean=[0.1, 0.2, 0.3]
     ).save_pretrained(tmp_path)
     teacher = load_teacher(tmp_path)
-    assert [name for name, _ in teacher.view.heads] == ["cls", "dist"]
+    assert [name for name, _ in teacher.view.heads["image"].readouts] == ["cls", "dist"]
     assert teacher.preprocessing.input_size == (3, 8, 8)
     assert teacher.preprocessing.mean == (0.1, 0.2, 0.3)
     assert teacher.preprocessing.crop_pct == pytest.approx(8 / 10)
@@ -182,7 +182,7 @@ def test_timm_name_becomes_a_timm_teacher(
 
     monkeypatch.setattr(timm, "create_model", create)
     for name in ("vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k", "hf-hub:timm/vit", "timm/vit"):
-        assert load_teacher(name).num_blocks == 3
+        assert len(load_teacher(name).view.towers["image"].ends) == 3
     assert asked == [
         ("vit_tiny_patch16_224", True),
         ("vit_tiny_patch16_224.augreg_in21k", True),

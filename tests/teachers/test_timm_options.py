@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from transmamba.ecosystems.timm import create_timm
 from transmamba.errors import UserError
-from transmamba.teachers.timm_vit import create_timm
 
 
 @pytest.mark.parametrize(

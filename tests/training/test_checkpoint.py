@@ -18,6 +18,7 @@ import transmamba.training.checkpoint
 from transmamba.errors import UserError
 from transmamba.training.checkpoint import (
     Progress,
+    find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     read_progress,
@@ -40,7 +41,10 @@ def prepared(width: int = 4) -> tuple[Accelerator, torch.nn.Module]:
 def test_round_trip(tmp_path: Path) -> None:
     accelerator, model = prepared()
     window = {"sums": {"loss": 0.1}}
-    progress = Progress(stage=1, stage_step=2, step=7, samples=56, seconds=1 / 3, window=window)
+    items = {"samples": 56, "tokens": 700}
+    progress = Progress(
+        stage=1, stage_step=2, step=7, items=items, seconds=1 / 3, evaluating=True, window=window
+    )
     saved = save_checkpoint(accelerator, tmp_path, progress, keep=2)
     assert read_progress(saved) == progress
     weight = model.weight.detach().clone()
@@ -74,11 +78,84 @@ def test_nothing_saved_yet(tmp_path: Path) -> None:
     assert list_checkpoints(tmp_path / "missing") == []
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"stage": 1}', "[]", "3"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
 def test_damaged_progress_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "progress.json").write_text(content)
-    with pytest.raises(UserError, match=r"progress\.json: cannot be read .*remove the folder"):
+    with pytest.raises(UserError, match=r"progress\.json: cannot be read") as caught:
         read_progress(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_version_s_progress_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "progress.json").write_text('{"stage": 1}')
+    with pytest.raises(UserError, match="has no 'stage_step': an earlier transmamba made it"):
+        read_progress(tmp_path)
+
+
+def test_progress_counts_items_by_kind() -> None:
+    progress = Progress()
+    for items in ({"samples": 8, "tokens": 100}, {"samples": 8, "tokens": 0}, {"samples": 2}):
+        progress.count(items)
+    assert (progress.step, progress.stage_step) == (3, 3)
+    assert progress.seen() == {"samples": 18, "tokens": 100}
+
+
+# --- a damaged checkpoint ---------------------------------------------------------------------------------
+
+
+def shorten(checkpoint: Path) -> str:
+    file = checkpoint / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    return "model.safetensors: has"
+
+
+def lose_a_file(checkpoint: Path) -> str:
+    (checkpoint / "optimizer.bin").unlink()
+    return "optimizer.bin: is missing"
+
+
+def lose_the_list(checkpoint: Path) -> str:
+    (checkpoint / "manifest.json").unlink()
+    return "manifest.json: cannot be read"
+
+
+def spoil_progress(checkpoint: Path) -> str:
+    (checkpoint / "progress.json").write_text("{")
+    return "progress.json: cannot be read"
+
+
+DAMAGES = [shorten, lose_a_file, lose_the_list, spoil_progress]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: Any) -> None:
+    """For the newest whole one, saying so; nothing is removed."""
+    accelerator, _ = prepared()
+    for step in (1, 2, 3):
+        save_checkpoint(accelerator, tmp_path, Progress(step=step), keep=3)
+    said: list[str] = []
+    what = damage(tmp_path / "step-00000003")
+    found = find_checkpoint(tmp_path, said.append)
+    assert found == (tmp_path / "step-00000002", Progress(step=2))
+    assert len(said) == 1 and what in said[0] and said[0].endswith("going on from step-00000002")
+    damage(tmp_path / "step-00000002")
+    found = find_checkpoint(tmp_path, said.append)
+    assert found is not None and found[1].step == 1 and len(said) == 3
+    load_checkpoint(accelerator, found[0])
+    assert len(list_checkpoints(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_where_none_is_whole_the_run_is_not_begun_anew_unasked(tmp_path: Path, damage: Any) -> None:
+    accelerator, _ = prepared()
+    what = damage(save_checkpoint(accelerator, tmp_path, Progress(step=1), keep=1))
+    with pytest.raises(UserError, match=f"{what}.*no older checkpoint is whole: .*--overwrite"):
+        find_checkpoint(tmp_path, print)
+
+
+def test_none_is_found_where_none_was_saved(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path, print) is None
+    assert find_checkpoint(tmp_path / "missing", print) is None
 
 
 def test_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -150,7 +227,7 @@ def refused_for_processes(recipe: Any) -> None:
 
 
 def test_resuming_on_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    """Its steps would be of another size, and its schedule of another length."""
+    """Its dropout would draw otherwise."""
     recipe = harness.tiny_recipe(tmp_path)
     harness.finish(harness.start(harness.run_quietly, recipe))
     (tmp_path / "run" / "results.json").unlink()

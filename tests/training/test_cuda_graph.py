@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 from transmamba.core.output import Term
 from transmamba.distillation.distiller import Distiller
 from transmamba.errors import UserError
-from transmamba.runs.recipe import TrainerConfig
 from transmamba.training import cuda_graph
+from transmamba.training.stage import TrainerConfig
 from transmamba.training.trainer import Trainer
 
 
@@ -80,7 +80,16 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     monkeypatch.setattr(StandIn, "made", [])
     monkeypatch.setattr(StandIn, "gradients", dict)
     monkeypatch.setattr(cuda_graph, "Recording", StandIn)
-    monkeypatch.setattr(Trainer, "_on_gpu", lambda self: True)
+    make = Trainer._stepper
+
+    def graphing(self: Trainer, *arguments: Any) -> Any:
+        """As on a GPU."""
+        stepper = make(self, *arguments)
+        if self.config.cuda_graphs:
+            stepper.graphed = cuda_graph.GraphedStep(stepper._graph_body, stepper.distiller.parameters())
+        return stepper
+
+    monkeypatch.setattr(Trainer, "_stepper", graphing)
     begin, draw = cuda_graph.GraphedStep.__init__, Distiller.draw_tokens
 
     def begun(self: Any, body: Any, parameters: Any) -> None:
@@ -92,7 +101,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
 
     def drawn(self: Distiller, *arguments: Any) -> Any:
         found = draw(self, *arguments)
-        assert found is None or not StandIn.replaying, "tokens drawn in a recording are drawn once"
+        assert not StandIn.replaying, "tokens drawn in a recording are drawn once"
         return found
 
     monkeypatch.setattr(cuda_graph.GraphedStep, "__init__", begun)
@@ -119,7 +128,7 @@ def test_a_recorded_run_is_the_run(
             tmp_path,
             output_dir=str(tmp_path / name),
             trainer__cuda_graphs=graphs,
-            trainer__accumulation=accumulation,
+            trainer__global_batch=4 * accumulation,
             **changes,
         )
         harness.run_quietly(recipe)

@@ -19,13 +19,22 @@ from safetensors.torch import load_file
 
 from transmamba.config.registry import LOSSES
 from transmamba.core.batch import Batch
+from transmamba.core.task import Pass
+from transmamba.core.tower import StudentSpec
 from transmamba.distillation.distiller import Distiller
 from transmamba.errors import UserError
 from transmamba.reporting.tracking import Tracker, read_metrics
-from transmamba.runs.recipe import Stage, TrainerConfig, stage_steps
 from transmamba.tasks.image_classification import ImageClassification
 from transmamba.training import trainer
-from transmamba.training.optimizer import learning_rate, parameter_groups, set_trainable, set_training
+from transmamba.training.optimizer import (
+    check_stage,
+    learning_rate,
+    parameter_groups,
+    set_trainable,
+    set_training,
+)
+from transmamba.training.stage import Stage, TrainerConfig, stage_steps
+from transmamba.training.step import Stepper
 from transmamba.training.trainer import Trainer
 
 CE = (LOSSES["cross_entropy"](),)
@@ -73,6 +82,49 @@ def test_stage_lengths(lengths: list[dict[str, Any]], expected: list[int]) -> No
     assert stage_steps(stages, num_train=100, global_batch=8) == expected
 
 
+def test_a_length_in_tokens_needs_tokens() -> None:
+    stages = (stage(steps=None, tokens=10_000), stage(steps=None, percent=50))
+    assert stage_steps(stages, num_train=100, global_batch=8, row_tokens=100) == [12, 12]
+    with pytest.raises(UserError, match="tokens is 10000, but the task has none; write samples"):
+        stage_steps(stages, num_train=100, global_batch=8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processes", "divided"),
+    [
+        (dict(global_batch=64), 1, (64, 1)),
+        (dict(global_batch=64), 8, (8, 1)),
+        (dict(global_batch=64, micro_batch=4), 1, (4, 16)),
+        (dict(global_batch=64, micro_batch=4), 8, (4, 2)),
+        (dict(global_batch=1), 1, (1, 1)),
+    ],
+)
+def test_division(sizes: dict[str, int], processes: int, divided: tuple[int, int]) -> None:
+    """The same items a step on one process and on eight."""
+    micro, accumulation = TrainerConfig(**sizes).division(processes)
+    assert (micro, accumulation) == divided and micro * accumulation * processes == sizes["global_batch"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "processes", "write"),
+    [
+        (dict(global_batch=64, micro_batch=5), 1, 65),
+        (dict(global_batch=64, micro_batch=10), 3, 60),
+        (dict(global_batch=10), 4, 8),
+        (dict(global_batch=2), 4, 4),
+        (dict(global_batch=8, micro_batch=100), 1, 100),
+    ],
+)
+def test_impossible_divisions_say_what_to_write(sizes: dict[str, int], processes: int, write: int) -> None:
+    with pytest.raises(
+        UserError, match=f"cannot divide; write {write}, or another trainer.micro_batch"
+    ) as caught:
+        TrainerConfig(**sizes).division(processes)
+    assert "\n" not in str(caught.value)
+    # what it says can be done
+    TrainerConfig(**{**sizes, "global_batch": write}).division(processes)
+
+
 @pytest.mark.parametrize(
     ("length", "message"),
     [
@@ -81,6 +133,8 @@ def test_stage_lengths(lengths: list[dict[str, Any]], expected: list[int]) -> No
         (dict(steps=0), "steps is 0; write a number above 0"),
         (dict(percent=100), "percent is 100; .*below 100"),
         (dict(steps=1, token_fraction=0), "token_fraction is 0"),
+        (dict(tokens=0), "tokens is 0"),
+        (dict(steps=1, lr=0, clip=-1), "lr is 0.*clip is -1"),
     ],
 )
 def test_impossible_stages(length: dict[str, Any], message: str) -> None:
@@ -105,7 +159,7 @@ def test_teacher_forced_stages_train_the_mixers_alone(kind: str) -> None:
     set_trainable(model, stage(MIXER))
     inside = ".mixer." if kind == "vim" else ".attn."
     names = trained(model)
-    assert all(inside in name or name.startswith("aligner.projections") for name in names)
+    assert all(inside in name or name.startswith("aligners.image.projections") for name in names)
     assert {inside in name for name in names} == {True, False}
     everything = {name for name, _ in model.student.named_parameters()}
     set_trainable(model, stage(MIXER, trainable="all"))
@@ -122,20 +176,22 @@ def test_a_head_stage_trains_the_classifier_alone(tmp_path: Path) -> None:
     harness.run_quietly(recipe)
     trained = load_file(tmp_path / "run" / "student" / "model.safetensors")
     torch.manual_seed(recipe.seed)
-    fresh = recipe.student.build(num_classes=3).state_dict()
+    fresh = recipe.student.build(StudentSpec(num_classes=3)).state_dict()
     changed = {name for name in fresh if not torch.equal(fresh[name], trained[name])}
     assert changed == {"head.weight", "head.bias"}
 
 
 def test_a_model_without_a_known_classifier_has_no_head_stage() -> None:
     model = Distiller(torch.nn.Linear(2, 2), None, CE)
-    with pytest.raises(UserError, match="no classifier by timm's name; use trainable: all"):
+    with pytest.raises(UserError, match="stage distill: trainable 'head' is no group of this student"):
         set_trainable(model, stage(CE, trainable="head"))
 
 
 def test_a_head_stage_knows_what_it_can_train() -> None:
-    with pytest.raises(ValueError, match="losses on the logits alone"):
-        stage(MIXER, trainable="head")
+    for losses in (MIXER, (*CE, LOSSES["feature"]())):
+        with pytest.raises(UserError, match="trainable head needs losses on the logits alone"):
+            check_stage(distiller(losses), stage(losses, trainable="head"))
+    check_stage(distiller((*CE, LOSSES["kl"]())), stage(trainable="head"))
     torch.manual_seed(0)
     deit = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=3, **harness.TEACHER)
     model = Distiller(deit, None, CE)
@@ -153,36 +209,47 @@ def test_the_test_set_is_used_once_at_the_end(tmp_path: Path, monkeypatch: pytes
     splits = []
     real = ImageClassification.eval_batches
 
-    def spy(self: ImageClassification, split: str = "test", **options: Any) -> Any:
+    def spy(self: ImageClassification, split: str, passing: Pass) -> Any:
         splits.append(split)
-        return real(self, split, **options)
+        return real(self, split, passing)
 
     monkeypatch.setattr(ImageClassification, "eval_batches", spy)
     recipe = harness.tiny_recipe(tmp_path, task__validation=0.2, task__final_split="test")
     results = harness.run_quietly(recipe)
     watched = sum("eval/top1" in row for row in harness.metrics_rows(tmp_path / "run"))
-    assert splits == ["validation"] * watched + ["test", "test"], "student, then teacher"
-    saved = np.load(tmp_path / "run" / "samples.npz")
-    assert len(saved["labels"]) == 11
-    assert results["student"]["top1"] == pytest.approx(
-        100 * (saved["student_pred"] == saved["labels"]).mean()
-    )
+    assert watched == 4 and splits == ["validation"] * watched + ["test"], "student and teacher in one pass"
+    saved = np.load(tmp_path / "run" / "items.npz")
+    assert sorted(saved["index"]) == list(range(11))
+    for who in ("student", "teacher"):
+        assert results[who]["top1"] == pytest.approx(saved[f"{who}/top1"].mean())
 
 
 def test_a_later_stage_trains_what_an_earlier_one_froze() -> None:
     model = distiller(MIXER)
     set_trainable(model, stage(MIXER))
-    later = Distiller(model.student, model.teacher, CE, aligner=model.aligner)
+    later = Distiller(model.student, model.teacher, CE, aligners=model.aligners)
     set_trainable(later, stage(CE))
     names = trained(later)
     assert "student.head.weight" in names
+    assert "aligners.image.projections.0.weight" in dict(later.named_parameters())
     assert not any(name.startswith("aligner") for name in names), "no loss reads a projection"
 
 
 def test_mixers_of_a_model_that_has_none() -> None:
     model = Distiller(harness.tiny_vit(), None, CE)
-    with pytest.raises(UserError, match="has no mixers to train alone; use trainable: all"):
+    with pytest.raises(UserError, match="trainable 'mixers' is no group of this student"):
         set_trainable(model, stage(CE, trainable="mixers"))
+
+
+@pytest.mark.parametrize("kind", ["vim", "ssd_vit"])
+def test_several_groups_are_trained_together(kind: str) -> None:
+    model, inside = distiller(CE, kind), ".mixer." if kind == "vim" else ".attn."
+    set_trainable(model, stage(CE, trainable=("mixers", "head")))
+    names = trained(model)
+    assert {"student.head.weight", "student.head.bias"} < names
+    assert all(inside in name for name in names - {"student.head.weight", "student.head.bias"})
+    with pytest.raises(UserError, match="'mixer' is no group of this student; did you mean 'mixers'"):
+        set_trainable(model, stage(CE, trainable=("head", "mixer")))
 
 
 @pytest.mark.parametrize("kind", ["vim", "ssd_vit"])
@@ -198,6 +265,7 @@ def test_parameter_groups(kind: str) -> None:
         group = place[id(parameter)]
         last = name.rsplit(".", 1)[-1]
         spared = parameter.ndim == 1 or last in ("A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed")
+        spared |= name.startswith("aligners.")  # decay would pull them from the identity to 0
         assert group["weight_decay"] == (0 if spared else 0.3), name
 
 
@@ -206,34 +274,35 @@ def test_parameter_groups(kind: str) -> None:
 
 def batches(size: int, poisoned: set[int], start: int, steps: int) -> Iterator[Batch]:
     for step in range(start, steps):
-        images, targets = harness.tiny_batch(size, seed=step)
+        batch = harness.tiny_batch(size, seed=step)
         if step in poisoned:
-            images[0, 0, 0, 0] = math.nan
-        yield Batch(images, targets, torch.arange(size))
+            batch.inputs["image"][0, 0, 0, 0] = math.nan
+        yield batch
 
 
 def train(folder: Path, poisoned: set[int], steps: int = 8, **options: Any) -> tuple[Any, list[Any]]:
     """A run with NaN images at the steps `poisoned`; the weights after every step."""
-    config = TrainerConfig(**({"batch_size": 4, "log_every": 1, "save_every": 0} | options))
+    config = TrainerConfig(**({"global_batch": 4, "log_every": 1, "save_every": 0} | options))
     weights: list[Any] = []
-    with Tracker(folder, quiet=True) as tracker:
+    with Tracker(folder, quiet=True) as tracker, pytest.MonkeyPatch.context() as patch:
         trainer = Trainer(
             Accelerator(cpu=True),
             config,
             folder,
             tracker,
             batches=lambda start, count, _: batches(4, poisoned, start, count),
+            change=lambda batch, _: batch,
         )
-        real = trainer._apply
+        real = Stepper._apply
 
-        def watched(optimizer: Any, loss: float, norm: float, model: Distiller, parts: Any) -> bool:
-            stepped = real(optimizer, loss, norm, model, parts)
-            moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
-            loss_state = model.losses["feature"].running.clone()  # type: ignore[operator,union-attr]
-            weights.append(([p.detach().clone() for p in model.parameters()], moments, loss_state))
-            return stepped
+        def watched(self: Stepper, *arguments: Any) -> bool:
+            moved = real(self, *arguments)
+            moments = [state["exp_avg"].clone() for state in self.optimizer.state.values()]
+            loss_state = self.distiller.losses["feature"].running.clone()  # type: ignore[operator,union-attr]
+            weights.append(([p.detach().clone() for p in model.parameters()], moments, [loss_state]))
+            return moved
 
-        trainer._apply = watched  # type: ignore[method-assign]
+        patch.setattr(Stepper, "_apply", watched)
         losses = (*CE, LOSSES["feature"](weighting="adaptive"))
         model = distiller(losses)
         trainer.run(lambda _: model, [(stage(losses, steps=steps, lr=1e-2), steps)])
@@ -275,14 +344,6 @@ def test_too_many_in_a_row_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"3 steps in a row had no finite loss .*lower stages\.lr") as caught:
         train(tmp_path, poisoned={0, 1, 4, 5, 6}, steps=9, max_skipped=3)
     assert "last at step 6" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_sigterm_is_given_back(tmp_path: Path) -> None:
-    import signal
-
-    before = signal.getsignal(signal.SIGTERM)
-    train(tmp_path, poisoned=set(), steps=1)
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_optimizer_is_made_where_the_parameters_train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,41 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm_vits import TIMM, images_for
 from torch import Tensor, nn
 
 from transmamba import adapt_teacher
 from transmamba.config.registry import TEACHERS
 from transmamba.core.output import Capture
-from transmamba.errors import UserError
 from transmamba.teachers.teacher import Teacher
-from transmamba.views.folding import fold
-from transmamba.views.view import Norm, map_tensors
+from transmamba.views.sublayers import map_tensors
+from transmamba.views.view import block_ends
 
-TIMM: dict[str, dict[str, Any]] = {
-    "cls": {},
-    "avg": dict(global_pool="avg"),
-    "avg_norm_first": dict(global_pool="avg", fc_norm=False),
-    "no_cls": dict(global_pool="avg", class_token=False),
-    "cls_fc_norm": dict(fc_norm=True),
-    "layer_scale": dict(init_values=0.1),
-    "registers": dict(reg_tokens=4),
-    "registers_avg": dict(reg_tokens=2, global_pool="avg", class_token=False),
-    "deit3": dict(no_embed_class=True, init_values=1e-5),
-    "deit3_registers": dict(no_embed_class=True, reg_tokens=2),
-    "qk_norm": dict(qk_norm=True),
-    "pre_norm": dict(pre_norm=True),
-    "no_qkv_bias": dict(qkv_bias=False),
-    "no_proj_bias": dict(proj_bias=False),
-    "rms_norm": dict(norm_layer="rmsnorm"),
-    "quick_gelu": dict(act_layer="quick_gelu"),
-    "no_positions": dict(pos_embed="none"),
-    "no_final_norm": dict(final_norm=False),
-    "oblong": dict(img_size=(8, 12)),
-    "dynamic": dict(dynamic_img_size=True),
-    "drop_rates": dict(drop_rate=0.5, drop_path_rate=0.5, attn_drop_rate=0.5, patch_drop_rate=0.5),
-    "distilled": dict(name="deit_tiny_distilled_patch16_224"),
-    "deit": dict(name="deit_tiny_patch16_224"),
-}
 HUGGING_FACE = {
     "vit": ("ViTConfig", "ViTForImageClassification", {}),
     "vit_relu_no_bias": ("ViTConfig", "ViTForImageClassification", dict(hidden_act="relu", qkv_bias=False)),
@@ -84,18 +58,14 @@ def after_each(blocks: Any) -> Iterator[list[Tensor]]:
 
 
 def assert_same_stream(teacher: Teacher, images: Tensor, logits: Tensor, streams: list[Tensor]) -> None:
-    every = frozenset(range(len(streams)))
-    output = teacher(images, Capture(hidden=every))
-    assert teacher.num_blocks == len(streams) and set(output.hidden) == every
-    torch.testing.assert_close(output.logits, logits, rtol=1e-5, atol=1e-5)
-    for k, stream in enumerate(streams):
-        assert stream.shape[1] == teacher.layout.length
-        torch.testing.assert_close(output.hidden[k], stream, rtol=1e-5, atol=1e-5)
-
-
-def images_for(options: dict[str, Any]) -> Tensor:
-    height, width = options.get("img_size", (8, 8))
-    return torch.randn(3, 1, height, width, generator=torch.Generator().manual_seed(1))
+    tower = teacher.view.towers["image"]
+    output = teacher(images, {"image": Capture(hidden=frozenset(tower.ends))})
+    found = output.stream.hidden
+    assert output.logits is not None and len(tower.ends) == len(streams) and list(found) == list(tower.ends)
+    torch.testing.assert_close(output.logits(), logits, rtol=1e-5, atol=1e-5)
+    for end, stream in zip(tower.ends, streams, strict=True):
+        assert stream.shape[1] == tower.layout.length
+        torch.testing.assert_close(found[end], stream, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", TIMM)
@@ -145,7 +115,8 @@ def test_hugging_face_view_equals_transformers(
     # transformers lists the embeddings first; its last entry may already be normalised
     for mine, theirs in zip(streams[:-1], output.hidden_states[1:-1], strict=True):
         assert torch.equal(mine, theirs)
-    assert (teacher.layout.special[-1][0] == "dist") == case.startswith("deit")
+    layout = teacher.view.towers["image"].layout
+    assert (layout.special[-1][0] == "dist") == case.startswith("deit")
 
 
 def test_auto_is_the_teacher_it_finds(
@@ -154,7 +125,7 @@ def test_auto_is_the_teacher_it_finds(
     model: Any = write_hugging_face(tmp_path, "vit", randomise)
     teacher = TEACHERS["auto"](model=str(tmp_path)).build()
     with torch.no_grad():
-        torch.testing.assert_close(teacher(gray_images).logits, model(gray_images).logits)
+        torch.testing.assert_close(teacher(gray_images).logits(), model(gray_images).logits)
 
 
 class MnistVit(nn.Module):
@@ -224,102 +195,74 @@ def test_mnist_teacher_reaches_its_author_s_accuracy(shared_data: Path) -> None:
         images, labels = arrays["test_images"][:2000], arrays["test_labels"][:2000]
     looks = teacher.preprocessing
     pixels = (torch.from_numpy(images)[:, None].float() / 255 - looks.mean[0]) / looks.std[0]
-    right = (teacher(pixels).logits.argmax(1).numpy() == labels).mean()
+    right = (teacher(pixels).logits().argmax(1).numpy() == labels).mean()
     assert right > 0.96  # 98.09 % of the whole test set; its first half is the harder one
-
-
-@pytest.mark.shared_data
-def test_mnist_view_cannot_be_folded(shared_data: Path) -> None:
-    path = shared_data / "checkpoints" / "vit_mnist_mit" / "vit_mnist_model.pth"
-    if not path.is_file():
-        pytest.skip(f"{path} is absent")
-    with pytest.raises(UserError, match="cannot be folded"):
-        fold(TEACHERS["vit_mnist_mit"](checkpoint=str(path)).build().view)
-
-
-FOLDABLE = [case for case in TIMM if case not in ("pre_norm", "rms_norm", "no_final_norm")]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("case", FOLDABLE)
-def test_fold_keeps_the_function_and_centres_the_stream(
-    case: str, dtype: torch.dtype, make_vit: Callable[..., Any]
-) -> None:
-    view = adapt_teacher(make_vit(**TIMM[case]).to(dtype)).view
-    folded = fold(view)
-    images = images_for(TIMM[case]).to(dtype)
-    capture = Capture(hidden=frozenset(range(3)))
-    with torch.no_grad():
-        before, after = view.run(images, capture), folded.run(images, capture)
-    accuracy = 1e-5 if dtype is torch.float32 else 1e-10
-    assert before.logits is not None
-    scale = float(before.logits.abs().max())
-    torch.testing.assert_close(after.logits, before.logits, rtol=0, atol=accuracy * scale)
-    for k, stream in before.hidden.items():
-        centred = stream - stream.mean(dim=-1, keepdim=True)
-        torch.testing.assert_close(
-            after.hidden[k], centred, rtol=0, atol=accuracy * float(stream.abs().max())
-        )
-    assert folded.norm is not None
-    norms = [folded.norm, *(b.attention.norm for b in folded.blocks), *(b.mlp.norm for b in folded.blocks)]
-    assert all(norm.rms and norm.weight is None and norm.bias is None for norm in norms)
-    assert all(b.attention.scale is None and b.mlp.scale is None for b in folded.blocks)
-
-
-@pytest.mark.parametrize("case", ["pre_norm", "rms_norm", "no_final_norm"])
-def test_fold_refuses_what_it_cannot_express(case: str, make_vit: Callable[..., Any]) -> None:
-    with pytest.raises(UserError, match="cannot be folded"):
-        fold(adapt_teacher(make_vit(**TIMM[case])).view)
-
-
-def test_fold_refuses_one_rms_norm_among_layer_norms(make_vit: Callable[..., Any]) -> None:
-    view = adapt_teacher(make_vit()).view
-    block = view.blocks[1]
-    rms = dataclasses.replace(block.mlp, norm=Norm(block.mlp.norm.weight, None, 1e-6, rms=True))
-    mixed = dataclasses.replace(
-        view, blocks=(view.blocks[0], dataclasses.replace(block, mlp=rms), view.blocks[2])
-    )
-    with pytest.raises(UserError, match="cannot be folded"):
-        fold(mixed)
 
 
 def test_observer_sees_streams_values_and_neurons(make_vit: Callable[..., Any], gray_images: Tensor) -> None:
     model = make_vit()
-    seen: dict[str, Tensor] = {}
-    inputs: dict[str, Tensor] = {}
+    seen: dict[tuple[str, int, str], Tensor] = {}
+    inputs: dict[tuple[str, int, str], Tensor] = {}
+
+    def observe(tower: str, sublayer: int, name: str, tensor: Tensor) -> None:
+        seen[tower, sublayer, name] = tensor
+
     for k, block in enumerate(model.blocks):
         block.attn.proj.register_forward_pre_hook(
-            lambda _, args, k=k: inputs.__setitem__(f"value.{k}", args[0])
+            lambda _, args, k=k: inputs.__setitem__(("image", 2 * k, "values"), args[0])
         )
         block.mlp.fc2.register_forward_pre_hook(
-            lambda _, args, k=k: inputs.__setitem__(f"neuron.{k}", args[0])
+            lambda _, args, k=k: inputs.__setitem__(("image", 2 * k + 1, "neurons"), args[0])
         )
-        block.register_forward_hook(lambda _, __, y, k=k: inputs.__setitem__(f"residual.{k}", y))
+        block.register_forward_hook(
+            lambda _, __, y, k=k: inputs.__setitem__(("image", 2 * k + 1, "stream"), y)
+        )
     with torch.no_grad():
         model(gray_images)
-        adapt_teacher(model).view.run(gray_images, observe=seen.__setitem__)
-    assert seen.keys() == inputs.keys()
-    for name, expected in inputs.items():
-        torch.testing.assert_close(seen[name], expected, rtol=1e-5, atol=1e-5)
+        adapt_teacher(model).view.run({"image": gray_images}, observe=observe)
+    assert len(inputs) == 9
+    for key, expected in inputs.items():
+        torch.testing.assert_close(seen[key], expected, rtol=1e-5, atol=1e-5)
+    told = {name for _, s, name in seen if s % 2 == 0}, {name for _, s, name in seen if s % 2}
+    assert told[0] == {"input", "q", "k", "values", "output", "stream"}
+    assert told[1] == {"input", "neurons", "output", "stream"}
 
 
 def test_mixers_are_what_attention_and_mlp_saw_and_made(
     make_vit: Callable[..., Any], gray_images: Tensor
 ) -> None:
     model = make_vit(qk_norm=True, init_values=0.5)
-    block, made = model.blocks[1], dict[str, Tensor]()
-    block.register_forward_pre_hook(lambda _, args: made.__setitem__("attention_input", args[0]))
-    block.ls1.register_forward_hook(lambda _, __, y: made.__setitem__("attention_output", y))
-    block.norm2.register_forward_pre_hook(lambda _, args: made.__setitem__("mlp_input", args[0]))
-    block.ls2.register_forward_hook(lambda _, __, y: made.__setitem__("mlp_output", y))
-    block.attn.q_norm.register_forward_hook(lambda _, __, y: made.__setitem__("q", y))
-    block.attn.k_norm.register_forward_hook(lambda _, __, y: made.__setitem__("k", y))
+    block, made = model.blocks[1], dict[tuple[int, str], Tensor]()
+    block.register_forward_pre_hook(lambda _, args: made.__setitem__((2, "input"), args[0]))
+    block.ls1.register_forward_hook(lambda _, __, y: made.__setitem__((2, "output"), y))
+    block.norm2.register_forward_pre_hook(lambda _, args: made.__setitem__((3, "input"), args[0]))
+    block.ls2.register_forward_hook(lambda _, __, y: made.__setitem__((3, "output"), y))
+    block.attn.q_norm.register_forward_hook(lambda _, __, y: made.__setitem__((2, "q"), y))
+    block.attn.k_norm.register_forward_hook(lambda _, __, y: made.__setitem__((2, "k"), y))
     with torch.no_grad():
         model(gray_images)
-    mixers = adapt_teacher(model)(gray_images, Capture(mixers=frozenset({1}))).mixers
-    assert set(mixers) == {1} and mixers[1].keys() == made.keys()
-    for name, expected in made.items():
-        torch.testing.assert_close(mixers[1][name], expected, rtol=1e-5, atol=1e-5)
+    wanted = {2: frozenset(("input", "output", "q", "k")), 3: frozenset(("input", "output"))}
+    mixers = adapt_teacher(model)(gray_images, {"image": Capture(mixers=wanted)}).stream.mixers
+    assert {(s, name) for s, found in mixers.items() for name in found} == made.keys()
+    for (s, name), expected in made.items():
+        torch.testing.assert_close(mixers[s][name], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_kept_that_nobody_asked_for(make_teacher: Callable[..., Any], gray_images: Tensor) -> None:
+    teacher = make_teacher()
+    for captures in (None, {}, {"text": Capture(hidden=frozenset({0}))}):
+        stream = teacher(gray_images, captures).stream
+        assert stream.hidden == stream.mixers == stream.branches == {} and stream.mask is None
+    one = teacher(gray_images, {"image": Capture(mixers={2: frozenset(("k",))})}).stream
+    assert list(one.mixers) == [2] and list(one.mixers[2]) == ["k"]
+
+
+def test_sublayers_have_numbers_and_names(make_vit: Callable[..., Any]) -> None:
+    tower = adapt_teacher(make_vit()).view.towers["image"]
+    assert tower.kinds == ("attention", "mlp") * 3 and tower.ends == (1, 3, 5)
+    assert tower.names[:3] == ("blocks.0.attention", "blocks.0.mlp", "blocks.1.attention")
+    # blocks of attention alone, or with several MLPs
+    assert block_ends(("attention", "attention", "mlp", "mlp", "attention")) == (0, 3, 4)
 
 
 def test_map_tensors_reaches_every_tensor(make_vit: Callable[..., Any]) -> None:
@@ -335,4 +278,6 @@ def test_map_tensors_reaches_every_tensor(make_vit: Callable[..., Any]) -> None:
     # per block: 2 norms, 2 per-head norms and 2 scales (2 + 2, 2 + 2, 1 + 1), 6 linears
     assert len(count) == 4 + 3 * (4 + 4 + 2 + 12) + 2 + 2
     assert not any(tensor.any() for tensor in count)
-    assert zero.layout == view.layout and zero.blocks[0].attention.heads == 4
+    before, after = view.towers["image"], zero.towers["image"]
+    assert after.layout == before.layout and after.sublayers[0].heads == 4
+    assert after.kinds == before.kinds and zero.heads["image"].readouts[0][0] == "cls"

@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..api import build_student, find_device
+from ..core.layout import Grid
 from ..ecosystems.folders import model_folder
+from ..ecosystems.timm import create_timm
 from ..errors import UserError
-from ..evaluation.classification import HALF, autocast, peak_memory_mb, reset_peak_memory
-from ..teachers.teacher import adapt_teacher
-from ..teachers.timm_vit import check_known, create_timm
+from ..evaluation.cost import HALF, autocast, find_device, peak_memory_mb, reset_peak_memory
+from ..subcloning.convert import build_student, student_models
+from ..teachers.load import adapt_teacher
+from ..teachers.teacher import Teacher
+from ..teachers.timm_vit import check_known
 from .step import interleaved
 
 # key -> what a table calls it, its width there, its format
@@ -65,28 +68,59 @@ def bench_inference(
     if not model_folder(teacher):
         check_known(teacher)
     for size in sizes:
-        model: Any = create_timm(teacher, pretrained=False, img_size=size)
-        guide = adapt_teacher(model)
-        if guide.layout.length <= len(guide.layout.special):
-            raise UserError(f"images of {size} pixels hold no patch of {teacher}; write larger sizes")
-        models = {"teacher": model, **{name: build_student(name, guide) for name in students}}
-        images = min(max(1, tokens // guide.layout.length), 1024)
-        batch = torch.randn(images, *guide.preprocessing.input_size, device=where)
-        kinds = {name: _forward(model.to(where).eval(), batch, precision) for name, model in models.items()}
-        peaks = {name: _peak(run, where) for name, run in kinds.items()}
-        seconds = interleaved(kinds, steps, where)
-        for name, made in models.items():
-            yield {
-                "size": size,
-                "tokens": getattr(made, "layout", guide.layout).length,
-                "images": images,
-                "model": name,
-                "seconds": seconds[name],
-                "peak_memory_mb": peaks[name],
-                "speed": seconds["teacher"] / seconds[name],
-                "memory": None if peaks[name] is None else peaks[name] / peaks["teacher"],
-            }
-        del models, kinds, model, made, guide
+        yield from _of_size(size, teacher, students, tokens, steps, where, precision)
+
+
+def _of_size(
+    size: int,
+    name: str,
+    students: Sequence[str],
+    tokens: int,
+    steps: int,
+    device: torch.device,
+    precision: str,
+) -> list[dict[str, Any]]:
+    """The rows of images of `size` pixels."""
+    model = create_timm(name, pretrained=False, img_size=size)
+    teacher = adapt_teacher(model)
+    layout = _layout(teacher)
+    if not layout.num_patches:
+        raise UserError(f"images of {size} pixels hold no patch of {name}; write larger sizes")
+    models = {"teacher": model, **{student: _student(student, teacher) for student in students}}
+    images = min(max(1, tokens // layout.length), 1024)
+    batch = torch.randn(images, *teacher.preprocessing.input_size, device=device)
+    kinds = {each: _forward(made.to(device).eval(), batch, precision) for each, made in models.items()}
+    peaks = {each: _peak(run, device) for each, run in kinds.items()}
+    seconds = interleaved(kinds, steps, device)
+    return [
+        {
+            "size": size,
+            "tokens": getattr(made, "layout", layout).length,
+            "images": images,
+            "model": each,
+            "seconds": seconds[each],
+            "peak_memory_mb": peaks[each],
+            "speed": seconds["teacher"] / seconds[each],
+            "memory": None if peaks[each] is None else peaks[each] / peaks["teacher"],
+        }
+        for each, made in models.items()
+    ]
+
+
+def _student(name: str, teacher: Teacher) -> nn.Module:
+    """A kind in the teacher's shape; a timm name as it is, whatever its patch, on the teacher's images."""
+    if name not in student_models():
+        return build_student(name, teacher)
+    channels, height, width = teacher.preprocessing.input_size
+    return create_timm(
+        name, pretrained=False, img_size=(height, width), in_chans=channels, num_classes=teacher.num_classes
+    )
+
+
+def _layout(teacher: Teacher) -> Grid:
+    layout = teacher.view.towers["image"].layout
+    assert isinstance(layout, Grid), "a timm ViT reads images"
+    return layout
 
 
 def inference_line(row: Mapping[str, Any]) -> str:

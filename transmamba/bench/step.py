@@ -1,4 +1,4 @@
-"""What distillation costs: one full step beside the teacher's forward plus an ordinary training step.
+"""What distillation costs: a recipe's own step beside the teacher's forward plus an ordinary training step.
 
 All kinds are timed in one process, in turns, so that a busy machine slows them alike.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,27 +16,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.output import Term
-from ..distillation.distiller import Distiller
+from ..core.batch import Batch
+from ..core.tower import Student
 from ..ecosystems.folders import model_folder
 from ..errors import UserError
+from ..runs.build import Parts, assemble, make_accelerator
 from ..runs.pipeline import Pipeline
-from ..runs.recipe import Recipe, Stage
-from ..runs.run import assemble, make_accelerator
-from ..students.student import Student
+from ..runs.recipe import Recipe
 from ..training.cuda_graph import WARMUP, GraphedStep
-from ..training.optimizer import make_optimizer, set_trainable
-from ..training.trainer import weighted
+from ..training.optimizer import make_optimizer, set_trainable, set_training
+from ..training.step import Stepper
 
 _WARMUP = WARMUP + 2  # first as it is, then recorded
+# the weights are to stay as they are, however long they are stepped
+_RATE = 1e-6
 
 
 def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
-    """Median seconds of: teacher forward; the student's own cross-entropy step; a full distillation step of
-    the recipe's last stage, on all tokens and on a quarter of them.
+    """Median seconds of: teacher forward; the student's own cross-entropy step; an optimizer step of the
+    recipe's last stage as the trainer takes it, on all tokens and on a quarter of them; each of all
+    micro-batches of a step.
 
     `overhead` is distillation / (teacher forward + cross-entropy step); `overhead_quarter` the same on a
     quarter.
+
+    Raises UserError for a recipe without a teacher, and for what `assemble` refuses.
     """
     if recipe.teacher is None:
         raise UserError(
@@ -45,23 +49,13 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
     if steps < 1:
         raise UserError(f"--steps is {steps}; write at least 1")
     accelerator = make_accelerator(recipe)
-    try:
-        pipeline = assemble(recipe, accelerator)
-    except UserError as error:
-        there = model_folder(getattr(recipe.teacher, "model", "")) is not None
-        if recipe.teacher_recipe is None or there:  # then something else is wrong
-            raise
-        raise UserError(f"{error}; the teacher is made by {recipe.teacher_recipe}: run that first") from error
-    assert pipeline.teacher is not None, "the recipe names one"
-    batch = next(pipeline._batches(0, 1, len(pipeline.stages) - 1)).to(accelerator.device)
-    stage = pipeline.stages[-1][0]
-    full = _distillation(pipeline, replace(stage, token_fraction=1.0), batch)
-    quarter = _distillation(pipeline, replace(stage, token_fraction=0.25), batch)
-    kinds: dict[str, Callable[[], None]] = {
-        "teacher_forward": _teacher_forward(pipeline, batch),
-        "cross_entropy_step": _cross_entropy(pipeline, batch),
-        "distillation_step": full,
-        "distillation_step_quarter_tokens": quarter,
+    parts = _assembled(recipe, accelerator)
+    micro = _step_s_batches(Pipeline(parts))
+    kinds: dict[str, Callable[[], object]] = {
+        "teacher_forward": _teacher_forward(parts, micro),
+        "cross_entropy_step": _cross_entropy(parts, micro),
+        "distillation_step": _distillation(parts, 1.0, micro),
+        "distillation_step_quarter_tokens": _distillation(parts, 0.25, micro),
     }
     seconds = interleaved(kinds, steps, accelerator.device)
     plain = seconds["teacher_forward"] + seconds["cross_entropy_step"]
@@ -69,7 +63,7 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
         "seconds": seconds,
         "overhead": seconds["distillation_step"] / plain,
         "overhead_quarter": seconds["distillation_step_quarter_tokens"] / plain,
-        "batch_size": len(batch),
+        "batch_size": sum(map(len, micro)),
         "device": str(accelerator.device),
         "steps": steps,
     }
@@ -82,7 +76,9 @@ def bench_table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def interleaved(kinds: dict[str, Callable[[], None]], steps: int, device: torch.device) -> dict[str, float]:
+def interleaved(
+    kinds: Mapping[str, Callable[[], object]], steps: int, device: torch.device
+) -> dict[str, float]:
     """Median seconds of each kind, all of them in turns."""
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for round_ in range(_WARMUP + steps):
@@ -98,79 +94,116 @@ def interleaved(kinds: dict[str, Callable[[], None]], steps: int, device: torch.
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _teacher_forward(pipeline: Pipeline, batch: Any) -> Callable[[], None]:
-    teacher = pipeline.teacher
-    assert teacher is not None
-
-    def forward(images: Tensor, _: Any) -> None:
-        with pipeline.accelerator.autocast():
-            teacher(images)
-
-    run = _recorded(pipeline, forward, nn.Module())
-    return lambda: run(batch.images)
+def _assembled(recipe: Recipe, accelerator: Any) -> Parts:
+    try:
+        return assemble(recipe, accelerator)
+    except UserError as error:
+        there = model_folder(getattr(recipe.teacher, "model", "")) is not None
+        if recipe.teacher_recipe is None or there:  # then something else is wrong
+            raise
+        raise UserError(f"{error}; the teacher is made by {recipe.teacher_recipe}: run that first") from error
 
 
-def _cross_entropy(pipeline: Pipeline, batch: Any) -> Callable[[], None]:
-    """timm's own training step of the same student: forward, cross-entropy, backward, clip, AdamW."""
-    student = pipeline.student
-    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-6, fused=batch.images.is_cuda or None)
+def _step_s_batches(pipeline: Pipeline) -> list[Batch]:
+    """The micro-batches of one step of the last stage, on the device."""
+    batches = list(pipeline.batches(0, 1, len(pipeline.stages) - 1))
+    return [batch.to(pipeline.accelerator.device) for batch in batches]
 
-    def forward_backward(images: Tensor, targets: Tensor, _: Any) -> None:
+
+def _teacher_forward(parts: Parts, micro: Sequence[Batch]) -> Callable[[], object]:
+    teacher, inputs = parts.teacher, list(micro[0].inputs)
+    assert teacher is not None, "the recipe names one"
+
+    def forward(*tensors: Any) -> None:
+        with parts.accelerator.autocast():
+            output = teacher(dict(zip(inputs, tensors, strict=False)))
+            if output.logits is not None:
+                output.logits()
+
+    run = _recorded(parts, forward, nn.Module())
+    return lambda: [run(*batch.inputs.values()) for batch in micro]
+
+
+def _cross_entropy(parts: Parts, micro: Sequence[Batch]) -> Callable[[], object]:
+    """An ordinary training step of the same student: forward, cross-entropy, backward, clip, AdamW."""
+    student, inputs = parts.student, list(micro[0].inputs)
+    asked = next((name for name in ("classes", "tokens") if name in micro[0].targets), None)
+    if asked is None:
+        raise UserError("bench recipe compares with a step on labels; this recipe's task has none")
+    fused = parts.accelerator.device.type == "cuda" or None
+    optimizer = torch.optim.AdamW(student.parameters(), lr=_RATE, fused=fused)
+
+    def forward_backward(*tensors: Any) -> None:
+        *given, targets, _ = tensors
         student.train().requires_grad_(True)
-        with pipeline.accelerator.autocast():
-            loss = F.cross_entropy(student(images), targets)
+        with parts.accelerator.autocast():
+            logits = _logits(student, dict(zip(inputs, given, strict=True)))
+            loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten()) / len(micro)
         loss.backward()
 
-    run = _recorded(pipeline, forward_backward, student)
+    run = _recorded(parts, forward_backward, student)
 
     def step() -> None:
-        run(batch.images, batch.targets)
-        _update(student, optimizer)
+        for batch in micro:
+            run(*batch.inputs.values(), batch.targets[asked])
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def _distillation(pipeline: Pipeline, stage: Stage, batch: Any) -> Callable[[], None]:
-    assert pipeline.teacher is not None and isinstance(pipeline.student, Student)
-    distiller = Distiller(
-        pipeline.student, pipeline.teacher, stage.losses, token_fraction=stage.token_fraction
-    )
-    distiller.to(pipeline.accelerator.device)
+def _logits(student: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    if isinstance(student, Student):
+        made = student.run(inputs, {}).logits
+        if made is None:
+            raise UserError("bench recipe compares with a step on labels; this student gives no logits")
+        return made()
+    made = student(*inputs.values())
+    return getattr(made, "logits", made)
+
+
+def _distillation(parts: Parts, token_fraction: float, micro: Sequence[Batch]) -> Callable[[], object]:
+    """The trainer's step of the last stage, on this share of the tokens."""
+    recipe = parts.recipe
+    stage = replace(recipe.stages[-1], token_fraction=token_fraction, lr=_RATE)
+    changed = replace(recipe, stages=(*recipe.stages[:-1], stage))
+    pipeline = Pipeline(replace(parts, recipe=changed))
+    distiller = pipeline.distiller(len(pipeline.stages) - 1)
+    distiller.to(parts.accelerator.device)
     if any(loss.standardises for loss in distiller.losses.values()):
-        assert distiller.aligner is not None, "it holds the statistics"
-        distiller.aligner.measure(pipeline.teacher, [batch.images])
-    set_trainable(distiller, stage)
-    optimizer = make_optimizer(distiller, replace(stage, lr=1e-6))
+        distiller.measure(micro)
 
-    def forward_backward(images: Tensor, targets: Tensor, drawn: Tensor | None, _: Any) -> dict[str, Term]:
-        distiller.train()
+    def arrange() -> None:  # each time: the kinds share the student
         set_trainable(distiller, stage)
-        with pipeline.accelerator.autocast():
-            terms = distiller(images, targets, drawn=drawn)
-            counts = {name: term.count for name, term in terms.items()}
-            loss: Tensor = weighted(terms, distiller.weights, counts)
-        loss.backward()
-        return {name: term.detached() for name, term in terms.items()}
+        set_training(distiller, stage)
 
-    run = _recorded(pipeline, forward_backward, distiller)
-    steps = itertools.count()
+    arrange()
+    model, optimizer = parts.accelerator.prepare(distiller, make_optimizer(distiller, stage))
+    stepper = Stepper(
+        parts.accelerator,
+        model,
+        distiller,
+        optimizer,
+        clip=stage.clip,
+        seed=recipe.seed,
+        change=parts.task.change,
+        graphed=_graphed(parts),
+        scaled=recipe.trainer.precision == "fp16",
+    )
+    numbers = itertools.count()
 
     def step() -> None:
-        drawn = distiller.draw_tokens(next(steps), batch.images.device)
-        terms = run(batch.images, batch.targets, drawn)
-        _update(distiller, optimizer)
-        distiller.observe({n: (t.parts / t.count).cpu() for n, t in terms.items() if t.parts is not None})
+        arrange()
+        stepper.step(micro, next(numbers))
 
     return step
 
 
-def _recorded(pipeline: Pipeline, body: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
-    if not (pipeline.recipe.trainer.cuda_graphs and pipeline.accelerator.device.type == "cuda"):
-        return lambda *inputs: body(*inputs, None)
-    return GraphedStep(body, module.parameters())
+def _graphed(parts: Parts) -> bool:
+    return parts.recipe.trainer.cuda_graphs and parts.accelerator.device.type == "cuda"
 
 
-def _update(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def _recorded(parts: Parts, body: Callable[..., Any], module: nn.Module) -> Callable[..., Any]:
+    """The body, which takes one argument more, as the trainer would run it."""
+    return GraphedStep(body, module.parameters()) if _graphed(parts) else lambda *inputs: body(*inputs, None)

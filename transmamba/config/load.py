@@ -24,7 +24,7 @@ from pydantic_core import CoreSchema, core_schema
 
 from ..errors import ConfigError
 from .file import apply_override, kind_of, read_yaml, show
-from .problems import Problem, lines_of
+from .problems import Keys, Problem, dotted, leave_out, lines_of
 from .registry import Registry
 
 T = TypeVar("T")
@@ -145,10 +145,43 @@ def _check(cls: type, data: Mapping[str, Any]) -> tuple[Any, list[str]]:
         try:
             return _adapter(cls).validate_json(json.dumps(plain)), []
         except pydantic.ValidationError as error:
-            found = [_locate(cls, plain, details) for details in error.errors(include_url=False)]
+            found = _located(cls, plain, error)
         # Every repair turns text into a number, 8.0 into 8 or false into text, so this ends.
         if sum(problem.repair(plain) for problem in found) == 0:
-            return None, lines_of(found)
+            return None, lines_of(found) + _hidden(cls, plain, found)
+
+
+def _hidden(cls: type, plain: Any, found: Sequence[Problem]) -> list[str]:
+    """Lines of what dataclasses refuse of their values where something else that is wrong in them keeps them
+    from looking.
+
+    Without that they look. What they say then may follow from its absence, so only what is about a key that
+    is given counts.
+    """
+    rest, gone, lines = _plain(plain), set[Keys](), list[str]()
+    while left := leave_out(rest, found):
+        gone |= left
+        try:
+            _adapter(cls).validate_json(json.dumps(rest))
+            break
+        except pydantic.ValidationError as error:
+            found = _located(cls, rest, error)
+        for problem in found:
+            for key, text in problem.refused:
+                where = (*problem.path, key)
+                given = isinstance(problem.value, dict) and key in problem.value
+                if given and not any(_touch(where, path) for path in gone):
+                    lines.append(f"{dotted(where)}: {text}")
+    return list(dict.fromkeys(lines))
+
+
+def _touch(a: Keys, b: Keys) -> bool:
+    """Whether one lies within the other."""
+    return a[: len(b)] == b[: len(a)]
+
+
+def _located(cls: type, plain: Any, error: pydantic.ValidationError) -> list[Problem]:
+    return [_locate(cls, plain, details) for details in error.errors(include_url=False)]
 
 
 def _locate(root: type, data: Any, details: Any) -> Problem:
@@ -167,7 +200,8 @@ def _locate(root: type, data: Any, details: Any) -> Problem:
             member for hint in hints for inner in _below(hint, step) for member in _members(inner, value)
         ]
         path.append(step)
-    return Problem(path=tuple(path), value=value, owners=owners, details=details)
+    kinds = tuple(hint for hint in hints if dataclasses.is_dataclass(hint) and isinstance(hint, type))
+    return Problem(path=tuple(path), value=value, owners=owners, kinds=kinds, details=details)
 
 
 def _plain(value: Any) -> Any:

@@ -178,8 +178,8 @@ class Context:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor], reads: str = "text") -> Context:
-        """Of the input that a tower reads: of text (B, L) its mask, its segments, and each token's place in its
-        own document. Padding before a text does not move it. Of any other input, an empty one."""
+        """Of the input that a tower reads: of text (B, L) its mask, its segments, and each token's place in
+        its own document. Padding before a text does not move it. Of any other input, an empty one."""
         if reads != "text" or reads not in inputs:
             return cls()
         text = inputs["text"]

@@ -127,8 +127,11 @@ class Evaluator(Protocol):
     """One kind of measurement on one split. What a process gathers is a tally; tallies of all processes
     merge."""
 
-    split: str
-    metrics: tuple[Metric, ...]
+    @property
+    def split(self) -> str: ...
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]: ...
 
     def batches(self, passing: Pass) -> Iterator[Batch]:
         """This process's batches."""

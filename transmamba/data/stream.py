@@ -10,7 +10,7 @@ alone: who makes a batch, and when, changes nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -27,8 +27,8 @@ from .hashing import permutation
 
 # Which hash of (seed, ...): augmentation uses another.
 _ORDER = 0
-# Batches that wait for a GPU.
-_AHEAD = 4
+# Threads that make a GPU's next batches: arithmetic on arrays and decoding leave the interpreter to others.
+_THREADS = 4
 
 Indices = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -113,20 +113,24 @@ def load(
     """The batch of each of `items`, in order, whatever the number of worker processes.
 
     batch_size: how large they are at most
-    pin_memory: for a GPU, which works on one batch while the next are made
+    pin_memory: for a GPU, which works on one batch while the next are made, by threads if not by workers
     Leaves the global generators as they are. Raises UserError as the source does, from a worker too.
     """
     pin_memory = pin_memory and torch.cuda.is_available()
     workers = 0 if source.quick(batch_size) else workers
-    loader = DataLoader(
-        _Guarded(source),
-        batch_sampler=items,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=_as_is,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # its own: by default workers' seeds are drawn from the global one
-    )
-    batches = _ahead(loader, _AHEAD) if pin_memory and not workers else loader
+    guarded = _Guarded(source)
+    batches: Iterable[Batch | Failure]
+    if pin_memory and not workers:
+        batches = _ahead(guarded.pinned, items, _THREADS)
+    else:
+        batches = DataLoader(
+            guarded,
+            batch_sampler=items,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # its own: by default workers' seeds are drawn from the global one
+        )
     for batch in batches:
         if isinstance(batch, Failure):
             raise UserError(batch.message)
@@ -152,18 +156,28 @@ class _Guarded(Dataset):
         except UserError as error:
             return Failure(str(error))
 
+    def pinned(self, items: Indices) -> Batch | Failure:
+        """The same in memory that a GPU copies from without waiting."""
+        batch = self.__getitems__(items)
+        return batch.pin_memory() if isinstance(batch, Batch) else batch
 
-def _ahead(items: Iterable[T], count: int) -> Iterator[T]:
-    """The same items, the next `count` of them made by a thread while the last is worked on."""
-    source, end = iter(items), object()
-    thread = ThreadPoolExecutor(max_workers=1)
+
+def _ahead(make: Callable[[Indices], T], items: Iterable[Indices], threads: int) -> Iterator[T]:
+    """`make` of each of the items, in order, a few of them made by threads while the last is worked on.
+
+    `make` is a pure function, so it does not matter which is made first.
+    """
+    pool = ThreadPoolExecutor(max_workers=threads)
     try:
-        waiting: deque[Future[Any]] = deque(thread.submit(next, source, end) for _ in range(count))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(thread.submit(next, source, end))
-            yield item
+        waiting: deque[Future[T]] = deque()
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > threads + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
-        thread.shutdown(cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _as_is(batch: Any) -> Any:

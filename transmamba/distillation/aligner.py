@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.layout import Grid, Layout
+from ..core.layout import Frames, Grid, Layout
 from ..core.output import Capture
 from ..errors import UserError
 
@@ -47,7 +47,7 @@ class Aligner(nn.Module):
         compared: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.tokens = _tokens_of(student_layout, teacher_layout)
+        self.tokens: PatchTokens | RowTokens = _tokens_of(student_layout, teacher_layout)
         places = _places(student_width, teacher_width, kept)
         self.places: Tensor
         self.register_buffer("places", places)  # saved: a resumed run does not subclone again
@@ -116,6 +116,7 @@ class Aligner(nn.Module):
 
     def student_positions(self, drawn: Tensor) -> Tensor:
         """Where in the student's sequence the matched tokens `drawn` stand."""
+        assert isinstance(self.tokens, PatchTokens), "rows of text have no tokens in common to draw from"
         return self.tokens.from_student[drawn]
 
     def teacher_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
@@ -163,9 +164,9 @@ class RowTokens(nn.Module):
         return x
 
 
-class GridTokens(nn.Module):
-    """Patches: matched by name and place; a teacher of another patch grid is resized bilinearly to the
-    student's.
+class PatchTokens(nn.Module):
+    """Patches of a picture or of frames: matched by name and place; of pictures, a teacher of another patch
+    grid is resized bilinearly to the student's.
 
     Its positions are buffers, since a list would be copied to the GPU at every use.
     """
@@ -176,10 +177,12 @@ class GridTokens(nn.Module):
     _resized_patches: Tensor
     _special: Tensor
 
-    def __init__(self, student: Grid, teacher: Grid) -> None:
+    def __init__(self, student: Grid | Frames, teacher: Grid | Frames) -> None:
         super().__init__()
         self.student, self.teacher = student, teacher
-        self.resized = Grid(*student.grid, special=teacher.special)
+        self.resized = teacher
+        if isinstance(student, Grid) and isinstance(teacher, Grid):
+            self.resized = Grid(*student.grid, special=teacher.special)
         match = self.resized.match(student)
         buffers = {
             "from_teacher": match.here,
@@ -214,8 +217,9 @@ class GridTokens(nn.Module):
         return full
 
     def _resize(self, x: Tensor) -> Tensor:
-        if self.teacher.grid == self.student.grid:
+        if self.resized == self.teacher:
             return x
+        assert isinstance(self.teacher, Grid) and isinstance(self.student, Grid), "frames are not resized"
         patches = x.index_select(1, self._patches).transpose(1, 2).unflatten(2, self.teacher.grid)
         patches = F.interpolate(patches, size=self.student.grid, mode="bilinear", antialias=True)
         out = x.new_zeros(len(x), self.resized.length, x.shape[-1])
@@ -224,9 +228,9 @@ class GridTokens(nn.Module):
         return out
 
 
-def _tokens_of(student: Layout, teacher: Layout) -> GridTokens | RowTokens:
-    if isinstance(student, Grid) and isinstance(teacher, Grid):
-        return GridTokens(student, teacher)
+def _tokens_of(student: Layout, teacher: Layout) -> PatchTokens | RowTokens:
+    if isinstance(student, Grid | Frames) and isinstance(teacher, Grid | Frames):
+        return PatchTokens(student, teacher)
     student.match(teacher)  # raises where they cannot be compared
     return RowTokens()
 

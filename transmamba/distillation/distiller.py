@@ -112,6 +112,8 @@ class Distiller(nn.Module):
         couplings: of coupled losses, their gradients over the whole step; one without is this batch's alone
         embed:     only the embeddings that coupled losses read, and the numbers that go with them
         """
+        if not isinstance(batch, Batch):
+            raise _no_batch(batch)
         losses = self._losses()
         drawn = {} if drawn is None else drawn
         if embed:
@@ -136,24 +138,26 @@ class Distiller(nn.Module):
         return {name: terms[name] for name in losses}
 
     def loss(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, float]]:
-        """The weighted mean loss and each term as a number, for a loop of your own on one process.
+        """The weighted mean loss and each term as a number, for a loop of your own on one process. A loss
+        that has no items in the batch contributes nothing and is left out.
 
         Adaptive weights are updated here; under several processes use the trainer, which adds up all ranks.
         """
         if not isinstance(batch, Batch):
-            raise UserError(
-                f"a loss reads a Batch, this is {type(batch).__name__}; write "
-                "transmamba.image_batch(images, classes)"
-            )
+            raise _no_batch(batch)
         terms = self(batch, self.draw_tokens(step, batch.index.device))
         counts = {name: batch.counts[item] for name, item in self.items(batch).items()}
         total = torch.stack(
-            [self.weights[name] * term.sum / counts[name] for name, term in terms.items()]
+            [
+                self.weights[name] * term.sum / counts[name] if counts[name] else term.sum * 0
+                for name, term in terms.items()
+            ]
         ).sum()
+        counted = {name: term for name, term in terms.items() if counts[name]}
         self.observe(
-            {name: term.parts / counts[name] for name, term in terms.items() if term.parts is not None}
+            {name: term.parts / counts[name] for name, term in counted.items() if term.parts is not None}
         )
-        return total, {name: float(term.sum.detach()) / counts[name] for name, term in terms.items()}
+        return total, {name: float(term.sum.detach()) / counts[name] for name, term in counted.items()}
 
     @torch.no_grad()
     def observe(self, parts: Mapping[str, Tensor]) -> None:
@@ -209,13 +213,20 @@ class Distiller(nn.Module):
         """Every mixer that a loss asks for, on the teacher's own input of its layer."""
         assert isinstance(self.student, Student) and self.teacher is not None
         output = Output()
+        own = next(self.student.parameters()).dtype
         for name, capture in union([loss.student_captures() for loss in losses]).items():
             tower, aligner = self.student.towers[name], self._aligners()[name]
             taught = self.teacher.view.towers[name]
             sources, context = tower.sources(taught.kinds), Context.of(batch.inputs, taught.embedding.reads)
             stream = output.streams[name] = Stream(tower.layout, teacher.streams[name].mask)
             for k in sorted(capture.mixers):
-                hidden = aligner.to_student(teacher.streams[name].mixers[sources[k]]["input"])
+                hidden = aligner.to_student(teacher.streams[name].mixers[sources[k]]["input"]).to(own)
                 made, parts = tower.mixer(k, hidden, context, capture)
                 stream.mixers[k] = {"output": made, **parts}
         return output
+
+
+def _no_batch(given: Any) -> UserError:
+    return UserError(
+        f"a loss reads a Batch, this is {type(given).__name__}; write transmamba.image_batch(images, classes)"
+    )

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from ..core.batch import Batch
 from ..core.output import Capture, Captures, Output, Stream, Term
+from ..errors import refuse_all
 from .aligner import Aligner
 
 _EPSILON = 1e-6
@@ -51,6 +52,11 @@ class Geometry:
     streams: Mapping[str, StreamGeometry]
     teacher_classes: int | None = None
     student_classes: int | None = None
+
+    @property
+    def same_classes(self) -> bool:
+        """Whether both may tell the same classes apart: the student's number may be unknown (None)."""
+        return self.teacher_classes is not None and self.student_classes in (None, self.teacher_classes)
 
 
 @dataclass
@@ -226,12 +232,15 @@ def only(stream: str, capture: Capture) -> Captures:
     return {stream: capture}
 
 
-def check_weight(weight: float, momentum: float = 0.0, name: str = "weight") -> None:
-    """Raises ValueError for a loss weight, or the momentum of a running mean, that cannot be meant."""
+def check_weight(weight: float, momentum: float = 0.0, also: Sequence[str] = ()) -> None:
+    """Raises WrongValues for a loss weight, or the momentum of a running mean, that cannot be meant, and for
+    whatever `also` is wrong."""
+    problems = []
     if not 0 <= weight < math.inf:
-        raise ValueError(f"{name} is {weight}; write 0 or a number above it")
+        problems.append(f"weight is {weight}; write 0 or a number above it")
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum}; write a number from 0 to below 1")
+        problems.append(f"momentum is {momentum}; write a number from 0 to below 1")
+    refuse_all([*problems, *also])
 
 
 class _TokenCosine(torch.autograd.Function):

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..errors import UserError
+
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
@@ -21,6 +23,16 @@ def autocast(device: torch.device, precision: str) -> Any:
     """A context in which a model computes in that precision; float32 for any that is no half."""
     half = HALF.get(precision)
     return contextlib.nullcontext() if half is None else torch.autocast(device.type, dtype=half)
+
+
+def find_device(name: str | None) -> torch.device:
+    """`name`, or a GPU where there is one. Raises UserError for one that this machine lacks."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # an unknown kind, or one that this machine lacks
+        raise UserError(f"device {name!r} cannot be used here; write cuda or cpu") from error
 
 
 def reset_peak_memory(device: torch.device) -> None:

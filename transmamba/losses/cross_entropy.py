@@ -25,9 +25,11 @@ class CrossEntropy:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        check_weight(self.weight)
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}; write a share from 0 to below 1")
+        smoothed = self.label_smoothing
+        wrong = (
+            [] if 0 <= smoothed < 1 else [f"label_smoothing is {smoothed}; write a share from 0 to below 1"]
+        )
+        check_weight(self.weight, also=wrong)
 
     def build(self, geometry: Geometry | None = None) -> CrossEntropyLoss:
         return CrossEntropyLoss(self)

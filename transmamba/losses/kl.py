@@ -27,13 +27,13 @@ class KL:
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
-        check_weight(self.weight)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; write a number above 0")
+        cold = [f"temperature is {self.temperature}; write a number above 0"] if self.temperature <= 0 else []
+        check_weight(self.weight, also=cold)
 
     def build(self, geometry: Geometry | None = None) -> KLLoss:
-        """Raises UserError where teacher and student tell different numbers of classes apart."""
-        if geometry is not None and geometry.teacher_classes != geometry.student_classes:
+        """Raises UserError where teacher and student tell different numbers of classes apart; a student that
+        does not say how many is taken at its logits."""
+        if geometry is not None and not geometry.same_classes:
             raise UserError(
                 f"loss kl compares classes, but the teacher has {geometry.teacher_classes or 0} and the "
                 f"student {geometry.student_classes or 0}; fine-tune the teacher's head first, or drop kl"

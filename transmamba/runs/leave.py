@@ -18,7 +18,8 @@ _NUM_SAMPLES = 24
 
 
 def leave(folder: Path, pipeline: Pipeline, results: dict[str, Any], measured: Measured) -> dict[str, Any]:
-    """Everything, and last results.json, whose presence says that the run is finished. Returns what it holds."""
+    """Everything, and last results.json, whose presence says that the run is finished. Returns what it
+    holds."""
     task, config = pipeline.parts.task, configs.dump(pipeline.parts.recipe)
     write_samples(folder, measured, _NUM_SAMPLES)
     card = card_of(pipeline.parts.student)

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from ..config.load import Part
 from ..config.registry import LOSSES, STUDENTS, TASKS, TEACHERS
+from ..errors import refuse_all
 from ..losses.cross_entropy import CrossEntropy
 from ..reporting.tracking import WandbConfig
 from ..subcloning.subclone import SubcloneConfig
-from ..training.stage import Stage, TrainerConfig, optimizer_problems, refuse_all
+from ..training.stage import Stage, TrainerConfig, optimizer_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +61,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.stages:
-            raise ValueError("stages is empty; give at least one")
+        problems = [] if self.stages else ["stages is empty; give at least one"]
         if sum(stage.percent or 0 for stage in self.stages) >= 100:
-            raise ValueError(
+            problems.append(
                 "the stages' percents reach 100; at least one stage needs steps, epochs or samples"
             )
+        refuse_all(problems)

@@ -148,8 +148,8 @@ def _check_teaching(teaching: Recipe, recipe: Recipe, source: str) -> None:
     made = Path(teaching.output_dir).expanduser().resolve()
     if model is not None and Path(model).expanduser().resolve() not in (made, made / STUDENT_FOLDER):
         raise UserError(
-            f"teacher_recipe {source} makes {teaching.output_dir}, but teacher.model is {model}; write the same "
-            "folder in both"
+            f"teacher_recipe {source} makes {teaching.output_dir}, but teacher.model is {model}; write the "
+            "same folder in both"
         )
 
 

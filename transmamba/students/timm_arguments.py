@@ -80,13 +80,6 @@ def pooled_token(view: View) -> str:
     return "cls" if isinstance(layout, Grid) and "cls" in dict(layout.special) else "mean"
 
 
-def image_embedding(view: View) -> ImageEmbedding:
-    """Raises UserError for a teacher that reads no images."""
-    embedding = image_tower(view).embedding
-    assert isinstance(embedding, ImageEmbedding), "an image tower begins with patches"
-    return embedding
-
-
 def image_tower(view: View) -> Tower:
     """Raises UserError for a teacher that reads no images."""
     if "image" not in view.towers:
@@ -94,3 +87,12 @@ def image_tower(view: View) -> Tower:
             f"an image student needs a teacher of images; this one reads {', '.join(view.towers)}"
         )
     return view.towers["image"]
+
+
+def image_embedding(view: View) -> tuple[ImageEmbedding, Grid]:
+    """How the image tower begins, and where its tokens come from. Raises UserError for a teacher without
+    one."""
+    tower = image_tower(view)
+    if not isinstance(tower.embedding, ImageEmbedding) or not isinstance(tower.layout, Grid):
+        raise UserError("this teacher's image tower is no grid of patches, which an image student needs")
+    return tower.embedding, tower.layout

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..core.batch import Batch
 from ..core.tower import Student
-from ..errors import UserError
+from ..errors import UserError, refuse_all
 from ..views.view import View
 from .plan import Dropped, Kind, Take
 from .report import Report, Row
@@ -56,19 +56,19 @@ class SubcloneConfig:
     fold: bool = False
 
     def __post_init__(self) -> None:
+        problems = []
         if self.importance == "change" and not self.base:
-            raise ValueError("importance 'change' compares with the teacher before fine-tuning; set `base`")
+            problems.append("importance 'change' compares with the teacher before fine-tuning; set `base`")
         if self.calibration_images < 0:
-            raise ValueError(
+            problems.append(
                 f"calibration_images is {self.calibration_images}; write a number of images, 0 for none"
             )
         if self.average and not self.mimic:
-            raise ValueError("average needs the identity convolutions of mimic; set mimic to true")
+            problems.append("average needs the identity convolutions of mimic; set mimic to true")
         known = isinstance(self.layers, int) or self.layers in ("all", "half")
         if not known or (isinstance(self.layers, int) and self.layers < 0):
-            raise ValueError(
-                f"layers is {self.layers}; write 'all', 'half' or a number of layers, 0 for none"
-            )
+            problems.append(f"layers is {self.layers}; write 'all', 'half' or a number of layers, 0 for none")
+        refuse_all(problems)
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def _average(student: Student, view: View, layers: int, calibration: Sequence[Ba
         kinds = view.towers[name].kinds
         for k, s in sorted(tower.sources(kinds).items()):
             if kinds[s] == "attention" and k < layers:
-                tower.average_(k, batches)  # type: ignore[attr-defined]
+                tower.average_(k, batches)
     student.train(was_training)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.output import Captures, Output
+from ..core.output import Captures, Logits, Output
 from ..errors import UserError
 from ..views.folding import fold
 from ..views.sublayers import map_tensors
@@ -82,7 +82,10 @@ class Teacher:
         if isinstance(inputs, Tensor):
             inputs = {"image": inputs}
         self._check(inputs)
-        return self.view.run(inputs, captures, observe)
+        output = self.view.run(inputs, captures, observe)
+        if output.logits is not None:  # made when they are asked for, without gradients then too
+            output.logits = Logits(output.logits.hidden, torch.no_grad()(output.logits.head))
+        return output
 
     def _check(self, inputs: Mapping[str, Tensor]) -> None:
         reads = {tower.embedding.reads for tower in self.view.towers.values()}

@@ -99,13 +99,15 @@ def make_optimizer(distiller: Distiller, stage: Stage) -> torch.optim.AdamW:
 
 
 def parameter_groups(distiller: Distiller, stage: Stage) -> list[dict[str, Any]]:
-    """Two groups at most: with and without weight decay."""
+    """Two groups at most: with and without weight decay. Projections begin as the embedding of the student's
+    coordinates into the teacher's, from which decay would pull them to 0: they have none."""
     student = distiller.student
     exempt = set(student.no_weight_decay()) if hasattr(student, "no_weight_decay") else set()  # type: ignore[operator]
     groups: dict[bool, list[nn.Parameter]] = {}
     for name, parameter in distiller.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and name.removeprefix("student.") not in exempt
+            own = name.removeprefix("student.")
+            decays = parameter.ndim > 1 and own not in exempt and not name.startswith("aligners.")
             groups.setdefault(decays, []).append(parameter)
     return [
         {"params": parameters, "weight_decay": stage.weight_decay if decays else 0.0}

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from ..config.load import Part
 from ..config.registry import LOSSES
-from ..errors import UserError
+from ..errors import UserError, refuse_all
 
 LENGTHS = ("steps", "epochs", "samples", "tokens", "percent")
 
@@ -155,12 +155,6 @@ def optimizer_problems(settings: Any) -> list[str]:
     if not 0 <= settings.warmup <= 1:
         problems.append(f"warmup is {settings.warmup}; write a share of the stage, from 0 to 1")
     return problems
-
-
-def refuse_all(problems: Sequence[str]) -> None:
-    """Raises ValueError with every problem, if there is any."""
-    if problems:
-        raise ValueError("; ".join(problems))
 
 
 def stage_steps(

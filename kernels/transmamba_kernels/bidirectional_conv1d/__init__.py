@@ -30,6 +30,7 @@ def bidirectional_conv1d(
     Raises ValueError for a shape or dtype that does not fit, for tensors on several devices, and for an
     unknown activation.
     """
+    expect_floating(x=x, weight=weight, bias=bias, weight_b=weight_b, bias_b=bias_b)
     expect_rank("x", x, "(B, L, D)")
     expect_rank("weight", weight, "(D, K)")
     (batch, length, channels), taps = x.shape, weight.shape[1]
@@ -43,7 +44,6 @@ def bidirectional_conv1d(
     expect("lengths", lengths, "(B,)", batch)
     if activation not in (None, "silu"):
         raise ValueError(f"activation: {activation!r}, expected None or 'silu'")
-    expect_floating(x=x, weight=weight, bias=bias, weight_b=weight_b, bias_b=bias_b)
     expect_integers(x.device, seq_idx=seq_idx, lengths=lengths)
     path = choose("bidirectional_conv1d", x, weight, bias, weight_b, bias_b)
     if path == "triton":

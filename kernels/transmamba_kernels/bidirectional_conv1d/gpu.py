@@ -6,9 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..causal_conv1d.backward import backward_kernel
-from ..causal_conv1d.gpu import MOST_TAPS, case
-from ..causal_conv1d.kernels import forward_kernel
+from ..causal_conv1d.gpu import MOST_TAPS
 from ..causal_conv1d.launch import run_backward, run_forward
 from ..torch_ops import Operator, Outputs, nothing
 from . import cpu
@@ -76,18 +74,3 @@ CONVS = Operator(
     fake=_fake,
     saved=0,
 )
-
-
-def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
-    """What tests/kernels/test_aot.py compiles; its docstring has the convention."""
-    both = {"weight_b": "*fp32:16", "bias_b": "*fp32:16"}
-    packed = both | {"seq_idx": "*i64", "lengths": "*i64"}
-    return [
-        case(forward_kernel, "bf16", 128, both | {"y_b": "*bf16:16"}),
-        # The students' filters without a bias in one direction.
-        case(forward_kernel, "bf16", 128, {"weight_b": "*fp32:16", "y_b": "*bf16:16"}, SILU=False),
-        case(backward_kernel, "bf16", 64, {"weight_b": "*fp32:16", "dy_b": "*bf16:16"}, SILU=False),
-        case(forward_kernel, "fp32", 128, packed | {"y_b": "*fp32:16"}),
-        case(backward_kernel, "bf16", 64, both | {"dy_b": "*bf16:16"}),
-        case(backward_kernel, "fp32", 64, packed | {"dy_b": "*fp32:16"}),
-    ]

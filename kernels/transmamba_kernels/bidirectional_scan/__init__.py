@@ -46,6 +46,10 @@ def bidirectional_scan(
     Raises ValueError for a shape or dtype that does not fit, where the directions differ in shape, and for
     tensors on several devices.
     """
+    expect_floating(
+        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias,
+        u_b=u_b, delta_b=delta_b, A_b=A_b, B_b=B_b, C_b=C_b, D_b=D_b, delta_bias_b=delta_bias_b,
+    )  # fmt: skip
     check(u, delta, A, B, C, D, z, delta_bias)
     check(u_b, delta_b, A_b, B_b, C_b, D_b, None, delta_bias_b, suffix="_b")
     for name, ours, theirs in (("u_b", u, u_b), ("A_b", A, A_b), ("B_b", B, B_b)):
@@ -55,10 +59,6 @@ def bidirectional_scan(
     if u.dtype != u_b.dtype:
         raise ValueError(f"u_b: dtype {u_b.dtype}, expected that of u, {u.dtype}, which the output has")
     expect("lengths", lengths, "(B,)", len(u))
-    expect_floating(
-        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias,
-        u_b=u_b, delta_b=delta_b, A_b=A_b, B_b=B_b, C_b=C_b, D_b=D_b, delta_bias_b=delta_bias_b,
-    )  # fmt: skip
     expect_integers(u.device, lengths=lengths)
     ahead = (u, delta, A, B, C, D, delta_bias)
     back = (u_b, delta_b, A_b, B_b, C_b, D_b, delta_bias_b)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..packing import zero_padding
-from ..selective_scan.launch import Forward, Gradients, Scan, run_backward, run_forward, saved_like
+from ..packing import real_tokens, zero_padding
+from ..selective_scan.launch import Forward, Gradients, run_backward, run_forward
+from ..selective_scan.plan import Scan, saved_like
 from ..torch_ops import Operator, Outputs, differentiable, fitted, nothing, or_nothing
 from ..triton_common import FUSED, cdiv, on_device_of, rows
 from . import cpu
@@ -33,7 +34,8 @@ def bidirectional_scan(
     tensors = (*(x for pair in zip(ahead, back, strict=True) for x in pair), z)
     keep = differentiable(*tensors)
     out = SCANS(*tensors, delta_softplus, return_branches, keep)
-    y, y_f, y_b = (zero_padding(x, lengths) if x.numel() else x for x in out)
+    real = real_tokens(ahead[0].shape[1], None, lengths)
+    y, y_f, y_b = (zero_padding(x, real) if x.numel() else x for x in out)
     return (y, y_f, y_b) if return_branches else y
 
 
@@ -131,16 +133,3 @@ SCANS = Operator(
     fake=_fake,
     saved=8,
 )
-
-
-def aot_cases() -> list[Any]:
-    """What the tests compile without a GPU: the merging scan and the gate."""
-    from ..selective_scan.aot import cases, scan
-
-    merging = cases(scan(64, 197, 768, 16, torch.bfloat16), merge=True)[:2]
-    numbers = dict.fromkeys(("COUNT", "DIM", "sz_b", "sz_l", "LENGTH"), "i32")
-    gates = []
-    for kernel, flags in ((gate_kernel, {}), (gate_backward_kernel, {"BRANCHES": True})):
-        pointers = {name: "*bf16:16" for name in kernel.arg_names if name.endswith("_ptr")}
-        gates.append((kernel, pointers | numbers, {"HAS_Z": True, "BLOCK": BLOCK, **flags}, 8, 3))
-    return [*merging, *gates]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import compute_dtype
-from ..packing import zero_padding
+from ..packing import real_tokens, zero_padding
 from ..selective_scan import reference
 from ..ssd_scan.reference import step_size
 
@@ -40,9 +40,11 @@ def without_padding(
     if lengths is None:
         return ahead, back, delta_softplus
 
+    real = real_tokens(ahead[0].shape[1], None, lengths)
+
     def stepped(direction: Direction) -> Direction:
         u, delta, A, B, C, D, bias = direction
-        return u, step_size(delta, bias, delta_softplus, compute_dtype(*direction), lengths), A, B, C, D, None
+        return u, step_size(delta, bias, delta_softplus, compute_dtype(*direction), real), A, B, C, D, None
 
     return stepped(ahead), stepped(back), False
 
@@ -51,7 +53,8 @@ def merge(
     y_f: Tensor, y_b: Tensor, z: Tensor | None, return_branches: bool, lengths: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """The mean, gated; each branch is gated, before it is taken, only where the branches are wanted."""
-    y_f, y_b = zero_padding(y_f, lengths), zero_padding(y_b, lengths)
+    real = real_tokens(y_f.shape[1], None, lengths)
+    y_f, y_b = zero_padding(y_f, real), zero_padding(y_b, real)
     gate = None if z is None else F.silu(z)
     if not return_branches:
         mean = (y_f + y_b) * 0.5

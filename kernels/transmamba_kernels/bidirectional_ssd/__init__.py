@@ -40,16 +40,17 @@ def bidirectional_ssd(
     (y, y_f, y_b) with y_f = 2 scan_f - own_f and y_b = 2 scan_b - own_b, whose mean is y; with
     `branch_tokens` (m,), signed integers, on those positions alone, (B, m, H, P), for a share of the cost. Up
     to `quadratic_limit` tokens the mixer is one masked matrix product, (C B') o decay; beyond, two chunked
-    scans. `seq_idx` (B, L), integers: tokens see each other only where the id does not change between them.
+    scans. `seq_idx` (B, L), integers: tokens see each other only where the id does not change between them;
+    a negative id is padding, which no token sees and whose outputs and gradients are 0.
     `lengths` (B,), integers in 0 to L: the tokens behind are right padding, which no token sees and whose
     outputs and gradients are 0; what it holds must be finite. y has x's dtype.
 
     Raises ValueError for a shape or dtype that does not fit, and for tensors on several devices.
     """
+    expect_floating(x=x, A_b=A_b, delta_b=delta_b)
     check(x, delta, A, B, C, None, delta_bias, None, seq_idx, lengths)
     expect("A_b", A_b, "(H,)", x.shape[2])
     expect("delta_b", delta_b, "(B, L, H)", *delta.shape)
-    expect_floating(x=x, A_b=A_b, delta_b=delta_b)
     if branch_tokens is not None:
         expect_rank("branch_tokens", branch_tokens, "(m)")
     expect_integers(x.device, branch_tokens=branch_tokens)

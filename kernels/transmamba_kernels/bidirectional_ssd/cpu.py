@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backend import compute_dtype, without_autocast
-from ..packing import segments, zero_padding
+from ..packing import real_tokens, segments, zero_padding
 from ..ssd_scan import cpu
 from ..ssd_scan.decay import two_way_decay
 from ..ssd_scan.reference import step_size
@@ -67,13 +67,17 @@ def by_matrix(
     with without_autocast(x.device):
         dtype = compute_dtype(x, delta, A, B, C, A_b, delta_b, delta_bias)
         (length, heads), groups = x.shape[1:3], B.shape[2]
-        dt = step_size(delta, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
+        real = real_tokens(length, seq_idx, lengths)
+        dt = step_size(delta, delta_bias, delta_softplus, dtype, real).transpose(1, 2)
         dt_b = dt
         if delta_b is not None:
-            dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype, lengths).transpose(1, 2)
+            dt_b = step_size(delta_b, delta_bias, delta_softplus, dtype, real).transpose(1, 2)
         values = x.to(dtype).transpose(1, 2)
-        decay = _decay(dt, dt_b, A, A if A_b is None else A_b, segments(seq_idx, lengths), dtype)
-        C = zero_padding(C, lengths)  # and with it the rows of all matrices below
+        rate = A.to(dtype).unsqueeze(-1)
+        rate_b = rate if A_b is None else A_b.to(dtype).unsqueeze(-1)
+        ids = segments(seq_idx, lengths)
+        decay = two_way_decay(dt * rate, dt_b * rate_b, None if ids is None else ids.unsqueeze(1), dtype)
+        C = zero_padding(C, real)  # and with it the rows of all matrices below
         match = C.to(dtype).transpose(1, 2) @ B.to(dtype).permute(0, 2, 3, 1)  # (B, G, L, L)
         weights = match.unsqueeze(2) * decay.unflatten(1, (groups, heads // groups))
         weights = weights.flatten(1, 2)
@@ -98,19 +102,6 @@ def by_matrix(
         share = weights.new_ones(length, length).tril_().fill_diagonal_(0.5)  # of the forward step size
         weights = weights * torch.addcmul(dt_b.unsqueeze(-2), (dt - dt_b).unsqueeze(-2), share)
         return _by_token(weights @ values, x)
-
-
-def _decay(
-    dt: Tensor, dt_b: Tensor, A: Tensor, A_b: Tensor, ids: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """(B, H, L, L): what is left at t of a token s, scanned from its own side. dt, dt_b: (B, H, L).
-
-    The sums run in float64: they grow with the length, and only their differences matter.
-    """
-    exact = dtype if dt.device.type == "mps" else torch.float64  # mps has no float64
-    ahead = (dt * A.to(dtype).unsqueeze(-1)).cumsum(-1, dtype=exact)
-    back = (dt_b * A_b.to(dtype).unsqueeze(-1)).flip(-1).cumsum(-1, dtype=exact).flip(-1)
-    return two_way_decay(ahead, back, None if ids is None else ids.unsqueeze(1), dtype)
 
 
 def _sides(length: int, like: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ssd_scan import aot
 from ..ssd_scan.gpu import fits
 from ..ssd_scan.launch import Problem
 from ..torch_ops import Operator, Outputs, nothing
@@ -97,13 +96,3 @@ def _split_fake(*arguments: Any) -> Outputs:
 _split_operator = Operator(
     "bidirectional_ssd_split", SCHEMA, 2, _split_forward, _split_backward, _split_fake, 0
 )
-
-
-def aot_cases() -> list[aot.Case]:
-    """What tests/kernels/test_aot.py compiles: ssd_vit, few chunks and many."""
-    found: list[aot.Case] = []
-    for length in (197, 785):
-        tensors = aot.tensors((64, length, 6, 64), 6, 64, torch.bfloat16, "A_b")
-        for split in (False, True):
-            found += aot.cases(Problem(**tensors, softplus=True, back=True, split=split))
-    return found

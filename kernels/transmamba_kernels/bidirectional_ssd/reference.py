@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import compute_dtype
-from ..packing import zero_padding
+from ..packing import real_tokens, zero_padding
 from ..ssd_scan import reference
 from ..ssd_scan.reference import step_size
 
@@ -37,8 +37,9 @@ def bidirectional_ssd(
     """
     dtype = compute_dtype(x, delta, A, B, C, A_b, delta_b, delta_bias)
     wide = x.to(dtype)
-    dt_f = step_size(delta, delta_bias, delta_softplus, dtype, lengths)
-    dt_b = dt_f if delta_b is None else step_size(delta_b, delta_bias, delta_softplus, dtype, lengths)
+    real = real_tokens(x.shape[1], seq_idx, lengths)
+    dt_f = step_size(delta, delta_bias, delta_softplus, dtype, real)
+    dt_b = dt_f if delta_b is None else step_size(delta_b, delta_bias, delta_softplus, dtype, real)
 
     def one_way(dt: Tensor, A: Tensor, reverse: bool) -> Tensor:
         y, _ = scan(wide, dt, A, B, C, None, None, None, False, None, seq_idx, lengths, False, reverse)
@@ -48,8 +49,8 @@ def bidirectional_ssd(
     match = (C.to(dtype) * B.to(dtype)).sum(-1).repeat_interleave(x.shape[2] // B.shape[2], dim=2)
     own_f, own_b = ((match * dt).unsqueeze(-1) * wide for dt in (dt_f, dt_b))
     if not return_branches:
-        return zero_padding(y_f + y_b - (own_f + own_b) * 0.5, lengths).to(x.dtype)
-    y_f, y_b = (zero_padding(2 * y - own, lengths).to(x.dtype) for y, own in ((y_f, own_f), (y_b, own_b)))
+        return zero_padding(y_f + y_b - (own_f + own_b) * 0.5, real).to(x.dtype)
+    y_f, y_b = (zero_padding(2 * y - own, real).to(x.dtype) for y, own in ((y_f, own_f), (y_b, own_b)))
     return with_tokens((y_f + y_b) * 0.5, y_f, y_b, branch_tokens)
 
 

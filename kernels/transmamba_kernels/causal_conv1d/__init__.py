@@ -61,19 +61,21 @@ def causal_conv1d(
     tokens before the first, oldest first; zeros where None. `reverse` is flip of this of flip: token t sees t
     ... t + K - 1, and the last column of `initial_state` is the token right behind the last one. `seq_idx`
     (B, L), integers: the window is emptied wherever the id changes; `initial_state` belongs to the sequence
-    that is met first. `lengths` (B,), integers in 0 to L: the tokens behind are right padding, which no token
-    sees and whose outputs and gradients are 0. `return_final_state` gives (y, state), the state (B, D, K-1)
-    in x's dtype being what the next call needs as its `initial_state`. y has x's dtype.
+    that is met first. A negative id is padding: the token is skipped, its output and gradients are 0, no
+    state moves on it, and what is met behind it begins empty. `lengths` (B,), integers in 0 to L: the tokens
+    behind are right padding, which no token sees and whose outputs and gradients are 0. `return_final_state`
+    gives (y, state), the state (B, D, K-1) in x's dtype being what the next call needs as its
+    `initial_state`. y has x's dtype.
 
     Raises ValueError for a shape or dtype that does not fit, for tensors on several devices, and for an
     unknown activation.
     """
+    expect_floating(x=x, weight=weight, bias=bias, initial_state=initial_state)
     expect_rank("x", x, "(B, L, D)")
     (batch, length, channels), taps = x.shape, _check_filter(x, weight, bias, activation)
     expect("initial_state", initial_state, "(B, D, K-1)", batch, channels, taps - 1)
     expect("seq_idx", seq_idx, "(B, L)", batch, length)
     expect("lengths", lengths, "(B,)", batch)
-    expect_floating(x=x, weight=weight, bias=bias, initial_state=initial_state)
     expect_integers(x.device, seq_idx=seq_idx, lengths=lengths)
     path = choose("causal_conv1d", x, weight, bias, initial_state)
     run: Callable[..., tuple[Tensor, Tensor | None]]
@@ -109,10 +111,10 @@ def causal_conv1d_update(
 
     Raises ValueError as `causal_conv1d` does.
     """
+    expect_floating(x=x, state=state, weight=weight, bias=bias)
     expect_rank("x", x, "(B, D)")
     taps = _check_filter(x, weight, bias, activation)
     expect("state", state, "(B, D, K-1)", *x.shape, taps - 1)
-    expect_floating(x=x, state=state, weight=weight, bias=bias)
     path = choose("causal_conv1d_update", x, state, weight, bias)
     run: Callable[..., Tensor]
     if path == "triton":

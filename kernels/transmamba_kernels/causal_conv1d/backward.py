@@ -8,7 +8,17 @@ import triton
 import triton.language as tl
 
 from ..triton_common import silu_slope
-from .kernels import anticausal, causal, channel_vector, early, filter_columns, follows, only, place_of
+from .kernels import (
+    anticausal,
+    causal,
+    channel_vector,
+    early,
+    filter_columns,
+    follows,
+    is_real,
+    only,
+    place_of,
+)
 
 
 @triton.jit
@@ -134,6 +144,9 @@ def backward_kernel(
                 linked = linked + (follows(seq_idx, t, n, REVERSE),)
             if SILU:
                 grad *= silu_slope(causal(window, taps, linked, offset, K - 1, K, SEQ))
+            if SEQ:
+                real = is_real(seq_idx, t, n, REVERSE)
+                grad = tl.where(real, grad, 0.0)
             grads = grads + (grad,)
             own = tl.where(t < end, grad, 0.0)
             total_sum += own
@@ -141,7 +154,7 @@ def backward_kernel(
             for j in tl.static_range(K):
                 value = window[j]
                 if SEQ:
-                    value = tl.where(_joined(linked, K + j, 2 * K - 1), value, 0.0)
+                    value = tl.where(_joined(linked, K + j, 2 * K - 1) & real, value, 0.0)
                 found = found + (sums[j] + own * value,)
             sums = found
             # The gradient of token `late`: from y(late + s) and from y_b(late - s).
@@ -155,6 +168,9 @@ def backward_kernel(
                 grad = rows_z[i].to(tl.float32)
                 if SILU:
                     grad *= silu_slope(anticausal(window, taps_b, linked, offset_b, K - 1, K, SEQ))
+                if SEQ:
+                    real = is_real(seq_idx, late, n, REVERSE)
+                    grad = tl.where(real, grad, 0.0)
                 grads_b = grads_b + (grad,)
                 own = tl.where(late >= start, grad, 0.0)
                 total_sum_b += own
@@ -162,7 +178,7 @@ def backward_kernel(
                 for j in tl.static_range(K):
                     value = window[K - 1 - j]
                     if SEQ:
-                        value = tl.where(_joined(linked, K, 2 * K - 1 - j), value, 0.0)
+                        value = tl.where(_joined(linked, K, 2 * K - 1 - j) & real, value, 0.0)
                     found = found + (sums_b[j] + own * value,)
                 sums_b = found
                 for s in tl.static_range(K):

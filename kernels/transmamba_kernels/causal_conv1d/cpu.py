@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import compute_dtype
-from ..packing import segments, zero_padding
+from ..packing import real_tokens, segments, zero_padding
 from ..torch_ops import Operator, Outputs, differentiable, nothing
 from . import reference
 
@@ -31,20 +31,19 @@ def causal_conv1d(
 ) -> tuple[Tensor, Tensor | None]:
     """Arguments as in `transmamba_kernels.causal_conv1d`; y (B, L, D), final state (B, D, K-1) or None."""
     length, taps = x.shape[1], weight.shape[1]
-    x = zero_padding(x, lengths)
-    sequence = segments(seq_idx, lengths)
-    inputs, ids, final = x, sequence, None
-    if initial_state is not None or return_final_state:
-        inputs, ids = _extended(x, initial_state, taps, sequence, lengths, reverse)
-        if return_final_state:
-            final = _final_state(inputs, ids, taps, lengths, reverse).to(x.dtype)
-    if initial_state is None:
-        inputs, ids = x, sequence
+    real = real_tokens(length, seq_idx, lengths)
+    final = None
+    if return_final_state:
+        final = final_state(x, initial_state, taps, seq_idx, lengths, reverse)
+    x = zero_padding(x, real)
+    inputs, ids = x, segments(seq_idx, lengths, reverse)
+    if initial_state is not None:
+        inputs, ids = _extended(x, initial_state, taps, ids, lengths, reverse)
     keep = differentiable(inputs, weight, bias)
     (y,) = CONV(inputs, weight, bias, ids, activation == "silu", reverse, keep)
     if initial_state is not None:
         y = (y[:, :length] if reverse else y[:, taps - 1 :]).to(x.dtype)
-    return zero_padding(y, lengths), final
+    return zero_padding(y, real), final
 
 
 def causal_conv1d_update(
@@ -91,26 +90,44 @@ def _extended(
     return tokens, ids
 
 
-def _final_state(
-    tokens: Tensor, ids: Tensor | None, taps: int, lengths: Tensor | None, reverse: bool
+def final_state(
+    x: Tensor,
+    initial_state: Tensor | None,
+    taps: int,
+    seq_idx: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
 ) -> Tensor:
-    """(B, D, K-1), oldest first, of the extended tokens; 0 for those of another sequence than the last."""
-    if reverse:
-        state, last = tokens[:, : taps - 1].flip(1), slice(0, 1)
-        same = None if ids is None else (ids[:, : taps - 1] == ids[:, last]).flip(1)
-    elif lengths is None:
-        begin = tokens.shape[1] - (taps - 1)
-        state = tokens[:, begin:]
-        same = None if ids is None else ids[:, begin:] == ids[:, -1:]
+    """(B, D, K-1) in x's dtype, oldest first: the window in which the sequence that is met last ends."""
+    real, ids = real_tokens(x.shape[1], seq_idx, lengths), segments(seq_idx, lengths, reverse)
+    tokens, ids = _extended(zero_padding(x, real), initial_state, taps, ids, lengths, reverse)
+    last = slice(0, 1) if reverse else slice(-1, None)  # padding has the number of what was met before it
+    if real is None:
+        begin = 0 if reverse else tokens.shape[1] - (taps - 1)
+        state = tokens[:, begin : begin + taps - 1]
+        same = None if ids is None else ids[:, begin : begin + taps - 1] == ids[:, last]
     else:
-        most = tokens.shape[1] - (taps - 1)
-        steps = torch.arange(taps - 1, device=tokens.device) + lengths.clamp(max=most).unsqueeze(1)
+        steps = torch.arange(taps - 1, device=x.device) + window_begin(real, lengths, reverse).unsqueeze(1)
         state = tokens.gather(1, steps.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
-        # Padding has the number of the last real token.
-        same = None if ids is None else ids.gather(1, steps) == ids[:, -1:]
+        same = None if ids is None else ids.gather(1, steps) == ids[:, last]
     if same is not None:
         state = state.masked_fill(~same.unsqueeze(-1), 0)
-    return state.transpose(1, 2).contiguous()
+    state = state.flip(1) if reverse else state
+    return state.transpose(1, 2).to(x.dtype).contiguous()
+
+
+def window_begin(real: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """(B,): where that window begins among the tokens that `_extended` gives: behind the padding that is met
+    last. real: (B, L). A row of padding alone ends in the window that it began with.
+    """
+    length = real.shape[1]
+    places = torch.arange(length, device=real.device)
+    if not reverse:
+        return F.pad(real * (places + 1), (1, 0)).amax(1)
+    ends = torch.full((len(real), 1), length, device=real.device)
+    if lengths is not None:
+        ends = lengths.long().clamp(max=length).unsqueeze(1)
+    return torch.cat([torch.where(real, places, ends), ends], dim=1).amin(1)
 
 
 def _shifts(length: int, taps: int, reverse: bool) -> list[tuple[int, slice, slice]]:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..packing import real_tokens
 from ..torch_ops import Operator, Outputs, nothing, or_nothing
 from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
-from .backward import backward_kernel
-from .kernels import forward_kernel, update_kernel
-from .launch import GROUP, run_backward, run_forward
+from .kernels import update_kernel
+from .launch import run_backward, run_forward
 
 # Wider filters unroll into more registers than a thread has; they take the PyTorch path.
 MOST_TAPS = 8
@@ -38,9 +38,19 @@ def causal_conv1d(
     if taps == 1:
         initial_state = None
     final = return_final_state and taps > 1
-    y, state = CONV(x, weight, bias, initial_state, seq_idx, lengths, activation == "silu", reverse, final)
+    by_kernel = final and (seq_idx is None or not reverse)
+    if by_kernel and seq_idx is not None:
+        # The kernel takes the window in front of `lengths`: so be it where the last padding begins.
+        real = real_tokens(x.shape[1], seq_idx, lengths)
+        assert real is not None
+        lengths = cpu.window_begin(real, lengths, reverse)
+    y, state = CONV(
+        x, weight, bias, initial_state, seq_idx, lengths, activation == "silu", reverse, by_kernel
+    )
     if not return_final_state:
         return y, None
+    if final and not by_kernel:
+        state = cpu.final_state(x, initial_state, taps, seq_idx, lengths, reverse)
     return y, state if final else x.new_empty(x.shape[0], x.shape[2], 0)
 
 
@@ -146,69 +156,3 @@ CONV = Operator(
     fake=_fake,
     saved=0,
 )
-
-
-def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
-    """What tests/kernels/test_aot.py compiles; its docstring has the convention."""
-    plain = case(forward_kernel, "bf16", 256)
-    everything = {"seq_idx": "*i64", "lengths": "*i64", "initial": "*fp32:16"}
-    return [
-        plain,
-        case(forward_kernel, "fp32", 256),
-        case(forward_kernel, "bf16", 256, everything | {"final": "*bf16:16"}, REVERSE=True),
-        case(forward_kernel, "bf16", 256, bias=None),
-        case(backward_kernel, "bf16", 128),
-        case(backward_kernel, "bf16", 128, bias=None),
-        case(backward_kernel, "fp32", 128),
-        case(backward_kernel, "fp32", 64, K=8, KP=8),
-        case(
-            backward_kernel,
-            "bf16",
-            64,
-            everything | {"dfinal": "*bf16:16", "dinitial": "*fp32:16"},
-            REVERSE=True,
-        ),
-        case(update_kernel, "bf16", 128, {"stride_sb": "i32", "stride_sd": "i32", "stride_sk": "i32"}),
-    ]
-
-
-def case(
-    kernel: Any, dtype: str, block: int, more: dict[str, str] | None = None, **constants: Any
-) -> tuple[Any, dict[str, str], dict[str, Any], int, int]:
-    """An entry of `aot_cases`: 4 taps, x of `dtype`, float32 filters; `more`: what else is there."""
-    absent = {
-        "weight_b",
-        "bias_b",
-        "y_b",
-        "dy_b",
-        "initial",
-        "seq_idx",
-        "lengths",
-        "final",
-        "dfinal",
-        "dinitial",
-    }
-    signature: dict[str, str] = {}
-    constexprs: dict[str, Any] = {
-        "K": 4,
-        "KP": 4,
-        "BD": block,
-        "GROUP": GROUP,
-        "SILU": True,
-        "REVERSE": False,
-    }
-    for name in kernel.arg_names:
-        if more and name in more:
-            signature[name] = more[name]
-        elif name in absent or name in constants:
-            constexprs[name] = None
-        elif name in ("x", "y", "dx", "dy", "state"):
-            signature[name] = f"*{dtype}:16"
-        elif name in ("weight", "bias", "partials"):
-            signature[name] = "*fp32:16"
-        elif name in ("length", "blocks", "chunks", "tokens", "groups"):
-            signature[name] = "i32"
-        elif name not in constexprs:
-            signature[name] = "i32:16"
-    constexprs = {name: value for name, value in constexprs.items() if name in kernel.arg_names}
-    return kernel, signature, constexprs | constants, 4 if kernel is update_kernel else 1, 3

@@ -57,6 +57,13 @@ def only(inside, condition):
 
 
 @triton.jit
+def is_real(seq_idx, t, n, REVERSE: tl.constexpr):
+    """Whether there is a token t and it is no padding, whose id is negative."""
+    inside = (t >= 0) & (t < n)
+    return inside & (tl.load(seq_idx + place_of(t, n, REVERSE), mask=inside, other=0) >= 0)
+
+
+@triton.jit
 def follows(seq_idx, t, n, REVERSE: tl.constexpr):
     """1 unless a new sequence starts at token t; `seq_idx` points at the batch row."""
     real = (t > 0) & (t < n)
@@ -206,6 +213,8 @@ def forward_kernel(
                 total = silu(total)
             if lengths is not None:
                 total = tl.where(t < n, total, 0.0)
+            if SEQ:
+                total = tl.where(is_real(seq_idx, t, n, REVERSE), total, 0.0)
             row = y + place_of(t, n, REVERSE) * channels + d
             tl.store(row, total.to(y.dtype.element_ty), mask=only(inside, t < end))
             if weight_b is not None:
@@ -215,6 +224,8 @@ def forward_kernel(
                     total = silu(total)
                 if lengths is not None:
                     total = tl.where(late < n, total, 0.0)
+                if SEQ:
+                    total = tl.where(is_real(seq_idx, late, n, REVERSE), total, 0.0)
                 row = y_b + tl.cast(late, tl.int64) * channels + d
                 written = only(inside, (late >= start) & (late < end))
                 tl.store(row, total.to(y_b.dtype.element_ty), mask=written)

@@ -32,13 +32,16 @@ def causal_conv1d(
         outputs = [x.new_zeros(channels, dtype=dtype)] * length
         before: int | None = None
         for t in range(real - 1, -1, -1) if reverse else range(real):
-            if seq_idx is not None and before is not None and seq_idx[b, t] != seq_idx[b, before]:
+            previous, before = before, t
+            if seq_idx is not None and seq_idx[b, t] < 0:
+                continue
+            if seq_idx is not None and previous is not None and seq_idx[b, t] != seq_idx[b, previous]:
                 window = torch.zeros_like(window)
             window = torch.cat([window, x[b, t, :, None].to(dtype)], dim=1)
             y = (window * columns).sum(1)
             y = y if bias is None else y + bias.to(dtype)
             outputs[t] = F.silu(y) if activation == "silu" else y
-            window, before = window[:, 1:], t
+            window = window[:, 1:]
         rows.append(torch.stack(outputs) if outputs else x[b].to(dtype))
         states.append(window)
     y = torch.stack(rows).to(x.dtype) if rows else x * 1

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..causal_conv1d import causal_conv1d
 from ..causal_conv1d import causal_conv1d_update as conv_update
+from .slots import step_in_slots
 
 
 def causal_conv1d_fn(
@@ -19,8 +20,8 @@ def causal_conv1d_fn(
     final_states_out: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """x, out: (B, D, L). weight: (D, K). bias: (D,). seq_idx: (B, L). initial_states, final states: (B, D,
-    K-1). activation: None, "silu" or "swish".
+    """x, out: (B, D, L). weight: (D, K). bias: (D,). seq_idx: (B, L), negative in padding, whose out is 0.
+    initial_states, final states: (B, D, K-1). activation: None, "silu" or "swish".
     """
     inputs = (x.transpose(1, 2), weight, bias, silu_name(activation), initial_states)
     if not return_final_states:
@@ -41,7 +42,8 @@ def causal_conv1d_update(
     conv_state_indices: Tensor | None = None,
 ) -> Tensor:
     """x, out: (B, D) or (B, D, L), the next tokens. conv_state: (B, D, S), S at least K - 1, the last S
-    tokens, moved on in place; with `conv_state_indices` (B,) these rows of it. No gradients.
+    tokens, moved on in place; with `conv_state_indices` (B,) these rows of it, where a negative index is
+    padding: its out is 0, and no state moves. No gradients.
 
     Raises ValueError for `cache_seqlens`: circular states are not built.
     """
@@ -52,21 +54,27 @@ def causal_conv1d_update(
         raise ValueError(
             f"conv_state: shape {tuple(conv_state.shape)}, expected (B, D, S), S at least {taps - 1}"
         )
-    activation = silu_name(activation)
-    state = conv_state if conv_state_indices is None else conv_state[conv_state_indices]
+
+    def step(state: Tensor) -> Tensor:
+        return _step(x, state, weight, bias, silu_name(activation))
+
     with torch.no_grad():
-        if x.dim() == 3 and x.shape[2] != 1:
-            recent = state[..., kept - (taps - 1) :]
-            y = causal_conv1d(x.transpose(1, 2), weight, bias, activation, recent).transpose(1, 2)
-            state.copy_(torch.cat([state, x.to(state.dtype)], dim=-1)[..., -kept:])
-        else:
-            token = x.squeeze(2) if x.dim() == 3 else x
-            older = kept - (taps - 1)
-            shifted = state[..., 1 : older + 1].clone()
-            y = conv_update(token, state[..., older:], weight, bias, activation).view(x.shape)
-            state[..., :older] = shifted
-        if conv_state_indices is not None:
-            conv_state[conv_state_indices] = state
+        if conv_state_indices is None:
+            return step(conv_state)
+        return step_in_slots("conv_state_indices", conv_state, conv_state_indices, len(x), step)
+
+
+def _step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    """out of x, both (B, D) or (B, D, L); moves the states (B, D, S) on."""
+    kept, older = state.shape[-1], state.shape[-1] - (weight.shape[1] - 1)
+    if x.dim() == 3 and x.shape[2] != 1:
+        y = causal_conv1d(x.transpose(1, 2), weight, bias, activation, state[..., older:]).transpose(1, 2)
+        state.copy_(torch.cat([state, x.to(state.dtype)], dim=-1)[..., -kept:])
+        return y
+    token = x.squeeze(2) if x.dim() == 3 else x
+    shifted = state[..., 1 : older + 1].clone()
+    y = conv_update(token, state[..., older:], weight, bias, activation).view(x.shape)
+    state[..., :older] = shifted
     return y
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from ..causal_conv1d import causal_conv1d
 from ..selective_scan import selective_scan
 from ..selective_state_update import selective_state_update as channel_update
 from ..ssd_state_update import ssd_state_update
+from .slots import step_in_slots
 
 
 def selective_scan_fn(
@@ -120,15 +122,17 @@ def selective_state_update(
 ) -> Tensor:
     """state: (B, D, N) or (B, H, P, N), in place. x, dt, z, out: (B, D) or (B, H, P). A: (D, N) or (H, P, N).
     B, C: (B, N) or (B, G, N). D, dt_bias: (D,) or (H, P). With `state_batch_indices` (B,) these rows of the
-    state.
+    state, where a negative index is padding: its out is 0, and no state moves.
 
     Where dt, dt_bias and A are one number a head, expanded, that is one decay a head. No gradients.
     """
     if state_batch_indices is not None:
-        rows = state[state_batch_indices]
-        y = selective_state_update(rows, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
-        state[state_batch_indices] = rows
-        return y
+
+        def step(rows: Tensor) -> Tensor:
+            return selective_state_update(rows, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
+
+        with torch.no_grad():
+            return step_in_slots("state_batch_indices", state, state_batch_indices, len(x), step)
     if state.dim() == 3:
         return channel_update(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus)
     B, C = (matrix if matrix.dim() == 3 else matrix.unsqueeze(1) for matrix in (B, C))

@@ -95,7 +95,9 @@ def mamba_split_conv1d_scan_combined(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """A Mamba-2 mixer behind its first projection. zxbcdt: (B, L, 2 H P + 2 G N + H); conv1d_weight: (H P +
     2 G N, K); D: (H,), then with `headdim`, or (H, P). out: (B, L, H P), or (B, L, d) by `outproj_weight` (d,
-    H P).
+    H P). Without the columns of an MLP in front, which mamba_ssm takes.
+
+    Raises ValueError for `zxbcdt` of another width.
     """
     heads = A.shape[0]
     if D.dim() == 2:
@@ -103,6 +105,12 @@ def mamba_split_conv1d_scan_combined(
     if headdim is None:
         raise ValueError(f"headdim: None, expected an integer where D is (H,), here {tuple(D.shape)}")
     dim = heads * headdim
+    wanted = dim + conv1d_weight.shape[0] + heads
+    if zxbcdt.shape[-1] != wanted:
+        raise ValueError(
+            f"zxbcdt: {zxbcdt.shape[-1]} columns, expected 2 H P + 2 G N + H = {wanted}; an MLP part "
+            "in front is not built"
+        )
     z, xBC, dt = zxbcdt.split([dim, zxbcdt.shape[-1] - dim - heads, heads], dim=-1)
     xBC = causal_conv1d(xBC, conv1d_weight, conv1d_bias, silu_name(activation), seq_idx=seq_idx)
     x, B, C = xBC.split([dim, *[(xBC.shape[-1] - dim) // 2] * 2], dim=-1)

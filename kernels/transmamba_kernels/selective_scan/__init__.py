@@ -72,16 +72,18 @@ def selective_scan(
     group g serves the channels g D/G to (g+1) D/G - 1. D, delta_bias: (D,). dt = delta + delta_bias, through
     a softplus with `delta_softplus`. `initial_state` and the final state: (B, D, N), the latter in float32
     (float64 where an input is float64). `seq_idx` (B, L), integers: the state is emptied wherever the id
-    changes, so that packed sequences do not mix; `initial_state` enters the first of them. `reverse` runs
+    changes, so that packed sequences do not mix; `initial_state` enters the first of them. A negative id is
+    padding: the token is skipped, its output and gradients are 0, no state moves on it, and what is met
+    behind it begins empty; what it holds must be finite. `reverse` runs
     from the last token to the first; the final state is then the one at token 0. y has u's dtype; all tensors
     have gradients.
 
     Raises ValueError for a shape or dtype that does not fit and for tensors on several devices.
     """
-    check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     expect_floating(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
     )
+    check(u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     expect_integers(u.device, seq_idx=seq_idx)
     path = choose("selective_scan", u, delta, A, B, C, D, z, delta_bias, initial_state, seq_idx)
     run: Callable[..., tuple[Tensor, Tensor | None]]

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from ..triton_common import LOG2E, sigmoid
-from .kernels import LN2, reset, step_size, within
+from .kernels import LN2, decays, ids_at, step_size, within
 
 
 @triton.jit
@@ -144,12 +144,14 @@ def backward_kernel(
                 for j in tl.static_range(TC):
                     ok = within(inside, first + s * TC + j, end, GROUP, BD)
                     dt = tl.where(ok, step_size(steps[j], bias, SOFTPLUS), 0.0)
+                    here, before = 0, 0
+                    if HAS_SEQ:
+                        here, before = ids_at(seq_ptr, b * L + start, first + s * TC + j, L, SIGN)
+                        dt = tl.where(here >= 0, dt, 0.0)
                     Brow = tl.load(pBC + j * (2 * N))
                     keep_state(room + (s * TC + j) * WORDS, h, EXACT, N, BD)
                     tl.store(steps_room + (s * TC + j) * BD, dt)
-                    a = tl.exp2(dt[None, :] * A)
-                    if HAS_SEQ:
-                        a = reset(a, seq_ptr, b * L + start, first + s * TC + j, L, SIGN)
+                    a = decays(dt, A, here, before, HAS_SEQ)
                     h = a * h + (dt * us[j].to(tl.float32))[None, :] * Brow[:, None]
                 pu += TC * SIGN * su_l
                 pd += TC * SIGN * sd_l
@@ -192,9 +194,11 @@ def backward_kernel(
                     Brow = tl.load(pBC + q * (2 * N))
                     Crow = tl.load(pBC + q * (2 * N) + N)
                     gy = yb[q].to(tl.float32)
-                    a = tl.exp2(dt[None, :] * A)
+                    here, before = 0, 0
                     if HAS_SEQ:
-                        a = reset(a, seq_ptr, b * L + start, i0 + q, L, SIGN)
+                        here, before = ids_at(seq_ptr, b * L + start, i0 + q, L, SIGN)
+                        gy = tl.where(here >= 0, gy, 0.0)
+                    a = decays(dt, A, here, before, HAS_SEQ)
                     x = dt * u
                     if HAS_Z:
                         y = tl.sum(now * Crow[:, None], axis=0) + skip * u
@@ -217,6 +221,8 @@ def backward_kernel(
                         gD += gy * u
                     if SOFTPLUS:
                         gdt *= 1.0 - tl.exp2(-dt * LOG2E)
+                    if HAS_SEQ:
+                        gdt = tl.where(here >= 0, gdt, 0.0)
                     gbias += tl.where(ok, gdt, 0.0)
                     ous = ous + (gu.to(gu_ptr.dtype.element_ty),)
                     ods = ods + (gdt.to(gdt_ptr.dtype.element_ty),)
@@ -240,69 +246,3 @@ def backward_kernel(
         tl.store(small + (NSTATE + 1) * DIM, gbias, mask=dm)
         if segment == 0:
             tl.store(genter_ptr + (b * NSTATE + n[:, None]) * DIM + d[None, :], g, mask=tm)
-
-
-@triton.jit
-def reduce_kernel(
-    gBC_ptr, small_ptr, gB_ptr, gC_ptr, gA_ptr, gD_ptr, gbias_ptr, ROWS, NBLK, PARTS, DIM, NSTATE,
-    N: tl.constexpr, BT: tl.constexpr, LOADS: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
-):  # fmt: skip
-    """The partial sums added up in order: gB and gC (rows, NSTATE) from gBC (rows, NBLK, N, 2), BT rows a
-    program; and by the programs behind them gA (DIM, NSTATE), gD and gbias (DIM,) from small
-    (PARTS, NSTATE + 2, DIM), BD channels of one of its rows a program."""
-    work = tl.program_id(0)
-    first = (ROWS + BT - 1) // BT
-    if work < first:
-        add_rows(gBC_ptr, gB_ptr, gC_ptr, work, ROWS, NBLK, NSTATE, N, BT, LOADS)
-    else:
-        work -= first
-        blocks = (DIM + BD - 1) // BD
-        add_parts(
-            small_ptr, gA_ptr, gD_ptr, gbias_ptr, work % blocks, work // blocks, PARTS, DIM, NSTATE, BP, BD
-        )
-
-
-@triton.jit
-def add_rows(
-    gBC_ptr, gB_ptr, gC_ptr, work, ROWS, NBLK, NSTATE,
-    N: tl.constexpr, BT: tl.constexpr, LOADS: tl.constexpr,
-):  # fmt: skip
-    """BT rows of gB and gC, from LOADS blocks at a time, whose loads are under way together."""
-    row = work.to(tl.int64) * BT + tl.arange(0, BT)
-    m = tl.arange(0, 2 * N)
-    inside = row[:, None] * (NBLK * 2 * N) + m[None, :]
-    zeros = tl.zeros_like(m)[None, :]
-    total = tl.zeros([BT, 2 * N], tl.float32)
-    for first in range(0, NBLK, LOADS):
-        parts = ()
-        for i in tl.static_range(LOADS):
-            live = (row < ROWS)[:, None] & (zeros + first + i < NBLK)
-            parts = parts + (tl.load(gBC_ptr + inside + (first + i) * (2 * N), mask=live, other=0.0),)
-        for i in tl.static_range(LOADS):
-            total += parts[i].to(tl.float32)
-    gB, gC = tl.split(tl.reshape(total, (BT, N, 2)))
-    n = tl.arange(0, N)
-    mask = (row < ROWS)[:, None] & (n < NSTATE)[None, :]
-    at = row[:, None] * NSTATE + n[None, :]
-    tl.store(gB_ptr + at, gB.to(gB_ptr.dtype.element_ty), mask=mask)
-    tl.store(gC_ptr + at, gC.to(gC_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def add_parts(
-    small_ptr, gA_ptr, gD_ptr, gbias_ptr, block, row, PARTS, DIM, NSTATE, BP: tl.constexpr, BD: tl.constexpr
-):
-    """BD channels of one row of small, which is one of gA, or gD, or gbias; BP of its parts at a time."""
-    d = block * BD + tl.arange(0, BD)
-    part = tl.arange(0, BP)
-    total = tl.zeros([BD], tl.float32)
-    for first in range(0, PARTS, BP):
-        at = ((first + part).to(tl.int64)[:, None] * (NSTATE + 2) + row) * DIM + d[None, :]
-        mask = (first + part < PARTS)[:, None] & (d < DIM)[None, :]
-        total += tl.sum(tl.load(small_ptr + at, mask=mask, other=0.0), axis=0)
-    if row < NSTATE:
-        tl.store(gA_ptr + d * NSTATE + row, total, mask=d < DIM)
-    elif row == NSTATE:
-        tl.store(gD_ptr + d, total, mask=d < DIM)
-    else:
-        tl.store(gbias_ptr + d, total, mask=d < DIM)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,17 +41,31 @@ class Plan:
     @classmethod
     def make(cls, batch: int, length: int, width: int, device: torch.device, reverse: bool) -> Plan:
         """`width`: elements of one token's state, D N."""
-        buffer = CPU_BUFFER if device.type == "cpu" else GPU_BUFFER
-        steps = max(2 * FEWEST_STEPS, buffer // max(1, batch * width))
-        rows = max(1, buffer // (min(steps, max(1, length)) * width))
-        if rows == 1:
-            steps = max(FEWEST_STEPS, buffer // width)
+        steps = _most_steps(batch, width, device)
+        rows = max(1, _buffer(device) // max(1, min(steps, length) * width))
         time = _even_slices(length, steps)
         return cls(_even_slices(batch, rows), time[::-1] if reverse else time)
 
     def buffer_shape(self, state: torch.Size) -> tuple[int, ...]:
         """Of the largest chunk; `state`: (G, N, D/G)."""
         return (_longest(self.steps), _longest(self.rows), *state)
+
+
+def count_steps(batch: int, length: int, width: int, device: torch.device) -> int:
+    """How many `Plan.steps` there are. Batch and length may be symbolic: a list would fix the length."""
+    return -(-length // _most_steps(batch, width, device))
+
+
+def _buffer(device: torch.device) -> int:
+    return CPU_BUFFER if device.type == "cpu" else GPU_BUFFER
+
+
+def _most_steps(batch: int, width: int, device: torch.device) -> int:
+    """Steps of a chunk, at most. It branches on the width alone: batch and length may be symbolic."""
+    buffer, few = _buffer(device), 2 * FEWEST_STEPS
+    if 2 * few * width > buffer:  # one row at a time, since two would not fit
+        return max(FEWEST_STEPS, buffer // width)
+    return cast(int, torch.sym_max(few, buffer // torch.sym_max(1, batch * width)))
 
 
 def _longest(slices: list[slice]) -> int:
@@ -104,7 +118,8 @@ class Saved(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Some batch rows, time first: dt, u, x = dt u (L, b, G, D/G); B, C (L, b, G, N); keep (L, b) or None."""
+    """Some batch rows, time first: dt, u, x = dt u (L, b, G, D/G); B, C (L, b, G, N); and of packed rows keep
+    (L, b), 0 where a sequence begins, and padding (L, b, 1, 1)."""
 
     dt: Tensor
     u: Tensor
@@ -112,6 +127,7 @@ class Block:
     B: Tensor
     C: Tensor
     keep: Tensor | None
+    padding: Tensor | None
 
     @classmethod
     def load(cls, rows: slice, saved: Saved, dtype: torch.dtype, switches: Switches) -> Block:
@@ -125,10 +141,13 @@ class Block:
         u = time_first(saved.u[rows], dtype)
         by_group = (*u.shape[:2], groups, u.shape[2] // groups)
         dt, u = dt.view(by_group), u.view(by_group)
-        keep = None
+        keep, padding = None, None
         if saved.seq_idx is not None:
             keep = _keep(saved.seq_idx[rows], switches.reverse, dtype)
-        return cls(dt, u, dt * u, time_first(saved.B[rows], dtype), time_first(saved.C[rows], dtype), keep)
+            padding = saved.seq_idx[rows].T[..., None, None] < 0
+            dt = dt.masked_fill(padding, 0)
+        B, C = time_first(saved.B[rows], dtype), time_first(saved.C[rows], dtype)
+        return cls(dt, u, dt * u, B, C, keep, padding)
 
     def advance(
         self, chunk: slice, A: Tensor, enter: Tensor | None, decay_room: Room, state_room: Room, reverse: bool
@@ -171,11 +190,12 @@ def time_first(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _keep(seq_idx: Tensor, reverse: bool, dtype: torch.dtype) -> Tensor:
-    """(L, b): 0 where a step begins another sequence than the step that was scanned before it, else 1."""
+    """(L, b): 0 where a step begins another sequence than the step that was scanned before it, else 1, as in
+    padding, on which no state moves."""
     ids = seq_idx.transpose(0, 1)
     keep = torch.ones(ids.shape, dtype=dtype, device=ids.device)
-    inner = keep[:-1] if reverse else keep[1:]
-    inner.copy_(ids[1:] == ids[:-1])
+    inner, own = (keep[:-1], ids[:-1]) if reverse else (keep[1:], ids[1:])
+    inner.copy_((ids[1:] == ids[:-1]) | (own < 0))
     return keep
 
 

@@ -8,6 +8,7 @@ no decay, however strong, can overflow.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import compute_dtype, without_autocast
+from ..packing import real_tokens, zero_padding
 from ..torch_ops import Operator, Outputs, differentiable, fitted, or_nothing
-from .blocks import LOG2_E, Block, Plan, Room, Saved, Switches, from_groups, time_first, to_groups
+from .blocks import (
+    LOG2_E,
+    Block,
+    Plan,
+    Room,
+    Saved,
+    Switches,
+    count_steps,
+    from_groups,
+    time_first,
+    to_groups,
+)
 
 
 def selective_scan(
@@ -50,27 +63,30 @@ def _run(*arguments: Any) -> Outputs:
     with without_autocast(saved.u.device):
         total, state, between = _forward(saved.grouped(), dtype, switches)
         y = total if saved.z is None else total * F.silu(saved.z.to(dtype))
+        y = zero_padding(y, real_tokens(y.shape[1], saved.seq_idx, None))
     y = y.to(saved.u.dtype)
     ungated = total if switches.differentiable and saved.z is not None else None
+    # Flattened: torch compiles anew for an axis of 0, of 1 and of more.
+    between = None if between is None else between.flatten()
     return y, *(or_nothing(x, total) for x in (state, ungated, between))
 
 
 def _fake(*arguments: Any) -> Outputs:
-    u, A, B, z = arguments[0], arguments[2], arguments[3], arguments[6]
+    u, A, z = arguments[0], arguments[2], arguments[6]
     switches = Switches(*arguments[10:])
     dtype = compute_dtype(*arguments[:9])
-    (batch, length, channels), states, groups = u.shape, A.shape[1], B.shape[2] if B.dim() == 4 else 1
+    (batch, length, channels), states = u.shape, A.shape[1]
 
     def like(*shape: int) -> Tensor:
         return u.new_empty(shape, dtype=dtype)
 
-    steps = len(Plan.make(batch, length, channels * states, u.device, switches.reverse).steps)
+    between = torch.sym_max(0, count_steps(batch, length, channels * states, u.device) - 1)
     kept = switches.differentiable
     return (
         torch.empty(u.shape, dtype=u.dtype, device=u.device),
         like(batch, channels, states) if switches.final_state else like(0),
         like(*u.shape) if kept and z is not None else like(0),
-        like(steps - 1, batch, groups, states, channels // groups) if kept and steps > 1 else like(0),
+        like(between * batch * states * channels) if kept else like(0),
     )
 
 
@@ -79,10 +95,14 @@ def _differentiate(
 ) -> Outputs:
     switches = Switches(*flags)
     dtype = compute_dtype(*tensors[:-1])
-    saved = Saved(*tensors)._replace(ungated=kept[0], between=kept[1])
+    saved = Saved(*tensors).grouped()
+    (batch, _, channels), states, groups = saved.u.shape, saved.A.shape[1], saved.B.shape[2]
+    state = (batch, groups, states, channels // groups)
+    between = kept[1].view(kept[1].numel() // max(1, math.prod(state)), *state)
+    saved = saved._replace(ungated=kept[0], between=between)
     grad_z = None
     with without_autocast(saved.u.device):
-        grad = grads[0].to(dtype)
+        grad = zero_padding(grads[0].to(dtype), real_tokens(grads[0].shape[1], saved.seq_idx, None))
         if saved.z is not None:
             z = saved.z.to(dtype)
             gate = torch.sigmoid(z)
@@ -90,7 +110,7 @@ def _differentiate(
             # silu'(z) = s (1 + z (1 - s)), with s the sigmoid
             grad_z = (grad * saved.ungated).mul_(torch.addcmul(gate, gate * z, 1 - gate))
             grad = grad * gate.mul_(z)
-        g = _backward(saved.grouped(), grad, grads[1] if switches.final_state else None, dtype, switches)
+        g = _backward(saved, grad, grads[1] if switches.final_state else None, dtype, switches)
     found = (g.u, g.delta, g.A, g.B, g.C, g.D, grad_z, g.delta_bias, g.state, None)
     return fitted(found, tensors, saved.u)
 
@@ -106,8 +126,8 @@ def _forward(
     total = torch.empty(saved.u.shape, dtype=dtype, device=saved.u.device)
     final = total.new_empty(batch, channels, states) if switches.final_state else None
     between = None
-    if switches.differentiable and len(plan.steps) > 1:
-        between = total.new_empty(len(plan.steps) - 1, batch, groups, states, width)
+    if switches.differentiable:
+        between = total.new_empty(max(0, len(plan.steps) - 1), batch, groups, states, width)
     if not (batch and length):
         if final is not None:
             _ = final.zero_() if saved.initial_state is None else final.copy_(saved.initial_state)
@@ -240,6 +260,8 @@ def _backward_rows(
     g_dt.addcmul_(g_x, block.u)
     if switches.softplus:
         g_dt.mul_(torch.expm1(-block.dt).neg_())  # the sigmoid of what went into the softplus
+    if block.padding is not None:
+        g_dt.masked_fill_(block.padding, 0)
     g_u = g_x.mul_(block.dt)
     if saved.D is not None:
         g_u.addcmul_(g_y, saved.D.to(dtype).view(groups, -1))

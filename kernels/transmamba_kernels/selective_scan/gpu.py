@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..torch_ops import Operator, Outputs, differentiable, fitted, nothing, or_nothing
 from . import cpu
-from .launch import Scan, run_backward, run_forward, saved_like
+from .launch import run_backward, run_forward
+from .plan import Scan, saved_like
 
 
 def selective_scan(
@@ -90,15 +91,3 @@ SCAN = Operator(
     fake=_fake,
     saved=3,
 )
-
-
-def aot_cases() -> list[Any]:
-    """What the tests compile without a GPU: Vim-S, few warps, a long sequence in segments, float32."""
-    from .aot import cases, scan
-
-    return [
-        *cases(scan(64, 197, 768, 16, torch.bfloat16)),
-        *cases(scan(64, 784, 384, 16, torch.bfloat16)),
-        *cases(scan(1, 16384, 1024, 16, torch.bfloat16)),
-        *cases(scan(64, 197, 768, 16, torch.float32, z=False)),
-    ]

@@ -40,12 +40,23 @@ def within(inside, i, end, GROUP: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
-def reset(a, seq_ptr, start, i, L, SIGN: tl.constexpr):
-    """The decay of scan step i, zero where the step begins another sequence."""
-    # Steps behind the last one repeat its id, and reset nothing.
+def ids_at(seq_ptr, start, i, L, SIGN: tl.constexpr):
+    """The ids of scan step i, negative in padding, and of the step before it."""
+    # Steps behind the last one repeat its id, and begin nothing.
     here = tl.load(seq_ptr + start + SIGN * tl.minimum(i, L - 1))
     before = tl.load(seq_ptr + start + SIGN * tl.minimum(tl.maximum(i - 1, 0), L - 1))
-    return tl.where(here == before, a, 0.0)
+    return here, before
+
+
+@triton.jit
+def decays(dt, A, here, before, HAS_SEQ: tl.constexpr):
+    """What is left of each state over a scan step, (N, BD): nothing where it begins another sequence, which
+    padding does not."""
+    exponent = dt[None, :] * A
+    if HAS_SEQ:
+        # In the exponent it is one instruction with the product.
+        exponent += tl.where((here == before) | (here < 0), 0.0, -1e30)
+    return tl.exp2(exponent)
 
 
 @triton.jit
@@ -192,9 +203,11 @@ def forward_kernel(
             dt = step_size(ds[j], bias, SOFTPLUS)
             if FINAL:
                 dt = tl.where(ok, dt, 0.0)
-            a = tl.exp2(dt[None, :] * A)
+            here, before = 0, 0
             if HAS_SEQ:
-                a = reset(a, seq_ptr, b * L + start, first + k0 + j, L, SIGN)
+                here, before = ids_at(seq_ptr, b * L + start, first + k0 + j, L, SIGN)
+                dt = tl.where(here >= 0, dt, 0.0)
+            a = decays(dt, A, here, before, HAS_SEQ)
             h = a * h + (dt * u)[None, :] * Brow[:, None]
             y = tl.sum(h * Crow[:, None], axis=0)
             if HAS_D:
@@ -206,6 +219,8 @@ def forward_kernel(
             if HAS_Z:
                 z = zs[j].to(tl.float32)
                 y *= silu(z)
+            if HAS_SEQ:
+                y = tl.where(here >= 0, y, 0.0)
             outs = outs + (y.to(y_ptr.dtype.element_ty),)
         # Stores come last, so that no load has to wait behind one.
         for j in tl.static_range(TC):

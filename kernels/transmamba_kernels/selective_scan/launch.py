@@ -1,111 +1,29 @@
-"""How the selective scan's Triton kernels are cut into programs and launched."""
+"""The launches of the selective scan's Triton kernels, forward and backward."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..backend import interpreted
-from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
-from .backward_kernels import backward_kernel, reduce_kernel
+from ..triton_common import FUSED, cdiv, on_device_of, rows
+from . import plan
+from .backward_kernels import backward_kernel
 from .carry_kernels import carry_kernel, combine_kernel
 from .kernels import forward_kernel, pack_kernel
+from .plan import CHUNK, PAD, Cut, Scan, kept_like, rows_are_small
+from .reduce_kernels import reduce_kernel
 
-# Steps between two kept states: with 16 states in bfloat16, 2 bytes an element of u.
-CHUNK = 16
-# Rows of zeros around the packed B and C, more than any group of steps reads past the end.
-PAD = 16
 # Steps whose loads are issued together; the forward's are more where warps are few.
 FORWARD_GROUP, FEW_GROUP, BACKWARD_GROUP = 4, 8, 2
 # Of the first pass over segments, forward and backward.
 CARRY_GROUPS = 8, 4
 # Registers a thread, so that three warps fit beside each other on a quarter of a multiprocessor.
 REGISTERS = 168
-WARPS_PER_PROCESSOR = 12
 # Warps a multiprocessor up to which they are few and have so many registers, forward and backward.
 FEW, FEW_REGISTERS = (8, 10), (255, 200)
-# Warps a multiprocessor from which on the forward is not cut in time.
-ENOUGH = 4
-# The fewest chunks for which a segment is worth its second scan.
-CHUNKS_A_SEGMENT = 8
-LARGEST_STATE = 256
-
-
-class Scan(NamedTuple):
-    """The tensors of one direction, as they are given; B and C with their axis of groups."""
-
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    delta_bias: Tensor | None
-    seq_idx: Tensor | None
-    delta_softplus: bool
-    reverse: bool
-
-    @classmethod
-    def make(
-        cls,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        seq_idx: Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
-    ) -> Scan:
-        B, C = (x if x.dim() == 4 else x.unsqueeze(2) for x in (B, C))
-        if A.shape[1] > LARGEST_STATE:
-            raise ValueError(f"A: state size {A.shape[1]}, the Triton kernels take at most {LARGEST_STATE}")
-        seq_idx = None if seq_idx is None else seq_idx.to(torch.int32).contiguous()
-        D, delta_bias = (None if x is None else x.contiguous() for x in (D, delta_bias))
-        return cls(
-            rows(u), rows(delta), A, B, C, D, None if z is None else rows(z), delta_bias, seq_idx,
-            delta_softplus, reverse,
-        )  # fmt: skip
-
-
-class Cut(NamedTuple):
-    """How one scan is cut: blocks of channels, and segments of time where the blocks alone are too few."""
-
-    states: int  # as `_padded_states` has them
-    block: int  # channels
-    blocks: int  # a group of B and C
-    segment: int  # steps
-    segments: int
-    warps: int
-
-    @classmethod
-    def make(cls, scan: Scan, backward: bool) -> Cut:
-        batch, length, channels = scan.u.shape
-        groups = scan.B.shape[2]
-        states = _padded_states(scan.A)
-        block = 32 if states == 16 else 16
-        warps = 1 if states <= 32 else 4
-        blocks = cdiv(channels // groups, block)
-        programs = batch * groups * blocks
-        wanted = _processors(scan.u.device) * WARPS_PER_PROCESSOR // warps
-        enough = not backward and programs * warps >= ENOUGH * _processors(scan.u.device)
-        wanted = 1 if enough or 2 * programs >= wanted else wanted
-        # A segment costs a second, cheaper scan; resets would have to travel with the states.
-        segments = (
-            1
-            if scan.seq_idx is not None
-            else max(1, min(wanted // programs, length // (CHUNKS_A_SEGMENT * CHUNK)))
-        )
-        segment = cdiv(cdiv(length, segments), CHUNK) * CHUNK
-        return cls(states, block, blocks, segment, cdiv(length, segment), warps)
 
 
 class Forward(NamedTuple):
@@ -139,7 +57,7 @@ def run_forward(
     (batch, length, channels), states, groups = u.shape, scan.A.shape[1], scan.B.shape[2]
     enter = _channels_last(initial_state)
     programs = batch * cut.segments * groups * cut.blocks
-    few = programs * cut.warps <= FEW[0] * _processors(u.device)
+    few = programs * cut.warps <= FEW[0] * plan.processors(u.device)
     with on_device_of(u):
         A, packed = _pack(scan, cut)
         if cut.segments > 1:
@@ -147,9 +65,9 @@ def run_forward(
         y = torch.empty(batch, length, channels, dtype=u.dtype, device=u.device)
         gated_mean = other is not None and scan.z is not None and keep
         mean = torch.empty_like(y) if gated_mean else None
-        kept = _kept_like(u, scan.A) if keep else None
+        kept = kept_like(u, scan.A) if keep else None
         last = torch.empty(batch, states, channels, dtype=torch.float32, device=u.device) if final else None
-        _run(
+        launch(
             forward_kernel, (programs,),
             u, scan.delta, A, packed, _or(scan.z, u), _or(scan.D, A), _or(scan.delta_bias, A), _or(enter, A),
             _or(scan.seq_idx, A), _or(other, u), y, _or(mean, y), _or(kept, y), _or(last, A),
@@ -163,7 +81,7 @@ def run_forward(
             N=cut.states, BD=cut.block, TC=FEW_GROUP if few else FORWARD_GROUP, K=CHUNK, PAD=PAD, FAR=few,
             warps=cut.warps, registers=_registers(cut, FEW_REGISTERS[0] if few else REGISTERS),
         )  # fmt: skip
-    saved = (A, packed) if keep and _rows_are_small(u, scan.A, groups) else (None, None)
+    saved = (A, packed) if keep and rows_are_small(u, scan.A, groups) else (None, None)
     return Forward(y, None if last is None else last.transpose(1, 2), kept, mean, *saved)
 
 
@@ -196,11 +114,11 @@ def run_backward(
         # Sums over one block of channels; they are many, and the sum of them all is rounded anyway.
         g_rows = room(batch, length, groups * cut.blocks, cut.states, 2, dtype=kept.dtype)
         total = batch * cut.segments * groups * cut.blocks
-        programs = min(total, _processors(u.device) * max(1, WARPS_PER_PROCESSOR // cut.warps))
-        few = programs * cut.warps <= FEW[1] * _processors(u.device)
+        programs = min(total, plan.processors(u.device) * max(1, plan.WARPS_PER_PROCESSOR // cut.warps))
+        few = programs * cut.warps <= FEW[1] * plan.processors(u.device)
         words = cut.states * cut.block if exact else cut.states * cut.block // 2
         scratch = room(programs * CHUNK * (words + cut.block))
-        _run(
+        launch(
             backward_kernel, (programs,),
             gy, u, scan.delta, A, packed, _or(scan.z, u), _or(scan.D, A), _or(scan.delta_bias, A),
             _or(scan.seq_idx, A), kept, _or(behind, A), g_u, g_delta, _or(g_z, g_u), small, g_rows, g_state,
@@ -217,7 +135,7 @@ def run_backward(
         g_B, g_C = room(*scan.B.shape, dtype=scan.B.dtype), room(*scan.C.shape, dtype=scan.C.dtype)
         g_A, g_D, g_bias = room(channels, states), room(channels), room(channels)
         count = batch * length * groups
-        _run(
+        launch(
             reduce_kernel, (cdiv(count, 8) + cdiv(channels, 64) * (states + 2),),
             g_rows, small, g_B, g_C, g_A, g_D, g_bias, count, cut.blocks, batch * cut.segments, channels,
             states, N=cut.states, BT=8, LOADS=8, BP=16, BD=64, warps=1,
@@ -232,7 +150,7 @@ def _pack(scan: Scan, cut: Cut) -> tuple[Tensor, Tensor]:
     blocks = cdiv(max(steps, channels), 64)
     A = torch.empty(states, channels, device=scan.A.device)
     packed = torch.empty(batch, groups, steps, 2, cut.states, device=scan.B.device)
-    _run(
+    launch(
         pack_kernel, (blocks * (batch * groups + 1),),
         scan.A, scan.B, scan.C, A, packed, length, batch, groups, blocks, channels, states, steps,
         *scan.A.stride(), *scan.B.stride(), *scan.C.stride(),
@@ -255,7 +173,7 @@ def _states_between(
     (batch, length, channels), states, groups = x.shape, scan.A.shape[1], scan.B.shape[2]
     between = torch.empty(batch, cut.segments, states, channels, device=x.device)
     sums = torch.empty(batch, cut.segments, channels, device=x.device)
-    _run(
+    launch(
         carry_kernel, (batch * (cut.segments - 1) * groups * cut.blocks,),
         x, scan.delta, A, packed, _or(z, x), _or(scan.delta_bias, A), between, sums,
         length, cut.segment, cut.segments, cut.blocks, groups,
@@ -266,43 +184,12 @@ def _states_between(
         REVERSE=scan.reverse, BACKWARD=backward, N=cut.states, BD=cut.block, TC=CARRY_GROUPS[backward],
         PAD=PAD, warps=cut.warps,
     )  # fmt: skip
-    _run(
+    launch(
         combine_kernel, (cdiv(channels, 32), batch),
         A, between, sums, _or(outer, A), cut.segments, channels, states,
         HAS_OUTER=outer is not None, BACKWARD=backward, N=cut.states, BD=32, warps=cut.warps,
     )  # fmt: skip
     return between
-
-
-def saved_like(u: Tensor, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Empty, as large as what the forward of a scan saves for its backward: `kept`, and `rates` and `rows`
-    or nothing for them."""
-    groups = B.shape[2] if B.dim() == 4 else 1
-    if not _rows_are_small(u, A, groups):
-        return _kept_like(u, A), u.new_empty(0), u.new_empty(0)
-    rates = u.new_empty((A.shape[1], u.shape[2]), dtype=torch.float32)
-    shape = (u.shape[0], groups, u.shape[1] + 2 * PAD, 2, _padded_states(A))
-    packed = u.new_empty(shape, dtype=torch.float32)
-    return _kept_like(u, A), rates, packed
-
-
-def _rows_are_small(u: Tensor, A: Tensor, groups: int) -> bool:
-    """Whether rates and rows, saved, leave the whole at 3 bytes an element of u (bfloat16, 16 states)."""
-    (batch, length, channels), states = u.shape, A.shape[1]
-    rows = batch * groups * (length + 2 * PAD) * 2 * _padded_states(A)
-    return 4 * (rows + channels * states) <= 0.9 * batch * length * channels
-
-
-def _padded_states(A: Tensor) -> int:
-    """A power of two, at least the 16 that a matrix product needs."""
-    return max(16, power_of_2(A.shape[1]))
-
-
-def _kept_like(u: Tensor, A: Tensor) -> Tensor:
-    batch, length, channels = u.shape
-    dtype = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
-    shape = (batch, cdiv(length, CHUNK), A.shape[1], channels)
-    return torch.empty(shape, dtype=dtype, device=u.device)
 
 
 def _channels_last(state: Tensor | None) -> Tensor | None:
@@ -334,22 +221,3 @@ def launch(
     limit = {} if registers is None else {"maxnreg": registers}
     options = dict(num_warps=warps, num_stages=1, **FUSED, **limit)
     kernel[grid](*arguments, **constexprs, **options)
-
-
-# Who runs the kernels: `launch`, or what records them for the tests that compile them without a GPU.
-launcher: Callable[..., None] = launch
-
-
-def _run(*arguments: Any, **options: Any) -> None:
-    launcher(*arguments, **options)
-
-
-def _processors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return _count(device.index or 0)
-    return 132 if device.type == "meta" else 4
-
-
-@functools.cache
-def _count(index: int) -> int:
-    return torch.cuda.get_device_properties(index).multi_processor_count

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import compute_dtype, without_autocast
+from ..packing import real_tokens, zero_padding
 
 
 def selective_scan(
@@ -32,6 +33,8 @@ def selective_scan(
             dt = dt + delta_bias.to(dtype)
         if delta_softplus:
             dt = F.softplus(dt)
+        real = real_tokens(u.shape[1], seq_idx, None)
+        dt = zero_padding(dt, real)
         batch, length, channels = u.shape
         x, B, C = u.to(dtype), _per_channel(B.to(dtype), channels), _per_channel(C.to(dtype), channels)
         state = x.new_zeros(batch, channels, A.shape[1]) if initial_state is None else initial_state.to(dtype)
@@ -41,7 +44,8 @@ def selective_scan(
         for t in order:
             decay = torch.exp(dt[:, t, :, None] * A.to(dtype))
             if seq_idx is not None and before is not None:
-                decay = decay * (seq_idx[:, t] == seq_idx[:, before])[:, None, None]
+                goes_on = (seq_idx[:, t] == seq_idx[:, before]) | (seq_idx[:, t] < 0)
+                decay = decay * goes_on[:, None, None]
             state = decay * state + (dt[:, t] * x[:, t])[..., None] * B[:, t]
             outputs[t] = (state * C[:, t]).sum(-1)
             before = t
@@ -50,6 +54,7 @@ def selective_scan(
             y = y + x * D.to(dtype)
         if z is not None:
             y = y * F.silu(z.to(dtype))
+        y = zero_padding(y, real)
     return y.to(u.dtype), state if return_final_state else None
 
 

@@ -34,6 +34,7 @@ def selective_state_update(
 
     Raises ValueError for a shape or dtype that does not fit, and for tensors on several devices.
     """
+    expect_floating(state=state, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     expect_rank("u", u, "(B, D)")
     expect_rank("A", A, "(D, N)")
     (batch, channels), states = u.shape, A.shape[1]
@@ -51,7 +52,6 @@ def selective_state_update(
     expect("D", D, "(D,)", channels)
     expect("z", z, "(B, D)", batch, channels)
     expect("delta_bias", delta_bias, "(D,)", channels)
-    expect_floating(state=state, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     path = choose("selective_state_update", state, u, delta, A, B, C, D, z, delta_bias)
     run: Callable[..., Tensor]
     if path == "triton":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -97,18 +95,3 @@ _step_op = torch.library.custom_op(
     "Tensor? delta_bias, bool delta_softplus) -> Tensor",
 )
 _step_op.register_fake(lambda state, u, *rest: u.new_empty(u.shape))
-
-
-def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
-    """What tests/kernels/test_aot.py compiles; its docstring has the convention."""
-    cases = []
-    for dtype, states, grouped in (("fp32", 16, False), ("bf16", 64, True)):
-        signature = {name: "i32:16" for name in step_kernel.arg_names if name.startswith("stride")}
-        signature |= dict.fromkeys(("channels", "states", "per_group"), "i32:16")
-        signature |= dict.fromkeys(("u", "delta", "B", "C", "z", "y"), "*bf16:16")
-        signature |= dict.fromkeys(("A", "D", "delta_bias"), "*fp32:16") | {"state": f"*{dtype}:16"}
-        constants = {"stride_sn": 1, "stride_an": 1, "BD": TILE // states, "NP": states}
-        for name in constants:
-            signature.pop(name, None)
-        cases.append((step_kernel, signature, constants | {"GROUPED": grouped, "SOFTPLUS": True}, WARPS, 3))
-    return cases

@@ -75,7 +75,9 @@ def ssd_scan(
     g serves the heads g H/G to (g+1) H/G - 1. D: (H,) or (H, P). delta_bias: (H,). dt = delta + delta_bias,
     through a softplus with `delta_softplus`. `initial_state` and the final state: (B, H, P, N), the latter in
     float32 (float64 where an input is float64). `seq_idx` (B, L), integers: the state is emptied wherever the
-    id changes; `initial_state` enters the sequence that is met first. `lengths` (B,), integers in 0 to L: the
+    id changes; `initial_state` enters the sequence that is met first. A negative id is padding: the token is
+    skipped, its output and gradients are 0, no state moves on it, and what is met behind it begins empty.
+    `lengths` (B,), integers in 0 to L: the
     tokens behind are right padding, which leaves the state as it is and whose outputs and gradients are 0;
     what it holds must be finite. `reverse` runs from the last token to the first. y has x's dtype.
 
@@ -126,6 +128,9 @@ def check(
     z: Tensor | None = None,
 ) -> None:
     """Raises ValueError for the first argument that does not fit."""
+    expect_floating(
+        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
+    )
     expect_rank("x", x, "(B, L, H, P)")
     expect_rank("B", B, "(B, L, G, N)")
     (batch, length, heads, width), (groups, states) = x.shape, B.shape[2:]
@@ -145,7 +150,4 @@ def check(
     expect("initial_state", initial_state, "(B, H, P, N)", batch, heads, width, states)
     expect("seq_idx", seq_idx, "(B, L)", batch, length)
     expect("lengths", lengths, "(B,)", batch)
-    expect_floating(
-        x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, initial_state=initial_state
-    )
     expect_integers(x.device, seq_idx=seq_idx, lengths=lengths)

@@ -1,8 +1,4 @@
-"""The SSD scan in fast plain PyTorch: one operator that walks through chunks of time.
-
-In a chunk of Q tokens the tokens meet in a (Q, Q) matrix a head, C B' o decay; between chunks the state
-passes. Some rows of the batch at a time, so that these matrices stay in cache; only the states between chunks
-are kept, the backward makes the rest again. All exponents are differences that are at most 0 for a decay.
+"""How the fast SSD scan cuts its work, and what forward and backward both need of one chunk of time.
 
 Layouts: heads h of group g; matrices (b, G, h, Q, Q), states (b, G, N, h P), so that all heads of a group are
 one matrix product with its B or C.
@@ -17,15 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend import compute_dtype, without_autocast
-from ..torch_ops import Operator, Outputs, nothing
+from ..backend import compute_dtype
 from .decay import LOG2_E
 
 CHUNK = 64
 # Elements of the (Q, Q) matrices of all rows of the batch and heads at hand.
 CPU_MATRICES = 1 << 18
 GPU_MATRICES = 1 << 24
-NAMES = ("x", "dt", "A", "B", "C", "D", "state")
 
 
 @dataclass(frozen=True)
@@ -137,164 +131,10 @@ class Chunk:
         return (state.unflatten(3, self.by_group[3:]) * factor).flatten(3)
 
 
-def _upper(inputs: Inputs) -> dict[int, Tensor]:
+def upper_triangles(inputs: Inputs) -> dict[int, Tensor]:
     """By the number of steps in a chunk: (Q, Q), -inf above the diagonal, else 0."""
     dtype, device = inputs.dtype, inputs.x.device
     return {
         steps: torch.full((steps, steps), float("-inf"), dtype=dtype, device=device).triu(1)
         for steps in {chunk.stop - chunk.start for chunk in inputs.chunks()}
     }
-
-
-def _forward(*arguments: Any) -> Outputs:
-    """y (B, L, H, P), final state (B, H, P, N), states between chunks (chunks, B, G, N, h P)."""
-    *tensors, reverse, final, keep = arguments
-    inputs = Inputs.of(tensors, reverse)
-    (batch, _, heads, width), (groups, states) = inputs.x.shape, inputs.B.shape[2:]
-    chunks, upper = inputs.chunks(), _upper(inputs)
-    y = torch.empty(inputs.x.shape, dtype=inputs.dtype, device=inputs.x.device)
-    end = y.new_empty((batch, heads, width, states) if final else 0)
-    kept = (max(0, len(chunks) - 1), batch, groups, states, heads // groups * width)
-    between = y.new_empty(kept if keep else 0)
-    with without_autocast(y.device):
-        for rows in inputs.rows():
-            state, before = inputs.first_state(rows), None
-            for i, chunk in enumerate(chunks):
-                part = Chunk(inputs, rows, chunk, before, upper[chunk.stop - chunk.start])
-                before = part.last
-                out = ((part.decay * part.match) @ part.by_head(part.u)).permute(0, 3, 1, 2, 4).flatten(2, 3)
-                if state is not None:
-                    out.addcmul_(part.by_token(part.C @ state), part.from_start.unsqueeze(-1))
-                if inputs.D is not None:
-                    out.addcmul_(part.x, _skip(inputs.D, inputs.dtype))
-                inputs.put(y, rows, chunk, out)
-                if final or i < len(chunks) - 1:
-                    state = _pass_on(part, state)
-                    if keep and i < len(chunks) - 1:
-                        between[i, rows] = state
-            if final:
-                end[rows] = 0 if state is None else inputs.as_given(state)
-    return y, end, between
-
-
-def _pass_on(part: Chunk, state: Tensor | None) -> Tensor:
-    added = part.B.transpose(-1, -2) @ part.flat(part.u * part.to_end.unsqueeze(-1))
-    return added if state is None else added.add_(part.faded(state))
-
-
-def _skip(D: Tensor, dtype: torch.dtype) -> Tensor:
-    """(H, P) or (H, 1)."""
-    return (D if D.dim() == 2 else D.unsqueeze(-1)).to(dtype)
-
-
-def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
-    reverse, final, _ = flags
-    inputs, (grad_y, grad_end), (between,) = Inputs.of(tensors, reverse), grads, saved
-    dtype, groups = inputs.dtype, inputs.B.shape[2]
-    found = {
-        name: torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
-        for name, tensor in zip(NAMES, tensors, strict=False)
-        if tensor is not None
-    }
-    chunks, upper = inputs.chunks(), _upper(inputs)
-    with without_autocast(inputs.x.device):
-        for rows in inputs.rows():
-            slope: Tensor | None = None
-            if final:
-                slope = grad_end[rows].to(dtype).unflatten(1, (groups, -1)).movedim(-1, 2).flatten(3)
-            for i in range(len(chunks) - 1, -1, -1):
-                chunk = chunks[i]
-                before = None
-                if i and inputs.ids is not None:
-                    before = inputs.cut(inputs.ids, rows, chunks[i - 1])[:, -1:]
-                part = Chunk(inputs, rows, chunk, before, upper[chunk.stop - chunk.start])
-                state = between[i - 1, rows] if i else inputs.first_state(rows)
-                gy = inputs.cut(grad_y, rows, chunk)
-                slope = _retreat(inputs, part, gy, state, slope, rows, chunk, found)
-            if "state" in found and slope is not None:
-                found["state"][rows] = inputs.as_given(slope)
-    fitted = [
-        found[name].to(tensor.dtype) if tensor is not None else nothing(grad_y)
-        for name, tensor in zip(NAMES, tensors, strict=False)
-    ]
-    return (*fitted, nothing(grad_y))
-
-
-def _retreat(
-    inputs: Inputs,
-    part: Chunk,
-    gy: Tensor,
-    state: Tensor | None,
-    slope: Tensor | None,
-    rows: slice,
-    chunk: slice,
-    found: dict[str, Tensor],
-) -> Tensor | None:
-    """Puts one chunk's gradients into `found`; returns that of the state which enters it.
-
-    state, slope: (b, G, N, h P), the state that enters and the gradient of the one that leaves, None for 0.
-    """
-    u, gy_heads = part.by_head(part.u), part.by_head(gy)
-    weights = part.decay * part.match
-    gu = (weights.transpose(-1, -2) @ gy_heads).permute(0, 3, 1, 2, 4).flatten(2, 3)
-    pairs = torch.matmul(gy_heads, u.transpose(-1, -2)).mul_(part.decay)
-    g_match = pairs.sum(2)
-    pairs.mul_(part.match)
-    # The diagonal is constant; its large entries would cancel between the sums, but not exactly.
-    pairs.diagonal(dim1=-2, dim2=-1).zero_()
-    g_total = (pairs.sum(-1) - pairs.sum(-2)).flatten(1, 2).transpose(1, 2)  # (b, Q, H)
-    gC, gB = g_match @ part.B, g_match.transpose(-1, -2) @ part.C
-    entering = None
-    if state is not None:
-        gy_faded = part.flat(gy * part.from_start.unsqueeze(-1))
-        gC.add_(gy_faded @ state.transpose(-1, -2))
-        entering = part.C.transpose(-1, -2) @ gy_faded
-        g_total = g_total + part.by_token((part.C @ state).mul_(gy_faded)).sum(-1)
-    if slope is not None:
-        u_end = part.flat(part.u * part.to_end.unsqueeze(-1))
-        gB.add_(u_end @ slope.transpose(-1, -2))
-        reach = part.B @ slope
-        gu.addcmul_(part.by_token(reach), part.to_end.unsqueeze(-1))
-        own = part.by_token(reach.mul_(u_end)).sum(-1)
-        g_total = g_total - own
-        g_last = own.sum(1)
-        faded = part.faded(slope)
-        if state is not None:
-            g_last = g_last + (faded * state).unflatten(3, part.by_group[3:]).sum((2, 4)).flatten(1)
-        g_total[:, -1] += g_last
-        entering = faded if entering is None else entering.add_(faded)
-    g_log = g_total.flip(1).cumsum(1).flip(1)
-    A = inputs.A.to(g_log.dtype)
-    found["A"].add_((g_log * part.dt).sum((0, 1)))
-    inputs.put(found["dt"], rows, chunk, torch.addcmul((gu * part.x).sum(-1), g_log, A))
-    gx = gu.mul_(part.dt.unsqueeze(-1))
-    if inputs.D is not None:
-        gx.addcmul_(gy, _skip(inputs.D, gy.dtype))
-        g_skip = (gy * part.x).sum((0, 1))
-        found["D"].add_(g_skip if inputs.D.dim() == 2 else g_skip.sum(-1))
-    inputs.put(found["x"], rows, chunk, gx)
-    inputs.put(found["B"], rows, chunk, gB.transpose(1, 2))
-    inputs.put(found["C"], rows, chunk, gC.transpose(1, 2))
-    return entering
-
-
-def _fake(*arguments: Any) -> Outputs:
-    *tensors, reverse, final, keep = arguments
-    inputs = Inputs.of(tensors, reverse)
-    (batch, _, heads, width), (groups, states) = inputs.x.shape, inputs.B.shape[2:]
-    y = inputs.x.new_empty(inputs.x.shape, dtype=inputs.dtype)
-    kept = (max(0, len(inputs.chunks()) - 1), batch, groups, states, heads // groups * width)
-    end = y.new_empty((batch, heads, width, states) if final else (0,))
-    return y, end, y.new_empty(kept if keep else (0,))
-
-
-SSD = Operator(
-    "ssd_chunks",
-    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? initial_state, Tensor? ids, "
-    "bool reverse, bool final, bool keep",
-    2,
-    _forward,
-    _backward,
-    _fake,
-    1,
-)

@@ -25,6 +25,15 @@ EMPTY = tl.constexpr(-160.0)
 
 
 @triton.jit
+def real_tokens(ids, rows, limit, SEQ: tl.constexpr):
+    """Which rows are no padding: in front of `limit`, and their id not negative."""
+    valid = rows < limit
+    if SEQ:
+        valid = valid & (tl.load(ids + rows, mask=valid, other=0) >= 0)
+    return valid
+
+
+@triton.jit
 def load_steps(delta, stride, first, here, valid, bias, SOFTPLUS: tl.constexpr):
     """delta + bias, and the step sizes, 0 where not valid."""
     raw = tl.load(delta + first * stride + here * stride, mask=valid, other=0.0).to(tl.float32) + bias
@@ -42,7 +51,8 @@ def log_decays(dt, rate, ids, rows, limit, before, SEQ: tl.constexpr):
         inside = (rows < limit) & (rows + before >= 0) & (rows + before < limit)
         here = tl.load(ids + rows, mask=inside, other=0)
         there = tl.load(ids + rows + before, mask=inside, other=0)
-        a = tl.where(here != there, EMPTY, a)
+        # Padding empties no state on the way through it.
+        a = tl.where((here != there) & (here >= 0), EMPTY, a)
     return a
 
 
@@ -89,6 +99,14 @@ def running_sums(a):
 
 
 @triton.jit
+def sums_around(a):
+    """Of the elements in front of each; of those behind it. In float64, as `running_sums`."""
+    wide = a.to(tl.float64)
+    upto = tl.cumsum(wide, 0)
+    return (upto - wide).to(tl.float32), (tl.sum(wide, 0) - upto).to(tl.float32)
+
+
+@triton.jit
 def add_chunk(
     state, fade, chunk, x, x_stride, z, z_stride, B, B_stride, delta, delta_stride, rate, bias, ids, limit,
     before,
@@ -108,12 +126,12 @@ def add_chunk(
     else:
         here = tl.where(before > 0, here, Q - 1 - here)
     first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
-    valid = rows < limit
-    value = load_tile(x, x_stride, first, here, valid, p, width).to(tl.float32)
+    valid, real = rows < limit, real_tokens(ids, rows, limit, SEQ)
+    value = load_tile(x, x_stride, first, here, real, p, width).to(tl.float32)
     match = load_tile(B, B_stride, first, here, valid, n, depth).to(DOT)
     if GATED:
         value *= silu(load_tile(z, z_stride, first, here, valid, p, width).to(tl.float32))
-    _, dt = load_steps(delta, delta_stride, first, here, valid, bias, SOFTPLUS)
+    _, dt = load_steps(delta, delta_stride, first, here, real, bias, SOFTPLUS)
     a = log_decays(dt, rate, ids, rows, limit, before, SEQ)
     upto, total = tl.cumsum(a, 0), tl.sum(a, 0)
     if SLOPE:  # noqa: SIM108

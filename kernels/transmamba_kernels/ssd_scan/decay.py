@@ -1,4 +1,4 @@
-"""Matrices of decays between tokens, both ways, made stably; the backward needs nothing but the matrix."""
+"""Matrices of decays between tokens, both ways, and the gradients of the steps between them, made stably."""
 
 from __future__ import annotations
 
@@ -6,22 +6,62 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..torch_ops import Operator, Outputs, nothing
 
 # exp2 is several times faster than exp where MKL has no fast path.
 LOG2_E = math.log2(math.e)
+# Tokens of a block, whose sums cost less than running sums over whole rows.
+BLOCK = 16
 
 
 def two_way_decay(ahead: Tensor, back: Tensor, ids: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """exp(F_t - F_s) for s <= t and exp(R_t - R_s) for s >= t. F, R: (..., L); the result: (..., L, L),
-    diagonal 1.
+    """(..., L, L) in `dtype`: what is left at t of a token s, scanned from its own side; the diagonal is 1.
 
-    F_t sums the log decays of the forward direction up to t, R_t those of the backward direction from t on.
-    ids (..., L), broadcast: 0 between tokens that differ in it.
+    ahead, back (..., L): the log decays of each direction's steps. From s < t the steps s + 1 ... t of the
+    first lie between the two, from s > t the steps t ... s - 1 of the second. ids (..., L), broadcast: 0
+    between tokens that differ in it.
     """
     return _TWO_WAY(ahead, back, ids, dtype)[0]
+
+
+def spanned(pairs: Tensor) -> Tensor:
+    """(..., L): of every step j the sum of the pairs (t, s), (..., L, L), that it lies between, s < j <= t.
+
+    Not the sums up to j of rows less columns, which are the same numbers: there the pairs on one side of j
+    cancel, and leave their rounding where nothing passes over j.
+    """
+    return _shifted(pairs.cumsum(-1).tril_(-1).sum(-2))
+
+
+def spanned_both_ways(pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """`spanned`, and the same from the other side, t <= j < s. Large matrices are summed by block first."""
+    length = pairs.shape[-1]
+    more = -length % BLOCK
+    full = F.pad(pairs, (0, more, 0, more)) if more else pairs
+    blocks = full.unflatten(-1, (-1, BLOCK)).unflatten(-3, (-1, BLOCK))
+    inner = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+    parts = (blocks.sum(-1), blocks.sum(-3), inner)
+    ahead, back = _over_blocks(*parts), _over_blocks(*(part.flip(-1, -2, -3) for part in parts)).flip(-1)
+    return ahead[..., :length], back[..., :length]
+
+
+def _over_blocks(rows: Tensor, columns: Tensor, inner: Tensor) -> Tensor:
+    """`spanned` (..., K b) of K blocks of b tokens. rows (..., K, b, K): each t's sums over the blocks of s;
+    columns (..., K, K, b): each s's sums over the blocks of t; inner (..., K, b, b): the blocks of both."""
+    left = _shifted(rows.cumsum(-1))  # (..., K, b, K): over the blocks of s in front of one
+    far = left.sum(-2).tril(-1).sum(-2).unsqueeze(-1)  # both tokens in other blocks than the step
+    same_t = left.diagonal(dim1=-3, dim2=-1).transpose(-1, -2).flip(-1).cumsum(-1).flip(-1)
+    later = torch.ones(columns.shape[-3:-1], dtype=columns.dtype, device=columns.device).tril_(-1)
+    same_s = _shifted((columns * later.unsqueeze(-1)).sum(-3).cumsum(-1))
+    return (far + same_t + same_s + spanned(inner)).flatten(-2)
+
+
+def _shifted(sums: Tensor) -> Tensor:
+    """Of sums up to each element, those in front of it. By subtraction they would lose digits."""
+    return F.pad(sums, (1, 0))[..., :-1]
 
 
 def _differ(ids: Tensor) -> Tensor:
@@ -29,7 +69,10 @@ def _differ(ids: Tensor) -> Tensor:
 
 
 def _forward(ahead: Tensor, back: Tensor, ids: Tensor | None, dtype: torch.dtype) -> Outputs:
-    ahead, back = ahead * LOG2_E, back * LOG2_E
+    # Sums grow with the length, and only their differences matter: float64, which mps has not.
+    exact = ahead.dtype if ahead.device.type == "mps" else torch.float64
+    ahead = (ahead * LOG2_E).cumsum(-1, dtype=exact)
+    back = (back * LOG2_E).flip(-1).cumsum(-1, dtype=exact).flip(-1)
     shape = (*ahead.shape, ahead.shape[-1])
     exponent, other = (torch.empty(shape, dtype=dtype, device=ahead.device) for _ in range(2))
     torch.sub(ahead.unsqueeze(-1), ahead.unsqueeze(-2), out=exponent)
@@ -42,23 +85,12 @@ def _forward(ahead: Tensor, back: Tensor, ids: Tensor | None, dtype: torch.dtype
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
     (grad,), (ahead, back, _), (decay, _) = grads, tensors, saved
-    product = _off_diagonal(grad * decay)
-    rows, columns = product.sum(-1), product.sum(-2)
-    product = product.tril_()
-    lower_rows, lower_columns = product.sum(-1), product.sum(-2)
-    grad_ahead = lower_rows - lower_columns
-    grad_back = (rows - lower_rows) - (columns - lower_columns)
+    grad_ahead, grad_back = spanned_both_ways(grad * decay)
     return grad_ahead.to(ahead.dtype), grad_back.to(back.dtype), nothing(grad)
 
 
-def _off_diagonal(product: Tensor) -> Tensor:
-    """The diagonal is constant; its large entries would cancel between the sums, but not exactly."""
-    product.diagonal(dim1=-2, dim2=-1).zero_()
-    return product
-
-
-def _square(total: Tensor, dtype: torch.dtype) -> Tensor:
-    return total.new_empty((*total.shape, total.shape[-1]), dtype=dtype)
+def _square(steps: Tensor, dtype: torch.dtype) -> Tensor:
+    return steps.new_empty((*steps.shape, steps.shape[-1]), dtype=dtype)
 
 
 _TWO_WAY = Operator(

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..torch_ops import Operator, Outputs, nothing, or_nothing
-from . import aot, cpu
+from . import cpu
 from .launch import Problem, fits
 
-__all__ = ["aot_cases", "fits", "ssd_scan"]
+__all__ = ["fits", "ssd_scan"]
 
 
 def ssd_scan(
@@ -84,10 +84,3 @@ _operator = Operator(
     _fake,
     0,
 )
-
-
-def aot_cases() -> list[aot.Case]:
-    """What tests/kernels/test_aot.py compiles; its docstring has the convention."""
-    mamba = aot.tensors((8, 2048, 32, 64), 1, 128, torch.bfloat16, "D")
-    exact = aot.tensors((64, 256, 12, 64), 1, 64, torch.float32, "D")
-    return [*aot.cases(Problem(**mamba, softplus=True)), *aot.cases(Problem(**exact, softplus=True))]

@@ -15,6 +15,7 @@ from .chunks import (
     load_tile,
     log_decays,
     pair_weights,
+    real_tokens,
     running_sums,
     split_pairs,
     store_state,
@@ -127,12 +128,12 @@ def output_kernel(
     if LENGTHS:
         limit = tl.minimum(tl.load(lengths + b).to(tl.int32), length)
     first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
-    valid = rows < limit
     shift = 0.0
     if BIAS:
         shift = tl.load(bias + h).to(tl.float32)
     if SEQ:
         ids += b * length
+    valid, real = rows < limit, real_tokens(ids, rows, limit, SEQ)
     rate_f = tl.load(A + h).to(tl.float32) * LOG2E
     rate_b = tl.load(A_b + h).to(tl.float32) * LOG2E
     delta += b * delta_sb + h * delta_sh
@@ -160,10 +161,10 @@ def output_kernel(
             ).to(DOT)  # fmt: skip
         else:
             state_b = load_state(states, p, n, width, depth).to(DOT)
-    _, dt_f = load_steps(delta, delta_sl, first, here, valid, shift, SOFTPLUS)
+    _, dt_f = load_steps(delta, delta_sl, first, here, real, shift, SOFTPLUS)
     dt_b = dt_f
     if TWO:
-        _, dt_b = load_steps(delta_b, deltab_sl, first, here, valid, shift, SOFTPLUS)
+        _, dt_b = load_steps(delta_b, deltab_sl, first, here, real, shift, SOFTPLUS)
     upto_f = tl.cumsum(log_decays(dt_f, rate_f, ids, rows, limit, -1, SEQ), 0)
     upto_b = upto_f
     if BACKWARD:
@@ -182,7 +183,7 @@ def output_kernel(
         out += tl.dot(query, tl.trans(state_b), input_precision=PRECISION) * tl.exp2(upto_b)[:, None]
         out = tl.dot(weights_b.to(DOT), value.to(DOT), out, input_precision=PRECISION)
         y_b += ((b * length + first) * heads + h) * width
-        tl.store(y_b + at, tl.where(valid[:, None], out, 0.0).to(y_b.dtype.element_ty), mask=inside)
+        tl.store(y_b + at, tl.where(real[:, None], out, 0.0).to(y_b.dtype.element_ty), mask=inside)
         out = tl.zeros((Q, P), dtype=tl.float32)
     if FORWARD:
         out += tl.dot(query, tl.trans(state_f), input_precision=PRECISION) * tl.exp2(upto_f)[:, None]
@@ -195,4 +196,4 @@ def output_kernel(
     if GATED:
         out *= silu(load_tile(z, z_l, first, here, valid, p, width).to(tl.float32))
     y += ((b * length + first) * heads + h) * width
-    tl.store(y + at, tl.where(valid[:, None], out, 0.0).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, tl.where(real[:, None], out, 0.0).to(y.dtype.element_ty), mask=inside)

@@ -47,10 +47,11 @@ overrides: dict[str, dict[str, int]] = {"forward": {}, "backward": {}}
 def tiles(step: str, width: int, depth: int, half: bool) -> Tiles:
     """The table. width, depth: P and N, padded to powers of two; half: bfloat16 products.
 
-    On sm_90 the `aot_cases` spill no registers but for `send_kernel`, see aot.py. What spills is no case, all
-    of it in the backward (bytes a thread, the more of triton 3.6 and 3.9). bfloat16: `send_kernel` with two
-    deltas and seq_idx (8), beyond 64 by 128 (210); `receive_kernel` with a gate (120). float32: `send_kernel`
-    both ways with P = N = 64 (24), with N = 128 (220), with N = 16 (170, gated 690). 16 warps spill more.
+    On sm_90 the cases of tests/kernels/aot spill no registers but for `send_kernel`. What spills is no case,
+    all of it in the backward (bytes a thread, the more of triton 3.6 and 3.9). bfloat16: `send_kernel` with
+    two deltas and seq_idx (8), beyond 64 by 128 (210); `receive_kernel` with a gate (120). float32:
+    `send_kernel` both ways with P = N = 64 (24), with N = 128 (220), with N = 16 (170, gated 690). 16 warps
+    spill more.
     """
     if half:
         # Four warps for the send kernel spill some registers, and take three quarters of what eight do;
@@ -153,7 +154,7 @@ class Problem:
         }
         shares = dy.new_empty((3, batch * chunks, heads), dtype=torch.float32)
         share_D = dy if self.D is None else dy.new_empty((batch * chunks, heads, width), dtype=torch.float32)
-        through = dy.new_empty((batch * chunks, heads, 2, cut.chunk), dtype=torch.float32)
+        through = dy.new_empty((batch * chunks, heads, 2, 2, cut.chunk), dtype=torch.float32)
         part = min(cut.part, self._padded(depth))
         common = {"dy": dy, "dy_b": dy_b, "states": states, "through": through, "PART": part}
         self._by_chunk(

@@ -17,8 +17,10 @@ from .chunks import (
     log_decays,
     own_pairs,
     pair_weights,
+    real_tokens,
     running_sums,
     split_pairs,
+    sums_around,
 )
 
 
@@ -55,12 +57,12 @@ def send_kernel(
     if LENGTHS:
         limit = tl.minimum(tl.load(lengths + b).to(tl.int32), length)
     first, rows = (chunk * Q).to(tl.int64), chunk * Q + here
-    valid, stored = rows < limit, rows < length
     shift = 0.0
     if BIAS:
         shift = tl.load(bias + h).to(tl.float32)
     if SEQ:
         ids += b * length
+    valid, real, stored = rows < limit, real_tokens(ids, rows, limit, SEQ), rows < length
     decay_f, decay_b = tl.load(A + h).to(tl.float32), tl.load(A_b + h).to(tl.float32)
     rate_f, rate_b = decay_f * LOG2E, decay_b * LOG2E
     delta += b * delta_sb + h * delta_sh
@@ -73,7 +75,7 @@ def send_kernel(
     dy_b += (b * length * heads + h) * width
     token = (b * length + first) * heads + h
     place = (b * chunks + chunk) * heads + h
-    through += place * (2 * Q)
+    through += place * (4 * Q)
     kinds = (b * 0 + batch) * heads * chunks * (width * depth)
     states += ((b * heads + h) * chunks + chunk) * (width * depth)
     state_b = states + kinds if FORWARD else states
@@ -86,22 +88,23 @@ def send_kernel(
         slope_b = load_state(slopes_b, p, n, width, depth).to(DOT)
         over_b = inner(state_b, slope_b, p, n, width, depth)
 
-    raw_f, dt_f = load_steps(delta, delta_sl, first, here, valid, shift, SOFTPLUS)
+    raw_f, dt_f = load_steps(delta, delta_sl, first, here, real, shift, SOFTPLUS)
     raw_b, dt_b = raw_f, dt_f
     if TWO:
-        raw_b, dt_b = load_steps(delta_b, deltab_sl, first, here, valid, shift, SOFTPLUS)
+        raw_b, dt_b = load_steps(delta_b, deltab_sl, first, here, real, shift, SOFTPLUS)
     upto_f, leave_f, upto_b, leave_b = dt_f, dt_f, dt_f, dt_f
     if FORWARD:
         a = log_decays(dt_f, rate_f, ids, rows, limit, -1, SEQ)
-        upto_f, leave_f = running_sums(a)
-        leave_f = tl.exp2(leave_f - a)
+        upto_f = tl.cumsum(a, 0)
+        _, leave_f = sums_around(a)
+        leave_f = tl.exp2(leave_f)
         over_f *= tl.exp2(tl.sum(a, 0))
     if BACKWARD:
         a = log_decays(dt_b, rate_b, ids, rows, limit, 1, SEQ)
         leave_b, upto_b = running_sums(a)
         leave_b = tl.exp2(leave_b - a)
         over_b *= tl.exp2(tl.sum(a, 0))
-    grad = load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED)
+    grad = load_grad(dy, heads * width, z, z_l, first, here, real, p, width, GATED)
     value = load_tile(x, x_l, first, here, valid, p, width).to(DOT)
     query = load_tile(C, C_l, first, here, valid, n, depth).to(DOT)
     match = load_tile(B, B_l, first, here, valid, n, depth).to(DOT)
@@ -111,7 +114,7 @@ def send_kernel(
         weights = tl.dot(match, tl.trans(query), input_precision=PRECISION)
         dscores = tl.dot(value, tl.trans(grad.to(DOT)), input_precision=PRECISION)
         own_f = tl.sum(tl.where(diagonal, weights * dscores, 0.0), 1)
-        grad_b = load_tile(dy_b, heads * width, first, here, valid, p, width).to(DOT)
+        grad_b = load_tile(dy_b, heads * width, first, here, real, p, width).to(DOT)
         other = tl.dot(value, tl.trans(grad_b), input_precision=PRECISION)
         own_b = tl.sum(tl.where(diagonal, weights * other, 0.0), 1)
         if TWO:
@@ -144,7 +147,7 @@ def send_kernel(
         acc += tl.dot(match, tl.trans(slope_b), input_precision=PRECISION) * (leave_b * dt_b)[:, None]
     if SKIP:
         skip = tl.load(D + h * D_h + p * D_p, mask=p < width, other=0.0).to(tl.float32)
-        acc += load_grad(dy, heads * width, z, z_l, first, here, valid, p, width, GATED) * skip[None, :]
+        acc += load_grad(dy, heads * width, z, z_l, first, here, real, p, width, GATED) * skip[None, :]
     wide = here[:, None] * (heads * width) + p[None, :]
     inside = stored[:, None] & (p < width)[None, :]
     tl.store(dx + token * width + wide, acc.to(dx.dtype.element_ty), mask=inside)
@@ -177,16 +180,15 @@ def send_kernel(
     step_f = tl.zeros((Q,), dtype=tl.float32)
     step_b = tl.zeros((Q,), dtype=tl.float32)
     if FORWARD:
-        _, rise = running_sums(tl.load(through + here))
-        passed = passed_f * dt_f
-        rise += over_f + tl.cumsum(passed, 0) - passed
+        _, rise = running_sums(tl.load(through + Q + here))
+        ahead, _ = sums_around(passed_f * dt_f)
+        rise += over_f + ahead + tl.load(through + here - 1, mask=here > 0, other=0.0)
         tl.store(scalars, tl.sum(rise * dt_f, 0))
         step_f = direct_f + passed_f + (0.5 * own_f if BACKWARD else own_f) + decay_f * rise
     if BACKWARD:
-        rise = tl.cumsum(tl.load(through + Q + here), 0)
-        passed = passed_b * dt_b
-        _, behind = running_sums(passed)
-        rise += over_b + behind - passed
+        rise = tl.cumsum(tl.load(through + 3 * Q + here), 0)
+        _, behind = sums_around(passed_b * dt_b)
+        rise += over_b + behind + tl.load(through + 2 * Q + here)
         tl.store(scalars + each, tl.sum(rise * dt_b, 0))
         step_b = direct_b + passed_b + (0.5 * own_b if FORWARD else own_b) + decay_b * rise
     if not TWO:
@@ -194,11 +196,11 @@ def send_kernel(
     if SOFTPLUS:
         step_f *= sigmoid(raw_f)
         step_b *= sigmoid(raw_b)
-    step_f = tl.where(valid, step_f, 0.0)
+    step_f = tl.where(real, step_f, 0.0)
     tl.store(ddelta + token + here * heads, step_f.to(ddelta.dtype.element_ty), mask=stored)
     raised = tl.sum(step_f, 0)
     if TWO:
-        step_b = tl.where(valid, step_b, 0.0)
+        step_b = tl.where(real, step_b, 0.0)
         tl.store(ddelta_b + token + here * heads, step_b.to(ddelta_b.dtype.element_ty), mask=stored)
         raised += tl.sum(step_b, 0)
     if BIAS:

@@ -34,6 +34,7 @@ def ssd_state_update(
 
     Raises ValueError for a shape or dtype that does not fit, and for tensors on several devices.
     """
+    expect_floating(state=state, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     expect_rank("x", x, "(B, H, P)")
     expect_rank("B", B, "(B, G, N)")
     (batch, heads, width), (groups, states) = x.shape, B.shape[1:]
@@ -49,7 +50,6 @@ def ssd_state_update(
         expect("D", D, "(H,)", heads)
     expect("z", z, "(B, H, P)", batch, heads, width)
     expect("delta_bias", delta_bias, "(H,)", heads)
-    expect_floating(state=state, x=x, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     path = choose("ssd_state_update", state, x, delta, A, B, C, D, z, delta_bias)
     run: Callable[..., Tensor]
     if path == "triton":

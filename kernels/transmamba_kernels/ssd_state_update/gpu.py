@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -96,19 +94,3 @@ _step_op = torch.library.custom_op(
     "Tensor? delta_bias, bool delta_softplus) -> Tensor",
 )
 _step_op.register_fake(lambda state, x, *rest: x.new_empty(x.shape))
-
-
-def aot_cases() -> list[tuple[Any, dict[str, str], dict[str, Any], int, int]]:
-    """What tests/kernels/test_aot.py compiles; its docstring has the convention."""
-    cases = []
-    for dtype, states in (("fp32", 128), ("bf16", 64)):
-        signature = {name: "i32:16" for name in step_kernel.arg_names if name.startswith("stride")}
-        signature |= dict.fromkeys(("heads", "width", "states", "per_group"), "i32:16")
-        signature |= dict.fromkeys(("x", "delta", "B", "C", "z", "y"), "*bf16:16")
-        signature |= dict.fromkeys(("A", "D", "delta_bias"), "*fp32:16") | {"state": f"*{dtype}:16"}
-        constants = dict.fromkeys(("stride_sn", "stride_th", "stride_ah", "stride_dh", "stride_fh"), 1)
-        constants |= {"BP": min(TILE // states, 64), "NP": states, "SOFTPLUS": True}
-        for name in constants:
-            signature.pop(name, None)
-        cases.append((step_kernel, signature, constants, 1, 3))
-    return cases

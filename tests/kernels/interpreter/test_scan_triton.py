@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transmamba_kernels import bidirectional_scan, selective_scan
 from transmamba_kernels.bidirectional_scan import reference as both_reference
-from transmamba_kernels.selective_scan import cpu, gpu, launch, reference
+from transmamba_kernels.selective_scan import cpu, gpu, launch, plan, reference
 
 HALF = {"u", "delta", "B", "C", "z"}
 # The interpreter rounds to bfloat16 by cutting off, twice the error.
@@ -98,20 +98,20 @@ def test_shapes(agree_on_device, size, channels, states, groups):
 def test_segments_join(agree_on_device, size, options, monkeypatch):
     """Few channels: time is cut, and the states between the segments travel."""
     arguments = draw(size(4096, 150), size(32, 4), size(16, 2), options, batch=1)
-    scan = launch.Scan.make(*(arguments[k] for k in ("u", "delta", "A", "B", "C")), *[None] * 4, True, False)
+    scan = plan.Scan.make(*(arguments[k] for k in ("u", "delta", "A", "B", "C")), *[None] * 4, True, False)
     if COMPILED:
         scan = scan._replace(u=scan.u.cuda())
-    elif launch.Cut.make(scan, backward=False).segments == 1:
-        monkeypatch.setattr(launch, "CHUNKS_A_SEGMENT", 2)
-    assert all(launch.Cut.make(scan, backward=backward).segments > 1 for backward in (False, True))
+    elif plan.Cut.make(scan, backward=False).segments == 1:
+        monkeypatch.setattr(plan, "CHUNKS_A_SEGMENT", 2)
+    assert all(plan.Cut.make(scan, backward=backward).segments > 1 for backward in (False, True))
     agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
 
 
 def test_the_forward_is_cut_only_where_warps_are_few():
     """At (64, 384, 784) on 132 multiprocessors: the backward in two, the forward in one."""
     u, A, B = (torch.empty(s, device="meta") for s in ((64, 784, 384), (384, 16), (64, 784, 16)))
-    scan = launch.Scan.make(u, u, A, B, B, *[None] * 4, True, False)
-    assert [launch.Cut.make(scan, backward=backward).segments for backward in (False, True)] == [1, 2]
+    scan = plan.Scan.make(u, u, A, B, B, *[None] * 4, True, False)
+    assert [plan.Cut.make(scan, backward=backward).segments for backward in (False, True)] == [1, 2]
 
 
 @pytest.mark.parametrize("options", ["zDbhf", "zDbhfr"])
@@ -124,15 +124,15 @@ def test_a_sequence_of_one_token_comes_last(agree_on_device, length, options):
 
 
 def test_packed_rows_are_not_cut(agree_on_device, size, monkeypatch):
-    monkeypatch.setattr(launch, "CHUNKS_A_SEGMENT", 2)
+    monkeypatch.setattr(plan, "CHUNKS_A_SEGMENT", 2)
     arguments = draw(size(1000, 100), 4, 2, "bhfs", batch=1)
     agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
 
 
 def test_fewer_programs_than_blocks(agree_on_device, size, monkeypatch):
     """A backward program takes one block after the other through the same memory."""
-    monkeypatch.setattr(launch, "_processors", lambda device: 1)
-    monkeypatch.setattr(launch, "WARPS_PER_PROCESSOR", 1)
+    monkeypatch.setattr(plan, "processors", lambda device: 1)
+    monkeypatch.setattr(plan, "WARPS_PER_PROCESSOR", 1)
     agree_on_device(selective_scan, loop, draw(size(197, 18), 72, 4, "zDb"), 1e-5, 1e-4)
 
 
@@ -177,7 +177,7 @@ def test_saves_at_most_three_bytes_an_element(length, channels, groups):
     shapes = ((64, length, channels), (channels, 16), (64, length, groups, 16))
     u, A, B = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes)
     saved = launch.saved_like(u, A, B)
-    chunks = -(-length // launch.CHUNK) * launch.CHUNK / length  # the last chunk may be short
+    chunks = -(-length // plan.CHUNK) * plan.CHUNK / length  # the last chunk may be short
     assert sum(x.nbytes for x in saved) <= (2 * chunks + 0.9) * u.numel()
     assert (saved[2].numel() > 0) == (channels >= 384 or (channels == 192 and groups == 1 and length > 65))
 

@@ -90,3 +90,14 @@ def test_a_reset_leaves_nothing_of_a_huge_state(device, op, truth):
     arguments["seq_idx"] = (torch.arange(34) >= 20).int()[None]
     arguments["x"][:, :20] *= 1e4
     agree_behind(op, truth, arguments, 20, device)
+
+
+@pytest.mark.usefixtures("ways")
+@pytest.mark.parametrize(("op", "truth"), [(ssd_scan, loop), (bidirectional_ssd, two_loops)])
+@pytest.mark.parametrize(("scale", "strongest"), [(10, 16), (1000, 1)])
+def test_gradients_of_decays_that_forget_everything(agree_on_device, size, op, truth, scale, strongest):
+    """Nothing passes over such a step, and A's gradient multiplies by it whatever else is left there."""
+    arguments = make(size(197, 34), ("delta_softplus",), batch=1)
+    arguments["delta"] = torch.randn(arguments["delta"].shape, generator=torch.Generator().manual_seed(0))
+    arguments |= {"delta": arguments["delta"] * scale, "A": -torch.linspace(1, strongest, 2)}
+    agree_on_device(op, truth, arguments, **CLOSE)

@@ -28,7 +28,8 @@ class Augment:
     hflip:         mirror an image with probability 1/2
     random_resized_crop_scale: (smallest, largest) share of the area for a crop of random size and aspect
                    ratio (0.75 to 1.33), in place of the evaluation's resize and centre crop
-    rand_augment:  a timm RandAugment string, such as rand-m9-mstd0.5-inc1; it replaces color_jitter
+    rand_augment:  a timm RandAugment string (of m, n, p, mstd, mmax, inc), such as rand-m9-mstd0.5-inc1; it
+                   replaces color_jitter
     color_jitter:  strength of random brightness, contrast and saturation, 0.4 being usual
     erasing:       probability that a rectangle is replaced by noise
     """

@@ -61,6 +61,12 @@ class ImageFolder:
             files = files.without(undecodable(len(files), files.image, files.identity()))
         return in_memory(files) if self.cache == "ram" else files
 
+    @staticmethod
+    def recognise(path: Path) -> ImageFolder | None:
+        """Of a folder with class folders in train/ or its test split."""
+        splits = [path / name for name in ("train", *TEST_FOLDERS) if (path / name).is_dir()]
+        return ImageFolder(root=str(path)) if any(map(_class_folders, splits)) else None
+
 
 @dataclass
 class FileSource:
@@ -157,13 +163,14 @@ def _list_files(folder: Path, classes: tuple[str, ...]) -> FileSource:
     labels: list[int] = []
     left_out: Counter[str] = Counter()
     # A link to a class folder, or to one that holds them all, would bring every class into one.
-    known = {_real(entry) for entry in (*folder.resolve().parents, folder, *(folder / c for c in classes))}
+    above = (*folder.absolute().parents, *folder.resolve().parents)
+    known = {_real(entry) for entry in (*above, folder, *(folder / name for name in classes))}
     for number, name in enumerate(classes):
         found = []
         for path in _files_below(folder / name, known):
             suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
             if suffix in suffixes():
-                found.append(os.fsencode(os.path.relpath(path, folder)))
+                found.append(os.fsencode(path))
             else:
                 left_out[suffix or "without a suffix"] += 1
         if not found:
@@ -185,7 +192,8 @@ def suffixes() -> frozenset[str]:
 
 
 def _files_below(folder: Path, known: set[tuple[int, int]]) -> Iterator[str]:
-    """Paths of the files in `folder`, behind links too, but of no real folder twice and of none `known`."""
+    """Files in `folder` and below, behind links too, by their paths from its parent: of no real folder twice,
+    and of none that is `known`."""
     seen = set(known)
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         if parent != str(folder) and _real(parent) in seen:
@@ -194,7 +202,8 @@ def _files_below(folder: Path, known: set[tuple[int, int]]) -> Iterator[str]:
         seen.add(_real(parent))
         # In order, so that of two links to one folder it is always the same that is followed.
         folders[:] = sorted(entry for entry in folders if not entry.startswith("."))
-        yield from (os.path.join(parent, entry) for entry in files if not entry.startswith("."))  # noqa: PTH118
+        inside = os.path.relpath(parent, folder.parent)
+        yield from (os.path.join(inside, entry) for entry in files if not entry.startswith("."))  # noqa: PTH118
 
 
 def _real(folder: str | Path) -> tuple[int, int]:

@@ -71,6 +71,13 @@ class HfDataset:
             source = source.without(undecodable(len(source), source.image, source.identity()))
         return in_memory(source) if self.cache == "ram" else source
 
+    @staticmethod
+    def recognise(path: Path) -> HfDataset | None:
+        """Of a folder that `save_to_disk` wrote, or of parquet files."""
+        saved = any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+        parquet = any(any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
+        return HfDataset(path=str(path)) if saved or parquet else None
+
     def _load(self) -> dict[str, Any]:
         """The splits by name."""
         try:

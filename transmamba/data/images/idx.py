@@ -46,6 +46,11 @@ class Idx:
         labels = as_labels(labels_of[split], len(pixels), str(_find(root, split, KINDS[1])))
         return ArraySource(pixels, labels, numbered_classes(*labels_of.values()))
 
+    @staticmethod
+    def recognise(path: Path) -> Idx | None:
+        """Of a folder with such a file."""
+        return Idx(root=str(path)) if any(path.glob("*ubyte*")) else None
+
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
     """The array in an idx file of bytes."""

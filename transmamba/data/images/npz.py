@@ -43,6 +43,11 @@ class Npz:
         own = as_labels(labels[split], len(pixels), f"{path}: {split}_labels")
         return ArraySource(pixels, own, numbered_classes(*labels.values()))
 
+    @staticmethod
+    def recognise(path: Path) -> Npz | None:
+        """Of a file of that suffix."""
+        return Npz(path=str(path)) if path.suffix == ".npz" and path.is_file() else None
+
 
 def _open(path: Path) -> Any:
     try:

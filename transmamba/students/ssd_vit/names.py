@@ -11,7 +11,6 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from ...config.registry import STUDENTS
-from ...core.layout import Grid
 from ...core.preprocessing import Preprocessing
 from ...core.tower import StudentSpec
 from ...ecosystems.find import preprocessing_of
@@ -122,13 +121,13 @@ class SsdVit:
 def shape_of(view: View) -> dict[str, Any]:
     """Constructor arguments of the vision transformer that has this view's shape."""
     tower, head = image_tower(view), view.heads.get("image")
-    assert isinstance(tower.layout, Grid), "an image tower's tokens are patches"
-    special = [name for name, _ in tower.layout.special]
+    embedding, layout = image_embedding(view)
+    special = [name for name, _ in layout.special]
     attention, mlp = tower.sublayers[0], tower.sublayers[1]
     assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a vision transformer's block"
     eps = {sublayer.norm.eps for sublayer in tower.sublayers if isinstance(sublayer, Attention)}
     return dict(
-        patch_size=tower.embedding.weight.shape[-1],
+        patch_size=embedding.weight.shape[-1],
         embed_dim=tower.width,
         depth=len(tower.ends),
         num_heads=attention.heads,
@@ -139,7 +138,7 @@ def shape_of(view: View) -> dict[str, Any]:
         class_token="cls" in special,
         reg_tokens=sum(name.startswith("reg") for name in special),
         global_pool="token" if pooled_token(view) == "cls" else "avg",
-        pre_norm=image_embedding(view).norm is not None,
+        pre_norm=embedding.norm is not None,
         final_norm=tower.norm is not None or _norm_after_pooling(head),
         fc_norm=_norm_after_pooling(head),
         init_values=1.0 if attention.scale is not None else None,

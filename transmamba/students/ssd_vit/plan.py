@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...core.layout import Grid
 from ...errors import UserError
 from ...subcloning.plan import Dropped, Take
-from ...views.embeddings import ImageEmbedding
 from ...views.heads import Classifier
 from ...views.sublayers import Affine, Attention, Mlp, Norm
 from ...views.view import Tower, View
+from ..timm_arguments import image_embedding
 
 if TYPE_CHECKING:
     from .model import SSDVisionTransformer
@@ -33,9 +32,7 @@ def suits_layer_norms(tower: Tower) -> bool:
 def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dropped]:
     """Embeddings, final norm and head."""
     tower, head = view.towers["image"], view.heads.get("image")
-    embedding, mine, theirs = tower.embedding, student.layout, tower.layout
-    if not isinstance(embedding, ImageEmbedding) or not isinstance(theirs, Grid):
-        raise UserError("an ssd_vit student reads images; this teacher has no image tower that it can follow")
+    (embedding, theirs), mine = image_embedding(view), student.layout
     if embedding.centre:
         raise UserError("ssd_vit cannot centre what a norm after the embedding makes; set init.fold to false")
     channels, wanted = embedding.weight.shape[1], student.patch_embed.proj.weight.shape[1]

@@ -124,12 +124,12 @@ def name_of_width(width: int) -> str:
 def _reading_of(view: View) -> dict[str, Any]:
     """How a Vim begins and ends as this view does: the norm after its embedding, the token that its head
     reads."""
-    embedding = image_embedding(view)
-    norm = embedding.norm
+    embedding, _ = image_embedding(view)
     mean = pooled_token(view) == "mean"
     arguments: dict[str, Any] = {"global_pool": "avg" if mean else "token"}
-    if norm is not None:
-        arguments |= dict(pre_norm="centred" if embedding.centre else "layer", pre_norm_eps=norm.eps)
+    if embedding.norm is not None:
+        kind = "centred" if embedding.centre else "layer"
+        arguments |= dict(pre_norm=kind, pre_norm_eps=embedding.norm.eps)
     return arguments
 
 

@@ -13,7 +13,6 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
-from ...core.layout import Grid
 from ...errors import UserError
 from ...subcloning.plan import Dropped, Kind, Take
 from ...subcloning.selection import Selection, multiplicity
@@ -21,6 +20,7 @@ from ...views.embeddings import ImageEmbedding
 from ...views.heads import Classifier, Head
 from ...views.sublayers import Affine, Attention
 from ...views.view import Tower, View
+from ..timm_arguments import image_embedding
 
 if TYPE_CHECKING:
     from .model import VisionMamba
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[Take | Dropped]:
     """Embeddings, final norm and head."""
     tower, head = view.towers["image"], view.heads.get("image")
-    embedding, layout, keep = tower.embedding, tower.layout, select.residual
-    if not isinstance(embedding, ImageEmbedding) or not isinstance(layout, Grid):
-        raise UserError("a vim student reads images; this teacher has no image tower that it can follow")
+    (embedding, layout), keep = image_embedding(view), select.residual
     if embedding.weight.shape[1] != student.in_chans:
         raise UserError(
             f"teacher has {embedding.weight.shape[1]} input channels, student {student.in_chans}; "
@@ -49,10 +47,9 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
         index=(keep, None, None, None),
         made="resampled" if resized else "copied",
     )
-    if embedding.bias is not None:
-        yield Take(
-            target="patch_embed.proj.bias", source="embedding.bias", tensor=embedding.bias, index=(keep,)
-        )
+    # none is a bias of 0: left as it began, the student's would be random
+    bias = weight.new_zeros(len(weight)) if embedding.bias is None else embedding.bias
+    yield Take(target="patch_embed.proj.bias", source="embedding.bias", tensor=bias, index=(keep,))
     yield from _plan_norm_pre(student, embedding, keep)
     special = [name for name, _ in layout.special]
     position = embedding.position

@@ -1,4 +1,4 @@
-"""A launch as the tests compile it without a GPU; the convention is in tests/kernels/test_aot.py."""
+"""A launch as the tests compile it, without a GPU."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from .triton_common import FUSED
+from transmamba_kernels.triton_common import FUSED
 
 Case = tuple[Any, ...]
 
@@ -18,7 +17,7 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", t
 def case(
     kernel: Any, values: Mapping[str, Any], warps: int, stages: int, spills: int = 0, **options: Any
 ) -> Case:
-    """An entry of `aot_cases`, with the types that a launch with these arguments would find.
+    """A case, with the types that a launch with these arguments would find.
 
     spills: bytes of a thread's stack that are allowed. options: further ones of the compiler.
     """

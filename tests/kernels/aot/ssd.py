@@ -1,4 +1,4 @@
-"""Which kernels a call launches with which types, found without a GPU: for the `aot_cases` of the SSD ops."""
+"""The SSD kernels, with the types that they are launched with: Mamba-2 and ssd_vit, few chunks and many."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transmamba_kernels.ssd_scan.launch import Problem
 
-from ..aot import Case, case
-from .launch import Problem
+from .case import Case, case
 
 # Bytes a thread; see `launch.tiles` for why.
 SPILLS, SPLIT_SPILLS = {"send_kernel": 128}, {"send_kernel": 288}
@@ -39,8 +39,8 @@ def tensors(
     return found | {name: optional[name] for name in more}
 
 
-def cases(problem: Problem, final: bool = False) -> list[Case]:
-    """An entry of `aot_cases` for every kernel that the forward and the backward launch."""
+def launched(problem: Problem, final: bool = False) -> list[Case]:
+    """A case for every kernel that the forward and the backward launch."""
     found: list[Case] = []
 
     def record(
@@ -52,4 +52,20 @@ def cases(problem: Problem, final: bool = False) -> list[Case]:
     problem = replace(problem, launch=record)
     _, state = problem.forward(final)
     problem.gradients(problem.x, state)
+    return found
+
+
+def one_way() -> list[Case]:
+    mamba = tensors((8, 2048, 32, 64), 1, 128, torch.bfloat16, "D")
+    exact = tensors((64, 256, 12, 64), 1, 64, torch.float32, "D")
+    packed = tensors((1, 16384, 32, 64), 1, 128, torch.bfloat16, "D", "seq_idx")
+    return [case for given in (mamba, exact, packed) for case in launched(Problem(**given, softplus=True))]
+
+
+def both_ways() -> list[Case]:
+    found: list[Case] = []
+    for length in (197, 785):
+        given = tensors((64, length, 6, 64), 6, 64, torch.bfloat16, "A_b")
+        for split in (False, True):
+            found += launched(Problem(**given, softplus=True, back=True, split=split))
     return found

@@ -1,0 +1,181 @@
+"""A run that is asked to stop: by a signal, by an event from another thread; saved first, taken up again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from transmamba.config.registry import LOSSES
+from transmamba.core.batch import Batch
+from transmamba.distillation.distiller import Distiller
+from transmamba.reporting.tracking import Tracker, read_metrics
+from transmamba.training.checkpoint import list_checkpoints, read_progress
+from transmamba.training.stage import Stage, TrainerConfig
+from transmamba.training.trainer import Interrupted, Trainer
+
+STEPS = 6
+STAGE = Stage(losses=(LOSSES["cross_entropy"](), LOSSES["feature"](weighting="adaptive")), steps=STEPS)
+
+
+def train(
+    folder: Path,
+    ask: Callable[[int, threading.Event], None] = lambda *_: None,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    **options: Any,
+) -> dict[str, Tensor]:
+    """A run, resumed where there is a checkpoint; `ask` sees every step before it is taken. The weights."""
+    stop = threading.Event()
+
+    def batches(start: int, steps: int, stage: int) -> Iterator[Batch]:
+        for step in range(start, steps):
+            ask(step, stop)
+            yield harness.tiny_batch(4, seed=step)
+
+    config = TrainerConfig(**({"global_batch": 4, "log_every": 2, "save_every": 0} | options))
+    with Tracker(folder, quiet=True) as tracker:
+        trainer = Trainer(
+            Accelerator(cpu=True),
+            config,
+            folder,
+            tracker,
+            batches=batches,
+            change=lambda batch, _: batch,
+            evaluate=evaluate,
+            seed=3,
+            stop=stop,
+        )
+        trainer.resume()
+        model = Distiller(harness.tiny_student(), harness.tiny_teacher(), STAGE.losses)
+        trainer.run(lambda _: model, [(STAGE, STEPS)])
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[Any]]:
+    """Weights and log of a run that nobody asked anything."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return train(folder), harness.metrics_rows(folder)
+
+
+def resumes(folder: Path, undisturbed: tuple[dict[str, Tensor], list[Any]]) -> None:
+    """Bit for bit."""
+    weights, rows = undisturbed
+    found = train(folder)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert harness.metrics_rows(folder) == rows
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_after_its_step(
+    number: signal.Signals, code: int, tmp_path: Path, undisturbed: Any
+) -> None:
+    def ask(step: int, _: threading.Event) -> None:
+        if step == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted, match=number.name) as caught:
+        train(tmp_path, ask)
+    assert caught.value.code == code
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert read_progress(saved).step == 3, "the step that it came in is taken"
+    resumes(tmp_path, undisturbed)
+
+
+def test_ctrl_c_twice_does_not_wait(tmp_path: Path) -> None:
+    def ask(step: int, _: threading.Event) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, ask)
+    assert not list_checkpoints(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_handlers_are_given_back(number: signal.Signals, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+
+    def ask(step: int, stop: threading.Event) -> None:
+        assert signal.getsignal(number) is not before
+        if step == 1:
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        train(tmp_path, ask)
+    assert signal.getsignal(number) is before
+
+
+def test_another_thread_trains_and_is_stopped_by_its_event(tmp_path: Path, undisturbed: Any) -> None:
+    """Signals belong to the main thread: their handlers are not touched."""
+    raised: list[BaseException] = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def ask(step: int, stop: threading.Event) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        assert signal.getsignal(signal.SIGTERM) is before
+        if step == 3:
+            stop.set()
+
+    def work() -> None:
+        try:
+            train(tmp_path, ask)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in raised] == [Interrupted], raised
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert read_progress(saved).step == 4
+    resumes(tmp_path, undisturbed)
+
+
+def test_saved_before_it_is_evaluated(tmp_path: Path) -> None:
+    """An evaluation that fails costs no step: taken up again, the run evaluates what it had saved."""
+    seen: list[float] = []
+
+    def evaluate(student: Any) -> dict[str, float]:
+        seen.append(float(student.head.weight.detach().sum()))
+        if len(seen) == 1:
+            raise OSError("an image cannot be read")
+        return {"top1": len(seen)}
+
+    with pytest.raises(OSError, match="cannot be read"):
+        train(tmp_path, evaluate=evaluate, eval_every=4)
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert read_progress(saved).step == 4 and read_progress(saved).evaluating
+    train(tmp_path, evaluate=evaluate, eval_every=4)
+    assert seen[1] == seen[0], "the same weights"
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "eval/top1" in row]
+    assert [(row["step"], row["eval/top1"]) for row in rows] == [(4, 2), (6, 3)]
+    last = list_checkpoints(tmp_path / "checkpoints")[-1]
+    assert read_progress(last).step == 6 and read_progress(last).evaluating
+
+
+def test_the_newest_checkpoint_is_damaged(tmp_path: Path, undisturbed: Any) -> None:
+    """The run goes on from the one before it, says so, and ends where it would have."""
+
+    def ask(step: int, stop: threading.Event) -> None:
+        if step == 3:
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        train(tmp_path, ask, save_every=2)
+    older, newest = list_checkpoints(tmp_path / "checkpoints")
+    assert (read_progress(older).step, read_progress(newest).step) == (2, 4)
+    weights = newest / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    resumes(tmp_path, undisturbed)

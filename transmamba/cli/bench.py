@@ -1,0 +1,89 @@
+"""`transmamba bench`: what a recipe's step, a student and the kernels cost on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ..errors import UserError
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="RECIPE.yaml")
+    _add_common(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the recipe")
+
+
+def add_inference(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--teacher", default="deit_small_patch16_224", help="a timm ViT, or its folder")
+    parser.add_argument("--students", type=_words, default="vim,ssd_vit", help="such as vim,ssd_vit")
+    parser.add_argument("--sizes", type=_words, default="224,448,896,1792", help="pixels, such as 224,448")
+    parser.add_argument("--tokens", type=int, help="of a batch; 65536 on a GPU, else 1024 if left out")
+    parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
+    _add_common(parser)
+
+
+def add_kernels(parser: argparse.ArgumentParser) -> None:
+    from transmamba_kernels.bench import add_arguments
+
+    add_arguments(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each kind")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _pixels(words: list[str]) -> list[int]:
+    """Of `--sizes`. Raises UserError, not argparse's own, which would not say the value."""
+    if not words:
+        raise UserError("--sizes is empty; write pixels, such as 224,448")
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(f"--sizes: {word!r} is no number of pixels; write such as 224,448")
+    return [int(word) for word in words]
+
+
+def run_recipe(arguments: argparse.Namespace) -> int:
+    from ..bench.step import bench_recipe, bench_table
+    from ..runs.run import load_recipe
+
+    result = bench_recipe(load_recipe(arguments.config, arguments.overrides), steps=arguments.steps)
+    print(json.dumps(result, indent=2) if arguments.json else bench_table(result))
+    return 0
+
+
+def run_inference(arguments: argparse.Namespace) -> int:
+    from ..bench.inference import COLUMNS, bench_inference, inference_line
+
+    rows = bench_inference(
+        arguments.teacher,
+        arguments.students,
+        _pixels(arguments.sizes),
+        tokens=arguments.tokens,
+        steps=arguments.steps,
+        device=arguments.device,
+    )
+    if arguments.json:
+        print(json.dumps(list(rows), indent=2))
+        return 0
+    print(inference_line(dict.fromkeys(COLUMNS)), flush=True)
+    for row in rows:
+        print(inference_line(row), flush=True)
+    return 0
+
+
+def run_kernels(arguments: argparse.Namespace) -> int:
+    from transmamba_kernels.bench import run
+
+    from ..evaluation.cost import find_device
+
+    find_device(arguments.device)  # refused in a line where this machine has none such
+    try:
+        return run(arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error

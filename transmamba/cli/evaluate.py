@@ -1,0 +1,52 @@
+"""`transmamba evaluate`: a model measured on data, its teacher beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="RUN, STUDENT, a timm name or a Hugging Face id")
+    parser.add_argument("--task", default="image_classification")
+    parser.add_argument(
+        "--data", help="a reader's name, a folder, or an .npz; left out: what RUN was trained on"
+    )
+    parser.add_argument("--teacher", help="measured beside it, with their agreement")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
+    parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument(
+        "options", nargs="*", metavar="key=value", help="reader options, such as root=/data/x"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..reporting.progress import Display
+    from ..reporting.table import results_table
+    from ..runs.evaluate import prepare
+    from .arguments import task_of
+
+    prepared = prepare(
+        arguments.model,
+        task_of(arguments.data, arguments.options, arguments.task, run=Path(arguments.model)),
+        teacher=arguments.teacher,
+        split=arguments.split,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    print(prepared, file=sys.stderr, flush=True)
+    results = prepared.measure(watch=Display().watch).results()
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    else:
+        name = "student" if arguments.teacher else "model"
+        print(results_table(results, prepared.task.metrics, student=name))
+    return 0

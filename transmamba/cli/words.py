@@ -1,0 +1,46 @@
+"""What words of the command line mean: arguments, and options written key=value."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import UserError
+
+
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, options and key=value in any order. Raises UserError for words that mean nothing here.
+
+    `parse_args` of sub-parsers would take key=value only before the first option.
+    """
+    arguments, rest = parser.parse_known_intermixed_args(words)
+    if rest:
+        options = re.findall(r"--[\w-]+", parser.format_help())
+        close = difflib.get_close_matches(rest[0].partition("=")[0], options, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"see {parser.prog} --help"
+        raise UserError(f"{' '.join(rest)}: {parser.prog} takes no such argument; {hint}")
+    return arguments
+
+
+def pairs(options: Sequence[str]) -> dict[str, Any]:
+    """key=value words, each value as YAML reads it. Raises UserError for what is none."""
+    import yaml
+
+    found = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"option {option!r} is no key=value")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"option {option!r}: {value!r} is no YAML value; put it in quotes") from error
+    return found
+
+
+def below(prefix: str, options: Sequence[str]) -> list[str]:
+    """Those of `options` that begin with `prefix`, without it."""
+    return [word.removeprefix(prefix) for word in options if word.startswith(prefix)]

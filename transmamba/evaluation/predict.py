@@ -1,0 +1,114 @@
+"""What a classifier says of pictures that nobody has labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..core.batch import image_batch
+from ..data.images.folder import suffixes
+from ..errors import UserError
+from .run import ModelRunner
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one picture: classes with their probabilities, the likeliest first; or why it cannot be read."""
+
+    path: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    trouble: str | None = None
+
+
+def pictures(paths: Sequence[str | Path]) -> list[Path]:
+    """Files as they are given, and in their places the pictures in folders, however deep, by name.
+
+    Raises UserError for a folder without any.
+    """
+    found: list[Path] = []
+    known = suffixes()
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [file for file in path.rglob("*") if file.suffix.lower() in known and file.is_file()]
+        if not inside:
+            raise UserError(
+                f"{path}: no images there; expected files that Pillow reads, such as .jpg and .png"
+            )
+        found += sorted(inside)
+    return found
+
+
+def predict(
+    model: nn.Module,
+    preprocessing: Any,
+    paths: Sequence[Path],
+    *,
+    names: Sequence[str] | None = None,
+    top: int = 5,
+    device: torch.device,
+    batch_size: int = 64,
+) -> Iterator[Prediction]:
+    """A prediction a path, in their order.
+
+    names: of the classes; left out: their numbers
+
+    Raises UserError where `names` are not as many as the model's classes, or its logits are not finite.
+    """
+    if top < 1:
+        raise UserError(f"top is {top}; write a number of classes, at least 1")
+    transform = preprocessing.eval_transform()
+    with ModelRunner(model.to(device), device) as runner:
+        for start in range(0, len(paths), batch_size):
+            chosen = paths[start : start + batch_size]
+            read = [_read(path, transform) for path in chosen]
+            images = [image for image in read if isinstance(image, Tensor)]
+            answers = iter(_answers(runner, torch.stack(images), names, top) if images else ())
+            for path, image in zip(chosen, read, strict=True):
+                if isinstance(image, Tensor):
+                    yield Prediction(path, classes=next(answers))
+                else:
+                    yield Prediction(path, trouble=image)
+
+
+def _read(path: Path, transform: Any) -> Tensor | str:
+    """A picture as the model's input; why it cannot be, in a few words."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return transform(image)
+    except FileNotFoundError:
+        return "no such file"
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever they meet
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return f"does not decode as an image ({reason})"
+
+
+def _answers(
+    runner: ModelRunner, images: Tensor, names: Sequence[str] | None, top: int
+) -> list[tuple[tuple[str, float], ...]]:
+    """The likeliest classes of each image."""
+    nothing = torch.zeros(len(images), dtype=torch.int64)
+    logits = runner.logits(image_batch(images, nothing))().float().cpu()
+    if runner.trouble is not None:
+        raise UserError(f"the model's logits are not finite; its weights are damaged ({runner.trouble})")
+    count = logits.shape[1]
+    if names is not None and len(names) != count:
+        raise UserError(f"the model tells {count} classes apart, but {len(names)} have names")
+    found = logits.double().softmax(dim=-1).topk(min(top, count))
+    return [
+        tuple(
+            (str(k) if names is None else names[k], p)
+            for k, p in zip(numbers.tolist(), shares.tolist(), strict=True)
+        )
+        for shares, numbers in zip(found.values, found.indices, strict=True)
+    ]

@@ -1,0 +1,116 @@
+"""A finished model measured on a task, its teacher beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.batch import Batch
+from ..core.task import Pass
+from ..ecosystems.find import load_model, preprocessing_of
+from ..errors import UserError
+from ..evaluation.cost import HALF, autocast, find_device
+from ..evaluation.run import Measured, ModelRunner, measure
+from ..subcloning.convert import as_teacher
+from ..teachers.teacher import Teacher
+
+Watch = Callable[[Iterator[Batch], str], Iterator[Batch]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Models and data, loaded and checked against each other.
+
+    task, theirs: the data as the model and as the teacher sees them; one object where they see the same
+    """
+
+    model: nn.Module
+    teacher: Teacher | None
+    task: Any
+    theirs: Any
+    data: Any
+    source: str
+    split: str
+    passing: Pass
+    device: torch.device
+    precision: str
+
+    def __str__(self) -> str:
+        """Which model, which data, how many items, on what: a line for the user before it is measured."""
+        beside = "" if self.teacher is None else f" and its teacher {self.teacher.source}"
+        indices = getattr(self.task, "indices", None)
+        items = "" if indices is None else f", {len(indices(self.split)):,} items"
+        where = str(self.device)
+        where += f" ({torch.cuda.get_device_name(self.device)})" if self.device.type == "cuda" else ""
+        precision = self.precision if self.precision in HALF else "float32"
+        data = described(getattr(self.data, "data", self.data))
+        return f"evaluating {self.source}{beside} on {data}: {self.split} split{items}; {where}, {precision}"
+
+    def measure(self, watch: Watch | None = None) -> Measured:
+        """One pass over the split; two where teacher and model see different pixels."""
+        context = functools.partial(autocast, self.device, self.precision)
+        mine = {"student": ModelRunner(self.model, self.device, context)}
+        if self.teacher is None:
+            return measure(self.task.evaluators(self.split), mine, self.passing, watch=watch)
+        beside = {"teacher": ModelRunner(self.teacher, self.device, context, kind="teacher")}
+        if self.theirs is self.task:
+            return measure(self.task.evaluators(self.split), {**mine, **beside}, self.passing, watch=watch)
+        measured = measure(self.task.evaluators(self.split), mine, self.passing, watch=watch)
+        return measured.joined(measure(self.theirs.evaluators(self.split), beside, self.passing, watch=watch))
+
+
+def prepare(
+    model: nn.Module | str | Path,
+    task: Any,
+    *,
+    teacher: nn.Module | Teacher | str | Path | None = None,
+    split: str = "test",
+    batch_size: int = 256,
+    workers: int = 0,
+    device: str | None = None,
+    precision: str = "no",
+) -> Evaluation:
+    """Load what is to be measured. Raises UserError where models, data and options do not fit each other."""
+    for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
+        if value < least:
+            raise UserError(f"{name} is {value}; write at least {least}")
+    target = find_device(device)
+    source = type(model).__name__ if isinstance(model, nn.Module) else str(model)
+    if not isinstance(model, nn.Module):
+        model = load_model(model)
+    built = theirs = task.build(preprocessing_of(model))
+    built.check(model, "model")
+    taught = None if teacher is None else as_teacher(teacher).to(target)
+    if taught is not None:
+        if taught.preprocessing != built.preprocessing:
+            theirs = task.build(taught.preprocessing)
+        theirs.check(taught, "teacher")
+    return Evaluation(
+        model=model.to(target),
+        teacher=taught,
+        task=built,
+        theirs=theirs,
+        data=task,
+        source=source,
+        split=split,
+        passing=Pass(batch_size=batch_size, workers=workers),
+        device=target,
+        precision=precision,
+    )
+
+
+def described(part: Any) -> str:
+    """A part's name and those of its options that are not as if left out: `npz path=digits.npz`."""
+    words = [str(getattr(type(part), "name", type(part).__name__))]
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if field.default is dataclasses.MISSING or value != field.default:
+            words.append(f"{field.name}={value}")
+    return " ".join(words)
