@@ -1,16 +1,25 @@
 """transmamba turns a pretrained Transformer into a Mamba student.
 
-Importing it registers the students in timm: `timm.create_model("vim_tiny_patch16_224")`.
+Importing it costs no torch: a public name is imported when it is first used. With it timm knows the students,
+whichever of both is imported first: `timm.create_model("vim_tiny_patch16_224")`.
 """
 
-from . import students as _students  # noqa: F401  (registers our models in timm)
-from .api import convert, distill, evaluate, load_student, push_to_hub, save_student
-from .core.batch import Batch, image_batch
-from .distillation.distiller import Distiller
-from .errors import ConfigError, UserError
-from .subcloning.subclone import SubcloneConfig
-from .teachers.load import adapt_teacher, load_teacher
-from .teachers.teacher import Teacher
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .ecosystems import hooks
+
+if TYPE_CHECKING:
+    from .api import distill, evaluate, load_student, push_to_hub, save_student
+    from .core.batch import Batch, image_batch
+    from .distillation.distiller import Distiller
+    from .errors import ConfigError, UserError
+    from .subcloning.convert import convert
+    from .subcloning.subclone import SubcloneConfig
+    from .teachers.load import adapt_teacher, load_teacher
+    from .teachers.teacher import Teacher
 
 __version__ = "0.1.0"
 
@@ -31,3 +40,32 @@ __all__ = [
     "push_to_hub",
     "save_student",
 ]
+
+# where each is; a name that is not here is the module api's
+_HOME = {
+    "Batch": "core.batch",
+    "ConfigError": "errors",
+    "Distiller": "distillation.distiller",
+    "SubcloneConfig": "subcloning.subclone",
+    "Teacher": "teachers.teacher",
+    "UserError": "errors",
+    "adapt_teacher": "teachers.load",
+    "convert": "subcloning.convert",
+    "image_batch": "core.batch",
+    "load_teacher": "teachers.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'api')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+hooks.install()

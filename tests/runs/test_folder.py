@@ -10,6 +10,7 @@ from typing import Any
 import harness
 import pytest
 
+from transmamba.config import load as configs
 from transmamba.errors import UserError
 from transmamba.runs.folder import claim_folder
 
@@ -94,3 +95,20 @@ def test_a_finished_run_returns_its_results(tmp_path: Path) -> None:
     recipe = harness.tiny_recipe(tmp_path)
     harness.finish(harness.start(harness.run_quietly, recipe))
     harness.finish(harness.start(refuses_to_train, recipe))
+
+
+def test_overwrite_removes_what_a_run_wrote_and_nothing_else(tmp_path: Path) -> None:
+    """A user's notes beside the run and beside its student stay."""
+    recipe = harness.tiny_recipe(tmp_path)
+    run = tmp_path / "run"
+    for name in ("results.json", "metrics.jsonl", "student/config.json", "scratch/student/model.safetensors"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+    (run / "checkpoints/step-00000001").mkdir(parents=True)
+    configs.save_yaml(recipe, run / "config.yaml")
+    for name in ("notes.txt", "student/notes.txt"):
+        (run / name).write_text("dear")
+    claim_folder(run, recipe, overwrite=True)
+    left = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert left == {"notes.txt", "student/notes.txt", "config.yaml", "environment.json"}
+    assert not (run / "checkpoints").exists() and not (run / "scratch").exists()

@@ -6,32 +6,64 @@ from pathlib import Path
 
 from torch import nn
 
+from ..core.card import Card
 from ..core.preprocessing import Preprocessing
-from .folders import model_folder, read_model_config
-from .timm import create_timm, save_timm, timm_preprocessing
-from .transformers import hugging_face_preprocessing, load_hugging_face, save_transformers
+from ..errors import UserError
+from . import timm, transformers
+from .ecosystem import Ecosystem
+from .sources import Source, read_source
+
+ECOSYSTEMS: tuple[Ecosystem, ...] = (timm, transformers)
+
+
+def ecosystem_of(source: Source) -> Ecosystem:
+    """The library that loads it. Raises UserError with what was tried."""
+    for ecosystem in ECOSYSTEMS:
+        if ecosystem.recognise(source):
+            return ecosystem
+    if source.bare:
+        raise UserError(
+            f"{source.text!r}: no such folder, timm model or Hugging Face id{timm.nearest(source.text)}; "
+            "write a folder that holds config.json, a timm name such as deit_small_patch16_224, or an id "
+            "such as google/vit-base-patch16-224"
+        )
+    if source.file is not None:
+        raise UserError(
+            f"{source.text!r} holds weights alone; say whose, by a timm name such as deit_small_patch16_224: "
+            "--architecture NAME, or in a recipe {name: timm_vit, model: FILE, architecture: NAME}"
+        )
+    raise UserError(
+        f"{source.text!r}: its config.json names neither timm's `architecture` nor the `model_type` of "
+        "transformers"
+    )
+
+
+def owner_of(model: nn.Module) -> Ecosystem:
+    """The library of a model in hand. Raises UserError for nobody's."""
+    for ecosystem in ECOSYSTEMS:
+        if ecosystem.holds(model):
+            return ecosystem
+    known = ", ".join(ecosystem.library for ecosystem in ECOSYSTEMS)
+    raise UserError(f"{type(model).__name__} is a model of none of {known}")
 
 
 def load_model(source: str | Path) -> nn.Module:
     """The model that a folder, a timm name or a Hugging Face id means, with its weights, in evaluation
     mode."""
-    folder = model_folder(source)
-    if folder is not None and "architecture" not in read_model_config(folder):
-        return load_hugging_face(str(folder))
-    if folder is None and str(source).count("/") == 1 and not str(source).startswith(("timm/", "hf-hub:")):
-        return load_hugging_face(str(source))
-    return create_timm(str(source), pretrained=True).eval()
+    found = read_source(str(source))
+    return ecosystem_of(found).load(found)
 
 
 def save_model(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = None) -> None:
     """Write a model as its own library does, with the preprocessing it was trained with."""
-    save = save_transformers if hasattr(model, "save_pretrained") else save_timm
-    save(model, Path(folder), preprocessing)
+    owner_of(model).save(model, Path(folder), preprocessing)
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """What a timm or Hugging Face model wants its images to look like."""
-    if hasattr(model, "pretrained_cfg"):
-        return Preprocessing.from_pretrained_cfg(timm_preprocessing(model))
-    config: object = model.config
-    return hugging_face_preprocessing(config, getattr(model, "name_or_path", ""))
+    """What a model of a library we know wants its images to look like."""
+    return owner_of(model).preprocessing(model)
+
+
+def card_of(model: nn.Module) -> Card:
+    """Facts for the model card of a model in hand."""
+    return owner_of(model).card(model)

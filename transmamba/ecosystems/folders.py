@@ -9,6 +9,25 @@ from typing import Any
 from ..errors import UserError
 
 STUDENT_FOLDER = "student"
+# what a model's folder is made of; everything else in it is the user's
+MODEL_FILES = (
+    "config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+    "subclone.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+
+
+def remove_model(folder: Path) -> None:
+    """The files of a model in `folder`, and nothing else."""
+    for pattern in MODEL_FILES:
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def model_folder(path: str | Path) -> Path | None:

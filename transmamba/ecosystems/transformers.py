@@ -1,138 +1,174 @@
-"""Hugging Face transformers: how an image classifier of its is loaded, saved, and what its images look
-like."""
+"""Hugging Face transformers: how a vision transformer of its is recognised, loaded, saved and described."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..core.card import Card
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError
+from . import hub
+from .origin import Origin, origin_in_hand
+from .processor import hugging_face_preprocessing, image_processor
+from .sources import Source
 
-MODEL_TYPES = ("vit", "deit")
-_PROCESSOR = "preprocessor_config.json"
-_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-# What the published checkpoints of each were trained with, for a model that comes without a processor.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "vit": {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5), "resample": 2},
-    "deit": {
-        "image_mean": (0.485, 0.456, 0.406),
-        "image_std": (0.229, 0.224, 0.225),
-        "resample": 3,
-        "do_center_crop": True,
-        "size": 256,
-        "crop_size": 224,
-    },
+library = "transformers"
+MODEL_TYPES = ("vit", "deit", "dinov2")
+# made anew by each load of a backbone, and read by nobody who takes its last stream
+_UNREAD = ("mask_token", "pooler.")
+# model_type -> timm's model of the same weights
+_ELSEWHERE = {
+    "siglip": "vit_base_patch16_siglip_gap_224, its image tower",
+    "siglip2": "vit_base_patch16_siglip_gap_224.v2_webli, its image tower",
+    "clip": "vit_base_patch32_clip_224.openai, its image tower",
+    "dinov2_with_registers": "vit_small_patch14_reg4_dinov2",
+    "vit_mae": "vit_base_patch16_224.mae",
+    "timm_wrapper": "hf-hub:OWNER/NAME, the repository's own id",
 }
 
 
+def recognise(source: Source) -> bool:
+    return "model_type" in source.config and "architecture" not in source.config
+
+
+def load(source: Source) -> nn.Module:
+    return load_hugging_face(str(source.folder or source.repo), source.revision)
+
+
+def holds(model: nn.Module) -> bool:
+    return hasattr(model, "save_pretrained") and hasattr(model, "config")
+
+
+def preprocessing(model: nn.Module) -> Preprocessing:
+    built: Any = model
+    return hugging_face_preprocessing(
+        built.config, getattr(built, "name_or_path", ""), any_size=takes_any_size(built.config)
+    )
+
+
+def takes_any_size(config: Any) -> bool:
+    """Whether the model resizes its positions to whatever picture it is given, as DINOv2 does."""
+    return config.model_type == "dinov2"
+
+
 def load_hugging_face(name: str, revision: str | None = None, num_classes: int | None = None) -> nn.Module:
-    """AutoModelForImageClassification of a ViT or DeiT, from safetensors only; with `num_classes` its head is
-    made anew where that differs. Raises UserError in one line."""
+    """A ViT, DeiT or DINOv2 from safetensors only: a classifier where the checkpoint has a trained head, else
+    the backbone alone; with `num_classes` a classifier whose head is made anew where it differs.
+
+    Raises UserError in one line.
+    """
+    try:
+        with hub.without_waiting():
+            model = _load(name, revision, num_classes)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"Hugging Face model {name!r} could not be loaded: {hub.explain(error)}") from error
+    return model.eval()
+
+
+def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     from transformers import (
         AutoConfig,
+        AutoModel,
         AutoModelForImageClassification,
         DeiTForImageClassificationWithTeacher,
     )
 
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    if config.model_type not in MODEL_TYPES:
+        raise unknown_type(name, config.model_type)
+    # the distilled DeiT has two heads; AutoModel would drop one of them
+    with_teacher = "DeiTForImageClassificationWithTeacher" in (config.architectures or [])
+    loader: Any = DeiTForImageClassificationWithTeacher if with_teacher else AutoModelForImageClassification
+    given: dict[str, Any] = dict(revision=revision, use_safetensors=True, output_loading_info=True)
+    with _quietly():
+        if num_classes is not None:
+            return loader.from_pretrained(
+                name, num_labels=num_classes, ignore_mismatched_sizes=True, **given
+            )[0]
+        model, found = loader.from_pretrained(name, **given)
+        if any("classifier" in key for key in found["missing_keys"]):
+            # its head would be random numbers, others at each load
+            pooler = {} if config.model_type == "dinov2" else {"add_pooling_layer": False}
+            model, found = AutoModel.from_pretrained(name, **pooler, **given)
+    missing = [key for key in found["missing_keys"] if not any(word in key for word in _UNREAD)]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(f"Hugging Face model {name!r} lacks {', '.join(sorted(missing)[:3])}{more}")
+    return model
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the table of keys that transformers prints where a checkpoint and a class differ: what is
+    missing is an error of ours, in one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-        if config.model_type not in MODEL_TYPES:
-            raise UserError(
-                f"teacher {name!r} (model_type={config.model_type}) cannot be expressed: only ViT and DeiT "
-                "classifiers are known"
-            )
-        # the distilled DeiT has two heads; AutoModel would drop one of them
-        with_teacher = "DeiTForImageClassificationWithTeacher" in (config.architectures or [])
-        loader: Any = (
-            DeiTForImageClassificationWithTeacher if with_teacher else AutoModelForImageClassification
-        )
-        head = {} if num_classes is None else {"num_labels": num_classes, "ignore_mismatched_sizes": True}
-        return loader.from_pretrained(name, revision=revision, use_safetensors=True, **head).eval()
-    except UserError:
-        raise
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Hugging Face model {name!r} could not be loaded: {first}") from error
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
-def hugging_face_preprocessing(config: Any, source: str, revision: str | None = None) -> Preprocessing:
-    """Mean, std, size, crop and resampling of the image processor in `source` (a folder or an id); those of
-    the model's kind without one. Raises UserError for a processor that cannot be read."""
-    defaults = _DEFAULTS.get(config.model_type, _DEFAULTS["vit"])
-    processor = _processor_config(source, revision or getattr(config, "_commit_hash", None)) or defaults
-    sides = config.image_size
-    height, width = (sides, sides) if isinstance(sides, int) else sides
-    cropped = bool(processor.get("do_center_crop"))
-    try:
-        crop_pct = 1.0
-        if cropped:
-            crop_pct = _side(processor.get("crop_size"), height) / _side(processor.get("size"), height)
-        return Preprocessing.from_pretrained_cfg(
-            {
-                "input_size": (config.num_channels, height, width),
-                "mean": processor.get("image_mean") or defaults["image_mean"],
-                "std": processor.get("image_std") or defaults["image_std"],
-                "interpolation": _RESAMPLE.get(processor.get("resample", defaults["resample"]), "bilinear"),
-                "crop_pct": crop_pct,
-                # ViT's processor squashes the whole picture to a square; DeiT's crops its middle
-                "crop_mode": "center" if cropped else "squash",
-            }
-        )
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{source}: its {_PROCESSOR} cannot be understood: {error}") from error
+def unknown_type(name: str, model_type: str) -> UserError:
+    """What to write instead of a model that no view can express."""
+    elsewhere = _ELSEWHERE.get(model_type)
+    hint = f"; timm has the same weights, write {elsewhere}" if elsewhere else ""
+    return UserError(
+        f"teacher {name!r} (model_type={model_type}) cannot be expressed: only ViT, DeiT and DINOv2 are "
+        f"known{hint}"
+    )
 
 
-def _side(size: Any, default: int) -> int:
-    """Pixels of 256, [256, 256], {"height": 256, "width": 256} or {"shortest_edge": 256}: all are in use."""
-    if isinstance(size, dict):
-        return int(size.get("shortest_edge") or size.get("height") or default)
-    if isinstance(size, list | tuple):
-        return int(size[0]) if size else default
-    return default if size is None else int(size)
+def origin(model: Any) -> Origin:
+    """Whose the weights of a model in hand are, by the model card where it was loaded from; without a
+    network."""
+    name = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
+    return origin_in_hand(name)
 
 
-def _processor_config(source: str, revision: str | None) -> dict[str, Any]:
-    """preprocessor_config.json of a folder or an id; empty where there is none."""
-    folder = Path(source)
-    try:
-        if source and folder.is_dir():
-            found: str | Path | None = folder / _PROCESSOR if (folder / _PROCESSOR).is_file() else None
-        elif "/" in source:
-            from transformers.utils.hub import cached_file
-
-            missing_is_fine: Any = {"_raise_exceptions_for_missing_entries": False}
-            found = cached_file(source, _PROCESSOR, revision=revision, **missing_is_fine)
-        else:
-            found = None
-        values = json.loads(Path(found).read_text(encoding="utf-8")) if found is not None else {}
-    except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{source}: its {_PROCESSOR} cannot be read: {first}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{source}: its {_PROCESSOR} holds no JSON object but a {type(values).__name__}")
-    return values
+def class_names(config: Any) -> tuple[str, ...] | None:
+    """Its id2label, but for the LABEL_0, LABEL_1 ... that transformers fills in."""
+    named = getattr(config, "id2label", None) or {}
+    names = [str(named.get(k, named.get(str(k), ""))) for k in range(len(named))]
+    if not names or not all(names) or all(name == f"LABEL_{k}" for k, name in enumerate(names)):
+        return None
+    return tuple(names)
 
 
-def save_transformers(model: Any, folder: Path, preprocessing: Preprocessing | None = None) -> None:
+def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = None) -> None:
     """Write the model and its image processor: `from_pretrained(FOLDER)`."""
+    built: Any = model
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    built.save_pretrained(folder)
     if preprocessing is not None:
-        _image_processor(preprocessing).save_pretrained(folder)
+        image_processor(preprocessing).save_pretrained(folder)
 
 
-def _image_processor(preprocessing: Preprocessing) -> Any:
-    from transformers import ViTImageProcessor
+_SNIPPET = """from transformers import AutoImageProcessor, {loader}
 
-    _, height, width = preprocessing.input_size
-    resample = {"nearest": 0, "bilinear": 2, "bicubic": 3}[preprocessing.interpolation]
-    return ViTImageProcessor(
-        size={"height": height, "width": width},
-        image_mean=list(preprocessing.mean),
-        image_std=list(preprocessing.std),
-        resample=resample,
+processor = AutoImageProcessor.from_pretrained("OWNER/NAME")
+model = {loader}.from_pretrained("OWNER/NAME").eval()
+"""
+
+
+def card(model: nn.Module) -> Card:
+    built: Any = model
+    classifies = "ForImageClassification" in type(model).__name__
+    loader = "AutoModelForImageClassification" if classifies else "AutoModel"
+    found = origin(built)
+    return Card(
+        library=library,
+        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        snippet=_SNIPPET.format(loader=loader),
+        licence=found.licence,
+        base_model=found.base_model,
     )

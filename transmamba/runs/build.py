@@ -13,6 +13,7 @@ from torch import nn
 from ..core.task import Task
 from ..core.tower import StudentSpec
 from ..errors import UserError
+from ..subcloning.convert import carry
 from ..teachers.teacher import Teacher
 from .recipe import Recipe
 
@@ -54,6 +55,8 @@ def assemble(recipe: Recipe, accelerator: Any) -> Parts:
         num_classes=task.num_classes,
     )
     student = recipe.student.build(spec)
+    if teacher is not None:
+        carry(student, teacher)
     if recipe.trainer.grad_checkpointing:
         if not hasattr(student, "set_grad_checkpointing"):
             raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")

@@ -19,8 +19,10 @@ import torch
 import yaml
 
 from ..config import load as configs
+from ..ecosystems.folders import STUDENT_FOLDER, remove_model
 from ..errors import ConfigError, UserError
-from ..reporting.tracking import METRICS_FILE
+from ..reporting.samples import ITEMS_FILE
+from ..reporting.tracking import METRICS_FILE, WANDB_ID_FILE
 from ..training.checkpoint import list_checkpoints
 from .recipe import Recipe
 
@@ -28,6 +30,23 @@ RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
 SUBCLONE, SAMPLES, INDICES = "subclone.json", "samples.npz", "train_indices.npy"
 _LOCK = ".lock"
+# what a run leaves in its folder, of any version; folders whole
+_WRITTEN = (
+    RESULTS,
+    CONFIG,
+    REPORT,
+    ENVIRONMENT,
+    SUBCLONE,
+    SAMPLES,
+    INDICES,
+    ITEMS_FILE,
+    METRICS_FILE,
+    WANDB_ID_FILE,
+    "rotation.safetensors",
+    "comparison.html",
+    "checkpoints",
+    "wandb",
+)
 _PACKAGES = (
     "torch",
     "torchvision",
@@ -45,7 +64,8 @@ _PACKAGES = (
 
 def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     """Make `folder` this recipe's, or find that it already is. Another run's is refused, or with `overwrite`
-    removed. Raises UserError naming the first differences."""
+    removed: what a run writes, and nothing else that lies there. Raises UserError naming the first
+    differences."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"output_dir {str(folder)!r} is a file; write a folder")
     if folder.exists() and any(folder.iterdir()):
@@ -53,7 +73,7 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
         with sole(folder):
             pass
         if overwrite:
-            shutil.rmtree(folder)
+            _remove_run(folder)
         elif _has_begun(folder):
             _refuse_another_run(folder, recipe)
     try:
@@ -65,6 +85,22 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
             (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
+
+
+def _remove_run(folder: Path) -> None:
+    """What runs write there, results first, so that half of it is never taken for a finished run."""
+    for name in _WRITTEN:
+        for path in (folder / name, folder / f"{name}.partial"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    if (folder / "scratch").is_dir():
+        _remove_run(folder / "scratch")
+    remove_model(folder / STUDENT_FOLDER)
+    for below in (STUDENT_FOLDER, "scratch"):
+        with contextlib.suppress(OSError):  # something of the user's lies there
+            (folder / below).rmdir()
 
 
 @contextlib.contextmanager

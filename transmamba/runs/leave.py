@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load as configs
+from ..ecosystems.find import card_of
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..evaluation.run import Measured
 from ..reporting.metrics import write_results
-from ..reporting.model_card import Card, write_model_card
+from ..reporting.model_card import write_model_card
 from ..reporting.samples import write_samples
 from .pipeline import Pipeline
 
@@ -21,7 +22,7 @@ def leave(folder: Path, pipeline: Pipeline, results: dict[str, Any], measured: M
     holds."""
     task, config = pipeline.parts.task, configs.dump(pipeline.parts.recipe)
     write_samples(folder, measured, _NUM_SAMPLES)
-    card = Card(library="timm", pipeline_tag="image-classification", snippet="")
+    card = card_of(pipeline.parts.student)
     write_model_card(folder / STUDENT_FOLDER, card, results=results, config=config)
     write_results(folder, results, task.metrics, {"watched": task.watched, "final": task.final})
     return results

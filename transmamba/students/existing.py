@@ -12,9 +12,11 @@ from torch import nn
 from ..config.registry import STUDENTS
 from ..core.preprocessing import Preprocessing
 from ..core.tower import StudentSpec
+from ..ecosystems import hub
 from ..ecosystems.find import preprocessing_of
-from ..ecosystems.timm import create_timm
-from ..ecosystems.transformers import hugging_face_preprocessing, load_hugging_face
+from ..ecosystems.processor import hugging_face_preprocessing
+from ..ecosystems.timm import check_options, create_timm
+from ..ecosystems.transformers import load_hugging_face, takes_any_size
 from ..errors import UserError
 
 
@@ -34,15 +36,17 @@ class TimmModel:
     fresh_head: bool = False
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_options(self.kwargs)
+
     def build(self, spec: StudentSpec) -> nn.Module:
         if not self.pretrained and Path(self.model).expanduser().is_dir():
             raise UserError(
                 f"student.model is the folder {self.model!r}, whose weights are not read while pretrained is "
                 "false; set student.pretrained to true, or write the architecture's name"
             )
-        model: Any = create_timm(
-            self.model, pretrained=self.pretrained, num_classes=spec.num_classes or 0, **self.kwargs
-        )
+        arguments = {"num_classes": spec.num_classes or 0, **self.kwargs}
+        model: Any = create_timm(self.model, pretrained=self.pretrained, **arguments)
         if self.fresh_head:
             model.reset_classifier(spec.num_classes)
         return model
@@ -56,8 +60,8 @@ class TimmModel:
 @STUDENTS.register("hf_vit")
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceModel:
-    """A Hugging Face ViT or DeiT classifier to fine-tune; its head is made anew where the number of classes
-    differs.
+    """A Hugging Face ViT, DeiT or DINOv2 classifier to fine-tune; its head is made anew where the number of
+    classes differs.
 
     model: an id or a folder
     revision: branch, tag or commit on the Hub
@@ -76,8 +80,9 @@ class HuggingFaceModel:
         from transformers import AutoConfig
 
         try:
-            config = AutoConfig.from_pretrained(self.model, revision=self.revision)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UserError(f"Hugging Face model {self.model!r} could not be loaded: {first}") from error
-        return hugging_face_preprocessing(config, self.model, self.revision)
+            with hub.without_waiting():
+                config = AutoConfig.from_pretrained(self.model, revision=self.revision)
+        except Exception as error:
+            said = hub.explain(error)
+            raise UserError(f"Hugging Face model {self.model!r} could not be loaded: {said}") from error
+        return hugging_face_preprocessing(config, self.model, self.revision, any_size=takes_any_size(config))

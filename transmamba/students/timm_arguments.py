@@ -12,11 +12,12 @@ from ..core.layout import Grid
 from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..views.embeddings import ImageEmbedding
+from ..views.heads import Classifier
 from ..views.view import Tower, View
 
 
 def default_cfg(size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
-    """For square RGB images of `size` pixels, without pretrained weights."""
+    """For square RGB images of `size` pixels, without pretrained weights, so without a licence of theirs."""
     return {
         "url": "",
         "num_classes": num_classes,
@@ -29,7 +30,6 @@ def default_cfg(size: int = 224, num_classes: int = 1000) -> dict[str, Any]:
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
-        "license": "apache-2.0",
     }
 
 
@@ -70,6 +70,14 @@ def _check_patch(model: str, tower: Tower) -> None:
             "leave student.model out to follow the teacher, or write "
             f"student.kwargs.patch_size={found[1]} to mean it"
         )
+
+
+def pooled_token(view: View) -> str:
+    """The token that its head reads, or `mean`; of a backbone its class token, where there is one."""
+    head, layout = view.heads.get("image"), image_tower(view).layout
+    if isinstance(head, Classifier):
+        return head.readouts[0][0]
+    return "cls" if isinstance(layout, Grid) and "cls" in dict(layout.special) else "mean"
 
 
 def image_tower(view: View) -> Tower:

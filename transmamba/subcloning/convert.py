@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config.registry import STUDENTS
 from ..core.batch import Batch, image_batch
 from ..core.tower import Student, StudentSpec
+from ..ecosystems.timm import say_whose
 from ..errors import UserError, suggest
 from ..teachers.load import adapt_teacher, load_teacher
 from ..teachers.teacher import Teacher
@@ -41,6 +42,7 @@ def convert(
     calibration: batches, or image tensors (B, C, H, W), as the teacher reads them. The first
         `init.calibration_images` items rank coordinates by activation (without any, evenly spaced ones are
         kept) and serve `init.average`
+    num_classes: of the student; left out: the teacher's, and none (features alone) where it has no head
     kwargs:  for the student's constructor (embed_dim, depth, gate_bias ...)
 
     Raises UserError for an unknown name or shapes that cannot meet.
@@ -62,15 +64,20 @@ def convert(
             f"{type(student).__name__} is no Mamba student; write vim, ssd_vit, or a timm name of ours"
         )
     report, _ = subclone(student, teacher, init, first_items(batches, init.calibration_images))
-    _carry(student, teacher)
+    carry(student, teacher)
     return student.eval(), report
 
 
-def _carry(student: Any, teacher: Teacher) -> None:
-    """A student's images look as its teacher's do."""
-    if hasattr(student, "pretrained_cfg"):
-        carried = {**student.pretrained_cfg, **teacher.preprocessing.to_pretrained_cfg()}
-        student.pretrained_cfg = student.default_cfg = carried
+def carry(student: Any, teacher: Teacher) -> None:
+    """What a student has of its teacher beside weights, for whoever saves it: what its images look like, the
+    names of the classes it shares, and whose work it is derived from (licence, repository)."""
+    if not hasattr(student, "pretrained_cfg"):
+        return
+    carried = {**student.pretrained_cfg, **teacher.preprocessing.to_pretrained_cfg()}
+    if teacher.class_names is not None and student.num_classes == teacher.num_classes:
+        carried |= {"num_classes": student.num_classes, "label_names": list(teacher.class_names)}
+    student.pretrained_cfg = student.default_cfg = carried
+    say_whose(student, teacher.licence, teacher.base_model)
 
 
 def build_student(name: str, teacher: Teacher, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
@@ -83,11 +90,16 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
         raise UserError(
             f"student {name!r} takes no teacher's weights; write vim or ssd_vit, or a timm name of ours"
         )
-    if name in STUDENTS:
-        return STUDENTS[name](kwargs=kwargs).build(spec)
-    if name in student_models():
-        kind = "ssd_vit" if name.startswith("ssd_vit") else "vim"
-        return STUDENTS[kind](model=name, kwargs=kwargs).build(spec)
+    kind = "ssd_vit" if name.startswith("ssd_vit_") else "vim"
+    try:
+        if name in STUDENTS:
+            return STUDENTS[name](kwargs=kwargs).build(spec)
+        if name in student_models():
+            return STUDENTS[kind](model=name, kwargs=kwargs).build(spec)
+    except UserError:
+        raise
+    except ValueError as error:  # what a configuration says of its own values
+        raise UserError(str(error)) from error
     raise UserError(f"unknown student {name!r}{suggest(name, [*student_models(), 'vim', 'ssd_vit'])}")
 
 

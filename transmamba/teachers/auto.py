@@ -14,10 +14,12 @@ from .teacher import Teacher
 class Auto:
     """Whatever teacher a name means.
 
-    model: a run or model folder, a timm name, or a Hugging Face id
+    model: a run or model folder, a timm name, a Hugging Face id, or a file of weights
+    architecture: the timm name of the model whose weights a file holds
     """
 
     model: str
+    architecture: str | None = None
 
     def build(self) -> Teacher:
-        return load_teacher(self.model)
+        return load_teacher(self.model, self.architecture)

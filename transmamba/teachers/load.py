@@ -2,55 +2,50 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from torch import nn
 
 from ..config.registry import TEACHERS
-from ..ecosystems.folders import model_folder
+from ..ecosystems.find import ecosystem_of
+from ..ecosystems.sources import read_source
+from ..ecosystems.transformers import unknown_type
+from ..ecosystems.weights import read_weights
 from ..errors import UserError
 from .teacher import Teacher
 
 
 def adapt_teacher(module: nn.Module) -> Teacher:
     """The teacher in a module the user already holds, by the first registered adapter that knows its
-    class."""
+    class. Raises UserError where something acts in it that its weights do not say (adapters, hooks)."""
     for name in TEACHERS:
         adapter = TEACHERS[name]
         if hasattr(adapter, "accepts") and adapter.accepts(module):
             return adapter.adapt(module, source=type(module).__name__)
     raise UserError(
         f"no teacher adapter for {type(module).__module__}.{type(module).__qualname__}; "
-        "known: timm VisionTransformer, transformers ViT/DeiTForImageClassification "
+        "known: timm VisionTransformer, transformers ViT, DeiT and DINOv2 "
         "(docs/adding_a_part.md shows how to add one)"
     )
 
 
-def load_teacher(source: str | Path) -> Teacher:
-    """The teacher named by `source`: a run or model folder, a timm name, or a Hugging Face id.
+def load_teacher(source: str | Path, architecture: str | None = None) -> Teacher:
+    """The teacher named by `source`: a run or model folder, a timm name, a Hugging Face id, or, with
+    `architecture` (a timm name), a file of weights.
 
     Raises UserError with what was tried.
     """
-    for name in TEACHERS:
-        part = TEACHERS[name]
-        recognised = part.recognise(str(source)) if hasattr(part, "recognise") else None
-        if recognised is not None:
-            return recognised.build()
-    if model_folder(source):
-        raise UserError(
-            f"teacher {str(source)!r}: its config.json names neither a timm `architecture` nor a known "
-            "`model_type` (vit, deit)"
-        )
-    raise UserError(
-        f"teacher {str(source)!r}: no such folder, timm model or Hugging Face id{_hint(str(source))}; "
-        "write a folder that holds config.json, a timm name such as deit_small_patch16_224, or an id such as "
-        "google/vit-base-patch16-224"
-    )
-
-
-def _hint(name: str) -> str:
-    import timm
-
-    close = difflib.get_close_matches(name, timm.list_models(["*vit*", "*deit*"]), n=1, cutoff=0.7)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    try:
+        found = read_source(str(source), architecture)
+        for name in TEACHERS:
+            part = TEACHERS[name]
+            recognised = part.recognise(found) if hasattr(part, "recognise") else None
+            if recognised is not None:
+                return recognised.build()
+        if found.file is not None:
+            read_weights(found.file)  # what is no checkpoint at all is told so first
+        ecosystem_of(found)
+    except UserError as error:
+        said = str(error).removeprefix("teacher ")
+        raise UserError(f"teacher {said if str(source) in said else f'{str(source)!r}: {said}'}") from error
+    raise unknown_type(str(source), found.config.get("model_type", "unknown"))

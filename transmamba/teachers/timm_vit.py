@@ -10,47 +10,48 @@ from torch import Tensor, nn
 
 from ..config.registry import TEACHERS
 from ..core.layout import Grid
-from ..core.preprocessing import Preprocessing
-from ..ecosystems.folders import model_folder, read_model_config
-from ..ecosystems.timm import create_timm, timm_preprocessing
+from ..ecosystems import timm as library
+from ..ecosystems.sources import Source, read_source
+from ..ecosystems.timm import check_options, create_timm
 from ..errors import UserError
 from ..views.embeddings import ImageEmbedding
-from ..views.heads import Classifier
+from ..views.heads import Classifier, Head
 from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from ..views.view import Tower, View
+from .check import check_view, plain_linear
 from .teacher import Teacher, refuse
 
 
 @TEACHERS.register("timm_vit")
 @dataclass(frozen=True, kw_only=True)
 class TimmVit:
-    """A timm ViT or DeiT.
+    """A timm ViT or DeiT. Without a classifier it teaches features alone.
 
-    model: a timm name, `hf-hub:ID`, or a folder that timm or transmamba wrote
+    model: a timm name, `hf-hub:ID`, a folder that timm or transmamba wrote, or a file of weights
+    architecture: the timm name of the model whose weights a file holds
     pretrained: with its weights; false for random ones, to try things out
     kwargs: for timm.create_model, such as img_size
     """
 
     model: str
+    architecture: str | None = None
     pretrained: bool = True
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_options(self.kwargs)
+
     def build(self) -> Teacher:
-        if self.pretrained and ":" not in self.model and not model_folder(self.model):
-            check_known(self.model, **self.kwargs)  # before its weights are fetched
-        return self.adapt(
-            create_timm(self.model, pretrained=self.pretrained, **self.kwargs), source=self.model
-        )
+        source = read_source(self.model, self.architecture)
+        known = source.architecture if source.file is not None else source.text if source.bare else None
+        if self.pretrained and known is not None:
+            check_known(known, **self.kwargs)  # before its weights are fetched
+        return self.adapt(create_timm(source, pretrained=self.pretrained, **self.kwargs), source=self.model)
 
     @staticmethod
-    def recognise(source: str) -> TimmVit | None:
-        import timm
-
-        if model_folder(source):
-            return TimmVit(model=source) if "architecture" in read_model_config(source) else None
-        if source.startswith(("hf-hub:", "timm/")) or timm.is_model(source):
-            return TimmVit(model=source if not source.startswith("timm/") else f"hf-hub:{source}")
-        return None
+    def recognise(source: Source) -> TimmVit | None:
+        known = library.recognise(source)
+        return TimmVit(model=source.text, architecture=source.architecture) if known else None
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:
@@ -61,12 +62,23 @@ class TimmVit:
     @staticmethod
     def adapt(module: nn.Module, *, source: str) -> Teacher:
         model: Any = module
-        return Teacher(
+        origin = library.origin(model)
+        teacher = Teacher(
             timm_view(model),
             source=source,
-            preprocessing=Preprocessing.from_pretrained_cfg(timm_preprocessing(model)),
+            preprocessing=library.preprocessing(model),
             num_params=sum(p.numel() for p in model.parameters()),
+            class_names=library.class_names(model),
+            licence=origin.licence,
+            base_model=origin.base_model,
         )
+        check_view(teacher, module, _logits, lambda model, images: model.forward_features(images))
+        return teacher
+
+
+def _logits(model: Any, images: Tensor) -> Tensor:
+    """In evaluation mode a distilled DeiT gives the mean of its two heads."""
+    return model(images)
 
 
 def check_known(name: str, **kwargs: Any) -> None:
@@ -101,16 +113,23 @@ def timm_view(model: Any) -> View:
             raise refuse(
                 f"block {index}", "only the plain pre-norm block is known", kind=type(block).__name__
             )
-        sublayers += [_attention(block), _mlp(block)]
+        sublayers += [_attention(block, f"blocks.{index}"), _mlp(block, f"blocks.{index}")]
     embedding, layout = _embedding(model)
     after_pooling = not isinstance(model.fc_norm, nn.Identity)
-    token = "cls" if model.global_pool == "token" else "mean"
-    readouts = [(token, _affine(model.head))]
-    if hasattr(model, "head_dist"):
-        readouts.append(("dist", _affine(model.head_dist)))
-    head = Classifier(tuple(readouts), norm_view(model.fc_norm) if after_pooling else None)
     norm = None if after_pooling else norm_view(model.norm)
-    return View({"image": Tower(embedding, tuple(sublayers), norm, layout)}, {"image": head})
+    head = _head(model, norm_view(model.fc_norm) if after_pooling else None)
+    tower = Tower(embedding, tuple(sublayers), norm, layout)
+    return View({"image": tower}, {} if head is None else {"image": head})
+
+
+def _head(model: Any, norm: Norm | None) -> Head | None:
+    """Its classifier; None for a backbone (`num_classes=0`)."""
+    if isinstance(model.head, nn.Identity):
+        return None
+    readouts = [("cls" if model.global_pool == "token" else "mean", _affine(model.head, "head"))]
+    if hasattr(model, "head_dist"):
+        readouts.append(("dist", _affine(model.head_dist, "head_dist")))
+    return Classifier(tuple(readouts), norm)
 
 
 def norm_view(module: nn.Module) -> Norm | None:
@@ -128,9 +147,8 @@ def norm_view(module: nn.Module) -> Norm | None:
     raise refuse("norm", "only LayerNorm and RMSNorm are known", kind=type(module).__name__)
 
 
-def _affine(linear: Any) -> Affine:
-    if not isinstance(linear, nn.Linear):
-        raise refuse("head", "the model has no linear classifier", kind=type(linear).__name__)
+def _affine(module: Any, name: str) -> Affine:
+    linear = plain_linear(module, name)
     return Affine(linear.weight, linear.bias)
 
 
@@ -140,13 +158,13 @@ def _split(linear: nn.Linear) -> list[Affine]:
     return [Affine(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
 
 
-def _attention(block: Any) -> Attention:
+def _attention(block: Any, name: str) -> Attention:
     attn = block.attn
     if type(attn).__name__ != "Attention" or getattr(attn, "gate", None) is not None:
         raise refuse("attention", "only plain softmax attention is known", kind=type(attn).__name__)
     if not isinstance(attn.norm, nn.Identity):
         raise refuse("attention", "a norm before the output projection is not covered")
-    q, k, v = _split(attn.qkv)
+    q, k, v = _split(plain_linear(attn.qkv, f"{name}.attn.qkv"))
     norm = norm_view(block.norm1)
     assert norm is not None, "a pre-norm block has a norm"
     return Attention(
@@ -154,7 +172,7 @@ def _attention(block: Any) -> Attention:
         q=q,
         k=k,
         v=v,
-        o=_affine(attn.proj),
+        o=_affine(attn.proj, f"{name}.attn.proj"),
         heads=attn.num_heads,
         q_norm=norm_view(attn.q_norm),
         k_norm=norm_view(attn.k_norm),
@@ -162,7 +180,7 @@ def _attention(block: Any) -> Attention:
     )
 
 
-def _mlp(block: Any) -> Mlp:
+def _mlp(block: Any, name: str) -> Mlp:
     mlp = block.mlp
     if type(mlp).__name__ != "Mlp" or not isinstance(mlp.norm, nn.Identity):
         raise refuse("MLP", "only the plain two-layer MLP is known", kind=type(mlp).__name__)
@@ -170,8 +188,8 @@ def _mlp(block: Any) -> Mlp:
     assert norm is not None, "a pre-norm block has a norm"
     return Mlp(
         norm=norm,
-        up=_affine(mlp.fc1),
-        down=_affine(mlp.fc2),
+        up=_affine(mlp.fc1, f"{name}.mlp.fc1"),
+        down=_affine(mlp.fc2, f"{name}.mlp.fc2"),
         act=mlp.act,
         scale=getattr(block.ls2, "gamma", None),
     )

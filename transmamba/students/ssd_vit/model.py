@@ -23,6 +23,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..sizes import check_rates, check_sizes
 from .plan import plan_block, plan_ends, suits_layer_norms
 
 
@@ -63,6 +64,7 @@ class SSDVisionTransformer(VisionTransformer):
     def __init__(
         self, *, attention_layers: Sequence[int] = (), norm_eps: float | None = None, **kwargs: Any
     ) -> None:
+        _check(**kwargs)
         super().__init__(block_fn=SSDBlock, **kwargs)
         if norm_eps is not None:
             for module in self.modules():
@@ -170,3 +172,22 @@ class SSDVisionTransformer(VisionTransformer):
         yield from plan_ends(self, view)
         for k, t in enumerate(depth_map(self.num_layers, len(tower.ends))):
             yield from plan_block(self, tower, k, t)
+
+
+def _check(
+    img_size: Any = 224,
+    patch_size: Any = 16,
+    embed_dim: int = 768,
+    num_heads: int = 12,
+    in_chans: int = 3,
+    depth: int = 12,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    **others: Any,
+) -> None:
+    """Of the constructor's arguments. Raises ValueError for sizes of which no ssd_vit can be made."""
+    sizes = dict(embed_dim=embed_dim, num_heads=num_heads, in_chans=in_chans, depth=depth)
+    check_sizes(img_size, patch_size, None, **sizes)
+    check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+    if embed_dim % num_heads:
+        raise ValueError(f"embed_dim is {embed_dim}, no multiple of num_heads, {num_heads}")

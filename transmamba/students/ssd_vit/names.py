@@ -14,12 +14,12 @@ from ...config.registry import STUDENTS
 from ...core.preprocessing import Preprocessing
 from ...core.tower import StudentSpec
 from ...ecosystems.find import preprocessing_of
-from ...ecosystems.timm import create_timm
+from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
 from ...views.heads import Classifier, Head
 from ...views.sublayers import Attention, Mlp
 from ...views.view import View
-from ..timm_arguments import default_cfg, following, image_embedding, image_tower
+from ..timm_arguments import default_cfg, following, image_embedding, image_tower, pooled_token
 from .model import SSDVisionTransformer
 
 default_cfgs = generate_default_cfgs(
@@ -100,6 +100,9 @@ class SsdVit:
     attention_layers: tuple[int, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_options(self.kwargs)
+
     def build(self, spec: StudentSpec) -> nn.Module:
         arguments = following("ssd_vit", self.model, self.kwargs, shape_of, spec)
         if self.attention_layers:
@@ -123,7 +126,6 @@ def shape_of(view: View) -> dict[str, Any]:
     attention, mlp = tower.sublayers[0], tower.sublayers[1]
     assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a vision transformer's block"
     eps = {sublayer.norm.eps for sublayer in tower.sublayers if isinstance(sublayer, Attention)}
-    pooled = head.readouts[0][0] if isinstance(head, Classifier) else "cls" if "cls" in special else "mean"
     return dict(
         patch_size=embedding.weight.shape[-1],
         embed_dim=tower.width,
@@ -135,7 +137,7 @@ def shape_of(view: View) -> dict[str, Any]:
         proj_bias=attention.o.bias is not None,
         class_token="cls" in special,
         reg_tokens=sum(name.startswith("reg") for name in special),
-        global_pool="token" if pooled == "cls" else "avg",
+        global_pool="token" if pooled_token(view) == "cls" else "avg",
         pre_norm=embedding.norm is not None,
         final_norm=tower.norm is not None or _norm_after_pooling(head),
         fc_norm=_norm_after_pooling(head),

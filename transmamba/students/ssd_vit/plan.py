@@ -35,6 +35,11 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
     (embedding, theirs), mine = image_embedding(view), student.layout
     if embedding.centre:
         raise UserError("ssd_vit cannot centre what a norm after the embedding makes; set init.fold to false")
+    channels, wanted = embedding.weight.shape[1], student.patch_embed.proj.weight.shape[1]
+    if channels != wanted:
+        raise UserError(
+            f"teacher has {channels} input channels, student {wanted}; set student.kwargs.in_chans"
+        )
     if mine.grid != theirs.grid:
         raise UserError(
             f"teacher has a {theirs.grid} patch grid, ssd_vit {mine.grid}; use the same size and patch"

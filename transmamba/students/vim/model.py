@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, PatchEmbed, trunc_normal_
+from timm.layers import trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -23,35 +23,17 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..sizes import check_pooling, check_rates, check_sizes
+from .embedding import note_sizes, patches_of, resized_positions
+from .layer import PLAIN, VimLayer
 from .plan import plan_ends, plan_layer
-
-_PLAIN = Want()
-
-
-class VimLayer(nn.Module):
-    """x + mixer(norm(x)), the residual stream in float32 whatever the mixer's precision."""
-
-    def __init__(self, dim: int, drop_path: float, **mixer: Any) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.mixer = BidirectionalMamba(dim, **mixer)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-
-    def forward(self, x: Tensor, want: Want = _PLAIN) -> tuple[Tensor, Mixed]:
-        """The stream (B, L, D) after this layer, or what its mixer alone adds, and the mixer's own record."""
-        mixed = self.mixer(self.norm(x), branches=want.branches, tokens=want.tokens)
-        if want.alone:
-            return mixed.output, mixed
-        survives = self.drop_path(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
-        if mixed.half is not None:
-            mixed.half = mixed.half * survives.to(mixed.half.dtype)
-        return x + survives * mixed.output, mixed
 
 
 class VisionMamba(nn.Module):
     """Vim, bidirectional v2, class token in the middle.
 
-    Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, and the additions to the official model
+    Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, `stride` (pixels between patches that
+    overlap, as in the official stride-8 models), and the additions to the official model
     `proj_bias`, `gate_bias` (see `BidirectionalMamba`) and `pre_norm`: a LayerNorm after the embedding, as
     CLIP's towers have it (`centred`: with each token's mean taken out after it, as folding leaves it).
     """
@@ -74,43 +56,31 @@ class VisionMamba(nn.Module):
         pre_norm_eps: float = 1e-5,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        stride: int | None = None,
+        dynamic_img_size: bool = False,
     ) -> None:
         super().__init__()
-        if global_pool not in ("", "token", "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}; write 'token', 'avg' or ''")
-        for name, size in (
-            ("depth", depth),
-            ("embed_dim", embed_dim),
-            ("d_state", d_state),
-            ("expand", expand),
-            ("d_conv", d_conv),
-        ):
-            if size < 1:
-                raise ValueError(f"{name} is {size}; write a number of at least 1")
+        check_pooling(global_pool)
+        check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
+        sizes = dict(depth=depth, embed_dim=embed_dim, d_state=d_state, expand=expand, d_conv=d_conv)
+        check_sizes(img_size, patch_size, stride, in_chans=in_chans, **sizes)
+        if dynamic_img_size:
+            raise ValueError("dynamic_img_size is not for a Vim; call set_input_size for each size instead")
         if pre_norm not in ("", "layer", "centred"):
             raise ValueError(f"pre_norm is {pre_norm!r}; write 'layer', 'centred' or ''")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1
         self.grad_checkpointing = False
-        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim)
+        self.patch_embed = patches_of(img_size, patch_size, in_chans, embed_dim, stride)
         num_patches = self.patch_embed.num_patches
-        if not num_patches:
-            raise ValueError(
-                f"img_size is {img_size}, smaller than a patch of {patch_size}; write a larger one"
-            )
         self.cls_position = num_patches // 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
         self.norm_pre = nn.LayerNorm(embed_dim, eps=pre_norm_eps) if pre_norm else nn.Identity()
         self.centred = pre_norm == "centred"
-        mixer = dict(
-            d_state=d_state,
-            expand=expand,
-            d_conv=d_conv,
-            proj_bias=proj_bias,
-            gate_bias=gate_bias,
-        )
+        mixer: dict[str, Any] = dict(d_state=d_state, expand=expand, d_conv=d_conv)
+        mixer |= dict(proj_bias=proj_bias, gate_bias=gate_bias)
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.layers = nn.ModuleList(VimLayer(embed_dim, rate, **mixer) for rate in rates)
         self.norm_f = nn.RMSNorm(embed_dim, eps=1e-5)
@@ -166,13 +136,23 @@ class VisionMamba(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
         if global_pool is not None:
-            if global_pool not in ("", "token", "avg"):
-                raise ValueError(f"global_pool is {global_pool!r}; write 'token', 'avg' or ''")
+            check_pooling(global_pool)
             self.global_pool = global_pool
         device = self.pos_embed.device
         self.head = (
             nn.Linear(self.embed_dim, num_classes, device=device) if num_classes > 0 else nn.Identity()
         )
+
+    def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
+        """Take images, or patches, of another size from now on; positions and patches are resampled."""
+        embed, old = self.patch_embed, self.patch_embed.grid_size
+        check_sizes(img_size or embed.img_size, patch_size or embed.patch_size, None)
+        embed.set_input_size(img_size, patch_size)
+        if embed.grid_size != old:
+            resized = resized_positions(self.pos_embed, old, embed.grid_size)
+            self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
+            self.cls_position = embed.num_patches // 2
+        note_sizes(self, embed.img_size, embed.patch_size)
 
     def _embed(self, x: Tensor) -> Tensor:
         patches = self.patch_embed(x)
@@ -181,7 +161,7 @@ class VisionMamba(nn.Module):
         x = self.norm_pre(torch.cat([before, cls_token, after], dim=1) + self.pos_embed)
         return x - x.mean(dim=-1, keepdim=True) if self.centred else x
 
-    def _layer(self, layer: nn.Module, x: Tensor, want: Want = _PLAIN) -> tuple[Tensor, Mixed]:
+    def _layer(self, layer: nn.Module, x: Tensor, want: Want = PLAIN) -> tuple[Tensor, Mixed]:
         if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
             return checkpoint(layer, x, want, use_reentrant=False)
         return layer(x, want)
@@ -267,8 +247,7 @@ class VisionMamba(nn.Module):
     @property
     def parts(self) -> dict[str, int]:
         first: Any = self.layers[0]
-        states: int = first.mixer.d_state
-        return dict.fromkeys(("B", "C", "B_b", "C_b"), states)
+        return dict.fromkeys(("B", "C", "B_b", "C_b"), first.mixer.d_state)
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
         capture, stream = captures.get("image", Capture()), Stream(self.layout)

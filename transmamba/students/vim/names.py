@@ -14,11 +14,10 @@ from ...config.registry import STUDENTS
 from ...core.preprocessing import Preprocessing
 from ...core.tower import StudentSpec
 from ...ecosystems.find import preprocessing_of
-from ...ecosystems.timm import create_timm
+from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
-from ...views.heads import Classifier
 from ...views.view import View
-from ..timm_arguments import default_cfg, following, image_embedding, image_tower
+from ..timm_arguments import default_cfg, following, image_embedding, image_tower, pooled_token
 from .model import VisionMamba
 from .official import checkpoint_filter_fn
 
@@ -94,6 +93,9 @@ class Vim:
     model: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_options(self.kwargs)
+
     def build(self, spec: StudentSpec) -> nn.Module:
         shape_of = functools.partial(_shape_of, square="patch_size" not in self.kwargs)
         arguments = following("vim", self.model, self.kwargs, shape_of, spec)
@@ -122,8 +124,8 @@ def name_of_width(width: int) -> str:
 def _reading_of(view: View) -> dict[str, Any]:
     """How a Vim begins and ends as this view does: the norm after its embedding, the token that its head
     reads."""
-    head, (embedding, _) = view.heads.get("image"), image_embedding(view)
-    mean = isinstance(head, Classifier) and head.readouts[0][0] == "mean"
+    embedding, _ = image_embedding(view)
+    mean = pooled_token(view) == "mean"
     arguments: dict[str, Any] = {"global_pool": "avg" if mean else "token"}
     if embedding.norm is not None:
         kind = "centred" if embedding.centre else "layer"

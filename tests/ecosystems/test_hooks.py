@@ -1,0 +1,94 @@
+"""timm knows our students, whichever of both is imported first; importing us alone costs no torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+MAKES = "model = timm.create_model('vim_tiny_patch16_224', depth=1)\nassert model.num_layers == 1\n"
+# name -> a program that must end well
+PROGRAMS = {
+    "transmamba, then timm": "import transmamba, sys\nassert 'torch' not in sys.modules\nimport timm\n"
+    + MAKES,
+    "timm, then transmamba": "import timm, transmamba\n" + MAKES,
+    "a part of timm": (
+        "import transmamba\nfrom timm.models import create_model\ncreate_model('vim_micro_patch2_8')\n"
+    ),
+    "nobody asks us": "import transmamba, timm\nassert timm.list_models('ssd_vit_*')\n",
+    "somebody looks for timm first": (
+        "import transmamba, importlib.util as u\nassert u.find_spec('timm').origin.endswith('__init__.py')\n"
+        "import sys\nassert 'timm' not in sys.modules\nimport timm\n" + MAKES
+    ),
+    "reloaded": (
+        "import importlib, sys, transmamba\nimportlib.reload(transmamba)\n"
+        "importlib.reload(sys.modules['transmamba.ecosystems.hooks']).install()\n"
+        "assert sum('hooks' in type(f).__module__ for f in sys.meta_path) == 1\n"
+        "import timm\nimportlib.reload(timm)\n" + MAKES
+    ),
+    "threads": (
+        "import threading, transmamba\nfailed = []\n"
+        "def go():\n    try:\n        import timm\n        timm.create_model('vim_micro_patch2_8', depth=1)\n"
+        "    except BaseException as error:\n        failed.append(error)\n"
+        "threads = [threading.Thread(target=go) for _ in range(8)]\n"
+        "[t.start() for t in threads]\n[t.join(60) for t in threads]\n"
+        "assert not failed and not any(t.is_alive() for t in threads), failed\n"
+    ),
+    "another hook that asks all finders": (
+        "import sys\nclass Other:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name != 'timm': return None\n"
+        "        others = (f.find_spec(name, path, target) for f in sys.meta_path if f is not self)\n"
+        "        return next((s for s in others if s is not None), None)\n"
+        "import transmamba\nsys.meta_path.insert(0, Other())\nimport timm\n" + MAKES
+    ),
+    "a forked data worker": (
+        "import transmamba, torch\nfrom torch.utils.data import DataLoader\n"
+        "class Data(torch.utils.data.Dataset):\n    def __len__(self): return 2\n"
+        "    def __getitem__(self, i):\n        import timm\n"
+        "        return timm.create_model('vim_micro_patch2_8', depth=1).num_layers\n"
+        "loader = DataLoader(Data(), num_workers=2, multiprocessing_context='fork')\n"
+        "assert [b.item() for b in loader] == [1, 1]\n"
+    ),
+    "a saved student": (
+        "import sys, transmamba, timm\nm = timm.create_model('vim_micro_patch2_8', depth=1)\n"
+        "transmamba.save_student(m, sys.argv[1])\n"
+        "assert timm.create_model('local-dir:' + sys.argv[1], pretrained=True).num_layers == 1\n"
+    ),
+    "students that fail leave timm alone": (
+        "import sys, warnings\nsys.modules['transmamba.students'] = None\nimport transmamba\n"
+        "with warnings.catch_warnings(record=True) as said:\n    warnings.simplefilter('always')\n"
+        "    import timm\nassert timm.is_model('vit_tiny_patch16_224')\n"
+        "assert any('could not register itself in timm' in str(w.message) for w in said)\n"
+    ),
+}
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", program, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_timm_knows_our_students(case: str, tmp_path: Path) -> None:
+    done = run(PROGRAMS[case], str(tmp_path / "student"))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("heavy", ["torch", "timm", "transformers", "numpy", "pydantic", "yaml"])
+def test_importing_us_imports_nothing_heavy(heavy: str) -> None:
+    done = run(f"import sys, transmamba\nsys.exit({heavy!r} in sys.modules)")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_importing_us_takes_less_than_half_of_torch() -> None:
+    program = (
+        "import time\nt = time.perf_counter(); import transmamba; ours = time.perf_counter() - t\n"
+        "t = time.perf_counter(); import torch; theirs = time.perf_counter() - t\n"
+        "print(ours, theirs)\nassert ours < theirs / 2\n"
+    )
+    done = run(program)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,85 @@
+"""A Hugging Face image processor gives the pixels that transformers gives, or is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor
+
+from transmamba.ecosystems.processor import hugging_face_preprocessing
+from transmamba.errors import UserError
+
+CONFIG = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+
+def processor(**changes: Any) -> Any:
+    return ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.2, 0.4, 0.6], **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"rescale_factor": 1 / 127.5},
+        {"rescale_factor": 1 / 127.5, "do_normalize": False},
+        {"resample": 3},
+        {"resample": 0},
+    ],
+    ids=str,
+)
+def test_pixels_are_those_of_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
+    processor(**changes).save_pretrained(tmp_path)
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)(PICTURE, return_tensors="pt")["pixel_values"][0]
+    ours = hugging_face_preprocessing(CONFIG, str(tmp_path)).eval_transform()(PICTURE)
+    torch.testing.assert_close(ours, theirs.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_newer_file_nests_it_and_goes_before_the_older(tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.9, 0.9, 0.9]}))
+    nested = json.loads(processor(do_normalize=False).to_json_string())
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": nested}))
+    looks = hugging_face_preprocessing(CONFIG, str(tmp_path))
+    assert looks.mean == (0.0,) * 3 and looks.std == (1.0,) * 3
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "ViTProcessor"}))
+    assert hugging_face_preprocessing(CONFIG, str(tmp_path)).mean == (0.9,) * 3
+
+
+def test_what_a_file_leaves_out_is_as_its_kind_has_it(tmp_path: Path) -> None:
+    values = {"image_processor_type": "BitImageProcessorFast", "size": {"shortest_edge": 16}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**values, "crop_size": 8}))
+    looks = hugging_face_preprocessing(CONFIG, str(tmp_path))
+    assert (looks.crop_mode, looks.crop_pct, looks.interpolation) == ("center", 0.5, "bicubic")
+    assert looks.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"do_resize": False}, "do_resize"),
+        ({"do_pad": True}, "do_pad"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order"),
+        ({"rescale_offset": True}, "rescale_offset"),
+        ({"resample": 1}, "resample 1"),
+        ({"image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor"),
+        ({"image_processor_type": "NoSuchImageProcessor"}, "NoSuchImageProcessor"),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_is_not_covered_is_refused_by_name(
+    values: dict[str, Any], named: str, nested: bool, tmp_path: Path
+) -> None:
+    file = "processor_config.json" if nested else "preprocessor_config.json"
+    (tmp_path / file).write_text(json.dumps({"image_processor": values} if nested else values))
+    with pytest.raises(UserError, match=named) as error:
+        hugging_face_preprocessing(CONFIG, str(tmp_path))
+    assert file in str(error.value) and "\n" not in str(error.value)

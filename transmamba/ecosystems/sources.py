@@ -1,0 +1,96 @@
+"""What a user's name of a model stands for, before any weights: a folder, a file, a repository, a name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from . import hub
+from .folders import model_folder, read_model_config
+
+WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar")
+# repositories of this owner are timm's, whatever is in them
+_TIMM = "timm/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One of `folder`, `file` and `repo`, or a bare name.
+
+    text:         as the user wrote it
+    folder:       holds config.json
+    file:         of weights alone
+    repo:         OWNER/NAME on the Hugging Face Hub, at `revision`
+    config:       what config.json says; empty for a file, a bare name and what is timm's by its owner
+    architecture: the timm name of the model whose weights a file holds
+    """
+
+    text: str
+    folder: Path | None = None
+    file: Path | None = None
+    repo: str | None = None
+    revision: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    architecture: str | None = None
+
+    @property
+    def bare(self) -> bool:
+        return self.folder is None and self.file is None and self.repo is None
+
+
+def read_source(text: str, architecture: str | None = None, revision: str | None = None) -> Source:
+    """Raises UserError for a path where nothing is, a prefix that nobody knows, and a repository that cannot
+    be asked for its config.json."""
+    path = Path(text).expanduser()
+    if text and path.is_file():
+        return Source(text=text, file=path, architecture=architecture)
+    if architecture is not None:
+        raise UserError(f"{text!r} is no file of weights; an architecture goes with one, leave it out")
+    if text and (model_folder(path) is not None or (path.is_dir() and "/" in text)):
+        return _folder(text, path)
+    prefix, colon, rest = text.partition(":")
+    kind = prefix.lower().replace("_", "-")
+    if colon and kind == "hf-hub":
+        return _repository(text, rest, revision)
+    if colon and kind == "local-dir":
+        return _folder(text, Path(rest))
+    if colon and re.fullmatch(r"[\w.+-]{2,}", prefix):
+        raise UserError(
+            f"{text!r}: nothing begins with {prefix}: here; write a folder, a timm name, or hf-hub:OWNER/NAME"
+        )
+    if path.suffix in WEIGHTS:
+        raise UserError(f"{text!r}: no such file")
+    if text.count("/") > 1 or text.startswith((".", "/", "~")) or "\\" in text:
+        raise UserError(f"{text!r}: no such folder; write one that holds config.json")
+    return _repository(text, text, revision) if "/" in text else Source(text=text)
+
+
+def _folder(text: str, path: Path) -> Source:
+    folder = model_folder(path)
+    if folder is None:
+        there = "holds no config.json" if path.expanduser().is_dir() else "no such folder"
+        raise UserError(f"{text!r}: {there}; write a run or model folder")
+    return Source(text=text, folder=folder, config=read_model_config(folder))
+
+
+def _repository(text: str, name: str, revision: str | None) -> Source:
+    repo, _, tagged = name.partition("@")
+    revision = revision or tagged or None
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise UserError(f"{text!r}: {repo!r} is no repository on the Hugging Face Hub; those are OWNER/NAME")
+    if repo.startswith(_TIMM):
+        return Source(text=text, repo=repo, revision=revision)
+    try:
+        found = hub.fetch(repo, "config.json", revision)
+        config = {} if found is None else json.loads(found.read_text(encoding="utf-8"))
+    except UserError as error:
+        what = f"{text!r}" if ":" in text else f"{text!r} is no folder here, and as an id of the Hub"
+        raise UserError(f"{what}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{text!r}: its config.json cannot be read as JSON ({error})") from error
+    return Source(text=text, repo=repo, revision=revision, config=config)
