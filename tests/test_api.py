@@ -265,12 +265,14 @@ def test_evaluate_takes_a_hugging_face_id(
     task: ImageClassificationConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[str] = []
+    tiny_hugging_face().save_pretrained(tmp_path / "hub")
 
-    def load(name: str) -> Any:
+    def load(name: str, *_: Any) -> Any:
         asked.append(name)
         return tiny_hugging_face()
 
-    monkeypatch.setattr("transmamba.teachers.hf_vit.load_hugging_face", load)
+    monkeypatch.setattr("transmamba.ecosystems.hub.fetch", lambda repo, file, *_: tmp_path / "hub" / file)
+    monkeypatch.setattr("transmamba.ecosystems.transformers.load_hugging_face", load)
     assert "top1" in transmamba.evaluate("somebody/vit", task)["student"]
     assert asked == ["somebody/vit"]
     (tmp_path / "config.json").write_text("{")
