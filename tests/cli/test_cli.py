@@ -20,7 +20,6 @@ import yaml
 from harness import TEACHER, VIM, tiny_recipe, tiny_vit
 from PIL import Image
 from safetensors import SafetensorError
-from transmamba.students.student import save_model
 
 import transmamba
 from transmamba.cli import launch
