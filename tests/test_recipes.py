@@ -18,10 +18,10 @@ import pytest
 import timm
 import torch
 from harness import run_quietly
-from transmamba.students.student import save_model
 
 from transmamba.config import load as configs
 from transmamba.data.images.synthetic import Synthetic
+from transmamba.ecosystems.find import save_model
 from transmamba.runs.recipe import Recipe
 from transmamba.teachers.timm_vit import TimmVit
 
@@ -75,7 +75,6 @@ def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path,
         *SMALL.get(path.stem, []),
         f"output_dir={tmp_path / 'run'}",
-        "trainer.batch_size=2",
         "trainer.workers=0",
         "trainer.eval_batch_size=4",
         "trainer.eval_every=0",
@@ -89,7 +88,12 @@ def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for stage in recipe.stages
     )
     init = recipe.init and dataclasses.replace(recipe.init, calibration_images=4)
-    recipe = dataclasses.replace(recipe, task=task, stages=stages, init=init, wandb=None, teacher_recipe=None)
+    _, accumulation = recipe.trainer.division(processes=1)
+    trainer = dataclasses.replace(
+        recipe.trainer, global_batch=2 * accumulation, micro_batch=2 if recipe.trainer.micro_batch else None
+    )
+    recipe = dataclasses.replace(recipe, task=task, stages=stages, init=init, trainer=trainer)
+    recipe = dataclasses.replace(recipe, wandb=None, teacher_recipe=None)
     if recipe.teacher is not None:
         recipe = dataclasses.replace(recipe, teacher=teacher_for(path.stem, recipe, tmp_path))
     elif getattr(recipe.student, "pretrained", False):

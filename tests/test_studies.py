@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from transmamba.config import load as configs
-from transmamba.runs.recipe import Recipe, stage_steps
+from transmamba.runs.recipe import Recipe
+from transmamba.training.stage import stage_steps
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -48,8 +49,8 @@ def test_every_arm_takes_the_same_steps() -> None:
     assert len(cells) > 100
     for name, recipe in cells.items():
         expected = lengths.get(name.split(".")[2].split("_")[-1], 800)
-        assert sum(stage_steps(recipe.stages, recipe.trainer.batch_size, 256)) == expected, name
-        assert recipe.trainer.batch_size * recipe.trainer.accumulation == 256
+        assert sum(stage_steps(recipe.stages, 45_000, recipe.trainer.global_batch)) == expected, name
+        assert recipe.trainer.global_batch == 256
         assert recipe.task.validation and recipe.task.final_split == "test"
 
 
@@ -62,7 +63,7 @@ def test_what_first_runs_and_cells_share_and_do_not() -> None:
         recipes["transfer.vim.scratch_move_long.50%.s0"],
     )
     named = (teacher, head, cell, scratch)
-    sizes = [(each.trainer.batch_size, each.trainer.accumulation, each.trainer.workers) for each in named]
+    sizes = [(*each.trainer.division(processes=1), each.trainer.workers) for each in named]
     assert sizes == [(512, 1, 0), (256, 1, 0), (256, 1, 0), (256, 1, 0)]
     assert [each.trainer.eval_every for each in named] == [2000, 0, 200, 200]
     assert [each.trainer.save_every for each in named] == [200, 200, 0, 0]
@@ -85,8 +86,8 @@ def test_what_a_part_of_the_start_leaves_out() -> None:
         init = cells[f"transfer.vim.{arm}.10%.s0"].init
         assert init is not None and (init.mimic, init.fold, init.average) == parts, arm
     mnist = recipes_of(ROOT / "recipes" / "studies" / "parts_mnist.yaml")
-    init = mnist["32.ridge.1%.s2"].init
-    assert init is not None and init.average and init.calibrate == 600
+    init = mnist["32.soft.1%.s2"].init
+    assert init is not None and init.average
     assert not getattr(mnist["32.mimic.1%.s2"].init, "average", True)
 
 

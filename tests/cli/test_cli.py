@@ -26,15 +26,21 @@ import transmamba
 from transmamba.cli import launch
 from transmamba.cli import main as cli
 from transmamba.cli.arguments import task_of
+from transmamba.cli.mistakes import guarded
 from transmamba.config import load as configs
 from transmamba.config.registry import STUDENTS
+from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError
+from transmamba.evaluation.classification import ClassificationEvaluator
 from transmamba.reporting.report import write_report
+from transmamba.reporting.table import results_table
 from transmamba.runs.folder import claim_folder
 from transmamba.runs.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 SYNTHETIC = ["--data", "synthetic", "num_train=12", "num_test=8", "num_classes=3", "size=8"]
+# images a step, all at once
+TWO = ["trainer.global_batch=2", "trainer.micro_batch=2"]
 STUDENT = ["--student", "vim_micro_patch2_8", *(f"{key}={value}" for key, value in VIM.items())]
 
 
@@ -266,11 +272,11 @@ def test_evaluate_measures_a_transformer_too(command: Command, teacher: Path) ->
 
 
 def test_bench_compares_with_plain_training(command: Command, recipe: Path) -> None:
-    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "--json", "trainer.batch_size=2")
+    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "--json", *TWO)
     assert done.code == 0, done.err
     result = json.loads(done.out)
     assert result["overhead"] > 0 and result["batch_size"] == 2
-    table = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.batch_size=2").out
+    table = command("bench", "recipe", "--config", recipe, "--steps", "1", *TWO).out
     assert "cross_entropy_step" in table
 
 
@@ -292,7 +298,7 @@ def test_bench_names_the_recipe_of_a_teacher_that_is_not_made(command: Command, 
 
 def test_bench_takes_a_recipe_with_standardised_features(command: Command, recipe: Path) -> None:
     losses = "stages.1.losses=[{name: feature, standardize: true}]"
-    done = command("bench", "recipe", "--config", recipe, "--steps", "1", "trainer.batch_size=2", losses)
+    done = command("bench", "recipe", "--config", recipe, "--steps", "1", *TWO, losses)
     assert done.code == 0, done.err
 
 
@@ -539,7 +545,9 @@ def test_convert_overwrites_models_alone(
     assert (out / "thesis.txt").read_text() == "mine" and only_out()
 
     with monkeypatch.context() as patched:
-        patched.setattr("transmamba.subcloning.convert.save_model", raising(SafetensorError("os error 28")))
+        patched.setattr(
+            "transmamba.subcloning.checkpoint.save_model", raising(SafetensorError("os error 28"))
+        )
         done = command("convert", teacher, out, *STUDENT, "--overwrite")
     assert_mistake(done, "out: cannot be written: os error 28")
     assert (out / "thesis.txt").read_text() == "mine" and only_out()
@@ -567,7 +575,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_a_full_disk_is_one_line_wherever_it_happens(
     error: Exception, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert launch.guarded(raising(error)) == 2
+    assert guarded(raising(error)) == 2
     out, err = capfd.readouterr()
     assert_mistake(Done(2, out, err), "error: disk full: ", "earlier checkpoints are whole")
     assert len(err.splitlines()) == 1
@@ -575,17 +583,17 @@ def test_a_full_disk_is_one_line_wherever_it_happens(
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(OSError, match="Input/output"):
-        launch.guarded(raising(OSError(errno.EIO, "Input/output error")))
+        guarded(raising(OSError(errno.EIO, "Input/output error")))
 
 
 def test_every_process_says_its_mistake_the_first_at_once(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("transmamba.cli.launch.time.sleep", waited.append)
+    monkeypatch.setattr("transmamba.cli.mistakes.time.sleep", waited.append)
     for rank, says, waits in (("0", "error: torn.png\n", []), ("3", "[rank 3] error: torn.png\n", [5.0])):
         monkeypatch.setenv("RANK", rank)
-        assert launch.guarded(raising(UserError("torn.png"))) == 2
+        assert guarded(raising(UserError("torn.png"))) == 2
         assert capfd.readouterr().err == says and waited == waits
 
 
@@ -599,12 +607,14 @@ def test_an_unknown_kernel_path_is_one_line(command: Command, monkeypatch: pytes
 
 
 def test_the_table_has_a_row_a_model_with_memory_and_minutes() -> None:
-    row = {"top1": 90.0, "top5": 99.0, "ece": 1.0, "params": 123_456_789, "images_per_second": 12345.6}
+    row = {"top1": 90.0, "top5": 99.0, "ece": 1.0, "params": 123_456_789, "samples_per_second": 12345.6}
     teacher = {**row, "peak_memory_mb": 1234.5, "minutes": 3.21}
-    results = {"teacher": teacher, "student": {**row, "peak_memory_mb": 99999.0}, "agreement": 95.0}
-    title, _, first, second = launch.results_table(results).replace("│", " ").splitlines()
+    results = {"teacher": teacher, "student": {**row, "peak_memory_mb": 99999.0}}
+    results |= {"agreement": {"agreement": 95.0}}
+    table = results_table(results, ClassificationEvaluator.METRICS)
+    title, _, first, second = table.replace("│", " ").splitlines()
     assert "peak MiB" in title and title.rstrip().endswith("minutes")
-    assert first.split()[-2:] == ["1,234", "3.2"] and second.split()[-2:] == ["99,999", "-"]
+    assert first.split()[-2:] == ["1,234", "3.2"] and second.split()[-2:] == ["99,999", "–"]
 
 
 def test_printed_commands_launch_quietly() -> None:
@@ -635,7 +645,7 @@ def test_an_image_that_does_not_decode(
     command: Command, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    short = ["stages.0.steps=1", "stages.1.steps=1", "trainer.batch_size=10", "trainer.accumulation=1"]
+    short = ["stages.0.steps=1", "stages.1.steps=1", "trainer.global_batch=10", "trainer.micro_batch=10"]
     data = f"task.data={{name: image_folder, root: {images}}}"
     done = command("--config", recipe, *short, data, recipe=True)
     assert_mistake(done, "broken.png")
@@ -658,12 +668,14 @@ def test_an_image_that_does_not_decode(
 def test_a_process_of_its_own(launcher: list[Any], recipe: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     done = subprocess.run(
-        [sys.executable, *launcher, recipe, "trainer.bach_size=2"],
+        [sys.executable, *launcher, recipe, "trainer.mico_batch=2"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert_mistake(Done(done.returncode, done.stdout, done.stderr), "trainer.bach_size", "mean 'batch_size'?")
+    assert_mistake(
+        Done(done.returncode, done.stdout, done.stderr), "trainer.mico_batch", "mean 'micro_batch'?"
+    )
     assert len(done.stderr.splitlines()) == 2 and done.stdout == ""
     assert sorted(tmp_path.iterdir()) == before

@@ -38,13 +38,20 @@ def write_results(
     metrics: of the task, saved under `metrics`, so that whoever reads the results can show them
     splits:  the names of the `watched` and the `final` split, saved as `splits`
     """
-    content = {**_finite(results), "metrics": [dataclasses.asdict(metric) for metric in metrics]}
-    content |= {"splits": dict(splits)} if splits else {}
+    content = as_saved(_finite(results), metrics, splits)
     path = Path(folder) / RESULTS_FILE
     partial = path.with_name(f"{RESULTS_FILE}.partial")
     partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(path)
     return path
+
+
+def as_saved(
+    results: Mapping[str, Any], metrics: Sequence[Metric], splits: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Results with what results.json says beside them."""
+    content = {**results, "metrics": [dataclasses.asdict(metric) for metric in metrics]}
+    return content | ({"splits": dict(splits)} if splits else {})
 
 
 def read_results(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load as configs
+from ..core.task import Task
 from ..ecosystems.find import card_of
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..evaluation.run import Measured
@@ -17,12 +18,15 @@ from .pipeline import Pipeline
 _NUM_SAMPLES = 24
 
 
-def leave(folder: Path, pipeline: Pipeline, results: dict[str, Any], measured: Measured) -> dict[str, Any]:
-    """Everything, and last results.json, whose presence says that the run is finished. Returns what it
-    holds."""
+def leave(folder: Path, pipeline: Pipeline, results: dict[str, Any], measured: Measured) -> None:
+    """Everything, and last results.json, whose presence says that the run is finished."""
     task, config = pipeline.parts.task, configs.dump(pipeline.parts.recipe)
     write_samples(folder, measured, _NUM_SAMPLES)
     card = card_of(pipeline.parts.student)
     write_model_card(folder / STUDENT_FOLDER, card, results=results, config=config)
-    write_results(folder, results, task.metrics, {"watched": task.watched, "final": task.final})
-    return results
+    write_results(folder, results, task.metrics, splits_of(task))
+
+
+def splits_of(task: Task) -> dict[str, str]:
+    """The names of the split that training was watched on, and of that which the results are of."""
+    return {"watched": task.watched, "final": task.final}

@@ -12,12 +12,12 @@ from ..config import load as configs
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
 from ..evaluation.run import Measured
-from ..reporting.metrics import read_results
+from ..reporting.metrics import as_saved, read_results
 from ..reporting.report import write_report
 from ..teachers.teacher import Teacher
 from .build import assemble, make_accelerator
 from .folder import REPORT, RESULTS, claim_folder, sole
-from .leave import leave
+from .leave import leave, splits_of
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch, Stage
 
@@ -91,7 +91,8 @@ class _Run:
             leave(self.folder, pipeline, results, measured)
             write_report(self.folder)
         self.accelerator.wait_for_everyone()
-        return results
+        task = pipeline.parts.task
+        return as_saved(results, task.metrics, splits_of(task))
 
     def _measure(self, pipeline: Pipeline, student: Measured | None) -> Measured:
         """Student and teacher on the final split, in one pass; the student not again where it was just
