@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import toys
 from torch import Tensor
 
 from transmamba.config import load as configs
+from transmamba.core.card import Card
 from transmamba.core.task import Task
 from transmamba.core.tower import Student, Tower
 from transmamba.distillation.distiller import Distiller
@@ -56,10 +58,18 @@ def recipe_of(kind: str, folder: Path, **trainer: Any) -> Recipe:
     return configs.parse(Recipe, values, kind)
 
 
+@pytest.fixture(autouse=True)
+def parts() -> Iterator[None]:
+    with toys.registered():
+        yield
+
+
 @pytest.fixture
 def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Toys belong to no library, so a student folder has no format of its own."""
     monkeypatch.setattr("transmamba.runs.pipeline.save_model", _save)
+    card = Card(library="toys", pipeline_tag="toy", snippet="")
+    monkeypatch.setattr("transmamba.runs.leave.card_of", lambda student: card)
 
 
 def _save(student: Any, folder: Path, preprocessing: Any) -> None:
@@ -168,7 +178,7 @@ def gradients(world: int, accumulation: int, path: Path) -> None:
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    distiller = Distiller(student, teacher, ["toy_contrastive", "feature"])
+    distiller = Distiller(student, teacher, [toys.Contrastive(), "feature"])
     optimizer = torch.optim.SGD(distiller.parameters(), lr=0.0)
     model, optimizer = accelerator.prepare(distiller, optimizer)
     kept: dict[str, Tensor] = {}

@@ -5,6 +5,7 @@ Teachers, students, a loss, tasks and evaluators; nothing of the core knows them
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from transmamba.config.registry import LOSSES, STUDENTS, TASKS, TEACHERS
+from transmamba.config.registry import LOSSES, STUDENTS, TASKS, TEACHERS, Registry
 from transmamba.core.batch import Batch
 from transmamba.core.layout import Grid, Layout
 from transmamba.core.layout import Sequence as Text
@@ -32,6 +33,31 @@ from transmamba.views.sublayers import Affine, Attention, Mlp, Norm
 from transmamba.views.view import Tower, View
 
 WORDS, LENGTH, WIDTH, EMBEDDED = 13, 9, 8, 6
+
+_PARTS: list[tuple[Registry, str, type]] = []
+
+
+def part(registry: Registry, name: str) -> Callable[[type], type]:
+    """As `registry.register(name)`, but only within `registered()`: other tests look at the registries."""
+
+    def add(cls: type) -> type:
+        cls.name = name  # type: ignore[attr-defined]
+        _PARTS.append((registry, name, cls))
+        return cls
+
+    return add
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """All toys in their registries."""
+    for registry, name, cls in _PARTS:
+        registry.register(name)(cls)
+    try:
+        yield
+    finally:
+        for registry, name, _ in _PARTS:
+            del registry._parts[name]
 
 
 # --- teachers ---
@@ -70,7 +96,7 @@ class Numbers:
         return Tower(embedding, self.block(WIDTH, False), self.norm(WIDTH), layout)
 
 
-@TEACHERS.register("toy_clip")
+@part(TEACHERS, "toy_clip")
 @dataclass(frozen=True, kw_only=True)
 class ToyClip:
     """A dual encoder of random weights."""
@@ -83,7 +109,7 @@ class ToyClip:
         return Teacher(View(towers, heads), source="toy", preprocessing=None, num_params=1)
 
 
-@TEACHERS.register("toy_lm")
+@part(TEACHERS, "toy_lm")
 @dataclass(frozen=True, kw_only=True)
 class ToyLanguageModel:
     """A causal language model of random weights."""
@@ -204,7 +230,7 @@ class ToyStudent(nn.Module):
         return [mixer for tower in self.towers.values() for mixer in tower.mixers]
 
 
-@STUDENTS.register("toy_dual")
+@part(STUDENTS, "toy_dual")
 @dataclass(frozen=True, kw_only=True)
 class ToyDual:
     """The dual encoder's student."""
@@ -217,7 +243,7 @@ class ToyDual:
         return ToyStudent(towers, None)
 
 
-@STUDENTS.register("toy_causal")
+@part(STUDENTS, "toy_causal")
 @dataclass(frozen=True, kw_only=True)
 class ToyCausal:
     """The language model's student."""
@@ -229,7 +255,7 @@ class ToyCausal:
 # --- a coupled loss ---
 
 
-@LOSSES.register("toy_contrastive")
+@part(LOSSES, "toy_contrastive")
 @dataclass(frozen=True, kw_only=True)
 class Contrastive:
     """CLIP's: cross-entropy of each picture among all captions of the step, and the other way round."""
@@ -424,7 +450,7 @@ class Perplexity(ToyEvaluator):
 Pairs.evaluator, PackedText.evaluator = Recall, Perplexity
 
 
-@TASKS.register("toy_pairs")
+@part(TASKS, "toy_pairs")
 @dataclass(frozen=True, kw_only=True)
 class ToyPairs:
     """Pictures and captions."""
@@ -433,7 +459,7 @@ class ToyPairs:
         return Pairs()
 
 
-@TASKS.register("toy_text")
+@part(TASKS, "toy_text")
 @dataclass(frozen=True, kw_only=True)
 class ToyText:
     """Packed documents."""

@@ -12,21 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..ecosystems.folders import model_folder
+from ..ecosystems.folders import MODEL_FILES, model_folder
 from ..errors import UserError
-
-# what a model's folder is made of; everything else in it is the user's
-_OURS = (
-    "config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "README.md",
-    "subclone.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "generation_config.json",
-)
 
 
 def check_apart(teacher: str, out: Path) -> None:
@@ -98,7 +85,7 @@ def _keep_others(old: Path, new: Path) -> None:
     """The user's own files of `old` in `new` too: linked, or copied where there are no links."""
     for path in old.iterdir():
         kept = new / path.name
-        if kept.exists() or any(fnmatch.fnmatch(path.name, name) for name in _OURS):
+        if kept.exists() or any(fnmatch.fnmatch(path.name, name) for name in MODEL_FILES):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, kept, symlinks=True, copy_function=_link)
