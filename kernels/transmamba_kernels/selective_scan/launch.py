@@ -29,7 +29,7 @@ FEW, FEW_REGISTERS = (8, 10), (255, 200)
 class Forward(NamedTuple):
     y: Tensor  # (B, L, D)
     final: Tensor | None  # (B, D, N)
-    kept: Tensor | None  # the states before every CHUNK-th step, (B, chunks, N, D)
+    kept: Tensor | None  # the states before every CHUNK-th step, (B chunks, N, D)
     mean: Tensor | None  # what z gates where two scans are merged
     rates: Tensor | None  # A, and
     rows: Tensor | None  # B with C, as `_pack` makes them; None where they are too large to be saved

@@ -122,7 +122,8 @@ def padded_states(A: Tensor) -> int:
 def kept_like(u: Tensor, A: Tensor) -> Tensor:
     batch, length, channels = u.shape
     dtype = torch.float32 if u.dtype == torch.float32 else torch.bfloat16
-    shape = (batch, cdiv(length, CHUNK), A.shape[1], channels)
+    # Rows and chunks in one axis: torch compiles anew for an axis of 1 and of more.
+    shape = (batch * cdiv(length, CHUNK), A.shape[1], channels)
     return torch.empty(shape, dtype=dtype, device=u.device)
 
 

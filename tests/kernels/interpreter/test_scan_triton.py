@@ -176,7 +176,7 @@ def test_saves_at_most_three_bytes_an_element(length, channels, groups):
     """The next test tells that this is what is saved."""
     shapes = ((64, length, channels), (channels, 16), (64, length, groups, 16))
     u, A, B = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in shapes)
-    saved = launch.saved_like(u, A, B)
+    saved = plan.saved_like(u, A, B)
     chunks = -(-length // plan.CHUNK) * plan.CHUNK / length  # the last chunk may be short
     assert sum(x.nbytes for x in saved) <= (2 * chunks + 0.9) * u.numel()
     assert (saved[2].numel() > 0) == (channels >= 384 or (channels == 192 and groups == 1 and length > 65))
@@ -199,7 +199,7 @@ def test_saves_what_it_says(device, size, channels):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         selective_scan(**leaves)
-    expected = launch.saved_like(*(leaves[name] for name in ("u", "A", "B")))
+    expected = plan.saved_like(*(leaves[name] for name in ("u", "A", "B")))
     assert (expected[2].numel() > 0) == (channels == 512)
     assert sum(saved.values()) == sum(x.nbytes for x in expected)
 
