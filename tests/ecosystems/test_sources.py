@@ -1,4 +1,4 @@
-"""What a user may call a model: each name means one thing, or is refused in a line that says what to write."""
+"""What a user may call a model: each name means one thing, or is refused in a line saying what to write."""
 
 from __future__ import annotations
 
