@@ -86,7 +86,7 @@ def test_a_student_carries_what_is_its_teacher_s(student: str, tmp_path: Path) -
     assert "license: cc-by-nc-4.0" in card and "base_model: them/theirs" in card
     (tmp_path / "out" / "README.md").unlink()  # the config alone tells
     loaded: Any = load_student(tmp_path / "out")
-    facts = card_of(loaded)
+    facts: Any = card_of(loaded)
     assert (facts.licence, facts.base_model) == ("cc-by-nc-4.0", "them/theirs")
     assert list(loaded.pretrained_cfg["label_names"]) == ["a", "b", "c"]
 
@@ -96,7 +96,8 @@ def test_a_student_claims_no_licence_where_its_teacher_has_none(tmp_path: Path) 
     save_student(made, tmp_path)
     assert "license" not in json.loads((tmp_path / "config.json").read_text())["pretrained_cfg"]
     fresh: nn.Module = timm.create_model("vim_micro_patch2_8", depth=1)
-    assert card_of(fresh).licence is None
+    facts: Any = card_of(fresh)
+    assert facts.licence is None
 
 
 def test_a_fine_tuned_model_keeps_its_origin(tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_a_fine_tuned_model_keeps_its_origin(tmp_path: Path) -> None:
     (tmp_path / "a" / "README.md").write_text(CARD)
     again = create_timm(str(tmp_path / "a"), pretrained=True)
     save_student(again, tmp_path / "b")
-    facts = card_of(load_student(tmp_path / "b"))
+    facts: Any = card_of(load_student(tmp_path / "b"))
     assert (facts.licence, facts.base_model) == ("cc-by-nc-4.0", "them/theirs")
 
 
@@ -154,7 +155,8 @@ def test_fresh_students_of_a_recipe_claim_nothing() -> None:
     from transmamba.config.registry import STUDENTS
 
     part = STUDENTS["timm"](model="vit_tiny_patch16_224", kwargs=SHAPE)
-    assert card_of(part.build(StudentSpec(num_classes=3))).licence is None
+    facts: Any = card_of(part.build(StudentSpec(num_classes=3)))
+    assert facts.licence is None
 
 
 def test_a_run_s_student_carries_it_too(tmp_path: Path) -> None:

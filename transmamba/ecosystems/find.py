@@ -64,6 +64,7 @@ def preprocessing_of(model: nn.Module) -> Preprocessing:
     return owner_of(model).preprocessing(model)
 
 
-def card_of(model: nn.Module) -> Card:
-    """Facts for the model card of a model in hand."""
-    return owner_of(model).card(model)
+def card_of(model: nn.Module) -> Card | None:
+    """Facts for the model card of a model in hand; None for one that no library loads."""
+    owners = [ecosystem for ecosystem in ECOSYSTEMS if ecosystem.holds(model)]
+    return owners[0].card(model) if owners else None

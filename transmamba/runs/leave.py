@@ -23,7 +23,8 @@ def leave(folder: Path, pipeline: Pipeline, results: dict[str, Any], measured: M
     task, config = pipeline.parts.task, configs.dump(pipeline.parts.recipe)
     write_samples(folder, measured, _NUM_SAMPLES)
     card = card_of(pipeline.parts.student)
-    write_model_card(folder / STUDENT_FOLDER, card, results=results, config=config)
+    if card is not None:
+        write_model_card(folder / STUDENT_FOLDER, card, results=results, config=config)
     write_results(folder, results, task.metrics, splits_of(task))
 
 

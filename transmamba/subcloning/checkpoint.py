@@ -72,7 +72,9 @@ def convert_checkpoint(
         save_model(model, folder, preprocessing)
         report.save(folder / "subclone.json")
         config = {"teacher": {"name": "auto", "model": teacher}}
-        write_model_card(folder, card_of(model), results={}, config=config)
+        card = card_of(model)
+        assert card is not None, "timm has saved it"
+        write_model_card(folder, card, results={}, config=config)
     return report
 
 
