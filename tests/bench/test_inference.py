@@ -39,6 +39,11 @@ def test_precision_is_what_a_model_computes_in(
     assert set(seen) == {dtype}
 
 
+def test_pictures_smaller_than_a_patch() -> None:
+    with pytest.raises(transmamba.UserError, match="images of 1 pixels hold no patch of vit_tiny_patch16"):
+        list(bench_inference.bench_inference("vit_tiny_patch16_224", [], [1], tokens=5, steps=1))
+
+
 def test_bench_s_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice as fast is 2, half of the memory 0.5; every model counts its own tokens."""
     monkeypatch.setattr(
