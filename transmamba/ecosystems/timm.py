@@ -45,7 +45,7 @@ _ORIGIN = ("license", "origin_url", "hf_hub_id")
 
 def check_options(kwargs: Mapping[str, Any]) -> None:
     """Raises ValueError for what is no option of a model, but says whose weights to load. An overlay may say
-    what images look like: a model from random weights takes its teacher's place in that."""
+    what images look like: where there is no teacher, nobody else does."""
     wrong = [name for name in ("pretrained", "pretrained_cfg", "checkpoint_path") if name in kwargs]
     overlay = kwargs.get("pretrained_cfg_overlay") or {}
     wrong += [f"pretrained_cfg_overlay.{name}" for name in overlay if name not in _LOOKS]
