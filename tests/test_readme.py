@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
-from harness import TEACHER, run_quietly, tiny_batch, tiny_recipe
+from harness import TEACHER, metrics_rows, run_quietly, tiny_batch, tiny_recipe, tiny_vit
+from safetensors.torch import save_file
 
 import transmamba
 from transmamba.cli import main as cli
 from transmamba.config import load as configs
-from transmamba.config.registry import LOSSES
+from transmamba.config.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS
+from transmamba.core.task import Evaluator, Task
+from transmamba.core.tower import Student, StudentSpec, Tower
+from transmamba.ecosystems import find
 from transmamba.runs.recipe import Recipe, Stage, TrainerConfig
 
 ROOT = Path(__file__).parents[1]
@@ -123,14 +130,14 @@ def test_files_that_pages_name_exist() -> None:
 # --- code ---
 
 
-def run_block(text: str, **names: Any) -> dict[str, Any]:
-    """Run the page's one Python block, with `names` defined; what is defined afterwards."""
-    (block,) = blocks(text, "python")
+def run_blocks(text: str, **names: Any) -> dict[str, Any]:
+    """Run the page's Python blocks, with `names` defined; what is defined afterwards."""
     module = ModuleType("documentation")
     vars(module).update(names)
     sys.modules["documentation"] = module  # where dataclasses look their annotations up
     try:
-        exec(compile(block, "documentation", "exec", dont_inherit=True), vars(module))
+        for block in blocks(text, "python"):
+            exec(compile(block, "documentation", "exec", dont_inherit=True), vars(module))
     finally:
         del sys.modules["documentation"]
     return vars(module)
@@ -138,7 +145,7 @@ def run_block(text: str, **names: Any) -> dict[str, Any]:
 
 def test_the_readme_s_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = run_block(README)
+    names = run_blocks(README)
     assert names["report"].covered > 0.1
     assert (tmp_path / "my_student" / "model.safetensors").is_file()
 
@@ -157,9 +164,9 @@ def test_the_steps_of_your_own_vit_run(tmp_path: Path, monkeypatch: pytest.Monke
     (recipe,) = blocks(STEPS, "yaml")
     Path("my_recipe.yaml").write_text(recipe)
     data = dict(name="synthetic", num_train=30, num_test=8, num_classes=3, size=8)
-    few = dict(batch_size=4, precision="no", workers=0, eval_batch_size=8)
+    few = dict(global_batch=4, micro_batch="null", precision="no", workers=0, eval_batch_size=8)
     overrides = [f"task.data={data}", "task.validation=0.1", "stages.1.epochs=0.5"]
-    overrides += ["trainer.accumulation=1", *(f"trainer.{key}={value}" for key, value in few.items())]
+    overrides += [f"trainer.{key}={value}" for key, value in few.items()]
     results = run_quietly(configs.load(Recipe, Path("my_recipe.yaml"), overrides))
     names: dict[str, Any] = {}
     exec(last, names)
@@ -190,7 +197,8 @@ def test_the_loop_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(lines) <= 10
     torch.manual_seed(0)
     teacher = timm.create_model("vit_tiny_patch16_224", num_classes=3, in_chans=1, **TEACHER).eval()
-    loader = [(images[:, :1], targets) for images, targets in (tiny_batch(4) for _ in range(4))]
+    batch = tiny_batch(4)
+    loader = [(batch.inputs["image"][:, :1], batch.targets["classes"])] * 4
     seen: list[float] = []
     plain = transmamba.Distiller.loss
 
@@ -200,22 +208,87 @@ def test_the_loop_of_your_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return total, parts
 
     monkeypatch.setattr(transmamba.Distiller, "loss", watched)
-    run_block(text, teacher=teacher, loader=loader)
+    run_blocks(text, teacher=teacher, loader=loader)
     assert len(seen) == 4 and seen[-1] < seen[0]
     assert (tmp_path / "my_student" / "config.json").is_file()
 
 
-def test_the_example_of_a_part_trains(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "adding_a_part.md").read_text()
+PART = (ROOT / "docs" / "adding_a_part.md").read_text()
+
+
+@pytest.fixture
+def parts() -> Iterator[dict[str, Any]]:
+    """What the page about parts defines, registered while tests of it run."""
+    registries = [TEACHERS, STUDENTS, LOSSES, TASKS, READERS]
+    before = [{name: registry[name] for name in registry} for registry in registries]
+    libraries = list(find.ECOSYSTEMS)
     try:
-        run_block(text)
-        recipe = tiny_recipe(
-            tmp_path,
-            stages=[{"name": "distill", "losses": [{"name": "squared", "weight": 0.1}, "kl"], "steps": 2}],
-        )
-        assert run_quietly(recipe)["student"]["nll"] > 0
+        yield run_blocks(PART)
     finally:
-        LOSSES._parts.pop("squared", None)
+        for registry, there in zip(registries, before, strict=True):
+            registry._parts = there
+        find.ECOSYSTEMS[:] = libraries
+
+
+def write_pairs(folder: Path) -> None:
+    """The files that the page's recipe names: 24 pictures with captions and a tower's weights."""
+    draw = np.random.default_rng(0)
+    words = draw.integers(1, 13, (24, 5)) * (np.arange(5) < draw.integers(2, 6, (24, 1)))
+    np.savez(folder / "pairs.npz", images=draw.random((24, 1, 4, 4), np.float32), captions=words)
+    shapes = {"patch": (8, 1, 2, 2), "up": (16, 8), "down": (8, 16), "projection": (6, 8)}
+    shapes |= dict.fromkeys("qkvo", (8, 8)) | dict.fromkeys(("norm1", "norm2", "norm"), (8,))
+    torch.manual_seed(0)
+    state = {"cls": torch.randn(1, 8), "position": torch.randn(5, 8)}
+    for name, shape in shapes.items():
+        state |= {f"{name}.weight": torch.randn(shape), f"{name}.bias": torch.randn(shape[0])}
+    save_file(state, folder / "tower.safetensors")
+
+
+@pytest.mark.usefixtures("parts")
+def test_one_part_of_each_kind_is_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's recipe: every loss, the evaluator's metric, a student that its library loads."""
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path)
+    (recipe,) = blocks(PART, "yaml")
+    Path("recipe.yaml").write_text(recipe)
+    results = run_quietly(configs.load(Recipe, "recipe.yaml"))
+    assert 0 <= results["student"]["recall"] <= 100
+    assert "teacher" not in results, "it knows nothing of captions"
+    rows = [row for row in metrics_rows(Path("runs/pairs")) if "loss" in row]
+    assert len(rows) == 12 and {"loss/squared", "loss/contrastive"} <= rows[-1].keys()
+    assert rows[-1]["loss/contrastive"] < rows[4]["loss/contrastive"]
+    made = json.loads(Path("runs/pairs/subclone.json").read_text())
+    assert made["counts"]["sliced"] == 1 and "image.cls" in json.dumps(made)
+    student = find.load_model("runs/pairs")
+    images = {"image": torch.randn(2, 1, 4, 4), "text": torch.ones(2, 3, dtype=torch.int64)}
+    assert student.run(images, {}).embeddings.keys() == {"image", "text"}
+    assert "pair_library" in Path("runs/pairs/student/README.md").read_text()
+
+
+def test_the_parts_of_the_page_keep_their_contracts(parts: dict[str, Any], tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    task = parts["MyPairsTask"](file=str(tmp_path / "pairs.npz")).build(None)
+    student = parts["MyPairs"]().build(StudentSpec())
+    assert isinstance(task, Task) and isinstance(student, Student)
+    assert all(isinstance(tower, Tower) for tower in student.towers.values())
+    assert all(isinstance(each, Evaluator) for each in task.evaluators("test"))
+
+
+@pytest.mark.usefixtures("parts")
+def test_a_reader_and_a_loss_of_the_page_train_any_other_student(tmp_path: Path) -> None:
+    losses = [{"name": "squared", "weight": 0.1}, "kl"]
+    recipe = tiny_recipe(
+        tmp_path,
+        task=dict(name="image_classification", data=dict(name="stripes")),
+        teacher=dict(name="timm_vit", model=str(saved_vit(tmp_path / "stripes_teacher", num_classes=2))),
+        stages=[{"name": "distill", "losses": losses, "steps": 2}],
+    )
+    assert run_quietly(recipe)["student"]["nll"] > 0
+
+
+def saved_vit(folder: Path, num_classes: int) -> Path:
+    find.save_model(tiny_vit(num_classes), folder)
+    return folder
 
 
 def test_every_loss_is_in_the_method_page() -> None:

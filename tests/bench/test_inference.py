@@ -34,9 +34,16 @@ def test_precision_is_what_a_model_computes_in(
     transmamba.evaluate(tiny_vit(), ImageClassificationConfig(data=data), precision=precision, device="cpu")
     assert set(seen) == {dtype}
     seen.clear()
+    # which runs the teacher once in its weights' own precision
+    monkeypatch.setattr("transmamba.teachers.timm_vit.check_view", lambda *_: None)
     options = dict(tokens=5, steps=1, precision=precision, device="cpu")
     list(bench_inference.bench_inference("vit_tiny_patch16_224", ["vim_micro_patch2_8"], [16], **options))
     assert set(seen) == {dtype}
+
+
+def test_pictures_smaller_than_a_patch() -> None:
+    with pytest.raises(transmamba.UserError, match="images of 1 pixels hold no patch of vit_tiny_patch16"):
+        list(bench_inference.bench_inference("vit_tiny_patch16_224", [], [1], tokens=5, steps=1))
 
 
 def test_bench_s_ratios(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,10 @@ def test_convert_gives_the_reader_its_options(command: Command, teacher: Path, t
     assert_mistake(command(*words, *tall, "data.num_trian=20"), "num_trian", "num_train")
     assert_mistake(command(*words, "data.num_train=20"), "data.num_train=20 is the reader's", "--data")
     assert_mistake(command(*words, *tall, "data.name=digits"), "name=digits", "says that already")
-    assert_mistake(command(*words, "--data", tmp_path, "data.root=/nowhere"), "root=/nowhere", "already")
+    (tmp_path / "images" / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "cat" / "1.png").touch()
+    guessed = command(*words, "--data", tmp_path / "images", "data.root=/nowhere")
+    assert_mistake(guessed, "root=/nowhere", "already")
     other = ("convert", teacher, tmp_path / "other", "model=vim_tiny_patch16_224")
     assert_mistake(command(*other), "model is no option of a student")
     assert not (tmp_path / "other").exists()
@@ -355,7 +358,7 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
         (["list", "loss"], "unknown kind 'loss'"),
         (["convert", "deit_smal_patch16_224", "OUT"], "did you mean 'deit_small_patch16_224'?"),
         (["convert", "./nothing", "OUT"], "'./nothing': no such folder"),
-        (["convert", "nobody/nothing", "OUT"], "'nobody/nothing' could not be loaded"),
+        (["convert", "nobody/nothing", "OUT"], "'nobody/nothing' is no folder here"),
         (["convert", "TEACHER", "OUT", "--student", "vim_micro_patch2_9"], "mean 'vim_micro_patch2_8'?"),
         (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depht=3"], "'depht'"),
         (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depth"], "'depth' is no key=value"),
@@ -370,8 +373,7 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
             ["convert", "TEACHER", "OUT", "--average"],
             "average looks at images; write whose, such as --data",
         ),
-        (["convert", "missing.pth", "OUT"], "'missing.pth' does not exist"),
-        (["convert", "missing.pth", "OUT", "--mimic"], "missing.pth is a Vim already, only rewritten"),
+        (["convert", "missing.pth", "OUT"], "'missing.pth': no such file"),
         (["evaluate", "/no/such/run"], "/no/such/run"),
         (["evaluate", "TEACHER"], "write --data"),
         (["evaluate", "TEACHER", "--data", "digit"], "did you mean 'digits'?"),
@@ -436,7 +438,7 @@ def test_all_typos_of_a_recipe_at_once(command: Command, recipe: Path, tmp_path:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("teacher.model=/no/such/folder", "'/no/such/folder' does not exist"),
+        ("teacher.model=/no/such/folder", "'/no/such/folder': no such folder"),
         ("teacher_recipe=/no/such.yaml", "no such file"),
         ("task.data={name: image_folder, root: /no/such/images}", "/no/such/images does not exist"),
         ("task.data.num_classes=5", "teacher has 3 classes but the data has 5"),
@@ -495,6 +497,8 @@ def test_weights_of_another_architecture(command: Command, teacher: Path, tmp_pa
     torch.save({"model": {"layers.0.mixer.A_b_log": torch.zeros(2)}}, tmp_path / "vim.pth")
     done = command("convert", tmp_path / "vim.pth", tmp_path / "out", "--student", "vim_micro_patch2_8")
     assert_mistake(done, "does not fit vim_micro_patch2_8")
+    done = command("convert", tmp_path / "vim.pth", tmp_path / "out", "--mimic")
+    assert_mistake(done, "vim.pth is a Vim already, only rewritten")
     assert not (tmp_path / "out").exists()
 
 
@@ -552,7 +556,7 @@ def test_convert_overwrites_models_alone(
     assert (out / "thesis.txt").read_text() == "mine" and only_out()
 
     assert command("convert", teacher, out, *STUDENT, "--overwrite").code == 0
-    assert (out / "model.safetensors").is_file() and not (out / "thesis.txt").exists()
+    assert (out / "model.safetensors").is_file() and (out / "thesis.txt").read_text() == "mine"
     assert only_out()
 
 

@@ -23,7 +23,7 @@ from transmamba.reporting.metrics import headline, metrics_of, read_results, wri
 from transmamba.reporting.model_card import Card, render_model_card
 from transmamba.reporting.report import render
 from transmamba.reporting.run_data import read_run
-from transmamba.reporting.samples import read_items, write_samples
+from transmamba.reporting.samples import packed, read_items, unpacked, write_samples
 from transmamba.reporting.table import results_table
 
 RECALL = Metric(key="recall", label="recall@1 %", form="{:.1f}", headline=True)
@@ -152,6 +152,16 @@ def test_results_that_are_not_finite_are_written_as_json_can(tmp_path: Path) -> 
     assert math.isnan(student["recall"]) and student["mae"] == 0.5
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
     assert "nan" in render(read_run(tmp_path))
+
+
+def test_numpy_s_own_numbers_are_numbers(tmp_path: Path) -> None:
+    """What an evaluator returned is written at the end of a run, where a failure would cost it all."""
+    path = write_results(tmp_path, {"student": {"recall": np.float32(0.5), "mae": np.float16("inf")}}, ())
+    assert json.loads(path.read_text())["student"] == {"recall": 0.5, "mae": None}
+    sample = Sample("pairs", (Answer("student", "a", np.arange(2)[1] > 0),), label=np.str_("b"))
+    listing = Listing("counts", ("n",), [(np.int64(3),)])
+    samples, exhibits = unpacked(packed([sample], {"student": [listing]}))
+    assert samples == [sample] and exhibits["student"][0].rows == [[3]]
 
 
 def test_samples_and_exhibits_come_back(tmp_path: Path) -> None:

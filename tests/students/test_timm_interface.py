@@ -398,6 +398,18 @@ def test_other_students_train_any_timm_or_hugging_face_model(tmp_path: Path) -> 
     assert model(torch.zeros(1, 3, 8, 8)).logits.shape == (1, 3) and model.num_classes == 3
 
 
+@pytest.mark.parametrize("name", ["timm", "vim", "ssd_vit"])
+def test_an_overlay_says_what_images_look_like_and_nothing_else(name: str) -> None:
+    """A teacher that is trained from random weights has nobody whose preprocessing it could carry."""
+    model = "vit_tiny_patch16_224" if name == "timm" else f"{name}_micro_patch2_8"
+    looks = dict(mean=[0.25] * 3, std=[0.5] * 3, crop_pct=1.0)
+    student = STUDENTS[name](model=model, kwargs=dict(pretrained_cfg_overlay=looks))
+    assert student.preprocessing().mean == (0.25,) * 3 and student.preprocessing().crop_pct == 1.0
+    for overlay in ({"file": "weights.bin"}, {**looks, "hf_hub_id": "somebody/vit"}):
+        with pytest.raises(ValueError, match=r"kwargs\.pretrained_cfg_overlay\.\w+ is no option of a model"):
+            STUDENTS[name](model=model, kwargs=dict(pretrained_cfg_overlay=overlay))
+
+
 def test_a_folder_s_weights_are_not_left_unread(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"whose weights are not read .* set student.pretrained to true"):
         STUDENTS["timm"](model=str(tmp_path)).build(StudentSpec(num_classes=3))

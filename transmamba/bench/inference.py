@@ -81,11 +81,11 @@ def _of_size(
     precision: str,
 ) -> list[dict[str, Any]]:
     """The rows of images of `size` pixels."""
-    model = create_timm(name, pretrained=False, img_size=size)
+    model: Any = create_timm(name, pretrained=False, img_size=size)
+    if not model.patch_embed.num_patches:
+        raise UserError(f"images of {size} pixels hold no patch of {name}; write larger sizes")
     teacher = adapt_teacher(model)
     layout = _layout(teacher)
-    if not layout.num_patches:
-        raise UserError(f"images of {size} pixels hold no patch of {name}; write larger sizes")
     models = {"teacher": model, **{student: _student(student, teacher) for student in students}}
     images = min(max(1, tokens // layout.length), 1024)
     batch = torch.randn(images, *teacher.preprocessing.input_size, device=device)

@@ -13,7 +13,8 @@ from . import timm, transformers
 from .ecosystem import Ecosystem
 from .sources import Source, read_source
 
-ECOSYSTEMS: tuple[Ecosystem, ...] = (timm, transformers)
+# who is asked, in this order; whoever brings a library of their own appends it
+ECOSYSTEMS: list[Ecosystem] = [timm, transformers]
 
 
 def ecosystem_of(source: Source) -> Ecosystem:

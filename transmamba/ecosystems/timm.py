@@ -37,15 +37,20 @@ _NOT_SAVED = frozenset(
         "dtype",
     ]
 )
+# of a pretrained_cfg: what images look like
+_LOOKS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 # of a pretrained_cfg: whose weights they are
 _ORIGIN = ("license", "origin_url", "hf_hub_id")
 
 
 def check_options(kwargs: Mapping[str, Any]) -> None:
-    """Raises ValueError for what is no option of a model, but says whose weights to load."""
-    for name in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"):
-        if name in kwargs:
-            raise ValueError(f"kwargs.{name} is no option of a model; leave it out")
+    """Raises ValueError for what is no option of a model, but says whose weights to load. An overlay may say
+    what images look like: where there is no teacher, nobody else does."""
+    wrong = [name for name in ("pretrained", "pretrained_cfg", "checkpoint_path") if name in kwargs]
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    wrong += [f"pretrained_cfg_overlay.{name}" for name in overlay if name not in _LOOKS]
+    if wrong:
+        raise ValueError(f"kwargs.{wrong[0]} is no option of a model; leave it out")
 
 
 def recognise(source: Source) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..core.task import Metric
 from ..errors import UserError
 
@@ -133,9 +135,11 @@ def rows(
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON cannot hold."""
+    """The same in what JSON can hold: null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, np.generic):  # an evaluator's own
+        value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -99,8 +99,13 @@ def packed(samples: Sequence[Sample], exhibits: Mapping[str, Sequence[Matrix | L
             for name, shown in exhibits.items()
         },
     }
-    text = json.dumps(content, default=list).encode("utf-8")
+    text = json.dumps(content, default=_plain).encode("utf-8")
     return {"json": np.frombuffer(text, dtype=np.uint8), **arrays}
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: a number of numpy's, a sequence."""
+    return np.asarray(value).tolist()
 
 
 def read_arrays(path: Path) -> Arrays:
