@@ -43,7 +43,7 @@ _ORIGIN = ("license", "origin_url", "hf_hub_id")
 
 def check_options(kwargs: Mapping[str, Any]) -> None:
     """Raises ValueError for what is no option of a model, but says whose weights to load."""
-    for name in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"):
+    for name in ("pretrained", "checkpoint_path"):  # a pretrained_cfg also says what images look like
         if name in kwargs:
             raise ValueError(f"kwargs.{name} is no option of a model; leave it out")
 
