@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ import yaml
 from harness import tiny_vit
 from PIL import Image
 
+from transmamba import adapt_teacher, convert
 from transmamba.cli.arguments import recognised, task_of
 from transmamba.config.registry import READERS
+from transmamba.core.preprocessing import Preprocessing
 from transmamba.ecosystems.find import load_model, preprocessing_of, save_model
 from transmamba.errors import UserError
 
@@ -128,6 +131,51 @@ def test_evaluate_says_whose_teacher(command: Command, teacher: Path) -> None:
     assert done.code == 0, done.err
     assert f"evaluating {teacher} and its teacher {teacher} on synthetic num_train=12" in done.err
     assert "test split, 8 items; cpu, bf16" in done.err and "agreement" in done.out
+
+
+def named_otherwise(folder: Path, looks: Preprocessing | None = None) -> Path:
+    """A teacher of the classes of `run` in another order, saved."""
+    model = tiny_vit()
+    model.pretrained_cfg = {**model.pretrained_cfg, "num_classes": 3, "label_names": ["cat", "ant", "bee"]}
+    save_model(model, folder, looks)
+    return folder
+
+
+def test_a_student_is_scored_in_the_order_of_its_teacher_s_classes(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    """Which it carries; so also without the teacher beside it, and in `predict`."""
+    teacher = adapt_teacher(load_model(named_otherwise(tmp_path / "teacher")))
+    student, _ = convert(teacher, "vim")
+    save_model(student, run / "student", teacher.preprocessing)
+    alone = command("evaluate", run, "--json")
+    assert alone.code == 0, alone.err
+    beside = command("evaluate", run, "--teacher", tmp_path / "teacher", "--json")
+    student = load_model(run)
+    transform = preprocessing_of(student).eval_transform()
+    right = [
+        ["cat", "ant", "bee"][student(transform(Image.open(path))[None]).argmax()] == path.parent.name
+        for path in sorted((tmp_path / "images/test").rglob("*.png"))
+    ]
+    found = json.loads(alone.out)["student"]["top1"]
+    assert found == pytest.approx(100 * sum(right) / len(right))
+    assert json.loads(beside.out)["student"]["top1"] == found
+
+
+@pytest.mark.parametrize("named", ["model", "teacher"])
+def test_agreement_of_models_that_see_other_pixels(
+    command: Command, run: Path, tmp_path: Path, named: str
+) -> None:
+    """Items are compared class by class, in the order of the one that has names."""
+    looks = preprocessing_of(tiny_vit())
+    darker = dataclasses.replace(looks, mean=(0.4999,) * 3)
+    other = named_otherwise(tmp_path / "named", darker)
+    model, teacher = (other, run) if named == "model" else (run, other)
+    done = command("evaluate", model, "--data", tmp_path / "images", "--teacher", teacher, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["student"]["top1"] == found["teacher"]["top1"]
+    assert set(found["agreement"].values()) == {100.0}
 
 
 def test_evaluate_s_mistakes(command: Command, run: Path, teacher: Path) -> None:

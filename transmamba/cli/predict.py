@@ -71,7 +71,7 @@ def _names(model: Any, source: str) -> Sequence[str] | None:
     from ..data.classes import names_of
     from ..runs.saved import run_of
 
-    own = names_of(model) or (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    own = names_of(model)
     if own:
         return own
     run = run_of(source)

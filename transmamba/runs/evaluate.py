@@ -91,6 +91,8 @@ def prepare(
     if taught is not None:
         if taught.preprocessing != built.preprocessing:
             theirs = task.build(taught.preprocessing)
+            theirs.check(model, "model")
+            built.check(taught, "teacher")  # both by both, so that both number the classes alike
         theirs.check(taught, "teacher")
     return Evaluation(
         model=model.to(target),
