@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 import yaml
 from harness import tiny_vit
 from PIL import Image
@@ -266,3 +267,22 @@ def test_a_picture_s_answer_does_not_depend_on_its_neighbours(teacher: Path, tmp
         assert one.path == several.path == all_.path and one.trouble == several.trouble == all_.trouble
         for a, b, c in zip(one.classes, several.classes, all_.classes, strict=True):
             assert a[0] == b[0] == c[0] and a[1] == pytest.approx(b[1]) == pytest.approx(c[1])
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_a_model_without_a_head_predicts_nothing(command: Command, tmp_path: Path, library: str) -> None:
+    model: Any = tiny_vit(0)
+    if library == "transformers":
+        shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        model = transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **shape))
+    save_model(model, tmp_path / "backbone")
+    folder = write_images(tmp_path / "images", ("a",), ("some",))
+    command("predict", tmp_path / "backbone", folder).refuses("has no classes, it gives features alone")
+    command("evaluate", tmp_path / "backbone", *SYNTHETIC).refuses("model has no classes")
+
+
+def test_a_teacher_without_a_head_is_not_measured(command: Command, teacher: Path, tmp_path: Path) -> None:
+    save_model(tiny_vit(0), tmp_path / "backbone")
+    command("evaluate", teacher, *SYNTHETIC, "--teacher", tmp_path / "backbone").refuses(
+        f"teacher {tmp_path / 'backbone'} has no classes to measure it"
+    )

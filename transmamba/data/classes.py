@@ -19,9 +19,14 @@ _SHOWN = 5
 
 
 def count_of(model: Any) -> int | None:
-    """How many classes a model tells apart, by its `num_classes` or its Hugging Face config."""
+    """How many classes a model tells apart, by its `num_classes` or its Hugging Face config; None or 0 of a
+    backbone."""
     count = getattr(model, "num_classes", None)
-    return getattr(getattr(model, "config", None), "num_labels", None) if count is None else int(count)
+    if count is not None:
+        return int(count)
+    if hasattr(model, "base_model_prefix") and "ForImageClassification" not in type(model).__name__:
+        return None  # transformers gives every config two labels
+    return getattr(getattr(model, "config", None), "num_labels", None)
 
 
 def names_of(model: Any) -> tuple[str, ...] | None:

@@ -89,6 +89,10 @@ def prepare(
     built.check(model, "model")
     taught = None if teacher is None else as_teacher(teacher).to(target)
     if taught is not None:
+        if getattr(built, "num_classes", None) and not taught.num_classes:
+            raise UserError(
+                f"teacher {taught.source} has no classes to measure it or the agreement by; leave it out"
+            )
         if taught.preprocessing != built.preprocessing:
             theirs = task.build(taught.preprocessing)
             theirs.check(model, "model")
