@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import transformers
 import yaml
@@ -286,3 +287,23 @@ def test_a_teacher_without_a_head_is_not_measured(command: Command, teacher: Pat
     command("evaluate", teacher, *SYNTHETIC, "--teacher", tmp_path / "backbone").refuses(
         f"teacher {tmp_path / 'backbone'} has no classes to measure it"
     )
+
+
+def test_a_file_of_weights_with_the_name_of_its_model(command: Command, tmp_path: Path) -> None:
+    """The line that asks for the name names options that there are."""
+    images = write_images(tmp_path / "images", ("a",), ("some",))
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict(), tmp_path / "vit.pth")
+    big = ["--data", "synthetic", "num_train=4", "num_test=4", "num_classes=3", "size=224"]
+    vit = (tmp_path / "vit.pth", "vit_tiny_patch16_224")
+    command("evaluate", vit[0], *big).refuses("holds weights alone", "--architecture NAME")
+    command("predict", vit[0], images).refuses("holds weights alone", "--architecture NAME")
+    done = command("predict", vit[0], images, "--architecture", vit[1], "--top", "1", "--json")
+    assert done.code == 0 and len(json.loads(done.out)) == 3, done.err
+    words = ("--architecture", vit[1], "--teacher", vit[0])
+    command("evaluate", vit[0], *big, *words).refuses("--teacher-architecture NAME")
+    done = command("evaluate", vit[0], *big, *words, "--teacher-architecture", vit[1], "--json")
+    assert done.code == 0 and set(json.loads(done.out)["agreement"].values()) == {100.0}, done.err
+    command("evaluate", vit[0], *big, *words[:2], "--teacher-architecture", vit[1]).refuses(
+        "name the teacher"
+    )
+    command("evaluate", vit[0].parent, *big, *words[:2]).refuses("is no file of weights")
