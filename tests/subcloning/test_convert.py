@@ -105,8 +105,8 @@ def test_a_vim_with_that_norm_is_saved_and_loaded(
 def test_a_vim_without_a_place_for_it_says_so(make_vit: Callable[..., Any]) -> None:
     _, report = convert(make_vit(pre_norm=True), "vim", pre_norm="")
     assert {drop.source: drop.why for drop in report.dropped}["embedding.norm"].endswith("set pre_norm")
-    with pytest.raises(UserError, match="pre_norm is 'rms'; write 'layer', 'centred' or ''"):
-        convert(make_vit(), "vim", pre_norm="rms")
+    with pytest.raises(UserError, match="pre_norm is 'batch'; write 'layer', 'centred', 'rms' or ''"):
+        convert(make_vit(), "vim", pre_norm="batch")
 
 
 def test_an_ssd_vit_cannot_centre_it(make_vit: Callable[..., Any], gray_images: Tensor) -> None:
