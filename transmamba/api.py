@@ -63,6 +63,8 @@ def evaluate(
     task: Any,
     *,
     teacher: nn.Module | Teacher | str | Path | None = None,
+    architecture: str | None = None,
+    teacher_architecture: str | None = None,
     split: str = "test",
     batch_size: int = 256,
     workers: int = 0,
@@ -72,12 +74,16 @@ def evaluate(
     """Metrics of a model on a task (a registered task's configuration), and of its teacher and their
     agreement.
 
+    architecture, teacher_architecture: timm names, where the model or the teacher is a file of weights
+
     Returns {"student": {...}} or, with a teacher, {"student", "teacher", "agreement"}.
     """
     prepared = prepare(
         model,
         task,
         teacher=teacher,
+        architecture=architecture,
+        teacher_architecture=teacher_architecture,
         split=split,
         batch_size=batch_size,
         workers=workers,

@@ -174,14 +174,20 @@ def _find(source: str, file: str, revision: str | None) -> str | Path | None:
 
 
 def image_processor(preprocessing: Preprocessing) -> Any:
-    """The image processor that a model saved with this preprocessing brings along."""
-    from transformers import ViTImageProcessor
+    """The image processor that a model saved with this preprocessing brings along: ViT's squashes the picture
+    to a square, BiT's crops its middle. Neither pads, so `border` is written as the crop."""
+    from transformers import BitImageProcessor, ViTImageProcessor
 
-    _, height, width = preprocessing.input_size
+    channels, height, width = preprocessing.input_size
     resample = {name: code for code, name in _RESAMPLE.items()}[preprocessing.interpolation]
-    return ViTImageProcessor(
-        size={"height": height, "width": width},
-        image_mean=list(preprocessing.mean),
-        image_std=list(preprocessing.std),
-        resample=resample,
+    values = dict(image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), resample=resample)
+    size = {"height": height, "width": width}
+    if preprocessing.crop_mode == "squash":
+        return ViTImageProcessor(size=size, **values)
+    return BitImageProcessor(
+        size={"shortest_edge": round(height / preprocessing.crop_pct)},
+        do_center_crop=True,
+        crop_size=size,
+        do_convert_rgb=channels == 3,
+        **values,
     )
