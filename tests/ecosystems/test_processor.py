@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor
+from transformers import AutoImageProcessor, BitImageProcessor, ViTConfig, ViTImageProcessor
 
 from transmamba.core.preprocessing import Preprocessing
 from transmamba.ecosystems.processor import hugging_face_preprocessing, image_processor
@@ -99,6 +99,25 @@ def test_a_saved_model_s_processor_says_the_same_again(
     image_processor(looks).save_pretrained(tmp_path)
     config = ViTConfig(image_size=224, num_channels=channels)
     assert hugging_face_preprocessing(config, str(tmp_path)) == looks
+
+
+@pytest.mark.parametrize("crop_pct", [0.9, 0.95, 224 / 354, 224 / 400])
+def test_a_saved_model_s_processor_resizes_to_the_same_pixels(crop_pct: float, tmp_path: Path) -> None:
+    """timm rounds down: 0.9 of 248 pixels, not of 249; and 224 / (224 / 354) is a little below 354."""
+    looks = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bilinear", crop_pct, "center")
+    processor = image_processor(looks)
+    processor.save_pretrained(tmp_path)
+    again = hugging_face_preprocessing(ViTConfig(image_size=224), str(tmp_path))
+    sizes = [step.size for step in (looks.eval_transform().steps[1], again.eval_transform().steps[1])]
+    assert sizes == [processor.size["shortest_edge"]] * 2
+
+
+@pytest.mark.parametrize("resized", [354, 375, 400, 408])
+def test_a_processor_s_size_is_that_of_our_pixels(resized: int, tmp_path: Path) -> None:
+    processor = BitImageProcessor(size={"shortest_edge": resized}, crop_size=224, do_center_crop=True)
+    processor.save_pretrained(tmp_path)
+    looks = hugging_face_preprocessing(ViTConfig(image_size=224), str(tmp_path))
+    assert looks.eval_transform().steps[1].size == resized
 
 
 def test_a_saved_model_s_processor_crops_what_timm_crops(tmp_path: Path) -> None:

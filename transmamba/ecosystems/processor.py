@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def hugging_face_preprocessing(
             height = width = _side(processor.get("crop_size" if cropped else "size"), height)
         crop_pct = 1.0
         if cropped:
-            crop_pct = _side(processor.get("crop_size"), height) / _side(processor.get("size"), height)
+            crop_pct = _share(_side(processor.get("crop_size"), height), _side(processor.get("size"), height))
         mean, std = _scaled(processor, defaults, config.num_channels)
         return Preprocessing.from_pretrained_cfg(
             {
@@ -123,6 +124,14 @@ def _scaled(
     return tuple(value / whole for value in mean), tuple(value / whole for value in std)
 
 
+def _share(crop: int, resized: int) -> float:
+    """The crop_pct by which timm, which rounds down, resizes to just so many pixels before it crops."""
+    share = crop / resized
+    while math.floor(crop / share) < resized:
+        share = math.nextafter(share, 0)
+    return share
+
+
 def _resampling(code: Any) -> str:
     if code not in _RESAMPLE:
         raise ValueError(f"resample {code!r} is none of {', '.join(map(str, _RESAMPLE))}")
@@ -185,7 +194,7 @@ def image_processor(preprocessing: Preprocessing) -> Any:
     if preprocessing.crop_mode == "squash":
         return ViTImageProcessor(size=size, **values)
     return BitImageProcessor(
-        size={"shortest_edge": round(height / preprocessing.crop_pct)},
+        size={"shortest_edge": math.floor(height / preprocessing.crop_pct)},
         do_center_crop=True,
         crop_size=size,
         do_convert_rgb=channels == 3,
