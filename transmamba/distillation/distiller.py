@@ -29,7 +29,7 @@ DEFAULT_LOSSES = ("cross_entropy", "kl", "bidirectional")
 class Distiller(nn.Module):
     """`forward(batch, drawn)` gives every loss as a `Term`; `loss(batch, step)` their weighted mean.
 
-    student: a `Student`; for losses on logits alone, any module from images to logits
+    student: a `Student`; for losses on logits alone, any module from its one input to logits
     teacher: a `Teacher`, or a timm / transformers ViT the user holds
     losses:  names, or configurations such as `KL(temperature=4)`
     kept:    by stream, the coordinates that subcloning chose (`Selection.residual`), where the projections

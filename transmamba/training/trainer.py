@@ -166,7 +166,7 @@ class Trainer:
             evaluating = self.evaluate is not None and _due(
                 self.progress.stage_step, self.config.eval_every, done
             )
-            # saved first: an evaluation may find an image that cannot be read
+            # saved first: an evaluation may find an item that cannot be read
             if stopping or evaluating or _due(self.progress.stage_step, self.config.save_every, done):
                 self._save(window, evaluating)
             if stopping:
