@@ -144,7 +144,7 @@ def test_stages_that_leave_parameters_without_a_gradient(
     """DDP waits for every gradient unless it is told which will not come."""
     stages = [dict(losses=losses, steps=2, trainable=trainable)]
     name = "-".join([*losses, trainable])
-    trainer = dict(batch_size=2, accumulation=2, eval_batch_size=8)
+    trainer = dict(global_batch=8, micro_batch=2, eval_batch_size=8)
     recipe = recipe_of(folder, name, 2, stages=stages, trainer=trainer)
     harness.in_ranks(2, harness.run_quietly, recipe)
     assert (folder / name / "results.json").is_file()

@@ -41,6 +41,10 @@ class Stepped:
     stop: bool
 
 
+def _never() -> bool:
+    return False
+
+
 class Stepper:
     """Takes optimizer steps with what `accelerator.prepare` gave.
 
@@ -67,8 +71,11 @@ class Stepper:
         self.graphed = GraphedStep(self._graph_body, distiller.parameters()) if graphed else None
         self._shape: tuple[Batch, list[str], list[str]] | None = None
 
-    def step(self, micro: Sequence[Batch], number: int, stop: bool = False) -> Stepped:
-        """Optimizer step `number` on this rank's micro-batches."""
+    def step(self, micro: Sequence[Batch], number: int, asked: Callable[[], bool] = _never) -> Stepped:
+        """Optimizer step `number` on this rank's micro-batches.
+
+        asked: whether this rank was asked to stop; looked at as late as all ranks can still agree
+        """
         device = self.accelerator.device
         counts, items = self._count(micro)
         drawn = self.distiller.draw_tokens(number, device)
@@ -86,7 +93,7 @@ class Stepper:
                     parts[name] = parts.get(name, 0) + term.parts
         norm = self.accelerator.clip_grad_norm_(self.trained, self.clip if self.clip > 0 else math.inf)
         # after the clipping: it waits for the GPU
-        means, part_means, host_items, stop = self._reduce(sums, parts, counts, items, norm, stop)
+        means, part_means, host_items, stop = self._reduce(sums, parts, counts, items, norm, asked())
         total = sum(self.distiller.weights[name] * value for name, value in means.items())
         moved = self._apply(total, float(norm), part_means)
         return Stepped(means, part_means, total, float(norm), host_items, moved, stop)

@@ -144,7 +144,7 @@ class Trainer:
         set_training(distiller, stage)
         distiller.to(self.accelerator.device)  # before the optimizer looks where the parameters are
         optimizer = make_optimizer(distiller, stage)
-        self._let_ddp_know(distiller)
+        self._let_ddp_know(distiller, stage)
         model, optimizer = self.accelerator.prepare(distiller, optimizer)
         if self._resume_from is not None:
             load_checkpoint(self.accelerator, self._resume_from)
@@ -175,15 +175,14 @@ class Trainer:
                 self._evaluate(distiller, stage)
         self.accelerator.free_memory()
 
-    def _let_ddp_know(self, distiller: Distiller) -> None:
+    def _let_ddp_know(self, distiller: Distiller, stage: Stage) -> None:
         """DDP waits for a gradient of every parameter unless it is told that some have none: of a head, where
         no loss reads the logits, or of a tower that none reads at all."""
         handler = self.accelerator.ddp_handler
         several = len(getattr(distiller.student, "towers", ())) > 1
+        mixers_alone = distiller.teacher_forced and stage.groups in (("auto",), ("mixers",))
         if handler is not None:
-            handler.find_unused_parameters = several or not (
-                distiller.reads_logits or distiller.teacher_forced
-            )
+            handler.find_unused_parameters = several or not (distiller.reads_logits or mixers_alone)
 
     def _stepper(self, model: nn.Module, distiller: Distiller, optimizer: Any, stage: Stage) -> Stepper:
         graphed = self.config.cuda_graphs and self.accelerator.device.type == "cuda"
@@ -222,7 +221,7 @@ class Trainer:
         waited = time.perf_counter() - started
         for group in stepper.optimizer.param_groups:
             group["lr"] = learning_rate(stage, self.progress.stage_step, steps)
-        done = stepper.step(micro, self.progress.step, self.stop.is_set())
+        done = stepper.step(micro, self.progress.step, self.stop.is_set)
         if done.moved:
             self.progress.skipped = 0
         else:
