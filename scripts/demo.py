@@ -23,7 +23,7 @@ from transmamba.reporting.comparison import write_comparison
 from transmamba.reporting.metrics import AGREEMENT, COSTS, metrics_of, read_results, value_of, written
 from transmamba.reporting.samples import ITEMS_FILE, Items, read_items
 from transmamba.reporting.table import text_table
-from transmamba.runs.folder import INDICES, RESULTS
+from transmamba.runs.folder import INDICES, RESULTS, claim_folder
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import load_recipe, run
 from transmamba.training.trainer import Interrupted
@@ -79,8 +79,11 @@ def main() -> int:
 def demonstrate(overwrite: bool = False) -> int:
     recipes = {key: load_recipe(part.config) for key, part in PARTS.items()}
     folders = {key: Path(recipe.output_dir) for key, recipe in recipes.items()}
+    if overwrite:  # all at once: stopped in between, the next call must not take an old part for a new one
+        for key, recipe in recipes.items():
+            claim_folder(folders[key], recipe, overwrite=True)
     try:
-        train(recipes, overwrite)
+        train(recipes)
     except Interrupted as stopped:
         say(f"stopped by {stopped}, and saved; `make demo` goes on")
         return stopped.code
@@ -92,10 +95,10 @@ def demonstrate(overwrite: bool = False) -> int:
     return 1 if broken else 0
 
 
-def train(recipes: Mapping[str, Recipe], overwrite: bool) -> None:
-    """Every part that is not finished; all with `overwrite`. Raises Interrupted, and UserError where another
-    run lies in a part's folder."""
-    done = {key for key, recipe in recipes.items() if finished(Path(recipe.output_dir)) and not overwrite}
+def train(recipes: Mapping[str, Recipe]) -> None:
+    """Every part that is not finished. Raises Interrupted, and UserError where another run lies in a part's
+    folder."""
+    done = {key for key, recipe in recipes.items() if (Path(recipe.output_dir) / RESULTS).is_file()}
     all_done = len(done) == len(recipes)
     start = time.monotonic()
     say(f"finished before; {ANEW}" if all_done else f"{len(recipes)} parts, {MINUTES} on two idle cores")
@@ -103,13 +106,9 @@ def train(recipes: Mapping[str, Recipe], overwrite: bool) -> None:
         part = PARTS[key]
         if not all_done:
             say(f"\n{number} of {len(recipes)}: {part.title}: {part.what}{' (finished)' * (key in done)}")
-        run(recipe, overwrite=overwrite, title=part.title)
+        run(recipe, title=part.title)
     if not all_done:
         say(f"\nall {len(recipes)} parts: {(time.monotonic() - start) / 60:.1f} minutes\n")
-
-
-def finished(folder: Path) -> bool:
-    return (folder / RESULTS).is_file()
 
 
 def say(text: str) -> None:

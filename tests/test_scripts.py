@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from transmamba.config import load as configs
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
@@ -27,7 +29,7 @@ PARTS = ("teacher", "student", "scratch", "kl")
 
 def leave(folder: Path, right: int, of: int = 100, minutes: float = 1.0, trained_on: int = 30) -> Path:
     """What a finished part leaves: right on its first images."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     scores = np.where(np.arange(of) < right, 100.0, 0.0)
     np.savez(folder / "items.npz", index=np.arange(of), **{"student/top1": scores})
     np.save(folder / "train_indices.npy", np.arange(trained_on))
@@ -91,7 +93,7 @@ def test_a_finished_demo_is_printed_again(
     demo, ran = script("demo"), []
     right = dict(zip(PARTS, (98, 95, 80, 90), strict=True))
 
-    def run(recipe: Any, *, overwrite: bool, title: str) -> None:
+    def run(recipe: Any, *, title: str) -> None:
         if not (Path(recipe.output_dir) / "results.json").is_file():
             part = next(key for key, part in demo.PARTS.items() if part.title == title)
             leave(Path(recipe.output_dir), right[part])
@@ -107,3 +109,21 @@ def test_a_finished_demo_is_printed_again(
     assert demo.demonstrate() == 0 and len(ran) == 4
     second = capsys.readouterr()
     assert second.out == first.out and "finished before" in second.err and "1 of 4" not in second.err
+
+
+def test_a_demo_begun_anew_keeps_no_old_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in its first part, it has none of the others left."""
+    demo = script("demo")
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for part in demo.PARTS.values():
+        recipe = demo.load_recipe(part.config)
+        folders.append(leave(tmp_path / recipe.output_dir, 90))
+        configs.save_yaml(recipe, folders[-1] / "config.yaml")
+
+    def stopped(recipe: Any, *, title: str) -> None:
+        raise demo.Interrupted("SIGINT", 130)
+
+    monkeypatch.setattr(demo, "run", stopped)
+    assert demo.demonstrate(overwrite=True) == 130
+    assert not [folder for folder in folders if (folder / "results.json").exists()]
