@@ -18,7 +18,7 @@ from typing import Any
 from transmamba.errors import UserError
 from transmamba.reporting.tracking import METRICS_FILE, read_metrics
 
-MEASURED = {"seconds", "samples_per_second", "data_wait", "peak_memory_mb"}
+MEASURED = {"seconds", "samples_per_second", "tokens_per_second", "data_wait", "peak_memory_mb"}
 
 Rows = dict[tuple[int, bool], dict[str, Any]]
 

@@ -32,9 +32,7 @@ from transmamba.teachers.load import adapt_teacher
 from transmamba.teachers.teacher import Teacher
 from transmamba.training.trainer import Interrupted
 
-TIMING = frozenset(
-    {"waited", "seconds", "samples_per_second", "data_wait", "peak_memory_mb", "minutes", "images_per_second"}
-)
+TIMING = frozenset({"waited", "seconds", "data_wait", "peak_memory_mb", "minutes"})
 TEACHER = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 VIM = dict(patch_size=4, embed_dim=12, depth=4, d_state=4)
 
@@ -216,9 +214,14 @@ def kill(process: BaseProcess) -> bool:
     return process.exitcode == -signal.SIGKILL
 
 
+def is_timing(key: str) -> bool:
+    """Whether a key's value differs from run to run."""
+    return key in TIMING or key.endswith("_per_second")
+
+
 def without_timing(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_timing(item) for key, item in value.items() if key not in TIMING}
+        return {key: without_timing(item) for key, item in value.items() if not is_timing(key)}
     return value
 
 

@@ -1,8 +1,7 @@
 """The walls between the rooms of transmamba/: who imports whom, how long files are, and no circles.
 
 Imports are read, not run: those within functions count, those under TYPE_CHECKING count for walls but not for
-circles. What today's code still breaks is listed by name, each with a test that must fail; once one passes,
-its line goes.
+circles.
 """
 
 from __future__ import annotations

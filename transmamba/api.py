@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 
 from .core.preprocessing import Preprocessing
-from .ecosystems.find import save_model
+from .ecosystems.find import load_model, save_model
 from .ecosystems.folders import model_folder
-from .ecosystems.timm import create_timm
 from .errors import UserError
 from .evaluation.cost import find_device
 from .runs.evaluate import prepare
@@ -56,7 +55,7 @@ def load_student(path: str | Path) -> nn.Module:
     """The student in RUN or STUDENT, in evaluation mode. Raises UserError when there is none."""
     if model_folder(path) is None:
         raise UserError(f"{path}: no student there; write a run folder or a folder with config.json")
-    return create_timm(str(path), pretrained=True).eval()
+    return load_model(path)
 
 
 def evaluate(
@@ -64,6 +63,8 @@ def evaluate(
     task: Any,
     *,
     teacher: nn.Module | Teacher | str | Path | None = None,
+    architecture: str | None = None,
+    teacher_architecture: str | None = None,
     split: str = "test",
     batch_size: int = 256,
     workers: int = 0,
@@ -73,12 +74,16 @@ def evaluate(
     """Metrics of a model on a task (a registered task's configuration), and of its teacher and their
     agreement.
 
+    architecture, teacher_architecture: timm names, where the model or the teacher is a file of weights
+
     Returns {"student": {...}} or, with a teacher, {"student", "teacher", "agreement"}.
     """
     prepared = prepare(
         model,
         task,
         teacher=teacher,
+        architecture=architecture,
+        teacher_architecture=teacher_architecture,
         split=split,
         batch_size=batch_size,
         workers=workers,

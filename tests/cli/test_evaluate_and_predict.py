@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+import transformers
 import yaml
 from harness import tiny_vit
 from PIL import Image
 
+from transmamba import adapt_teacher, convert
 from transmamba.cli.arguments import recognised, task_of
 from transmamba.config.registry import READERS
+from transmamba.core.preprocessing import Preprocessing
 from transmamba.ecosystems.find import load_model, preprocessing_of, save_model
 from transmamba.errors import UserError
 
@@ -130,6 +135,51 @@ def test_evaluate_says_whose_teacher(command: Command, teacher: Path) -> None:
     assert "test split, 8 items; cpu, bf16" in done.err and "agreement" in done.out
 
 
+def named_otherwise(folder: Path, looks: Preprocessing | None = None) -> Path:
+    """A teacher of the classes of `run` in another order, saved."""
+    model = tiny_vit()
+    model.pretrained_cfg = {**model.pretrained_cfg, "num_classes": 3, "label_names": ["cat", "ant", "bee"]}
+    save_model(model, folder, looks)
+    return folder
+
+
+def test_a_student_is_scored_in_the_order_of_its_teacher_s_classes(
+    command: Command, run: Path, tmp_path: Path
+) -> None:
+    """Which it carries; so also without the teacher beside it, and in `predict`."""
+    teacher = adapt_teacher(load_model(named_otherwise(tmp_path / "teacher")))
+    student, _ = convert(teacher, "vim")
+    save_model(student, run / "student", teacher.preprocessing)
+    alone = command("evaluate", run, "--json")
+    assert alone.code == 0, alone.err
+    beside = command("evaluate", run, "--teacher", tmp_path / "teacher", "--json")
+    student = load_model(run)
+    transform = preprocessing_of(student).eval_transform()
+    right = [
+        ["cat", "ant", "bee"][student(transform(Image.open(path))[None]).argmax()] == path.parent.name
+        for path in sorted((tmp_path / "images/test").rglob("*.png"))
+    ]
+    found = json.loads(alone.out)["student"]["top1"]
+    assert found == pytest.approx(100 * sum(right) / len(right))
+    assert json.loads(beside.out)["student"]["top1"] == found
+
+
+@pytest.mark.parametrize("named", ["model", "teacher"])
+def test_agreement_of_models_that_see_other_pixels(
+    command: Command, run: Path, tmp_path: Path, named: str
+) -> None:
+    """Items are compared class by class, in the order of the one that has names."""
+    looks = preprocessing_of(tiny_vit())
+    darker = dataclasses.replace(looks, mean=(0.4999,) * 3)
+    other = named_otherwise(tmp_path / "named", darker)
+    model, teacher = (other, run) if named == "model" else (run, other)
+    done = command("evaluate", model, "--data", tmp_path / "images", "--teacher", teacher, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert found["student"]["top1"] == found["teacher"]["top1"]
+    assert set(found["agreement"].values()) == {100.0}
+
+
 def test_evaluate_s_mistakes(command: Command, run: Path, teacher: Path) -> None:
     command("evaluate", teacher).refuses("no run there", "write --data")
     command("evaluate", teacher, *SYNTHETIC, "--batch-size", "0").refuses("batch_size is 0; write at least 1")
@@ -218,3 +268,42 @@ def test_a_picture_s_answer_does_not_depend_on_its_neighbours(teacher: Path, tmp
         assert one.path == several.path == all_.path and one.trouble == several.trouble == all_.trouble
         for a, b, c in zip(one.classes, several.classes, all_.classes, strict=True):
             assert a[0] == b[0] == c[0] and a[1] == pytest.approx(b[1]) == pytest.approx(c[1])
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+def test_a_model_without_a_head_predicts_nothing(command: Command, tmp_path: Path, library: str) -> None:
+    model: Any = tiny_vit(0)
+    if library == "transformers":
+        shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+        model = transformers.ViTModel(transformers.ViTConfig(image_size=8, patch_size=4, **shape))
+    save_model(model, tmp_path / "backbone")
+    folder = write_images(tmp_path / "images", ("a",), ("some",))
+    command("predict", tmp_path / "backbone", folder).refuses("has no classes, it gives features alone")
+    command("evaluate", tmp_path / "backbone", *SYNTHETIC).refuses("model has no classes")
+
+
+def test_a_teacher_without_a_head_is_not_measured(command: Command, teacher: Path, tmp_path: Path) -> None:
+    save_model(tiny_vit(0), tmp_path / "backbone")
+    command("evaluate", teacher, *SYNTHETIC, "--teacher", tmp_path / "backbone").refuses(
+        f"teacher {tmp_path / 'backbone'} has no classes to measure it"
+    )
+
+
+def test_a_file_of_weights_with_the_name_of_its_model(command: Command, tmp_path: Path) -> None:
+    """The line that asks for the name names options that there are."""
+    images = write_images(tmp_path / "images", ("a",), ("some",))
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_classes=3).state_dict(), tmp_path / "vit.pth")
+    big = ["--data", "synthetic", "num_train=4", "num_test=4", "num_classes=3", "size=224"]
+    vit = (tmp_path / "vit.pth", "vit_tiny_patch16_224")
+    command("evaluate", vit[0], *big).refuses("holds weights alone", "--architecture NAME")
+    command("predict", vit[0], images).refuses("holds weights alone", "--architecture NAME")
+    done = command("predict", vit[0], images, "--architecture", vit[1], "--top", "1", "--json")
+    assert done.code == 0 and len(json.loads(done.out)) == 3, done.err
+    words = ("--architecture", vit[1], "--teacher", vit[0])
+    command("evaluate", vit[0], *big, *words).refuses("--teacher-architecture NAME")
+    done = command("evaluate", vit[0], *big, *words, "--teacher-architecture", vit[1], "--json")
+    assert done.code == 0 and set(json.loads(done.out)["agreement"].values()) == {100.0}, done.err
+    command("evaluate", vit[0], *big, *words[:2], "--teacher-architecture", vit[1]).refuses(
+        "name the teacher"
+    )
+    command("evaluate", vit[0].parent, *big, *words[:2]).refuses("is no file of weights")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,23 @@ def test_names_and_numbers_of_models_of_every_library() -> None:
     teacher = SimpleNamespace(num_classes=2, class_names=("a", "b"), config=named.config)
     assert count_of(teacher) == 2 and names_of(teacher) == ("a", "b")
     assert count_of(object()) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["c", "a", "b"], ("c", "a", "b")),
+        ({"2": "b", "0": "c", "1": "a"}, ("c", "a", "b")),
+        ({"n01440764": "c", "n01443537": "a", "n02": "b"}, None),
+        (["c", "a"], None),  # of the head that it had before
+        (["c", None, "b"], None),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_a_student_carries_the_names_of_its_teacher(names: Any, expected: Any) -> None:
+    model = SimpleNamespace(num_classes=3, pretrained_cfg={"label_names": names})
+    assert names_of(model) == expected
 
 
 @pytest.mark.parametrize(

@@ -82,13 +82,3 @@ def test_timm_knows_our_students(case: str, tmp_path: Path) -> None:
 def test_importing_us_imports_nothing_heavy(heavy: str) -> None:
     done = run(f"import sys, transmamba\nsys.exit({heavy!r} in sys.modules)")
     assert done.returncode == 0, done.stderr[-2000:]
-
-
-def test_importing_us_takes_less_than_half_of_torch() -> None:
-    program = (
-        "import time\nt = time.perf_counter(); import transmamba; ours = time.perf_counter() - t\n"
-        "t = time.perf_counter(); import torch; theirs = time.perf_counter() - t\n"
-        "print(ours, theirs)\nassert ours < theirs / 2\n"
-    )
-    done = run(program)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor
+from transformers import AutoImageProcessor, BitImageProcessor, ViTConfig, ViTImageProcessor
 
-from transmamba.ecosystems.processor import hugging_face_preprocessing
+from transmamba.core.preprocessing import Preprocessing
+from transmamba.ecosystems.processor import hugging_face_preprocessing, image_processor
 from transmamba.errors import UserError
 
 CONFIG = ViTConfig(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
@@ -83,3 +84,47 @@ def test_what_is_not_covered_is_refused_by_name(
     with pytest.raises(UserError, match=named) as error:
         hugging_face_preprocessing(CONFIG, str(tmp_path))
     assert file in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("crop_pct", "crop_mode"), [(0.875, "center"), (1.0, "center"), (0.5, "center"), (1.0, "squash")]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_saved_model_s_processor_says_the_same_again(
+    crop_pct: float, crop_mode: str, channels: int, tmp_path: Path
+) -> None:
+    looks = Preprocessing(
+        (channels, 224, 224), (0.25,) * channels, (0.5,) * channels, "bilinear", crop_pct, crop_mode
+    )
+    image_processor(looks).save_pretrained(tmp_path)
+    config = ViTConfig(image_size=224, num_channels=channels)
+    assert hugging_face_preprocessing(config, str(tmp_path)) == looks
+
+
+@pytest.mark.parametrize("crop_pct", [0.9, 0.95, 224 / 354, 224 / 400])
+def test_a_saved_model_s_processor_resizes_to_the_same_pixels(crop_pct: float, tmp_path: Path) -> None:
+    """timm rounds down: 0.9 of 248 pixels, not of 249; and 224 / (224 / 354) is a little below 354."""
+    looks = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3, "bilinear", crop_pct, "center")
+    processor = image_processor(looks)
+    processor.save_pretrained(tmp_path)
+    again = hugging_face_preprocessing(ViTConfig(image_size=224), str(tmp_path))
+    sizes = [step.size for step in (looks.eval_transform().steps[1], again.eval_transform().steps[1])]
+    assert sizes == [processor.size["shortest_edge"]] * 2
+
+
+@pytest.mark.parametrize("resized", [354, 375, 400, 408])
+def test_a_processor_s_size_is_that_of_our_pixels(resized: int, tmp_path: Path) -> None:
+    processor = BitImageProcessor(size={"shortest_edge": resized}, crop_size=224, do_center_crop=True)
+    processor.save_pretrained(tmp_path)
+    looks = hugging_face_preprocessing(ViTConfig(image_size=224), str(tmp_path))
+    assert looks.eval_transform().steps[1].size == resized
+
+
+def test_a_saved_model_s_processor_crops_what_timm_crops(tmp_path: Path) -> None:
+    """Up to the rounding of a resize in whole numbers, on a picture that is no square."""
+    looks = Preprocessing((3, 28, 28), (0.5,) * 3, (0.25,) * 3, "bicubic", 0.875, "center")
+    image_processor(looks).save_pretrained(tmp_path)
+    smooth = np.add.outer(np.arange(64) * 2, np.arange(48))[..., None] + np.array([0, 20, 60])
+    picture = Image.fromarray(smooth.astype(np.uint8))
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"][0]
+    torch.testing.assert_close(looks.eval_transform()(picture), theirs.float(), rtol=0, atol=0.04)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,6 +196,27 @@ def test_a_hub_that_keeps_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPat
         begins = time.monotonic()
         assert not hub.reachable()
         assert time.monotonic() - begins < 10
+
+
+def test_a_hub_is_asked_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    asked: list[str] = []
+    session = SimpleNamespace(head=lambda endpoint, timeout: asked.append(endpoint))
+    now = [600.0]
+    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: session)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "hub")
+    monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    hub._answers.cache_clear()
+    for seconds, count in ((0, 1), (30, 1), (59, 1), (61, 2), (62, 2)):
+        now[0] = 600.0 + seconds
+        assert hub.reachable() and len(asked) == count
+    monkeypatch.setattr(constants, "ENDPOINT", "another")
+    assert hub.reachable() and asked == ["hub", "hub", "another"]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert not hub.reachable()
+    hub._answers.cache_clear()
 
 
 def test_weights_are_not_read_to_know_a_folder(saved: Path) -> None:

@@ -129,3 +129,9 @@ def test_a_size_below_a_patch_is_refused_and_changes_nothing() -> None:
     with pytest.raises(ValueError, match="smaller than a patch"):
         model.set_input_size(img_size=1)
     assert model.layout.grid == (4, 4)
+
+
+def test_a_recipe_may_say_what_its_images_look_like() -> None:
+    overlay = {"mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}
+    part = STUDENTS["timm"](model="vit_tiny_patch16_224", kwargs={"pretrained_cfg_overlay": overlay})
+    assert part.preprocessing().mean == (0.1, 0.2, 0.3)

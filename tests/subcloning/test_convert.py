@@ -105,8 +105,8 @@ def test_a_vim_with_that_norm_is_saved_and_loaded(
 def test_a_vim_without_a_place_for_it_says_so(make_vit: Callable[..., Any]) -> None:
     _, report = convert(make_vit(pre_norm=True), "vim", pre_norm="")
     assert {drop.source: drop.why for drop in report.dropped}["embedding.norm"].endswith("set pre_norm")
-    with pytest.raises(UserError, match="pre_norm is 'rms'; write 'layer', 'centred' or ''"):
-        convert(make_vit(), "vim", pre_norm="rms")
+    with pytest.raises(UserError, match="pre_norm is 'batch'; write 'layer', 'centred', 'rms' or ''"):
+        convert(make_vit(), "vim", pre_norm="batch")
 
 
 def test_an_ssd_vit_cannot_centre_it(make_vit: Callable[..., Any], gray_images: Tensor) -> None:
@@ -116,3 +116,16 @@ def test_an_ssd_vit_cannot_centre_it(make_vit: Callable[..., Any], gray_images: 
     student = convert(model, "ssd_vit", attention_layers=[0, 1, 2])[0]
     with torch.no_grad():
         torch.testing.assert_close(student(gray_images), model(gray_images), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_vim_begins_with_its_teacher_s_rms_norm(make_vit: Callable[..., Any], fold: bool) -> None:
+    """Not with a LayerNorm of its weights: the stream that the first layer reads is the teacher's."""
+    teacher = adapt_teacher(make_vit(pre_norm=True, norm_layer="rmsnorm"))
+    student, report = convert(teacher, "vim", init=SubcloneConfig(importance="uniform", fold=fold))
+    assert isinstance(student.norm_pre, torch.nn.RMSNorm) and not student.centred
+    norm = teacher.view.towers["image"].embedding.norm
+    stream = torch.randn(2, 5, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(student.norm_pre(stream), norm(stream))
+    assert {row.kind for row in report.rows if row.target == "norm_pre.weight"} == {"copied"}

@@ -23,6 +23,7 @@ from transmamba.training.checkpoint import (
     load_checkpoint,
     read_progress,
     save_checkpoint,
+    set_damaged_aside,
     sweep,
 )
 
@@ -129,20 +130,25 @@ DAMAGES = [shorten, lose_a_file, lose_the_list, spoil_progress]
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: Any) -> None:
-    """For the newest whole one, saying so; nothing is removed."""
+    """For the newest whole one, saying so; nothing is removed, and its step can be saved again."""
     accelerator, _ = prepared()
     for step in (1, 2, 3):
         save_checkpoint(accelerator, tmp_path, Progress(step=step), keep=3)
     said: list[str] = []
     what = damage(tmp_path / "step-00000003")
-    found = find_checkpoint(tmp_path, said.append)
+    set_damaged_aside(tmp_path, said.append)
+    found = find_checkpoint(tmp_path)
     assert found == (tmp_path / "step-00000002", Progress(step=2))
     assert len(said) == 1 and what in said[0] and said[0].endswith("going on from step-00000002")
     damage(tmp_path / "step-00000002")
-    found = find_checkpoint(tmp_path, said.append)
+    save_checkpoint(accelerator, tmp_path, Progress(step=3), keep=3)
+    what = damage(tmp_path / "step-00000003")
+    set_damaged_aside(tmp_path, said.append)
+    found = find_checkpoint(tmp_path)
     assert found is not None and found[1].step == 1 and len(said) == 3
     load_checkpoint(accelerator, found[0])
-    assert len(list_checkpoints(tmp_path)) == 3
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["damaged-step-00000002", "damaged-step-00000003", "step-00000001"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -150,12 +156,15 @@ def test_where_none_is_whole_the_run_is_not_begun_anew_unasked(tmp_path: Path, d
     accelerator, _ = prepared()
     what = damage(save_checkpoint(accelerator, tmp_path, Progress(step=1), keep=1))
     with pytest.raises(UserError, match=f"{what}.*no older checkpoint is whole: .*--overwrite"):
-        find_checkpoint(tmp_path, print)
+        find_checkpoint(tmp_path)
+    set_damaged_aside(tmp_path, print)
+    assert len(list_checkpoints(tmp_path)) == 1, "untouched"
 
 
 def test_none_is_found_where_none_was_saved(tmp_path: Path) -> None:
-    assert find_checkpoint(tmp_path, print) is None
-    assert find_checkpoint(tmp_path / "missing", print) is None
+    set_damaged_aside(tmp_path / "missing", print)
+    assert find_checkpoint(tmp_path) is None
+    assert find_checkpoint(tmp_path / "missing") is None
 
 
 def test_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -141,12 +141,17 @@ def test_weighted_by_hand(count: int) -> None:
 def test_the_log_averages_over_the_steps_that_had_a_loss() -> None:
     window = Window()
     part = {"answers": torch.tensor([0.4])}
-    window.add({"ce": 1.0, "answers": 6.0}, part, total=4.0, samples=8, seconds=1.0, waited=0.5, norm=1.0)
-    window.add({"ce": 3.0}, {}, total=3.0, samples=8, seconds=1.0, waited=0.5, norm=2.0)
+    for means, parts, total, tokens in (
+        ({"ce": 1.0, "answers": 6.0}, part, 4.0, 90),
+        ({"ce": 3.0}, {}, 3.0, 10),
+    ):
+        items = {"samples": 8, "tokens": tokens}
+        window.add(means, parts, total, items, seconds=1.0, waited=0.5, norm=1.0)
     for held in (window, Window.restored(window.saved())):
         assert held.means() == {"loss": 3.5, "loss/ce": 2.0, "loss/answers": 6.0}
         torch.testing.assert_close(held.part_means(), part)
-        assert (held.steps, held.samples) == (2, 16)
+        assert held.steps == 2
+        assert held.rates() == {"samples_per_second": 8.0, "tokens_per_second": 50.0}
     assert Window.restored({}) == Window()
 
 

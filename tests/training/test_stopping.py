@@ -67,10 +67,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Ten
     return train(folder), harness.metrics_rows(folder)
 
 
-def resumes(folder: Path, undisturbed: tuple[dict[str, Tensor], list[Any]]) -> None:
+def resumes(folder: Path, undisturbed: tuple[dict[str, Tensor], list[Any]], **options: Any) -> None:
     """Bit for bit."""
     weights, rows = undisturbed
-    found = train(folder)
+    found = train(folder, **options)
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
     assert harness.metrics_rows(folder) == rows
@@ -166,7 +166,8 @@ def test_saved_before_it_is_evaluated(tmp_path: Path) -> None:
 
 
 def test_the_newest_checkpoint_is_damaged(tmp_path: Path, undisturbed: Any) -> None:
-    """The run goes on from the one before it, says so, and ends where it would have."""
+    """The run goes on from the one before it, saves the same steps again, and ends where it would have; the
+    damaged one is set aside, or the new one could not take its name."""
 
     def ask(step: int, stop: threading.Event) -> None:
         if step == 3:
@@ -178,4 +179,26 @@ def test_the_newest_checkpoint_is_damaged(tmp_path: Path, undisturbed: Any) -> N
     assert (read_progress(older).step, read_progress(newest).step) == (2, 4)
     weights = newest / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    resumes(tmp_path, undisturbed)
+    resumes(tmp_path, undisturbed, save_every=2)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["damaged-step-00000004", "step-00000004", "step-00000006"]
+
+
+@pytest.mark.parametrize("by", ["signal", "event"])
+def test_asked_during_the_last_evaluation(by: str, tmp_path: Path) -> None:
+    """No step follows that could notice; what comes after the training would go on as if nobody had asked."""
+    events: list[threading.Event] = []
+    asked: list[bool] = []
+
+    def evaluate(_: Any) -> dict[str, float]:
+        if not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT) if by == "signal" else events[0].set()
+        return {"top1": 1.0}
+
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path, lambda _, stop: events.append(stop), evaluate=evaluate)
+    assert caught.value.code == (130 if by == "signal" else 0)
+    train(tmp_path, evaluate=evaluate)
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "eval/top1" in row]
+    assert [row["step"] for row in rows] == [STEPS], "evaluated again, and logged once"

@@ -134,6 +134,10 @@ def test_impossible_divisions_say_what_to_write(sizes: dict[str, int], processes
         (dict(percent=100), "percent is 100; .*below 100"),
         (dict(steps=1, token_fraction=0), "token_fraction is 0"),
         (dict(tokens=0), "tokens is 0"),
+        (dict(epochs=float("inf")), "epochs is inf; write a number above 0"),
+        (dict(epochs=float("nan")), "epochs is nan"),
+        (dict(steps=1, trainable=("auto", "head")), "trainable names auto in a list; write it alone"),
+        (dict(steps=1, trainable=()), "trainable is empty; name a group"),
         (dict(steps=1, lr=0, clip=-1), "lr is 0.*clip is -1"),
     ],
 )

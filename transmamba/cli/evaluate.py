@@ -9,12 +9,16 @@ from pathlib import Path
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="RUN, STUDENT, a timm name or a Hugging Face id")
+    parser.add_argument("model", help="RUN, STUDENT, a timm name, a Hugging Face id or a file of weights")
+    parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
     parser.add_argument("--task", default="image_classification")
     parser.add_argument(
         "--data", help="a reader's name, a folder, or an .npz; left out: what RUN was trained on"
     )
     parser.add_argument("--teacher", help="measured beside it, with their agreement")
+    parser.add_argument(
+        "--teacher-architecture", metavar="NAME", help="of a teacher that is a file of weights alone"
+    )
     parser.add_argument("--split", default="test")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--workers", type=int, default=0)
@@ -36,6 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model,
         task_of(arguments.data, arguments.options, arguments.task, run=Path(arguments.model)),
         teacher=arguments.teacher,
+        architecture=arguments.architecture,
+        teacher_architecture=arguments.teacher_architecture,
         split=arguments.split,
         batch_size=arguments.batch_size,
         workers=arguments.workers,

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="RUN, STUDENT, a timm name or a Hugging Face id")
+    parser.add_argument("model", help="RUN, STUDENT, a timm name, a Hugging Face id or a file of weights")
+    parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of them")
     parser.add_argument("--top", type=int, default=5, help="how many classes of each; 5 if left out")
     parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.predict import pictures, predict
 
     device, paths = find_device(arguments.device), pictures(arguments.images)
-    model = load_model(arguments.model)
+    model = load_model(arguments.model, arguments.architecture)
     found = predict(
         model,
         preprocessing_of(model),
@@ -71,7 +72,7 @@ def _names(model: Any, source: str) -> Sequence[str] | None:
     from ..data.classes import names_of
     from ..runs.saved import run_of
 
-    own = names_of(model) or (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    own = names_of(model)
     if own:
         return own
     run = run_of(source)

@@ -19,7 +19,8 @@ class Batch:
     targets: classes (B,) int64 or (B, K) float32 after mixup; tokens (B, L), already shifted, -100 where
         nothing is asked; nothing at all
     index:   (B,) int64, each row's number in its split's source
-    counts:  items by kind (samples, tokens, answers, pairs), counted on the CPU by whoever collates
+    counts:  items by kind, counted on the CPU by whoever collates: `samples` always, and whatever else losses
+        are divided by (tokens, answers, pairs)
     """
 
     inputs: Mapping[str, Tensor]

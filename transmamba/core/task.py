@@ -175,6 +175,10 @@ class Task(Protocol):
     num_train:   how many items there are to train on
     watched:     the split that training is watched on; final: the one the results are of
     num_classes: classes to tell apart; None where there are none
+
+    A task may also have `row_tokens` (int), the tokens of an item, for stages whose length is in tokens;
+    `train_indices` ((num_train,) int64), the items trained on, which the run then keeps; `classes`, their
+    names by number.
     """
 
     num_train: int

@@ -9,8 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .layout import Layout
-from .output import Capture, Captures, Context, Output
+from .output import Capture, Captures, Context, Logits, Output
 
 
 @runtime_checkable
@@ -61,6 +62,19 @@ class Student(Protocol):
 
     def units(self) -> list[nn.Module]:
         """The modules that are sharded or gathered whole: each is called, never entered."""
+
+
+def run_plain(model: Any, inputs: Mapping[str, Tensor]) -> Output:
+    """The logits of a model that is no `Student`, such as any classifier of timm or Hugging Face, from the
+    one input that there is. Raises UserError for several: nothing says which of them it reads."""
+    if len(inputs) != 1:
+        raise UserError(
+            f"{type(model).__name__} is no student of towers; the batch has {', '.join(inputs) or 'no'} "
+            "inputs; give it `run` (docs/adding_a_part.md), or a task with one input"
+        )
+    (only,) = inputs.values()
+    made = model(only)
+    return Output(logits=Logits(getattr(made, "logits", made), lambda logits: logits))  # Hugging Face wraps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,26 @@ _SHOWN = 5
 
 
 def count_of(model: Any) -> int | None:
-    """How many classes a model tells apart, by its `num_classes` or its Hugging Face config."""
+    """How many classes a model tells apart, by its `num_classes` or its Hugging Face config; None or 0 of a
+    backbone."""
     count = getattr(model, "num_classes", None)
-    return getattr(getattr(model, "config", None), "num_labels", None) if count is None else int(count)
+    if count is not None:
+        return int(count)
+    if hasattr(model, "base_model_prefix") and "ForImageClassification" not in type(model).__name__:
+        return None  # transformers gives every config two labels
+    return getattr(getattr(model, "config", None), "num_labels", None)
 
 
 def names_of(model: Any) -> tuple[str, ...] | None:
-    """What a model calls its classes: `class_names`, or its config's `id2label`; None where it names none."""
+    """What a model calls its classes: `class_names`, its config's `id2label`, or the `label_names` that a
+    student carries of its teacher in its `pretrained_cfg`; None where it names none."""
     names = getattr(model, "class_names", None)
     if names is None:
-        labels = getattr(getattr(model, "config", None), "id2label", None) or {}
-        names = [str(labels[key]) for key in sorted(labels, key=int)]
-    if not names or all(_UNNAMED.fullmatch(name) for name in names):
+        named = getattr(getattr(model, "config", None), "id2label", None) or _carried(model)
+        names = _in_order(named) if isinstance(named, Mapping) else named
+    if not names or not all(isinstance(name, str) for name in names):
+        return None
+    if all(_UNNAMED.fullmatch(name) for name in names):
         return None
     return tuple(names)
 
@@ -74,6 +82,19 @@ def disagreement(one: str, mine: Sequence[str], other: str, theirs: Sequence[str
 def numbered_as_text(names: Sequence[str]) -> bool:
     """Whether they are whole numbers, but in the order of text: 0, 1, 10, 2."""
     return all(name.isdecimal() for name in names) and list(map(int, names)) != sorted(map(int, names))
+
+
+def _carried(model: Any) -> Any:
+    """`label_names` of its pretrained_cfg, where they are of the head that it has now."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
+    return names if len(names) == count_of(model) else None
+
+
+def _in_order(labels: Mapping[Any, Any]) -> list[Any] | None:
+    """The names of a mapping from numbers; None where its keys are others, such as WordNet's."""
+    if not all(str(key).isdecimal() for key in labels):
+        return None
+    return [labels[key] for key in sorted(labels, key=int)]
 
 
 def _says_something(names: Sequence[str]) -> bool:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import Batch
-from ..core.output import Captures, Context, Logits, Output, Stream, Term, union
-from ..core.tower import Student
+from ..core.output import Captures, Context, Output, Stream, Term, union
+from ..core.tower import Student, run_plain
 from ..errors import UserError
 from ..teachers.load import adapt_teacher
 from ..teachers.teacher import Teacher
@@ -29,7 +29,7 @@ DEFAULT_LOSSES = ("cross_entropy", "kl", "bidirectional")
 class Distiller(nn.Module):
     """`forward(batch, drawn)` gives every loss as a `Term`; `loss(batch, step)` their weighted mean.
 
-    student: a `Student`; for losses on logits alone, any module from images to logits
+    student: a `Student`; for losses on logits alone, any module from its one input to logits
     teacher: a `Teacher`, or a timm / transformers ViT the user holds
     losses:  names, or configurations such as `KL(temperature=4)`
     kept:    by stream, the coordinates that subcloning chose (`Selection.residual`), where the projections
@@ -193,10 +193,7 @@ class Distiller(nn.Module):
 
     def _run_student(self, batch: Batch, losses: Iterable[Loss], drawn: Mapping[str, Tensor]) -> Output:
         if not isinstance(self.student, Student):
-            (only,) = batch.inputs.values()
-            made = self.student(only)
-            # Hugging Face models wrap their logits
-            return Output(logits=Logits(getattr(made, "logits", made), lambda logits: logits))
+            return run_plain(self.student, batch.inputs)
         captures = union([loss.student_captures() for loss in losses])
         return self.student.run(batch.inputs, self._on_drawn(captures, drawn))
 

@@ -31,7 +31,8 @@ def ecosystem_of(source: Source) -> Ecosystem:
     if source.file is not None:
         raise UserError(
             f"{source.text!r} holds weights alone; say whose, by a timm name such as deit_small_patch16_224: "
-            "--architecture NAME, or in a recipe {name: timm_vit, model: FILE, architecture: NAME}"
+            "--architecture NAME (--teacher-architecture NAME of `evaluate --teacher`), or in a recipe "
+            "{name: timm_vit, model: FILE, architecture: NAME}"
         )
     raise UserError(
         f"{source.text!r}: its config.json names neither timm's `architecture` nor the `model_type` of "
@@ -48,10 +49,10 @@ def owner_of(model: nn.Module) -> Ecosystem:
     raise UserError(f"{type(model).__name__} is a model of none of {known}")
 
 
-def load_model(source: str | Path) -> nn.Module:
-    """The model that a folder, a timm name or a Hugging Face id means, with its weights, in evaluation
-    mode."""
-    found = read_source(str(source))
+def load_model(source: str | Path, architecture: str | None = None) -> nn.Module:
+    """The model that a folder, a timm name, a Hugging Face id or, with `architecture` (a timm name), a file
+    of weights means, with its weights, in evaluation mode."""
+    found = read_source(str(source), architecture)
     return ecosystem_of(found).load(found)
 
 

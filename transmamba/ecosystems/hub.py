@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UserError
 
 _PATIENCE = 3.0  # seconds
+_REMEMBERED = 60.0  # seconds for which an answer holds at most
 _LOCK = threading.RLock()
 _ADDRESS = "https://huggingface.co/"
 
 
 def reachable() -> bool:
-    """Whether the Hub answers at all, asked once; False where HF_HUB_OFFLINE forbids to ask."""
+    """Whether the Hub answers at all, asked once a minute; False where HF_HUB_OFFLINE forbids to ask."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
+    return _answers(constants.ENDPOINT, int(time.monotonic() // _REMEMBERED))
+
+
+@functools.lru_cache(maxsize=1)
+def _answers(endpoint: str, period: int) -> bool:
+    """Whether it does; `period` tells answers of different times apart."""
+    from huggingface_hub.utils import get_session
+
     try:
-        get_session().head(constants.ENDPOINT, timeout=_PATIENCE)
+        get_session().head(endpoint, timeout=_PATIENCE)
     except Exception:  # the HTTP library below, and so its errors, changes with the client's version
         return False
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def hugging_face_preprocessing(
             height = width = _side(processor.get("crop_size" if cropped else "size"), height)
         crop_pct = 1.0
         if cropped:
-            crop_pct = _side(processor.get("crop_size"), height) / _side(processor.get("size"), height)
+            crop_pct = _share(_side(processor.get("crop_size"), height), _side(processor.get("size"), height))
         mean, std = _scaled(processor, defaults, config.num_channels)
         return Preprocessing.from_pretrained_cfg(
             {
@@ -123,6 +124,14 @@ def _scaled(
     return tuple(value / whole for value in mean), tuple(value / whole for value in std)
 
 
+def _share(crop: int, resized: int) -> float:
+    """The crop_pct by which timm, which rounds down, resizes to just so many pixels before it crops."""
+    share = crop / resized
+    while math.floor(crop / share) < resized:
+        share = math.nextafter(share, 0)
+    return share
+
+
 def _resampling(code: Any) -> str:
     if code not in _RESAMPLE:
         raise ValueError(f"resample {code!r} is none of {', '.join(map(str, _RESAMPLE))}")
@@ -174,14 +183,20 @@ def _find(source: str, file: str, revision: str | None) -> str | Path | None:
 
 
 def image_processor(preprocessing: Preprocessing) -> Any:
-    """The image processor that a model saved with this preprocessing brings along."""
-    from transformers import ViTImageProcessor
+    """The image processor that a model saved with this preprocessing brings along: ViT's squashes the picture
+    to a square, BiT's crops its middle. Neither pads, so `border` is written as the crop."""
+    from transformers import BitImageProcessor, ViTImageProcessor
 
-    _, height, width = preprocessing.input_size
+    channels, height, width = preprocessing.input_size
     resample = {name: code for code, name in _RESAMPLE.items()}[preprocessing.interpolation]
-    return ViTImageProcessor(
-        size={"height": height, "width": width},
-        image_mean=list(preprocessing.mean),
-        image_std=list(preprocessing.std),
-        resample=resample,
+    values = dict(image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), resample=resample)
+    size = {"height": height, "width": width}
+    if preprocessing.crop_mode == "squash":
+        return ViTImageProcessor(size=size, **values)
+    return BitImageProcessor(
+        size={"shortest_edge": math.floor(height / preprocessing.crop_pct)},
+        do_center_crop=True,
+        crop_size=size,
+        do_convert_rgb=channels == 3,
+        **values,
     )

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..core.batch import image_batch
+from ..data.classes import count_of
 from ..data.images.folder import suffixes
 from ..errors import UserError
 from .run import ModelRunner
@@ -60,8 +61,14 @@ def predict(
 
     names: of the classes; left out: their numbers
 
-    Raises UserError where `names` are not as many as the model's classes, or its logits are not finite.
+    Raises UserError for a model without a head, where `names` are not as many as the model's classes, or its
+    logits are not finite.
     """
+    if not count_of(model):
+        raise UserError(
+            f"{type(model).__name__} has no classes, it gives features alone; fit a head first: "
+            "recipes/distill.py --config recipes/configs/finetune_head.yaml"
+        )
     if top < 1:
         raise UserError(f"top is {top}; write a number of classes, at least 1")
     transform = preprocessing.eval_transform()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..core.batch import Batch
 from ..core.output import Logits, Output
 from ..core.task import Evaluator, Outcome, Pass, Runner, Sample
+from ..core.tower import run_plain
 from ..errors import UserError
 from .cost import Clock, Cost, Timed
 
@@ -25,7 +26,7 @@ class ModelRunner:
 
     autocast: makes the context that the model computes in
     kind:     how it is called. A teacher: `model(inputs, {})`. A student: `model.run(inputs, {})`, or, where
-        it has no `run` (any image classifier of timm or Hugging Face), `model(inputs["image"])`
+        it has no `run` (any image classifier of timm or Hugging Face), `model(image)`
 
     Used in a `with`, it changes the model's mode once for all that is done there, and its clock starts anew.
     """
@@ -132,8 +133,7 @@ class ModelRunner:
             return self.model(inputs, {})
         if hasattr(self.model, "run"):
             return self.model.run(inputs, {})
-        made = self.model(inputs["image"])
-        return Output(logits=Logits(getattr(made, "logits", made), lambda logits: logits))
+        return run_plain(self.model, inputs)
 
     def _checked(self, batch: Batch, what: str, made: Tensor) -> Tensor:
         """The same; the first batch in which something is not finite is remembered."""

@@ -18,7 +18,7 @@ from .feature import CosineLoss, Weighting
 @LOSSES.register("bidirectional")
 @dataclass(frozen=True, kw_only=True)
 class Bidirectional:
-    """mean over directions m and layers i of w_im (1 - c_im); 0..2 an image.
+    """mean over directions m and layers i of w_im (1 - c_im); 0..2 a sample.
 
     weight: factor of the loss in the stage's sum
     weighting: as in `feature`

@@ -30,7 +30,7 @@ from ..errors import UserError
 @dataclass(frozen=True, kw_only=True)
 class Cab:
     """mean over layers, of |softmax(net(B)) - softmax(K)|² + |softmax(net(C)) - softmax(Q)|², summed over the
-    channels of a head, averaged over heads and tokens, an image.
+    channels of a head, averaged over heads and tokens, a sample.
 
     weight: factor of the loss in the stage's sum
     hidden: width of the bridge's two-layer nets

@@ -15,7 +15,7 @@ from ..distillation.signals import Geometry, Loss, Signals, check_weight
 @LOSSES.register("cross_entropy")
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """Task loss in nats an image, or in nats a token that is asked for.
+    """Task loss in nats a sample, or in nats a token that is asked for.
 
     weight: factor of the loss in the stage's sum
     label_smoothing: share in 0..1 that is spread over all classes; also of mixup's soft targets

@@ -21,7 +21,7 @@ Weighting = Literal["adaptive", "uniform", "linear_depth"]
 @LOSSES.register("feature")
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """mean over layers of w_i (1 - c_i), c_i the mean cosine of matched tokens; 0..2 an image.
+    """mean over layers of w_i (1 - c_i), c_i the mean cosine of matched tokens; 0..2 a sample.
 
     weight: factor of the loss in the stage's sum
     weighting: `uniform`; `linear_depth` (weights grow with depth, as in the authors' released code);

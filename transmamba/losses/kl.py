@@ -17,7 +17,7 @@ from ..errors import UserError
 @LOSSES.register("kl")
 @dataclass(frozen=True, kw_only=True)
 class KL:
-    """T² KL(teacher ‖ student) in nats an image, or a real token, at temperature T.
+    """T² KL(teacher ‖ student) in nats a sample, or a real token, at temperature T.
 
     weight: factor of the loss in the stage's sum
     temperature: T, by which both logits are divided

@@ -20,7 +20,7 @@ from ..distillation.signals import Loss, Signals, StreamGeometry, check_weight, 
 @LOSSES.register("mixer")
 @dataclass(frozen=True, kw_only=True)
 class Mixer:
-    """mean over mixers of |z - t|² / |t|² an image: z what the mixer adds to the residual stream, in the
+    """mean over mixers of |z - t|² / |t|² a sample: z what the mixer adds to the residual stream, in the
     teacher's space, t what the teacher's sublayer adds; 1 for a mixer that does nothing. Of text, a row
     weighs as many tokens as it has.
 

@@ -71,26 +71,43 @@ def prepare(
     task: Any,
     *,
     teacher: nn.Module | Teacher | str | Path | None = None,
+    architecture: str | None = None,
+    teacher_architecture: str | None = None,
     split: str = "test",
     batch_size: int = 256,
     workers: int = 0,
     device: str | None = None,
     precision: str = "no",
 ) -> Evaluation:
-    """Load what is to be measured. Raises UserError where models, data and options do not fit each other."""
+    """Load what is to be measured.
+
+    architecture, teacher_architecture: timm names, where the model or the teacher is a file of weights
+
+    Raises UserError where models, data and options do not fit each other.
+    """
     for name, value, least in (("batch_size", batch_size, 1), ("workers", workers, 0)):
         if value < least:
             raise UserError(f"{name} is {value}; write at least {least}")
     target = find_device(device)
     source = type(model).__name__ if isinstance(model, nn.Module) else str(model)
     if not isinstance(model, nn.Module):
-        model = load_model(model)
+        model = load_model(model, architecture)
+    elif architecture is not None:
+        raise UserError(f"architecture {architecture} goes with a file of weights, not a model in hand")
+    if teacher is None and teacher_architecture is not None:
+        raise UserError(f"teacher architecture {teacher_architecture}: name the teacher too, or leave it out")
     built = theirs = task.build(preprocessing_of(model))
     built.check(model, "model")
-    taught = None if teacher is None else as_teacher(teacher).to(target)
+    taught = None if teacher is None else as_teacher(teacher, teacher_architecture).to(target)
     if taught is not None:
+        if getattr(built, "num_classes", None) and not taught.num_classes:
+            raise UserError(
+                f"teacher {taught.source} has no classes to measure it or the agreement by; leave it out"
+            )
         if taught.preprocessing != built.preprocessing:
             theirs = task.build(taught.preprocessing)
+            theirs.check(model, "model")
+            built.check(taught, "teacher")  # both by both, so that both number the classes alike
         theirs.check(taught, "teacher")
     return Evaluation(
         model=model.to(target),

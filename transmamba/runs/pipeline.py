@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,13 +183,20 @@ class Pipeline:
         )
 
     def _evaluate(self, student: nn.Module, tracker: Tracker) -> dict[str, float]:
-        self._last = self.measure({"student": student}, self.parts.task.watched, tracker)
+        self._last = self.measure({"student": student}, self.parts.task.watched, tracker.say, tracker.watch)
         return self._last.metrics("student")
 
     def measure(
-        self, models: Mapping[str, nn.Module | Teacher], split: str, tracker: Tracker | None = None
+        self,
+        models: Mapping[str, nn.Module | Teacher],
+        split: str,
+        say: Callable[[str], None] | None = None,
+        watch: Callable[[Iterator[Batch], str], Iterator[Batch]] | None = None,
     ) -> Measured:
-        """What the task's evaluators find out about these models on a whole split; the same on every rank."""
+        """What the task's evaluators find out about these models on a whole split; the same on every rank.
+
+        say, watch: as `evaluation.run.measure` takes them
+        """
         from accelerate.utils import gather_object
 
         accelerator, trainer = self.accelerator, self.parts.recipe.trainer
@@ -208,6 +215,5 @@ class Pipeline:
             rank=accelerator.process_index,
             world=accelerator.num_processes,
         )
-        say, watch = (None, None) if tracker is None else (tracker.say, tracker.watch)
         gather = alone if accelerator.num_processes == 1 else lambda mine: gather_object([mine])
         return measure(self.parts.task.evaluators(split), runners, passing, gather, say=say, watch=watch)

@@ -27,7 +27,10 @@ class Scratch:
     warmup: float = 0.05
 
     def __post_init__(self) -> None:
-        refuse_all(optimizer_problems(self))
+        problems = optimizer_problems(self)
+        if not self.losses:
+            problems.append("losses is empty; name at least one, such as cross_entropy")
+        refuse_all(problems)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         problems = [] if self.stages else ["stages is empty; give at least one"]
-        if sum(stage.percent or 0 for stage in self.stages) >= 100:
+        shares = [stage.percent for stage in self.stages]
+        if sum(share or 0 for share in shares) >= 100 or (shares and None not in shares):
             problems.append(
-                "the stages' percents reach 100; at least one stage needs steps, epochs or samples"
+                "the stages' percents are shares of a length that none of them gives, or reach 100; at least "
+                "one stage needs steps, epochs, samples or tokens"
+            )
+        if self.teacher_recipe is not None and self.teacher is None:
+            problems.append(
+                "teacher_recipe is given, but no teacher; write teacher with its output_dir as "
+                "model, or leave teacher_recipe out"
             )
         refuse_all(problems)

@@ -13,6 +13,7 @@ from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
 from ..evaluation.run import Measured
 from ..reporting.metrics import as_saved, read_results
+from ..reporting.progress import Display
 from ..reporting.report import write_report
 from ..teachers.teacher import Teacher
 from .build import assemble, make_accelerator
@@ -99,12 +100,15 @@ class _Run:
         measured there. A baseline's teacher is measured by the run whose baseline it is."""
         parts = pipeline.parts
         models: dict[str, Any] = {"student": parts.student} if student is None else {}
-        if isinstance(parts.teacher, Teacher) and self.title != _SUBRUNS["scratch"]:
-            models["teacher"] = parts.teacher
+        teacher = parts.teacher
+        # one without a head answers nothing that a student could be compared with
+        if isinstance(teacher, Teacher) and teacher.view.heads and self.title != _SUBRUNS["scratch"]:
+            models["teacher"] = teacher
         if not models:
             assert student is not None, "one of both is there"
             return student
-        found = pipeline.measure(models, parts.task.final)
+        display = Display(quiet=self.quiet or not self.accelerator.is_main_process)
+        found = pipeline.measure(models, parts.task.final, watch=display.watch)
         return found if student is None else student.joined(found)
 
     def _again(self, recipe: Recipe, which: str) -> dict[str, Any]:
@@ -124,13 +128,13 @@ class _Run:
         """Minutes of the teacher's own run, made first where its results are missing.
 
         It shares this launch's Accelerator, so it is refused where it wants another precision. Its wandb run
-        is
-        left out: the one that was asked for is the student's.
+        is left out: the one that was asked for is the student's.
         """
         source = self.recipe.teacher_recipe
         assert source is not None, "the caller asked"
-        teaching = configs.load(Recipe, Path(source))
+        teaching = load_recipe(source)
         _check_teaching(teaching, self.recipe, source)
+        teaching.trainer.division(self.accelerator.num_processes)  # refused before anything is trained
         try:
             results = self._again(replace(teaching, wandb=None), "teacher")
         except UserError as error:

@@ -111,11 +111,14 @@ def student_models() -> list[str]:
     return [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
 
 
-def as_teacher(model: nn.Module | Teacher | str | Path) -> Teacher:
-    """A teacher, of whatever names or holds one."""
-    if isinstance(model, Teacher):
-        return model
-    return adapt_teacher(model) if isinstance(model, nn.Module) else load_teacher(model)
+def as_teacher(model: nn.Module | Teacher | str | Path, architecture: str | None = None) -> Teacher:
+    """A teacher, of whatever names or holds one; `architecture` (a timm name) is that of a file of
+    weights."""
+    if not isinstance(model, Teacher | nn.Module):
+        return load_teacher(model, architecture)
+    if architecture is not None:
+        raise UserError(f"architecture {architecture} goes with a file of weights, not a model in hand")
+    return model if isinstance(model, Teacher) else adapt_teacher(model)
 
 
 def as_batches(items: Iterable[Batch | Tensor] | None) -> list[Batch]:

@@ -113,13 +113,16 @@ class ImageClassification:
     def check(self, model: Any, who: str) -> None:
         """Joins the data's classes with those of a teacher or a student, which from now on number them.
 
-        By name where both have names, by position otherwise. Raises UserError when the model tells another
-        number of classes apart, or others.
+        By name where both have names, by position otherwise. A teacher may be without a head: it teaches
+        features, and what needs its logits refuses it. Raises UserError when the model tells another number
+        of classes apart, or others.
         """
         count = count_of(model)
+        if not count and who == "teacher":
+            return
         if count != self.num_classes:
             raise UserError(
-                f"{who} has {'no' if count is None else count} classes but the data has {self.num_classes}: "
+                f"{who} has {count or 'no'} classes but the data has {self.num_classes}: "
                 f"{', '.join(self.classes[:5])}{' ...' if self.num_classes > 5 else ''}; "
                 "fit its head first: recipes/distill.py --config recipes/configs/finetune_head.yaml"
             )

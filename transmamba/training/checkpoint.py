@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PROGRESS_FILE = "progress.json"
 MANIFEST_FILE = "manifest.json"
-_PREFIX, _TEMPORARY = "step-", ".saving-"
+_PREFIX, _TEMPORARY, _DAMAGED = "step-", ".saving-", "damaged-"
 
 
 @dataclass
@@ -106,25 +106,41 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if (path / PROGRESS_FILE).is_file())
 
 
-def find_checkpoint(folder: Path, say: Callable[[str], None]) -> tuple[Path, Progress] | None:
-    """The newest checkpoint that can be read, and its progress; None where there is none at all.
-
-    A damaged one is passed over with a line where an older one can be read. Raises UserError where none can.
-    """
-    damaged: list[str] = []
+def set_damaged_aside(folder: Path, say: Callable[[str], None]) -> None:
+    """Rename what is newer than the newest whole checkpoint to damaged-step-N, and say so: the run will save
+    those steps again. Nothing is touched where no checkpoint is whole. One process calls it."""
+    damaged: list[tuple[Path, str]] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            progress = read_progress(path)
-            _check_sizes(path)
+            _read(path)
         except UserError as error:
-            damaged.append(str(error))
+            damaged.append((path, str(error)))
             continue
-        for line in damaged:
-            say(f"{line}; going on from {path.name}")
-        return path, progress
-    if damaged:
-        raise UserError(f"{damaged[0]}; no older checkpoint is whole: start anew with --overwrite")
-    return None
+        for other, why in damaged:
+            aside = folder / f"{_DAMAGED}{other.name}"
+            shutil.rmtree(aside, ignore_errors=True)  # from when the same step was damaged before
+            other.rename(aside)
+            say(f"{why}; set aside as {aside.name}, going on from {path.name}")
+        return
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
+    """The newest checkpoint and its progress; None where there is none. Raises UserError for a damaged one,
+    which is the newest only where `set_damaged_aside` found none whole."""
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        return None
+    try:
+        return checkpoints[-1], _read(checkpoints[-1])
+    except UserError as error:
+        raise UserError(f"{error}; no older checkpoint is whole: start anew with --overwrite") from error
+
+
+def _read(checkpoint: Path) -> Progress:
+    """Progress of a whole checkpoint. Raises UserError for a damaged one."""
+    progress = read_progress(checkpoint)
+    _check_sizes(checkpoint)
+    return progress
 
 
 def read_progress(checkpoint: Path) -> Progress:

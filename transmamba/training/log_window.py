@@ -13,14 +13,13 @@ from torch import Tensor
 @dataclass
 class Window:
     """What is summed between two log lines. A loss that has no items in some of the steps is averaged over
-    the
-    others: `taken` says how many each had."""
+    those that had it: `taken` says how many."""
 
     sums: dict[str, float] = field(default_factory=dict)
     parts: dict[str, Tensor] = field(default_factory=dict)
     taken: dict[str, int] = field(default_factory=dict)
     steps: int = 0
-    samples: int = 0
+    items: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     waited: float = 0.0
     grad_norm: float = 0.0
@@ -30,7 +29,7 @@ class Window:
         means: Mapping[str, float],
         parts: Mapping[str, Tensor],
         total: float,
-        samples: int,
+        items: Mapping[str, int],
         seconds: float,
         waited: float,
         norm: float,
@@ -42,7 +41,8 @@ class Window:
         for name, part in parts.items():
             self.parts[name] = self.parts.get(name, 0) + part
         self.steps += 1
-        self.samples += samples
+        for kind, number in items.items():
+            self.items[kind] = self.items.get(kind, 0) + number
         self.seconds += seconds
         self.waited += waited
         self.grad_norm += norm
@@ -53,6 +53,10 @@ class Window:
 
     def part_means(self) -> dict[str, Tensor]:
         return {name: part / self.taken[f"loss/{name}"] for name, part in self.parts.items()}
+
+    def rates(self) -> dict[str, float]:
+        """Items a second of each kind: `samples_per_second`, `tokens_per_second` ..."""
+        return {f"{kind}_per_second": number / self.seconds for kind, number in self.items.items()}
 
     def saved(self) -> dict[str, Any]:
         """As JSON, for a checkpoint between two log lines."""

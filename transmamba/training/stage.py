@@ -55,6 +55,10 @@ class Stage:
         problems = [*self._length_problems(), *optimizer_problems(self)]
         if not self.losses:
             problems.append("losses is empty; name at least one, such as cross_entropy")
+        if len(self.groups) != 1 and (alone := {"auto", "all"} & set(self.groups)):
+            problems.append(f"trainable names {sorted(alone)[0]} in a list; write it alone, or groups alone")
+        if not self.groups:
+            problems.append("trainable is empty; name a group, or write auto")
         if not 0 < self.token_fraction <= 1:
             problems.append(f"token_fraction is {self.token_fraction}; write a share above 0, at most 1")
         for key in ("min_lr", "clip"):
@@ -70,7 +74,7 @@ class Stage:
             shown = ", ".join(given) or "none"
             return [f"give exactly one of {', '.join(LENGTHS)}; given: {shown}"]
         key, value = next(iter(given.items()))
-        if value > 0 and not (key == "percent" and value >= 100):
+        if 0 < value < math.inf and not (key == "percent" and value >= 100):
             return []
         return [f"{key} is {value}; write a number above 0" + (" and below 100" * (key == "percent"))]
 

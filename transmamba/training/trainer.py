@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..core.batch import Batch
@@ -20,7 +21,14 @@ from ..distillation.distiller import Distiller
 from ..errors import UserError
 from ..evaluation.cost import peak_memory_mb
 from ..reporting.tracking import Tracker
-from .checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint, sweep
+from .checkpoint import (
+    Progress,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    set_damaged_aside,
+    sweep,
+)
 from .log_window import Window
 from .optimizer import learning_rate, make_optimizer, set_trainable, set_training
 from .stage import Stage, TrainerConfig
@@ -77,8 +85,9 @@ class Trainer:
         """Find the newest whole checkpoint; its weights are loaded when its stage is prepared."""
         if self.accelerator.is_main_process:
             sweep(self.checkpoints)
+            set_damaged_aside(self.checkpoints, self.tracker.say)
         self.accelerator.wait_for_everyone()
-        found = find_checkpoint(self.checkpoints, self.tracker.say)
+        found = find_checkpoint(self.checkpoints)
         if found is None:
             return False
         self._resume_from, self.progress = found
@@ -102,6 +111,7 @@ class Trainer:
             for index, (stage, steps) in enumerate(stages):
                 if index >= self.progress.stage:
                     self._run_stage(index, stage, steps, make(index), len(stages))
+            self._stop_if_asked()  # during the last evaluation, which no step follows
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -118,6 +128,16 @@ class Trainer:
         self._signal = signal.Signals(number)
         self.stop.set()
         self.tracker.say(f"{self._signal.name}: saving after this step")
+
+    def _stop_if_asked(self) -> None:
+        """Raises Interrupted on every rank where any was asked."""
+        asked = torch.tensor(float(self.stop.is_set()), device=self.accelerator.device)
+        if self.accelerator.reduce(asked, "sum") > 0:
+            raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        number = self._signal or signal.SIGTERM
+        return Interrupted(number.name, _SIGNALS[number])
 
     def _run_stage(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> None:
         set_trainable(distiller, stage)
@@ -146,22 +166,24 @@ class Trainer:
             evaluating = self.evaluate is not None and _due(
                 self.progress.stage_step, self.config.eval_every, done
             )
-            # saved first: an evaluation may find an image that cannot be read
+            # saved first: an evaluation may find an item that cannot be read
             if stopping or evaluating or _due(self.progress.stage_step, self.config.save_every, done):
                 self._save(window, evaluating)
             if stopping:
-                number = self._signal or signal.SIGTERM
-                raise Interrupted(number.name, _SIGNALS[number])
+                raise self._interrupted()
             if evaluating:
                 self._evaluate(distiller, stage)
         self.accelerator.free_memory()
 
     def _let_ddp_know(self, distiller: Distiller) -> None:
         """DDP waits for a gradient of every parameter unless it is told that some have none: of a head, where
-        no loss reads the logits."""
+        no loss reads the logits, or of a tower that none reads at all."""
         handler = self.accelerator.ddp_handler
+        several = len(getattr(distiller.student, "towers", ())) > 1
         if handler is not None:
-            handler.find_unused_parameters = not (distiller.reads_logits or distiller.teacher_forced)
+            handler.find_unused_parameters = several or not (
+                distiller.reads_logits or distiller.teacher_forced
+            )
 
     def _stepper(self, model: nn.Module, distiller: Distiller, optimizer: Any, stage: Stage) -> Stepper:
         graphed = self.config.cuda_graphs and self.accelerator.device.type == "cuda"
@@ -209,7 +231,7 @@ class Trainer:
         elapsed = time.perf_counter() - started
         self.progress.seconds += elapsed
         if done.moved:  # a skipped step's losses are said above; in the mean they would hide the others
-            window.add(done.means, done.parts, done.total, done.items["samples"], elapsed, waited, done.norm)
+            window.add(done.means, done.parts, done.total, done.items, elapsed, waited, done.norm)
         return done.stop
 
     def _skipped(self, loss: float, norm: float) -> None:
@@ -249,7 +271,7 @@ class Trainer:
                 row[f"similarity/{name}/{label}"] = value
         row["lr"] = max(group["lr"] for group in optimizer.param_groups)
         row["grad_norm"] = window.grad_norm / window.steps
-        row["samples_per_second"] = window.samples / window.seconds
+        row |= window.rates()
         row["data_wait"] = window.waited / window.seconds
         row["peak_memory_mb"] = peak_memory_mb(self.accelerator.device)
         self.tracker.log(row, self.progress.step)

@@ -35,7 +35,8 @@ class VisionMamba(nn.Module):
     Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, `stride` (pixels between patches that
     overlap, as in the official stride-8 models), and the additions to the official model
     `proj_bias`, `gate_bias` (see `BidirectionalMamba`) and `pre_norm`: a LayerNorm after the embedding, as
-    CLIP's towers have it (`centred`: with each token's mean taken out after it, as folding leaves it).
+    CLIP's towers have it (`centred`: with each token's mean taken out after it, as folding leaves it), or an
+    RMSNorm there (`rms`).
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class VisionMamba(nn.Module):
         d_conv: int = 4,
         proj_bias: bool = False,
         gate_bias: bool = False,
-        pre_norm: Literal["", "layer", "centred"] = "",
+        pre_norm: Literal["", "layer", "centred", "rms"] = "",
         pre_norm_eps: float = 1e-5,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -66,8 +67,8 @@ class VisionMamba(nn.Module):
         check_sizes(img_size, patch_size, stride, in_chans=in_chans, **sizes)
         if dynamic_img_size:
             raise ValueError("dynamic_img_size is not for a Vim; call set_input_size for each size instead")
-        if pre_norm not in ("", "layer", "centred"):
-            raise ValueError(f"pre_norm is {pre_norm!r}; write 'layer', 'centred' or ''")
+        if pre_norm not in ("", "layer", "centred", "rms"):
+            raise ValueError(f"pre_norm is {pre_norm!r}; write 'layer', 'centred', 'rms' or ''")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.num_prefix_tokens = 1
@@ -77,7 +78,8 @@ class VisionMamba(nn.Module):
         self.cls_position = num_patches // 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
-        self.norm_pre = nn.LayerNorm(embed_dim, eps=pre_norm_eps) if pre_norm else nn.Identity()
+        norm = nn.RMSNorm if pre_norm == "rms" else nn.LayerNorm
+        self.norm_pre = norm(embed_dim, eps=pre_norm_eps) if pre_norm else nn.Identity()
         self.centred = pre_norm == "centred"
         mixer: dict[str, Any] = dict(d_state=d_state, expand=expand, d_conv=d_conv)
         mixer |= dict(proj_bias=proj_bias, gate_bias=gate_bias)

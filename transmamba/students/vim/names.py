@@ -128,7 +128,7 @@ def _reading_of(view: View) -> dict[str, Any]:
     mean = pooled_token(view) == "mean"
     arguments: dict[str, Any] = {"global_pool": "avg" if mean else "token"}
     if embedding.norm is not None:
-        kind = "centred" if embedding.centre else "layer"
+        kind = "centred" if embedding.centre else "rms" if embedding.norm.rms else "layer"
         arguments |= dict(pre_norm=kind, pre_norm_eps=embedding.norm.eps)
     return arguments
 

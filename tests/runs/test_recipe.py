@@ -1,0 +1,56 @@
+"""What a recipe may not say: refused when it is read, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+
+from transmamba.config import load as configs
+from transmamba.errors import UserError
+from transmamba.runs.run import run
+
+PART = dict(losses=["cross_entropy"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(stages=[]), "stages: empty; give at least one"),
+        (dict(stages=[PART | dict(percent=30)]), "one stage needs steps, epochs, samples or tokens"),
+        (dict(stages=[PART | dict(percent=30), PART | dict(percent=60)]), "one stage needs steps"),
+        (dict(stages=[PART | dict(steps=5), PART | dict(percent=50)] * 2), "one stage needs steps"),
+        (dict(scratch=dict(losses=[])), "scratch.losses: empty; name at least one"),
+        (
+            dict(teacher=None, init=None, teacher_recipe="teacher.yaml"),
+            "teacher_recipe: given, but no teacher",
+        ),
+    ],
+)
+def test_refused_when_read(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        harness.tiny_recipe(tmp_path, **changes)
+    assert "1 problem" in str(caught.value)
+
+
+def test_a_teacher_s_recipe_is_divided_before_it_is_trained(tmp_path: Path) -> None:
+    """As this launch would divide it: refused in the student's run, and no folder is left for the teacher."""
+    teaching = harness.tiny_recipe(
+        tmp_path,
+        output_dir=str(tmp_path / "teacher_run"),
+        teacher=None,
+        init=None,
+        stages=[PART | dict(steps=2)],
+        trainer__global_batch=9,
+    )
+    configs.save_yaml(teaching, tmp_path / "teaching.yaml")
+    recipe = harness.tiny_recipe(
+        tmp_path,
+        teacher__model=str(tmp_path / "teacher_run"),
+        teacher_recipe=str(tmp_path / "teaching.yaml"),
+    )
+    with pytest.raises(UserError, match="global_batch is 9, which 1 process of 4 items at a time cannot"):
+        run(recipe, quiet=True)
+    assert not (tmp_path / "teacher_run").exists()
