@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+
+from transmamba.config import load as configs
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -24,38 +24,106 @@ def script(name: str) -> ModuleType:
     return module
 
 
-def test_folds_are_pooled_by_who_was_right_on_what(tmp_path: Path) -> None:
+PARTS = ("teacher", "student", "scratch", "kl")
+
+
+def leave(folder: Path, right: int, of: int = 100, minutes: float = 1.0, trained_on: int = 30) -> Path:
+    """What a finished part leaves: right on its first images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = np.where(np.arange(of) < right, 100.0, 0.0)
+    np.savez(folder / "items.npz", index=np.arange(of), **{"student/top1": scores})
+    np.save(folder / "train_indices.npy", np.arange(trained_on))
+    results = {"student": {"top1": 100 * right / of, "minutes": minutes}}
+    results |= {} if folder.name == "teacher" else {"agreement": {"agreement": 90.0}}
+    (folder / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+def test_folds_are_pooled_by_who_was_right_on_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
     crossval = script("digits_crossval")
-    index = np.arange(3)
-    scores = {"teacher/top1": [100.0, 100.0, 0.0], "student/top1": [100.0, 0.0, 0.0]}
-    np.savez(tmp_path / "items.npz", index=index, **scores)
+    for part, right in zip(PARTS, (300, 297, 288, 294), strict=True):
+        leave(tmp_path / part, right, of=300)
     found = crossval.correct_in(tmp_path)
-    assert found.keys() == {"teacher", "student"} and found["teacher"].tolist() == [True, True, False]
-    (tmp_path / "scratch").mkdir()
-    np.savez(tmp_path / "scratch" / "items.npz", index=index, **{"student/top1": [0.0, 0.0, 100.0]})
-    found = crossval.correct_in(tmp_path)
-    assert found["scratch"].tolist() == [False, False, True]
+    assert found["student"].tolist() == [True] * 297 + [False] * 3
     summary = crossval.summarise(found)
-    assert summary["top1"] == pytest.approx({"teacher": 200 / 3, "student": 100 / 3, "scratch": 100 / 3})
-    assert summary["student_minus_teacher"]["mean"] == pytest.approx(-100 / 3)
+    assert summary["images"] == 300
+    assert summary["top1"] == pytest.approx({"teacher": 100.0, "student": 99.0, "scratch": 96.0, "kl": 98.0})
+    gap = summary["student_minus_scratch"]
+    assert gap["mean"] == pytest.approx(3.0) and 0 < gap["low"] < 3 < gap["high"]
+    assert summary["student_minus_teacher"]["mean"] == pytest.approx(-1.0)
+    assert "student - scratch" in crossval.table(summary)
 
 
 @pytest.mark.parametrize(
-    ("teacher", "student", "code", "says"),
+    ("teacher", "student", "scratch", "broken"),
     [
-        (98.0, 96.0, 0, "demo check passed: teacher 98.00 %, student 96.00 %"),
-        (98.0, 94.9, 1, "more than 3 points below"),
-        (96.9, 96.0, 1, "less than 97 %"),
-        (98.0, None, 2, "no finished distillation"),
+        (98, 95, 80, []),
+        (95, 95, 80, ["the teacher is right on 95.00 %, less than 96 %"]),
+        (98, 81, 80, ["the student is not surely ahead of from scratch (+0.00 to +3.00 points)"]),
+        (98, 80, 95, ["the student is not surely ahead of from scratch (-22.00 to -8.00 points)"]),
     ],
 )
 def test_what_the_demo_promises(
-    tmp_path: Path, teacher: float, student: float | None, code: int, says: str
+    tmp_path: Path, teacher: int, student: int, scratch: int, broken: list[str]
 ) -> None:
-    results: dict[str, Any] = {"teacher": {"top1": teacher}, "agreement": {"agreement": 97.0}}
-    results |= {} if student is None else {"student": {"top1": student}}
-    (tmp_path / "results.json").write_text(json.dumps(results))
-    done = subprocess.run(
-        [sys.executable, SCRIPTS / "check_demo.py", tmp_path], capture_output=True, text=True
-    )
-    assert done.returncode == code and says in done.stdout + done.stderr
+    right = dict(zip(PARTS, (teacher, student, scratch, 90), strict=True))
+    folders = {part: leave(tmp_path / part, count) for part, count in right.items()}
+    assert script("demo").broken_promises(folders) == broken
+
+
+def test_the_demo_says_what_was_gained(tmp_path: Path) -> None:
+    demo = script("demo")
+    folders = {
+        part: leave(tmp_path / part, right) for part, right in zip(PARTS, (98, 95, 80, 90), strict=True)
+    }
+    first, second, third, fourth = demo.sentence(folders).splitlines()
+    assert first.startswith("With 3 images a class (30 in all)") and "95.0 % of 100 test images" in first
+    assert "80.0 %, so the student gained +15.0 points (95 % interval +" in second
+    assert "90.0 %, so the student gained +5.0 points" in third and fourth.endswith("98.0 %.")
+    lines = demo.table(folders).splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["teacher", "student", "scratch", "KL"]
+    assert lines[0].split()[0] == "model" and "agreement %" in lines[0] and "minutes" in lines[0]
+
+
+def test_a_finished_demo_is_printed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parts that are missing are announced and run; nothing is, where all are there."""
+    demo, ran = script("demo"), []
+    right = dict(zip(PARTS, (98, 95, 80, 90), strict=True))
+
+    def run(recipe: Any, *, title: str) -> None:
+        if not (Path(recipe.output_dir) / "results.json").is_file():
+            part = next(key for key, part in demo.PARTS.items() if part.title == title)
+            leave(Path(recipe.output_dir), right[part])
+            ran.append(title)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(demo, "write_comparison", lambda folders, page: page)
+    assert demo.demonstrate() == 0
+    first = capsys.readouterr()
+    assert ran == ["teacher", "student", "scratch", "KL alone"]
+    assert [f"{number} of 4: {title}" in first.err for number, title in enumerate(ran, 1)] == [True] * 4
+    assert demo.demonstrate() == 0 and len(ran) == 4
+    second = capsys.readouterr()
+    assert second.out == first.out and "finished before" in second.err and "1 of 4" not in second.err
+
+
+def test_a_demo_begun_anew_keeps_no_old_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in its first part, it has none of the others left."""
+    demo = script("demo")
+    monkeypatch.chdir(tmp_path)
+    folders = []
+    for part in demo.PARTS.values():
+        recipe = demo.load_recipe(part.config)
+        folders.append(leave(tmp_path / recipe.output_dir, 90))
+        configs.save_yaml(recipe, folders[-1] / "config.yaml")
+
+    def stopped(recipe: Any, *, title: str) -> None:
+        raise demo.Interrupted("SIGINT", 130)
+
+    monkeypatch.setattr(demo, "run", stopped)
+    assert demo.demonstrate(overwrite=True) == 130
+    assert not [folder for folder in folders if (folder / "results.json").exists()]

@@ -37,13 +37,14 @@ def results_table(
     labels = [metric.label for metric, _ in found]
     cells = [[written(metric, value) for value in values] for metric, values in found]
     by_model = [[title, *column] for title, column in zip(titles, zip(*cells, strict=True), strict=True)]
-    text = _text(["model", *labels], by_model)
+    text = text_table(["model", *labels], by_model)
     if max(map(len, text.splitlines()), default=0) <= (_width() if width is None else width):
         return text
-    return _text(["", *titles], [[label, *row] for label, row in zip(labels, cells, strict=True)])
+    return text_table(["", *titles], [[label, *row] for label, row in zip(labels, cells, strict=True)])
 
 
-def _text(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def text_table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Heads above rows, the first column to the left, in characters that the terminal knows."""
     table = Table(title=None, show_edge=False, pad_edge=False)
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left", no_wrap=True)
