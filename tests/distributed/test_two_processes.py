@@ -104,10 +104,10 @@ def stop_one_rank(recipe: Recipe) -> None:
 
     real = transmamba.training.trainer.Trainer._step
 
-    def step(self: Any, *arguments: Any) -> None:
-        real(self, *arguments)
-        if self.progress.step == 7 and os.environ["RANK"] == "1":
+    def step(self: Any, *arguments: Any) -> bool:
+        if self.progress.step == 6 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
 
     transmamba.training.trainer.Trainer._step = step  # type: ignore[method-assign]
     harness.run_quietly(recipe)
