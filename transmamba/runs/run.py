@@ -138,7 +138,10 @@ class _Run:
         try:
             results = self._again(replace(teaching, wandb=None), "teacher")
         except UserError as error:
-            raise UserError(f"teacher_recipe {source}: {error}") from error
+            raise UserError(
+                f"teacher_recipe {source}: {error} (of the teacher's own run: recipes/distill.py --config "
+                f"{source}); teacher_recipe=null takes the teacher that is there"
+            ) from error
         return {"minutes": results["student"]["minutes"]}
 
 
