@@ -448,3 +448,17 @@ def test_push_needs_a_student_and_a_name(run_folder: Path, tmp_path: Path) -> No
         transmamba.push_to_hub(tmp_path, "me/model")
     with pytest.raises(transmamba.UserError, match="failed"):
         transmamba.push_to_hub(run_folder, "not a name")
+
+
+def test_save_student_overwrites_nothing_unasked(tmp_path: Path) -> None:
+    student = tiny_student()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/notes.txt").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(transmamba.UserError, match="notes: "):
+            transmamba.save_student(student, tmp_path / "notes", overwrite=overwrite)
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["notes.txt"]
+    transmamba.save_student(student, tmp_path / "student")
+    with pytest.raises(transmamba.UserError, match="is not empty"):
+        transmamba.save_student(student, tmp_path / "student")
+    transmamba.save_student(student, tmp_path / "student", overwrite=True)

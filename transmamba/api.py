@@ -17,6 +17,7 @@ from .runs.evaluate import prepare
 from .runs.recipe import Recipe
 from .runs.run import load_recipe, run
 from .subcloning.convert import build_student, convert, student_models
+from .subcloning.place import check_place
 from .teachers.teacher import Teacher
 
 __all__ = [
@@ -115,7 +116,16 @@ def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token:
     return str(done)
 
 
-def save_student(student: nn.Module, folder: str | Path, preprocessing: Preprocessing | None = None) -> None:
-    """Write a student as its library does; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads
-    it."""
+def save_student(
+    student: nn.Module,
+    folder: str | Path,
+    preprocessing: Preprocessing | None = None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write a student as its library does; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
+
+    Raises UserError where the folder is not empty; with `overwrite`, where what is there is no model.
+    """
+    check_place(Path(folder).expanduser(), overwrite)
     save_model(student, Path(folder), preprocessing)

@@ -49,7 +49,9 @@ def check_place(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise UserError(f"{out}: is not empty; write another folder, or --overwrite")
+        raise UserError(
+            f"{out}: is not empty; write another folder, or --overwrite (in Python overwrite=True)"
+        )
     if not (out / "config.json").is_file():
         raise UserError(
             f"{out}: holds no model (no config.json), so it is not overwritten; write another folder"
