@@ -23,8 +23,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Stepper, list[Batch], S
     taken = []
     real = Stepper.step
 
-    def step(self: Stepper, micro: list[Batch], number: int) -> Stepped:
-        done = real(self, micro, number)
+    def step(self: Stepper, micro: list[Batch], number: int, *asked: Any) -> Stepped:
+        done = real(self, micro, number, *asked)
         taken.append((self, list(micro), done))
         return done
 
@@ -55,10 +55,10 @@ def test_the_kinds_leave_each_other_what_they_train(tmp_path: Path, monkeypatch:
     moving: list[set[str]] = []
     real = Stepper.step
 
-    def step(self: Stepper, micro: list[Batch], number: int) -> Stepped:
+    def step(self: Stepper, micro: list[Batch], number: int, *asked: Any) -> Stepped:
         student = self.distiller.student
         moving.append({name for name, parameter in student.named_parameters() if parameter.requires_grad})
-        return real(self, micro, number)
+        return real(self, micro, number, *asked)
 
     monkeypatch.setattr(Stepper, "step", step)
     stage = dict(STAGE, losses=["mixer"], trainable="mixers")
