@@ -3,6 +3,7 @@ be left of the pairs on its two sides."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def test_both_ways(scale, limit):
 def test_packed_sequences():
     torch.manual_seed(0)
     ids = torch.tensor([0] * 40 + [1] * 30 + [2] * 80).expand(2, -1)
-    assert_gradients(ssd_scan, loop, strong(100, 16) | {"seq_idx": ids})
+    assert_gradients(partial(ssd_scan, seq_idx=ids), partial(loop, seq_idx=ids), strong(100, 16))
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 16, 37])

@@ -201,6 +201,7 @@ def test_mnist_teacher_reaches_its_author_s_accuracy(shared_data: Path) -> None:
 
 def test_observer_sees_streams_values_and_neurons(make_vit: Callable[..., Any], gray_images: Tensor) -> None:
     model = make_vit()
+    teacher = adapt_teacher(model)  # before the hooks: it runs the model once
     seen: dict[tuple[str, int, str], Tensor] = {}
     inputs: dict[tuple[str, int, str], Tensor] = {}
 
@@ -219,7 +220,7 @@ def test_observer_sees_streams_values_and_neurons(make_vit: Callable[..., Any], 
         )
     with torch.no_grad():
         model(gray_images)
-        adapt_teacher(model).view.run({"image": gray_images}, observe=observe)
+        teacher.view.run({"image": gray_images}, observe=observe)
     assert len(inputs) == 9
     for key, expected in inputs.items():
         torch.testing.assert_close(seen[key], expected, rtol=1e-5, atol=1e-5)
@@ -232,6 +233,7 @@ def test_mixers_are_what_attention_and_mlp_saw_and_made(
     make_vit: Callable[..., Any], gray_images: Tensor
 ) -> None:
     model = make_vit(qk_norm=True, init_values=0.5)
+    teacher = adapt_teacher(model)  # before the hooks: it runs the model once
     block, made = model.blocks[1], dict[tuple[int, str], Tensor]()
     block.register_forward_pre_hook(lambda _, args: made.__setitem__((2, "input"), args[0]))
     block.ls1.register_forward_hook(lambda _, __, y: made.__setitem__((2, "output"), y))
@@ -242,7 +244,7 @@ def test_mixers_are_what_attention_and_mlp_saw_and_made(
     with torch.no_grad():
         model(gray_images)
     wanted = {2: frozenset(("input", "output", "q", "k")), 3: frozenset(("input", "output"))}
-    mixers = adapt_teacher(model)(gray_images, {"image": Capture(mixers=wanted)}).stream.mixers
+    mixers = teacher(gray_images, {"image": Capture(mixers=wanted)}).stream.mixers
     assert {(s, name) for s, found in mixers.items() for name in found} == made.keys()
     for (s, name), expected in made.items():
         torch.testing.assert_close(mixers[s][name], expected, rtol=1e-5, atol=1e-5)
