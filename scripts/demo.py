@@ -20,10 +20,18 @@ import numpy as np
 from transmamba.cli.mistakes import guarded
 from transmamba.evaluation.compare import Difference, paired_difference
 from transmamba.reporting.comparison import write_comparison
-from transmamba.reporting.metrics import AGREEMENT, COSTS, metrics_of, read_results, value_of, written
+from transmamba.reporting.metrics import (
+    AGREEMENT,
+    COSTS,
+    RESULTS_FILE,
+    metrics_of,
+    read_results,
+    value_of,
+    written,
+)
 from transmamba.reporting.samples import ITEMS_FILE, Items, read_items
 from transmamba.reporting.table import text_table
-from transmamba.runs.folder import INDICES, RESULTS, claim_folder
+from transmamba.runs.folder import INDICES, claim_folder
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import load_recipe, run
 from transmamba.training.trainer import Interrupted
@@ -98,7 +106,7 @@ def demonstrate(overwrite: bool = False) -> int:
 def train(recipes: Mapping[str, Recipe]) -> None:
     """Every part that is not finished. Raises Interrupted, and UserError where another run lies in a part's
     folder."""
-    done = {key for key, recipe in recipes.items() if (Path(recipe.output_dir) / RESULTS).is_file()}
+    done = {key for key, recipe in recipes.items() if (Path(recipe.output_dir) / RESULTS_FILE).is_file()}
     all_done = len(done) == len(recipes)
     start = time.monotonic()
     say(f"finished before; {ANEW}" if all_done else f"{len(recipes)} parts, {MINUTES} on two idle cores")
@@ -121,7 +129,7 @@ def say(text: str) -> None:
 
 def table(folders: Mapping[str, Path]) -> str:
     """A row for each part: top-1, agreement with the teacher, minutes."""
-    results = {key: read_results(folder / RESULTS) for key, folder in folders.items()}
+    results = {key: read_results(folder / RESULTS_FILE) for key, folder in folders.items()}
     known = {metric.key: metric for metric in (*metrics_of(results["student"]), *COSTS)}
     columns = [known[key] for key in ("top1", AGREEMENT, "minutes")]
     cells = {

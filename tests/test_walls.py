@@ -30,7 +30,6 @@ FORBIDDEN = {
     "ecosystems": ("students", "teachers"),
     "training": ("tasks", "losses", "students"),  # it knows none of them by name
 }
-# (file, what it imports) -> what will mend it
 
 Graph = dict[str, dict[str, bool]]  # module -> module that it imports -> only for types
 

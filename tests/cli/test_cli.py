@@ -24,7 +24,6 @@ from safetensors import SafetensorError
 import transmamba
 from transmamba.cli import launch
 from transmamba.cli import main as cli
-from transmamba.cli.arguments import task_of
 from transmamba.cli.mistakes import guarded
 from transmamba.config import load as configs
 from transmamba.config.registry import STUDENTS
@@ -67,22 +66,6 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
         return Done(code, out, err)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved ViT for three classes of 8 x 8 images."""
-    folder = tmp_path_factory.mktemp("teacher")
-    save_model(tiny_vit(), folder)
-    return folder
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    """A recipe file whose whole run takes a second."""
-    path = tmp_path / "recipe.yaml"
-    configs.save_yaml(tiny_recipe(tmp_path, trainer__save_every=0, trainer__eval_every=0), path)
-    return path
 
 
 @pytest.fixture
@@ -167,22 +150,6 @@ def test_convert_gives_the_reader_its_options(command: Command, teacher: Path, t
     other = ("convert", teacher, tmp_path / "other", "model=vim_tiny_patch16_224")
     assert_mistake(command(*other), "model is no option of a student")
     assert not (tmp_path / "other").exists()
-
-
-@pytest.mark.parametrize(
-    ("file", "reader"),
-    [
-        ("data/train-00000.parquet", "hf_dataset"),
-        ("train.parquet", "hf_dataset"),
-        ("dataset_dict.json", "hf_dataset"),
-        ("train-images-idx3-ubyte.gz", "idx"),
-        ("train/cat/1.png", "image_folder"),
-    ],
-)
-def test_a_folder_s_reader_is_guessed(tmp_path: Path, file: str, reader: str) -> None:
-    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).touch()
-    assert type(task_of(str(tmp_path), []).data).name == reader
 
 
 def test_convert_starts_as_a_recipe_s_init_would(

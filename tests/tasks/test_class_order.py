@@ -6,32 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
+from small_images import eval_of, first_of, task_of
 
-from transmamba.core.batch import Batch
-from transmamba.core.task import Pass, Steps
-from transmamba.data import ArraySource, Preprocessing
-from transmamba.data.images.synthetic import Synthetic
+from transmamba.data import ArraySource
 from transmamba.errors import UserError
-from transmamba.tasks.image_classification import ImageClassification, ImageClassificationConfig
-
-SMALL = Synthetic(num_train=40, num_test=11, num_classes=4, size=8)
-EIGHT = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
-
-
-def _task(**options: Any) -> ImageClassification:
-    return ImageClassificationConfig(**{"data": SMALL, **options}).build(EIGHT)
-
-
-def _eval(task: ImageClassification, split: str = "test", batch_size: int = 5, **options: int) -> list[Batch]:
-    return list(task.eval_batches(split, Pass(batch_size=batch_size, **options)))
-
-
-def _first(task: ImageClassification) -> Batch:
-    return next(task.train_batches(Steps(micro_batch=8, num_steps=1)))
 
 
 def _model(num_classes: int, names: Sequence[str] | None = None) -> SimpleNamespace:
@@ -39,18 +20,18 @@ def _model(num_classes: int, names: Sequence[str] | None = None) -> SimpleNamesp
 
 
 def test_a_teacher_of_another_head_is_sent_to_fine_tuning() -> None:
-    _task().check(_model(4), "teacher")
+    task_of().check(_model(4), "teacher")
     message = (
         "teacher has 1000 classes but the data has 4: class 0, class 1, class 2, class 3; "
         "fit its head first: recipes/distill.py --config recipes/configs/finetune_head.yaml"
     )
     with pytest.raises(UserError) as caught:
-        _task().check(_model(1000), "teacher")
+        task_of().check(_model(1000), "teacher")
     assert str(caught.value) == message
     with pytest.raises(UserError, match=r"^student has 10 classes"):
-        _task().check(_model(10), "student")
+        task_of().check(_model(10), "student")
     with pytest.raises(UserError, match=r"^student has no classes"):
-        _task().check(object(), "student")
+        task_of().check(object(), "student")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +48,7 @@ class Named:
 
 def test_classes_are_numbered_as_the_teacher_names_them(caplog: pytest.LogCaptureFixture) -> None:
     """What a picture shows stays with its name, in every split and every batch."""
-    task = _task(data=Named(), validation=0.3, final_split="test")
+    task = task_of(data=Named(), validation=0.3, final_split="test")
     chosen = task.train_indices.tolist()
     with caplog.at_level(logging.WARNING, logger="transmamba.data"):
         task.check(_model(3, ["cat", "ant", "bee"]), "teacher")
@@ -75,7 +56,7 @@ def test_classes_are_numbered_as_the_teacher_names_them(caplog: pytest.LogCaptur
         task.check(_model(3, ["cat", "ant", "bee"]), "student")
     assert len(caplog.records) == 1 and "teacher's order, by name: 'ant' is 1, not 0" in caplog.text
     assert task.classes == ("cat", "ant", "bee") and task.train_indices.tolist() == chosen
-    batches = [_first(task), *_eval(task), *_eval(task, "validation"), *task.calibration(5, 5)]
+    batches = [first_of(task), *eval_of(task), *eval_of(task, "validation"), *task.calibration(5, 5)]
     for batch in batches:
         value = (batch.inputs["image"][:, 0, 0, 0] * 0.25 + 0.5) * 255
         for pixel, number in zip(
@@ -87,7 +68,7 @@ def test_classes_are_numbered_as_the_teacher_names_them(caplog: pytest.LogCaptur
 
 def test_models_that_number_the_same_classes_apart_are_refused() -> None:
     for first, second in (("abc", "bca"), ("bca", "abc")):
-        task = _task(data=Named(names=tuple("abc")))
+        task = task_of(data=Named(names=tuple("abc")))
         task.check(_model(3, tuple(first)), "teacher")
         with pytest.raises(UserError, match=r"^student numbers the same classes in another order"):
             task.check(_model(3, tuple(second)), "student")
@@ -97,11 +78,11 @@ def test_other_names_are_refused_and_positions_taken_where_there_are_none(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(UserError, match=r"\(only in the data: cat; only in teacher: dog\)"):
-        _task(data=Named()).check(_model(3, ("ant", "bee", "dog")), "teacher")
-    task = _task(data=Named())
+        task_of(data=Named()).check(_model(3, ("ant", "bee", "dog")), "teacher")
+    task = task_of(data=Named())
     task.check(_model(3, ("0", "1", "2")), "teacher")
     assert task.classes == ("ant", "bee", "cat") and not caplog.records
-    task = _task(data=Named(names=("0", "1", "10", "2")))
+    task = task_of(data=Named(names=("0", "1", "10", "2")))
     with caplog.at_level(logging.WARNING, logger="transmamba.data"):
         task.check(_model(4), "teacher")
     assert "numbered in the order 0, 1, 10, 2 ...: teacher has no names to join" in caplog.text

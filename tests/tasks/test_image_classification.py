@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_images import EIGHT, SMALL, eval_of, task_of
 
 from transmamba.config.load import Part, dump, parse
 from transmamba.config.registry import TASKS
@@ -19,24 +20,8 @@ from transmamba.core.task import Metric, Pass, Steps, Task
 from transmamba.data import ArraySource, Augment, Preprocessing
 from transmamba.data.images.digits import Digits
 from transmamba.data.images.folder import ImageFolder
-from transmamba.data.images.synthetic import Synthetic
 from transmamba.errors import ConfigError, UserError
-from transmamba.tasks.image_classification import ImageClassification, ImageClassificationConfig
-
-SMALL = Synthetic(num_train=40, num_test=11, num_classes=4, size=8)
-EIGHT = Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3)
-
-
-def _task(**options: Any) -> ImageClassification:
-    return ImageClassificationConfig(**{"data": SMALL, **options}).build(EIGHT)
-
-
-def _eval(task: ImageClassification, split: str = "test", batch_size: int = 5, **options: int) -> list[Batch]:
-    return list(task.eval_batches(split, Pass(batch_size=batch_size, **options)))
-
-
-def _first(task: ImageClassification) -> Batch:
-    return next(task.train_batches(Steps(micro_batch=8, num_steps=1)))
+from transmamba.tasks.image_classification import ImageClassificationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +60,7 @@ def test_mistakes_in_a_recipe_name_their_place() -> None:
 
 
 def test_what_it_tells_about_the_data() -> None:
-    task = _task()
+    task = task_of()
     assert task.num_classes == 4 and task.classes[3] == "class 3" and task.num_train == 40
     assert task.watched == task.final == "test"
     assert task.indices("test").tolist() == list(range(11))
@@ -84,41 +69,41 @@ def test_what_it_tells_about_the_data() -> None:
 
 
 def test_fractions_are_nested_and_stratified_also_within_a_half() -> None:
-    half = _task(partition="first_half")
-    small = _task(partition="first_half", fraction=0.2)
-    other = _task(partition="second_half", fraction=0.2, fraction_seed=9)
+    half = task_of(partition="first_half")
+    small = task_of(partition="first_half", fraction=0.2)
+    other = task_of(partition="second_half", fraction=0.2, fraction_seed=9)
     assert half.num_train == 20 and set(small.train_indices) < set(half.train_indices)
     assert np.bincount(small.labels("train")).tolist() == [1, 1, 1, 1]
     assert not set(other.train_indices) & set(half.train_indices)
 
 
 def test_validation_is_held_out_whatever_else_is_chosen() -> None:
-    task = _task(validation=0.3)
+    task = task_of(validation=0.3)
     held = set(task.indices("validation"))
     assert task.watched == "validation" and len(held) == 12 and task.num_train == 28
     assert np.bincount(task.labels("validation")).tolist() == [3, 3, 3, 3]
     for options in ({"partition": "second_half"}, {"fraction": 0.5}, {"fraction_seed": 3}):
-        other = _task(validation=0.3, **options)
+        other = task_of(validation=0.3, **options)
         assert set(other.indices("validation")) == held and not held & set(other.train_indices)
-    index = torch.cat([batch.index for batch in _eval(task, "validation")])
+    index = torch.cat([batch.index for batch in eval_of(task, "validation")])
     assert index.tolist() == sorted(held)
-    assert sum(map(len, _eval(task))) == 11  # still there when asked for
+    assert sum(map(len, eval_of(task))) == 11  # still there when asked for
     with pytest.raises(UserError, match=r"no validation split: write test, or set task.validation"):
-        _task().eval_batches("validation", Pass(batch_size=5))
+        task_of().eval_batches("validation", Pass(batch_size=5))
     with pytest.raises(UserError, match="split 'dev': write train, validation or test"):
         task.eval_batches("dev", Pass(batch_size=5))
 
 
 def test_the_final_split_may_be_the_test_set_where_another_is_watched() -> None:
-    assert _task(validation=0.3).final == "validation" and _task().final == "test"
-    task = _task(validation=0.3, final_split="test")
+    assert task_of(validation=0.3).final == "validation" and task_of().final == "test"
+    task = task_of(validation=0.3, final_split="test")
     assert (task.watched, task.final) == ("validation", "test")
     with pytest.raises(UserError, match="validation is 0; hold out a share"):
-        _task(final_split="validation")
+        task_of(final_split="validation")
 
 
 def test_training_stays_within_the_chosen_images_and_resumes() -> None:
-    task = _task(fraction=0.5, augment=Augment(crop_padding=1, hflip=True))
+    task = task_of(fraction=0.5, augment=Augment(crop_padding=1, hflip=True))
     options: dict[str, Any] = {"micro_batch": 4, "accumulation": 2, "seed": 3}
     batches = list(task.train_batches(Steps(num_steps=5, **options)))
     assert len(batches) == 10 and all(batch.counts == {"samples": 4} for batch in batches)
@@ -136,7 +121,7 @@ def _images(batches: list[Batch]) -> torch.Tensor:
 
 
 def test_calibration_is_fixed_and_unaugmented() -> None:
-    task = _task(augment=Augment(crop_padding=3, hflip=True), fraction=0.5)
+    task = task_of(augment=Augment(crop_padding=3, hflip=True), fraction=0.5)
     batches = list(task.calibration(10, 4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
     index = torch.cat([batch.index for batch in batches])
@@ -188,7 +173,7 @@ def evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("evaluation")
 def test_evaluators_are_given_the_split_and_the_names() -> None:
-    task: Any = _task(data=Named(), validation=0.3)
+    task: Any = task_of(data=Named(), validation=0.3)
     teacher = SimpleNamespace(num_classes=3, class_names=("cat", "ant", "bee"))
     task.check(teacher, "teacher")
     (evaluator,) = task.evaluators("validation")
@@ -210,7 +195,7 @@ def test_every_image_that_is_measured_is_looked_through(tmp_path: Path) -> None:
             (tmp_path / split / name).mkdir(parents=True)
             for number in range(count):
                 Image.new("RGB", (8, 8)).save(tmp_path / split / name / f"{number}.png")
-    task = _task(data=ImageFolder(root=str(tmp_path)), validation=0.3, final_split="test")
+    task = task_of(data=ImageFolder(root=str(tmp_path)), validation=0.3, final_split="test")
     assert list(task.look_through()) == []
     broken = {tmp_path / "test" / "bee" / "3.png"}
     for split, index in (("validation", task.indices("validation")[2]), ("train", task.train_indices[0])):
@@ -220,7 +205,7 @@ def test_every_image_that_is_measured_is_looked_through(tmp_path: Path) -> None:
     (tmp_path / "test" / "bee" / "3.png").write_bytes(b"")
     lines = list(task.look_through())
     assert len(lines) == 2 and {Path(line.split(": does not decode")[0]) for line in lines} == broken
-    assert list(_task().look_through()) == []
+    assert list(task_of().look_through()) == []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,12 +231,12 @@ class Renamed:
 
 def test_splits_that_disagree_or_are_missing_are_found_before_training() -> None:
     with pytest.raises(UserError, match="train has 2 classes but test has 3"):
-        _task(data=Disagreeing())
+        task_of(data=Disagreeing())
     with pytest.raises(UserError, match=r"different classes \(only in train: c; only in test: d\)"):
-        _task(data=Renamed())
+        task_of(data=Renamed())
     with pytest.raises(UserError, match="no test split"):
-        _task(data=Disagreeing(tested=False))
-    assert _task(data=Disagreeing(tested=False), validation=0.4).num_train == 4
+        task_of(data=Disagreeing(tested=False))
+    assert task_of(data=Disagreeing(tested=False), validation=0.4).num_train == 4
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from torch import Tensor
 from transmamba.config.registry import LOSSES
 from transmamba.core.batch import Batch
 from transmamba.core.output import Term
-from transmamba.distillation.distiller import Distiller
+from transmamba.distillation.distiller import Distiller, weighted
 from transmamba.distillation.signals import Loss, Signals
 from transmamba.training.log_window import Window
-from transmamba.training.step import Stepper, weighted
+from transmamba.training.step import Stepper
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     import yaml
 
     from ..config import load as configs
+    from ..reporting.metrics import RESULTS_FILE
     from ..runs.build import make_accelerator
-    from ..runs.folder import RESULTS
     from ..runs.run import load_recipe
     from ..runs.run import run as run_recipe
     from ..training.trainer import Interrupted
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     again = command_again()  # now: whoever stops us may stop the launcher first
     accelerator = make_accelerator(recipe)
     folder = Path(recipe.output_dir).expanduser()
-    finished = (folder / RESULTS).is_file() and not arguments.overwrite
+    finished = (folder / RESULTS_FILE).is_file() and not arguments.overwrite
     try:
         run_recipe(
             recipe,
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if accelerator.is_main_process:
         if finished:
             sys.stderr.write(f"{recipe.output_dir}: finished before; --overwrite starts anew\n")
-        _write(f"{_table(folder / RESULTS)}\n")
+        _write(f"{_table(folder / RESULTS_FILE)}\n")
         _write(f"student: {recipe.output_dir}/student\nreport:  {recipe.output_dir}/report.html\n")
     return 0
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..config.registry import LOSSES
+from ..core.batch import Batch
 from ..core.tower import Student
 from ..errors import UserError, suggest
 from ..teachers.teacher import Teacher
@@ -106,3 +107,9 @@ def make_aligners(
             compared=list(feature_pairs(tower.num_layers, taught.ends).values()),
         )
     return aligners
+
+
+def measure_streams(aligners: nn.ModuleDict, teacher: Teacher, batches: Sequence[Batch]) -> None:
+    """Take the teacher's statistics of every stream, for losses that standardise."""
+    for stream, aligner in aligners.items():
+        aligner.measure(teacher, batches, stream)  # type: ignore[operator]

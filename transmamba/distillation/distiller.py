@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..teachers.load import adapt_teacher
 from ..teachers.teacher import Teacher
 from .aligner import Aligner
-from .build import build_losses, geometry_of, make_aligners
+from .build import build_losses, geometry_of, make_aligners, measure_streams
 from .coupled import Coupling, bank_of
 from .signals import Loss, Signals
 
@@ -147,12 +147,8 @@ class Distiller(nn.Module):
             raise _no_batch(batch)
         terms = self(batch, self.draw_tokens(step, batch.index.device))
         counts = {name: batch.counts[item] for name, item in self.items(batch).items()}
-        total = torch.stack(
-            [
-                self.weights[name] * term.sum / counts[name] if counts[name] else term.sum * 0
-                for name, term in terms.items()
-            ]
-        ).sum()
+        amounts = torch.tensor([float(counts[name]) for name in self.weights], dtype=torch.float64)
+        total = weighted(terms, self.weights, amounts.to(batch.index.device))
         counted = {name: term for name, term in terms.items() if counts[name]}
         self.observe(
             {name: term.parts / counts[name] for name, term in counted.items() if term.parts is not None}
@@ -168,8 +164,7 @@ class Distiller(nn.Module):
     def measure(self, batches: Sequence[Batch]) -> None:
         """Take the teacher's statistics for losses that standardise, from some training data."""
         assert self.teacher is not None, "losses that standardise need one"
-        for stream, aligner in self._aligners().items():
-            aligner.measure(self.teacher, batches, stream)
+        measure_streams(self.aligners, self.teacher, batches)
 
     def draw_tokens(self, step: int, device: torch.device) -> dict[str, Tensor]:
         """By stream, positions among the matched tokens, the same for every row, rank and micro-batch of a
@@ -221,6 +216,22 @@ class Distiller(nn.Module):
                 made, parts = tower.mixer(k, hidden, context, capture)
                 stream.mixers[k] = {"output": made, **parts}
         return output
+
+
+def weighted(terms: Mapping[str, Term], weights: Mapping[str, float], counts: Tensor) -> Tensor:
+    """The loss of a micro-batch: each sum over the count of the whole step, so that losses never average. A
+    loss that has no items in the step contributes zero times its graph, so that every rank has the same
+    gradients.
+
+    counts: (N, ...) of each loss, in the order of `weights`
+    """
+    place = {name: i for i, name in enumerate(weights)}
+    shares = []
+    for name, term in terms.items():
+        count = counts[place[name]].to(term.sum.dtype)
+        value = torch.where(count > 0, term.sum, term.sum * 0)
+        shares.append(weights[name] * value / count.clamp_min(1))
+    return torch.stack(shares).sum()
 
 
 def _no_batch(given: Any) -> UserError:

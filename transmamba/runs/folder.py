@@ -21,23 +21,24 @@ import yaml
 from ..config import load as configs
 from ..ecosystems.folders import STUDENT_FOLDER, remove_model
 from ..errors import ConfigError, UserError
-from ..reporting.samples import ITEMS_FILE
+from ..reporting.metrics import RESULTS_FILE
+from ..reporting.samples import ITEMS_FILE, SAMPLES_FILE
 from ..reporting.tracking import METRICS_FILE, WANDB_ID_FILE
 from ..training.checkpoint import list_checkpoints
 from .recipe import Recipe
 
-RESULTS, CONFIG, REPORT = "results.json", "config.yaml", "report.html"
+CONFIG, REPORT = "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
-SUBCLONE, SAMPLES, INDICES = "subclone.json", "samples.npz", "train_indices.npy"
+SUBCLONE, INDICES = "subclone.json", "train_indices.npy"
 _LOCK = ".lock"
 # what a run leaves in its folder, of any version; folders whole
 _WRITTEN = (
-    RESULTS,
+    RESULTS_FILE,
     CONFIG,
     REPORT,
     ENVIRONMENT,
     SUBCLONE,
-    SAMPLES,
+    SAMPLES_FILE,
     INDICES,
     ITEMS_FILE,
     METRICS_FILE,

@@ -16,7 +16,7 @@ from ..config import load as configs
 from ..core.batch import Batch
 from ..core.task import Pass, Steps
 from ..core.tower import Student
-from ..distillation.build import build_losses, geometry_of, make_aligners
+from ..distillation.build import build_losses, geometry_of, make_aligners, measure_streams
 from ..distillation.distiller import Distiller
 from ..ecosystems.find import save_model
 from ..ecosystems.folders import STUDENT_FOLDER
@@ -141,9 +141,7 @@ class Pipeline:
         self.aligners = make_aligners(student, teacher, losses, kept)
         if any(loss.standardises for loss in losses) and not resumed:
             self.aligners.to(self.accelerator.device)
-            batches = self.calibration(_NUM_CALIBRATION)
-            for stream, aligner in self.aligners.items():
-                aligner.measure(teacher, batches, stream)  # type: ignore[operator]
+            measure_streams(self.aligners, teacher, self.calibration(_NUM_CALIBRATION))
 
     def calibration(self, count: int) -> list[Batch]:
         """The first `count` of the task's calibration items, in batches; the same on every rank."""

@@ -12,12 +12,12 @@ from ..config import load as configs
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
 from ..evaluation.run import Measured
-from ..reporting.metrics import as_saved, read_results
+from ..reporting.metrics import RESULTS_FILE, as_saved, read_results
 from ..reporting.progress import Display
 from ..reporting.report import write_report
 from ..teachers.teacher import Teacher
 from .build import assemble, make_accelerator
-from .folder import REPORT, RESULTS, claim_folder, sole
+from .folder import REPORT, claim_folder, sole
 from .leave import leave, splits_of
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch, Stage
@@ -73,10 +73,10 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Everything that is still to be done."""
         self.accelerator.wait_for_everyone()  # until the main process has claimed the folder
-        if (self.folder / RESULTS).is_file():
+        if (self.folder / RESULTS_FILE).is_file():
             if self.accelerator.is_main_process and not (self.folder / REPORT).is_file():  # killed between
                 write_report(self.folder)
-            return read_results(self.folder / RESULTS)
+            return read_results(self.folder / RESULTS_FILE)
         taught = {} if self.recipe.teacher_recipe is None else self._teach()
         pipeline = Pipeline(assemble(self.recipe, self.accelerator), self.title)
         trained = pipeline.train(self.folder, self.quiet, check_data=self.check_data, stop=self.stop)

@@ -19,7 +19,7 @@ from ..core.batch import Batch
 from ..core.output import Term
 from ..data.hashing import hash64
 from ..distillation.coupled import Bank, Coupling, couple
-from ..distillation.distiller import Distiller
+from ..distillation.distiller import Distiller, weighted
 from .cuda_graph import GraphedStep
 
 if TYPE_CHECKING:
@@ -209,19 +209,3 @@ class Stepper:
 def exchange(accelerator: Accelerator, model: nn.Module, last: bool) -> Any:
     """Gradients are exchanged between ranks only with the last micro-batch of a step."""
     return contextlib.nullcontext() if last else accelerator.no_sync(model)
-
-
-def weighted(terms: Mapping[str, Term], weights: Mapping[str, float], counts: Tensor) -> Tensor:
-    """The loss of a micro-batch: each sum over the count of the whole step, so that losses never average. A
-    loss that has no items in the step contributes zero times its graph, so that every rank has the same
-    gradients.
-
-    counts: (N, ...) of each loss, in the order of `weights`
-    """
-    place = {name: i for i, name in enumerate(weights)}
-    shares = []
-    for name, term in terms.items():
-        count = counts[place[name]].to(term.sum.dtype)
-        value = torch.where(count > 0, term.sum, term.sum * 0)
-        shares.append(weights[name] * value / count.clamp_min(1))
-    return torch.stack(shares).sum()

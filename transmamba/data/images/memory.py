@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from .decoding import in_threads, pixels
-from .source import ArraySource, ImageSource
+from .source import ArraySource, ImageSource, picture
 
 
 @dataclass
@@ -25,8 +25,7 @@ class DecodedSource:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        array = self.decoded[index]
-        return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+        return picture(self.decoded[index])
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         return None

@@ -43,6 +43,11 @@ class ImageSource(Protocol):
         ...
 
 
+def picture(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """(H, W, C) as a picture of mode 'L' or 'RGB'."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 @dataclass
 class ArraySource:
     """Images in memory, (N, H, W, C) uint8 with C 1 or 3. An `ImageSource`."""
@@ -56,8 +61,7 @@ class ArraySource:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        pixels = self.pixels[index]
-        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        return picture(self.pixels[index])
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         return self.pixels
