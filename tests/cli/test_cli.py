@@ -275,6 +275,8 @@ def test_a_report_needs_a_run(command: Command, teacher: Path, tmp_path: Path) -
     for folder in (teacher, tmp_path):
         assert_mistake(command("report", folder), "holds no run")
         assert not (folder / "report.html").exists()
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    assert_mistake(command("report", tmp_path), "measured nothing yet")
 
 
 def test_bench_puts_students_beside_their_teacher(command: Command, teacher: Path) -> None:
@@ -631,7 +633,7 @@ def test_an_image_that_does_not_decode(
     "launcher",
     [
         [ROOT / "recipes" / "distill.py", "--config"],
-        ["-m", "transmamba.cli.main", "distill", "--config"],
+        ["-m", "transmamba", "distill", "--config"],
     ],
     ids=["recipe", "verb"],
 )

@@ -353,6 +353,7 @@ def test_an_override_leaves_what_an_alias_shares(tmp_path: Path) -> None:
         ("stages.0.losses.5.weight=1", "stages.0.losses has no item 5; its last is 1"),
         ("stages.first.lr=1", "stages is a list; write an index instead of 'first'"),
         ("size.0=1", "override size.0=1: size has no items in the file"),
+        ("stagess.0.lr=1", "stagess has no items in the file; did you mean 'stages'?"),
         ("stages.0.losses.1.weight.x=1", "stages.0.losses.1.weight is a number, which has no 'x'"),
         ("clip=[1", "override clip=[1: '[1' is no YAML value (line 1, column 3: invalid YAML"),
         ("stages.0.lrr=1", "stages.0.lrr: unknown key; did you mean 'lr'?"),

@@ -225,3 +225,12 @@ def test_weights_are_not_read_to_know_a_folder(saved: Path) -> None:
     with pytest.raises(UserError) as error:
         load_teacher(saved)
     assert "\n" not in str(error.value) and torch is not None
+
+
+def test_a_misspelt_path_is_told_its_neighbour(
+    saved: Path, repositories: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(saved.parent)
+    for text in ("run/studemt", str(saved / "studemt")):
+        with pytest.raises(UserError, match=r"did you mean '.*run/student'"):
+            read_source(text)

@@ -129,3 +129,13 @@ def test_a_vim_begins_with_its_teacher_s_rms_norm(make_vit: Callable[..., Any], 
     with torch.no_grad():
         torch.testing.assert_close(student.norm_pre(stream), norm(stream))
     assert {row.kind for row in report.rows if row.target == "norm_pre.weight"} == {"copied"}
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 8, 8)])
+def test_calibration_images_are_the_teacher_s(make_vit: Callable[..., Any], shape: tuple[int, ...]) -> None:
+    model = make_vit()
+    wanted = adapt_teacher(model).preprocessing.input_size
+    assert shape != wanted
+    with pytest.raises(UserError) as error:
+        convert(model, calibration=[torch.randn(2, *shape)])
+    assert str(shape) in str(error.value) and str(wanted) in str(error.value)

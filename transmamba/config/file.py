@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError
+from ..errors import ConfigError, suggest
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -93,7 +93,8 @@ def apply_override(data: dict[str, Any], override: str) -> list[str]:
             place[key], lost = merged(below, value, path)
             return lost
         if below is None and steps[depth + 1].isdigit():
-            raise ValueError(f"{'.'.join(steps[: depth + 1])} has no items in the file")
+            there = suggest(step, place) if isinstance(place, dict) else ""
+            raise ValueError(f"{'.'.join(steps[: depth + 1])} has no items in the file{there}")
         if isinstance(below, str):
             below = {"name": below}  # the short form of a part gains options
         elif below is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -66,7 +67,7 @@ def read_source(text: str, architecture: str | None = None, revision: str | None
     if path.suffix in WEIGHTS:
         raise UserError(f"{text!r}: no such file")
     if text.count("/") > 1 or text.startswith((".", "/", "~")) or "\\" in text:
-        raise UserError(f"{text!r}: no such folder; write one that holds config.json")
+        raise UserError(f"{text!r}: no such folder{_nearest(text)}; write one that holds config.json")
     return _repository(text, text, revision) if "/" in text else Source(text=text)
 
 
@@ -89,8 +90,17 @@ def _repository(text: str, name: str, revision: str | None) -> Source:
         found = hub.fetch(repo, "config.json", revision)
         config = {} if found is None else json.loads(found.read_text(encoding="utf-8"))
     except UserError as error:
-        what = f"{text!r}" if ":" in text else f"{text!r} is no folder here, and as an id of the Hub"
+        nowhere = f"{text!r} is no folder here{_nearest(text)}, and as an id of the Hub"
+        what = f"{text!r}" if ":" in text else nowhere
         raise UserError(f"{what}: {error}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{text!r}: its config.json cannot be read as JSON ({error})") from error
     return Source(text=text, repo=repo, revision=revision, config=config)
+
+
+def _nearest(text: str) -> str:
+    """` (did you mean 'runs/digits'?)`, where the first part of a misspelt path is a folder."""
+    path = Path(text).expanduser()
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f" (did you mean {str(path.parent / close[0])!r}?)" if close else ""

@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from ..core.task import Listing, Matrix, Metric, Sample
+from ..errors import UserError
 from .charts import Rows, Source, draw, matrix, panels, similarity, terms_together
 from .figure import SCRATCH, STYLE
 from .metrics import AGREEMENT, change, headline, models_of, rows, value_of, written
@@ -32,10 +33,13 @@ SHOWN_ROWS = 12
 
 def write_report(run: Path, output: Path | None = None) -> Path:
     """Writes report.html into the run folder, or `output`. Raises UserError if the folder is missing, a file
-    damaged, or nothing can be written there."""
+    damaged, nothing measured yet, or nothing can be written there."""
     run = folder_of_run(run)
     page = run / "report.html" if output is None else Path(output).expanduser()
-    return write_page(page, render(read_run(run)))
+    data = read_run(run)
+    if not (data.results or data.rows or data.subclone):
+        raise UserError(f"{run}: this run has measured nothing yet; report it when it has begun")
+    return write_page(page, render(data))
 
 
 def render(run: RunData) -> str:

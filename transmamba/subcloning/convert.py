@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def convert(
     if init is not None and not isinstance(init, SubcloneConfig):
         raise UserError(f"init is {type(init).__name__}; write a transmamba.SubcloneConfig(...)")
     batches = as_batches(calibration)
+    _check_images(batches, teacher)
     init = init or SubcloneConfig(importance="activation" if batches else "uniform")
     if init.fold:
         teacher = teacher.fold()  # first: a student of the teacher's shape has its norms too
@@ -119,6 +120,17 @@ def as_teacher(model: nn.Module | Teacher | str | Path, architecture: str | None
     if architecture is not None:
         raise UserError(f"architecture {architecture} goes with a file of weights, not a model in hand")
     return model if isinstance(model, Teacher) else adapt_teacher(model)
+
+
+def _check_images(batches: Sequence[Batch], teacher: Teacher) -> None:
+    """Raises UserError for calibration images that the teacher would not be given."""
+    wanted = teacher.preprocessing.input_size
+    for batch in batches:
+        found = tuple(batch.inputs["image"].shape[1:]) if "image" in batch.inputs else wanted
+        if found != wanted:
+            raise UserError(
+                f"calibration holds images of {found} (channels, height, width); this teacher reads {wanted}"
+            )
 
 
 def as_batches(items: Iterable[Batch | Tensor] | None) -> list[Batch]:

@@ -40,7 +40,9 @@ class VitMnist:
         try:
             state = torch.load(Path(self.checkpoint).expanduser(), map_location="cpu", weights_only=True)
         except FileNotFoundError:
-            raise UserError(f"teacher checkpoint {self.checkpoint!r} does not exist") from None
+            raise UserError(
+                f"teacher checkpoint {self.checkpoint!r} does not exist; write teacher.checkpoint=FILE"
+            ) from None
         except Exception as error:
             raise UserError(f"teacher checkpoint {self.checkpoint!r} cannot be read: {error}") from error
         if not isinstance(state, dict) or "embedding.div_img.weight" not in state:

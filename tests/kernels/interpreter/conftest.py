@@ -51,6 +51,31 @@ def size() -> Callable[[Any, Any], Any]:
     return lambda full, small: full if COMPILED else small
 
 
+@pytest.fixture(autouse=True, scope="session")
+def patched_once_a_launch() -> None:
+    """The interpreter patches triton.language anew whenever one kernel function calls another, two fifths of
+    its time; what a launch has patched stays patched until it ends."""
+    if not INTERPRETED:
+        return
+    from triton.runtime import interpreter
+
+    plain, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
+    patched: set[Any] = set()
+
+    def patch(fn: Any) -> Any:
+        languages = {name for name in ("tl", "core") if name in fn.__globals__}
+        if languages and languages <= patched:
+            return None
+        patched.update(languages)
+        return plain(fn)
+
+    def launched(*args: Any, **kwargs: Any) -> None:
+        patched.clear()
+        launch(*args, **kwargs)
+
+    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, launched
+
+
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that is not written is not a number."""
