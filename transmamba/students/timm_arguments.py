@@ -73,9 +73,10 @@ def _check_patch(model: str, tower: Tower) -> None:
 
 
 def pooled_token(view: View) -> str:
-    """The token that its head reads, or `mean`; of a backbone its class token, where there is one."""
+    """The token that its head reads, or `mean`; of a backbone, and where the head pools by attention, its
+    class token, where there is one."""
     head, layout = view.heads.get("image"), image_tower(view).layout
-    if isinstance(head, Classifier):
+    if isinstance(head, Classifier) and isinstance(head.readouts[0][0], str):
         return head.readouts[0][0]
     return "cls" if isinstance(layout, Grid) and "cls" in dict(layout.special) else "mean"
 

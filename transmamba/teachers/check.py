@@ -7,31 +7,44 @@ forward hook) it cannot see; so both are run on random input, and what differs i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..core.output import Capture
+from ..views.embeddings import ImageEmbedding, Spliced, TokenEmbedding
 from ..views.view import View
 from .teacher import Teacher, refuse
 
 _ROWS = 2
+_WORDS = 12
 # largest difference, relative to the largest number, by the type of the weights
 _MOST = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 _MOST_ON_GPU = 1e-3  # whose convolutions round float32 to TF32
-_PLAIN = ("torch", "timm", "transformers")  # where classes come from whose forward the view knows
+# where classes come from whose forward the view knows
+_PLAIN = ("torch", "timm", "transformers", "open_clip")
 _NAMED = 4
 
 
-@torch.no_grad()
-def check_view(
-    teacher: Teacher, module: nn.Module, logits: Callable[..., Any], stream: Callable[..., Any]
-) -> None:
-    """Compare logits, or, where the view has no head, the last stream after its norm.
+@dataclass(frozen=True)
+class Original:
+    """A module as its own library runs it, for its view to be held against.
 
-    logits, stream: from the module and images (B, C, H, W)
+    outputs: of a batch's inputs: `logits`, `embedding.TOWER` of length 1, `end.TOWER` the last stream after
+        the last norm; those that the view makes too
+    blocks:  by tower, the submodules that each return a residual stream (first of a tuple)
+    """
+
+    module: nn.Module
+    outputs: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    blocks: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+
+
+def check_view(teacher: Teacher, original: Original) -> None:
+    """Compare logits and embeddings, or, where the view has no head, the last stream after its norm.
 
     The module's modes and the random generators are left as they were. Raises UserError naming the submodules
     that are not as their library makes them.
@@ -39,36 +52,138 @@ def check_view(
     weight = teacher.view.tensor
     if weight.is_meta:
         return
-    size = (_ROWS, *teacher.preprocessing.input_size)
-    images = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(weight.device, weight.dtype)
-    with _undisturbed(module, weight.device):
-        made = _read(teacher.view, images)
-        try:
-            wanted = (logits if teacher.view.heads else stream)(module, images)
-        except Exception as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise refuse(type(module).__name__, f"its own forward fails: {first}") from error
-    if made.shape != wanted.shape:
-        raise refuse(
-            type(module).__name__, f"it makes {_shape(wanted)}, its view {_shape(made)}{_suspects(module)}"
-        )
-    wanted = wanted.double()
-    apart = float((made.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+    kind, module = type(original.module).__name__, original.module
+    try:
+        apart = max(differences(teacher, original, streams=False).values(), default=0.0)
+    except _Unlike as error:
+        raise refuse(kind, f"{error}{_suspects(module)}") from error
+    except _Fails as error:
+        raise refuse(kind, str(error)) from error
     if not apart <= max(_MOST[weight.dtype], _MOST_ON_GPU if weight.is_cuda else 0):
         raise refuse(
-            type(module).__name__,
+            kind,
             f"something acts in it that its weights do not say ({100 * apart:.2g} % off){_suspects(module)}",
         )
 
 
-def _read(view: View, images: Tensor) -> Tensor:
-    tower = view.towers["image"]
-    last = len(tower.sublayers) - 1
-    output = view.run({"image": images}, {"image": Capture(hidden=frozenset({last}))})
+class _Unlike(Exception):
+    """Module and view make tensors of other shapes."""
+
+
+class _Fails(Exception):
+    """The module cannot be run."""
+
+
+@torch.no_grad()
+def differences(
+    teacher: Teacher,
+    original: Original,
+    inputs: Mapping[str, Tensor] | None = None,
+    *,
+    streams: bool = True,
+) -> dict[str, float]:
+    """Largest difference of view and module, relative to the module's largest number, of each output and,
+    with `streams`, of each residual stream (`stream.TOWER.BLOCK`).
+
+    inputs: random ones where left out (`random_inputs`)
+    """
+    view, weight = teacher.view, teacher.view.tensor
+    if inputs is None:
+        inputs = random_inputs(view, teacher.preprocessing, weight.dtype)
+    inputs = {name: tensor.to(weight.device) for name, tensor in inputs.items()}
+    with _undisturbed(original.module, weight.device):
+        made = _made(view, inputs, streams)
+        kept: dict[str, Tensor] = {}
+        try:
+            with _watching(original.blocks if streams else {}, kept):
+                kept.update(original.outputs(inputs))
+        except Exception as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise _Fails(f"its own forward fails: {first}") from error
+    found = {}
+    for name in made.keys() & kept.keys():
+        if made[name].shape != kept[name].shape:
+            raise _Unlike(f"it makes {_shape(kept[name])}, its view {_shape(made[name])}")
+        found[name] = _apart(made[name], kept[name])
+    assert found, "view and module have an output in common"
+    return {name: found[name] for name in sorted(found)}
+
+
+def _apart(made: Tensor, wanted: Tensor) -> float:
+    wanted = wanted.double()
+    return float((made.double() - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
+
+
+def random_inputs(
+    view: View, preprocessing: Any, dtype: torch.dtype, rows: int = _ROWS, words: int = _WORDS
+) -> dict[str, Tensor]:
+    """Standard normal images (N, C, H, W) and uniform words (N, L), with the places that an image's tokens
+    take; from seed 0."""
+    generator = torch.Generator().manual_seed(0)
+    made = {}
+    for tower in view.towers.values():
+        embedding = tower.embedding
+        if isinstance(embedding, ImageEmbedding):
+            size = (rows, *preprocessing.input_size)
+            made["image"] = torch.randn(size, generator=generator).to(dtype)
+        elif isinstance(embedding, TokenEmbedding | Spliced):
+            vocabulary = embedding.weight.shape[0]
+            text = torch.randint(0, vocabulary, (rows, words), generator=generator)
+            made["text"] = _with_places(text, view, embedding) if isinstance(embedding, Spliced) else text
+    for opaque in view.opaque.values():
+        made.setdefault(opaque.reads, torch.randint(1, 100, (rows, words), generator=generator))
+    return made
+
+
+def _with_places(text: Tensor, view: View, embedding: Spliced) -> Tensor:
+    """An image's places after the first word; no other word is one."""
+    layout: Any = view.towers[embedding.source].layout
+    count = layout.length if embedding.special else layout.num_patches
+    places = text.new_full((len(text), count), embedding.token)
+    text = torch.where(text == embedding.token, 0 if embedding.token else 1, text)
+    return torch.cat([text[:, :1], places, text[:, 1:]], dim=1)
+
+
+def _made(view: View, inputs: Mapping[str, Tensor], streams: bool) -> dict[str, Tensor]:
+    captures = {
+        name: Capture(hidden=frozenset(tower.ends) | {len(tower.sublayers) - 1})
+        for name, tower in view.towers.items()
+        if streams or name not in view.heads
+    }
+    output, made = view.run(inputs, captures), dict[str, Tensor]()
     if output.logits is not None:
-        return output.logits()
-    hidden = output.stream.hidden[last]
-    return hidden if tower.norm is None else tower.norm(hidden)
+        made["logits"] = output.logits()
+    made |= {f"embedding.{name}": tensor for name, tensor in output.embeddings.items()}
+    for name, stream in output.streams.items():
+        tower = view.towers[name]
+        if streams:
+            made |= {f"stream.{name}.{t}": stream.hidden[end] for t, end in enumerate(tower.ends)}
+        if name in captures and tower.sublayers:
+            hidden = stream.hidden[len(tower.sublayers) - 1]
+            made[f"end.{name}"] = hidden if tower.norm is None else tower.norm(hidden)
+    return made
+
+
+@contextlib.contextmanager
+def _watching(blocks: Mapping[str, Sequence[nn.Module]], kept: dict[str, Tensor]) -> Iterator[None]:
+    """Within it what each block returns is kept."""
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, given: Any, returned: Any) -> None:
+            kept[name] = returned[0] if isinstance(returned, tuple) else returned
+
+        return hook
+
+    handles = [
+        block.register_forward_hook(keep(f"stream.{tower}.{t}"))
+        for tower, of in blocks.items()
+        for t, block in enumerate(of)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,8 @@ from ..ecosystems.processor import hugging_face_preprocessing
 from ..ecosystems.sources import Source, read_source
 from ..ecosystems.transformers import load_hugging_face
 from ..errors import UserError
-from .check import check_view
-from .hf_vit_view import VIEWS, backbone_of, hugging_face_view
+from .check import Original, check_view
+from .hf_vit_view import VIEWS, backbone_of, has_head, hugging_face_view, layers_of
 from .teacher import Teacher
 
 
@@ -65,6 +66,17 @@ class HuggingFaceVit:
         )
         return _teacher(model, source, preprocessing, library.origin(model))
 
+    @staticmethod
+    def original(module: nn.Module) -> Original:
+        model: Any = module
+
+        def outputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            if has_head(model):
+                return {"logits": model(pixel_values=inputs["image"]).logits}
+            return {"end.image": backbone_of(model)(pixel_values=inputs["image"]).last_hidden_state}
+
+        return Original(model, outputs, {"image": list(layers_of(model))})
+
 
 def _origin(name: str, revision: str | None) -> Origin:
     try:
@@ -84,13 +96,5 @@ def _teacher(model: Any, source: str, preprocessing: Preprocessing, origin: Orig
         licence=origin.licence,
         base_model=origin.base_model,
     )
-    check_view(teacher, model, _logits, _stream)
+    check_view(teacher, HuggingFaceVit.original(model))
     return teacher
-
-
-def _logits(model: Any, images: Tensor) -> Tensor:
-    return model(pixel_values=images).logits
-
-
-def _stream(model: Any, images: Tensor) -> Tensor:
-    return backbone_of(model)(pixel_values=images).last_hidden_state

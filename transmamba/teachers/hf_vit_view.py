@@ -39,8 +39,9 @@ def hugging_face_view(model: Any, size: tuple[int, ...] | None = None) -> View:
     if kind not in VIEWS:
         raise refuse(kind, "only ViT, DeiT and DINOv2 are known")
     base = backbone_of(model)
-    layers = base.encoder.layer if hasattr(base, "encoder") else base.layers
-    sublayers = tuple(sublayer for i, layer in enumerate(layers) for sublayer in _block(layer, f"layers.{i}"))
+    sublayers = tuple(
+        sublayer for i, layer in enumerate(layers_of(model)) for sublayer in _block(layer, f"layers.{i}")
+    )
     embedding, layout = _embedding(base.embeddings, size)
     head = _head(model, base.layernorm.weight.shape[0])
     tower = Tower(embedding, sublayers, _norm(base.layernorm), layout)
@@ -52,6 +53,17 @@ def backbone_of(model: Any) -> Any:
     return getattr(model, name) if name else model
 
 
+def layers_of(model: Any) -> Any:
+    base = backbone_of(model)
+    return base.encoder.layer if hasattr(base, "encoder") else base.layers
+
+
+def has_head(model: Any) -> bool:
+    """Whether it classifies: a backbone does not, nor what paints masked patches."""
+    classifier = getattr(model, "classifier", None)
+    return hasattr(model, "cls_classifier") or not (classifier is None or isinstance(classifier, nn.Identity))
+
+
 def _head(model: Any, width: int) -> Head | None:
     """Its classifier; None for a backbone, and for one whose head paints masked patches."""
     if hasattr(model, "cls_classifier"):
@@ -59,10 +71,9 @@ def _head(model: Any, width: int) -> Head | None:
         return Classifier(
             tuple((token, _affine(getattr(model, name), name)) for token, name in names.items())
         )
-    classifier = getattr(model, "classifier", None)
-    if classifier is None or isinstance(classifier, nn.Identity):
+    if not has_head(model):
         return None
-    whole = _affine(classifier, "classifier")
+    whole = _affine(model.classifier, "classifier")
     if whole.weight.shape[1] == width:
         return Classifier((("cls", whole),))
     # DINOv2 reads the class token beside the mean patch: the mean of two readouts of twice the weight

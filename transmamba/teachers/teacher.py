@@ -55,7 +55,7 @@ class Teacher:
 
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher there; this one stays where it is."""
-        return self._with(map_tensors(self.view, lambda tensor: tensor.to(device)))
+        return self._with(self.view.to(device))
 
     def fold(self) -> Teacher:
         """The same function with the norms' weights and LayerScale folded into the linears, as an RMSNorm
@@ -88,7 +88,7 @@ class Teacher:
         return output
 
     def _check(self, inputs: Mapping[str, Tensor]) -> None:
-        reads = {tower.embedding.reads for tower in self.view.towers.values()}
+        reads = self.view.reads
         known = [name for name in inputs if name in reads]
         if not known:
             raise UserError(
@@ -97,7 +97,7 @@ class Teacher:
             )
         device = inputs[known[0]].device
         if device != self.device:  # it follows its inputs: no module moves it along
-            self.view = map_tensors(self.view, lambda tensor: tensor.to(device))
+            self.view = self.view.to(device)
 
 
 def refuse(what: str, why: str, **values: Any) -> UserError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..views.embeddings import ImageEmbedding
 from ..views.heads import Classifier, Head
 from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from ..views.view import Tower, View
-from .check import check_view, plain_linear
+from .check import Original, check_view, plain_linear
 from .teacher import Teacher, refuse
 
 
@@ -72,13 +73,20 @@ class TimmVit:
             licence=origin.licence,
             base_model=origin.base_model,
         )
-        check_view(teacher, module, _logits, lambda model, images: model.forward_features(images))
+        check_view(teacher, TimmVit.original(module))
         return teacher
 
+    @staticmethod
+    def original(module: nn.Module) -> Original:
+        model: Any = module
 
-def _logits(model: Any, images: Tensor) -> Tensor:
-    """In evaluation mode a distilled DeiT gives the mean of its two heads."""
-    return model(images)
+        def outputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            if isinstance(model.head, nn.Identity):
+                return {"end.image": model.forward_features(inputs["image"])}
+            # in evaluation mode a distilled DeiT gives the mean of its two heads
+            return {"logits": model(inputs["image"])}
+
+        return Original(model, outputs, {"image": list(model.blocks)})
 
 
 def check_known(name: str, **kwargs: Any) -> None:

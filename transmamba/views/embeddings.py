@@ -1,8 +1,8 @@
-"""How a tower's stream begins: patches of an image, or rows of a token table."""
+"""How a tower's stream begins: patches of an image, rows of a token table, or both spliced together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.output import Context
-from .sublayers import Norm
+from .sublayers import Affine, Norm
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,14 @@ class TokenEmbedding:
 
     weight:    (V, D)
     positions: (longest, D) by the token's place in its own document, None for none
+    scale:     of the rows (Gemma's)
     """
 
     reads: ClassVar[str] = "text"
 
     weight: Tensor
     positions: Tensor | None = None
+    scale: float = 1.0
 
     @property
     def width(self) -> int:
@@ -69,10 +71,69 @@ class TokenEmbedding:
         """The stream (B, L, D) of text (B, L), with its mask or segments as the layers' context."""
         context = Context.of(inputs)
         tokens = F.embedding(inputs["text"], self.weight)
+        tokens = tokens if self.scale == 1 else tokens * self.scale
         if self.positions is not None:
             assert context.positions is not None, "text has positions"
             tokens = tokens + F.embedding(context.positions, self.positions)
         return tokens, context
 
 
-Embedding = ImageEmbedding | TokenEmbedding
+@dataclass(frozen=True)
+class Connector:
+    """From a tower's tokens to a decoder's: linears with `act` between them."""
+
+    linears: tuple[Affine, ...]
+    act: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., D) of (..., D')."""
+        for i, linear in enumerate(self.linears):
+            x = linear(x if i == 0 else self.act(x))
+        return x
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """Text whose tokens of the number `token` are replaced, in order, by another tower's tokens (LLaVA, arXiv
+    2304.08485).
+
+    source:  that tower, whose last stream `connector` reads
+    special: whether its special tokens come too, or the patches alone
+    """
+
+    reads: ClassVar[str] = "text"
+
+    tokens: TokenEmbedding
+    connector: Connector
+    token: int
+    source: str = "image"
+    special: bool = False
+
+    @property
+    def weight(self) -> Tensor:
+        return self.tokens.weight
+
+    @property
+    def width(self) -> int:
+        return self.tokens.width
+
+    @property
+    def features(self) -> str:
+        """The input that holds that tower's tokens (N, T, D'); absent, the text stands alone."""
+        return f"{self.source}_features"
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Context]:
+        """The stream (B, L, D) of text (B, L). Raises ValueError where the text has another number of places
+        than there are tokens."""
+        stream, context = self.tokens(inputs)
+        places = inputs["text"] == self.token
+        if self.features not in inputs:
+            return stream, context
+        put = self.connector(inputs[self.features]).flatten(0, 1)
+        found, wanted = int(places.sum()), len(put)
+        if found != wanted:
+            raise ValueError(f"the text has {found} tokens {self.token}, one for each of {wanted} is needed")
+        return stream.masked_scatter(places[..., None], put.to(stream.dtype)), context
+
+
+Embedding = ImageEmbedding | TokenEmbedding | Spliced

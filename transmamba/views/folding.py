@@ -7,12 +7,13 @@ An RMSNorm student then takes the teacher's tensors without a loss.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import UserError
-from .embeddings import Embedding, ImageEmbedding, TokenEmbedding
-from .heads import Classifier, Embedder, Head, LanguageHead
+from .embeddings import Embedding, ImageEmbedding, Spliced, TokenEmbedding
+from .heads import AttentionPool, Classifier, Embedder, Head, LanguageHead, Pool
 from .sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from .view import Tower, View
 
@@ -28,7 +29,12 @@ def fold(view: View) -> View:
     of norm.
     """
     towers, heads = {}, dict(view.heads)
+    embeddings = [tower.embedding for tower in view.towers.values()]
+    spliced = [embedding.source for embedding in embeddings if isinstance(embedding, Spliced)]
     for name, tower in view.towers.items():
+        if name in spliced and tower.norm is None:
+            towers[name] = tower  # its stream is read as it is, its mean too
+            continue
         head = view.heads.get(name)
         last = _last_norm(tower, head)
         norms = [sublayer.norm for sublayer in tower.sublayers]
@@ -40,7 +46,7 @@ def fold(view: View) -> View:
         towers[name] = _fold_tower(tower, centred=not last.rms)
         if head is not None:
             heads[name] = _fold_head(head, last)
-    return View(towers, heads)
+    return dataclasses.replace(view, towers=towers, heads=heads)
 
 
 def _last_norm(tower: Tower, head: Head | None) -> Norm | None:
@@ -73,6 +79,7 @@ def _fold_sublayer(sublayer: Sublayer, centred: bool) -> Sublayer:
         sublayer,
         norm=_bare(norm),
         up=_absorb(sublayer.up, norm),
+        gate=None if sublayer.gate is None else _absorb(sublayer.gate, norm),
         down=_writing(sublayer.down, sublayer.scale, centred),
         scale=None,
     )
@@ -80,18 +87,36 @@ def _fold_sublayer(sublayer: Sublayer, centred: bool) -> Sublayer:
 
 def _fold_head(head: Head, norm: Norm) -> Head:
     if isinstance(head, Classifier):
-        readouts = tuple((token, _absorb(linear, norm)) for token, linear in head.readouts)
-        return Classifier(readouts, None if head.norm is None else _bare(head.norm))
+        bare = None if head.norm is None else _bare(head.norm)
+        if bare is not None and any(isinstance(how, AttentionPool) for how, _ in head.readouts):
+            raise UserError(
+                "this teacher cannot be folded: a norm follows its attention pool; set fold to false"
+            )
+        return Classifier(tuple(_fold_readout(how, linear, norm) for how, linear in head.readouts), bare)
     if isinstance(head, LanguageHead):
         return LanguageHead(_absorb(head.linear, norm))
-    return Embedder(head.token, _absorb(head.projection, norm))
+    return Embedder(*_fold_readout(head.pool, head.projection, norm))
+
+
+def _fold_readout(how: Pool, linear: Any, norm: Norm) -> tuple[Pool, Any]:
+    """What reads the normed stream takes the norm's weight and bias: an attention pool, or the linear."""
+    if isinstance(how, AttentionPool):
+        return dataclasses.replace(how, k=_absorb(how.k, norm), v=_absorb(how.v, norm)), linear
+    if linear is None:
+        raise UserError("this teacher cannot be folded: its embedding has no projection; set fold to false")
+    return how, _absorb(linear, norm)
 
 
 def _centre(embedding: Embedding) -> Embedding:
     if isinstance(embedding, TokenEmbedding):
-        positions = embedding.positions
-        return TokenEmbedding(
-            _less_mean(embedding.weight), None if positions is None else _less_mean(positions)
+        return _centre_rows(embedding)
+    if isinstance(embedding, Spliced):
+        last = _writing(embedding.connector.linears[-1], None, centred=True)
+        linears = (*embedding.connector.linears[:-1], last)
+        return dataclasses.replace(
+            embedding,
+            tokens=_centre_rows(embedding.tokens),
+            connector=dataclasses.replace(embedding.connector, linears=linears),
         )
     assert isinstance(embedding, ImageEmbedding), "there are two kinds"
     if embedding.norm is not None:
@@ -103,6 +128,11 @@ def _centre(embedding: Embedding) -> Embedding:
         special=_less_mean(embedding.special),
         position=_less_mean(embedding.position),
     )
+
+
+def _centre_rows(embedding: TokenEmbedding) -> TokenEmbedding:
+    positions = None if embedding.positions is None else _less_mean(embedding.positions)
+    return dataclasses.replace(embedding, weight=_less_mean(embedding.weight), positions=positions)
 
 
 def _less_mean(rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.output import Context
+from .rope import Rope
 
 # takes the name of an inner tensor and the tensor: `input`, `q`, `k`, `values`, `neurons`, `output`
 Observer = Callable[[str, Tensor], None]
@@ -48,11 +49,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Attention:
-    """scale * o(softmax(q kᵀ / sqrt(P)) v), all of norm(x); q, k optionally normalised per head.
+    """scale * o(softmax(q kᵀ * softmax_scale) v), all of norm(x); q, k optionally normalised per head, then
+    turned by their positions.
 
-    kv_heads: fewer heads of k and v, each shared by H / kv_heads heads of q; None for as many
-    causal:   whether a token reads only itself and those before it
-    scale:    LayerScale (D,)
+    kv_heads:      fewer heads of k and v, each shared by H / kv_heads heads of q; None for as many
+    causal:        whether a token reads only itself and those before it
+    scale:         LayerScale (D,)
+    softmax_scale: None for 1 / sqrt(P)
+    window:        how many tokens back a token reads, itself included; None for all
     """
 
     kind: ClassVar[str] = "attention"
@@ -68,6 +72,13 @@ class Attention:
     q_norm: Norm | None = None
     k_norm: Norm | None = None
     scale: Tensor | None = None
+    rope: Rope | None = None
+    softmax_scale: float | None = None
+    window: int | None = None
+
+    @property
+    def head_width(self) -> int:
+        return self.q.weight.shape[0] // self.heads
 
     def __call__(self, x: Tensor, context: Context, observe: Observer) -> Tensor:
         """What attention adds to the stream x (B, L, D)."""
@@ -79,17 +90,20 @@ class Attention:
         )
         q = self.q_norm(q) if self.q_norm else q
         k = self.k_norm(k) if self.k_norm else k
+        if self.rope is not None:
+            q, k = self.rope(q, context.positions), self.rope(k, context.positions)
         observe("q", q)
         observe("k", k)
         # layer norms run in float32 under autocast, so a normalised q or k may be wider than v
         q, k = q.to(v.dtype), k.to(v.dtype)
-        allowed = _allowed(context, self.causal, x.shape[1])
+        allowed = _allowed(context, self.causal, self.window, x)
         mixed = F.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=allowed,
             is_causal=self.causal and allowed is None,
+            scale=self.softmax_scale,
             enable_gqa=self.kv_heads not in (None, self.heads),
         )
         mixed = mixed.transpose(1, 2).flatten(2)
@@ -97,28 +111,30 @@ class Attention:
         return scaled(self.o(mixed), self.scale)
 
 
-def _allowed(context: Context, causal: bool, length: int) -> Tensor | None:
+def _allowed(context: Context, causal: bool, window: int | None, x: Tensor) -> Tensor | None:
     """(B, 1, L, L) bool, whether token i may read token j; None where nothing but causality says so.
 
     A padded token reads itself, so that its softmax is over something.
     """
-    if context.mask is None and context.segments is None:
+    length = x.shape[1]
+    if context.mask is None and context.segments is None and (window is None or window >= length):
         return None
-    given = context.mask if context.segments is None else context.segments
-    assert given is not None, "one of them is there"
-    allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=given.device)
+    allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
     if causal:
         allowed = allowed.tril()
+    if window is not None:
+        allowed = allowed.triu(1 - window)
     if context.segments is not None:
         allowed = allowed & (context.segments[:, None, :, None] == context.segments[:, None, None, :])
     if context.mask is not None:
         allowed = allowed & context.mask[:, None, None, :]
-    return allowed | torch.eye(length, dtype=torch.bool, device=given.device)
+    return allowed | torch.eye(length, dtype=torch.bool, device=x.device)
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """scale * down(act(up(norm(x))))."""
+    """scale * down(act(up(norm(x)))), or with a gate scale * down(act(gate(norm(x))) * up(norm(x)))
+    (arXiv 2002.05202)."""
 
     kind: ClassVar[str] = "mlp"
 
@@ -127,10 +143,13 @@ class Mlp:
     down: Affine
     act: Callable[[Tensor], Tensor]
     scale: Tensor | None = None
+    gate: Affine | None = None
 
     def __call__(self, x: Tensor, context: Context, observe: Observer) -> Tensor:
         """What the MLP adds to the stream x (B, L, D)."""
-        hidden = self.act(self.up(self.norm(x)))
+        normed = self.norm(x)
+        up = self.up(normed)
+        hidden = self.act(up) if self.gate is None else self.act(self.gate(normed)) * up
         observe("neurons", hidden)
         return scaled(self.down(hidden), self.scale)
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..core.layout import Layout
 from ..core.output import Capture, Captures, Logits, Output, Stream
-from .embeddings import Embedding
+from .embeddings import Embedding, Spliced
 from .heads import Embedder, Head
-from .sublayers import Norm, Sublayer
+from .sublayers import Norm, Sublayer, map_tensors
 
 # takes a sublayer's number, an inner tensor's name and the tensor; `stream` is what comes out of the sublayer
 TowerObserver = Callable[[int, str, Tensor], None]
@@ -83,11 +86,51 @@ def block_ends(kinds: tuple[str, ...]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class Opaque:
+    """A tower that no view expresses and nobody converts, such as a BERT text encoder: its own code, which
+    gives one vector a row.
+
+    embed:  (B, E) of the inputs; an nn.Module, or what closes over `module`
+    reads:  the input without which it is not run
+    """
+
+    module: nn.Module
+    embed: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
+    reads: str = "text"
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, E), of length 1."""
+        return torch.nn.functional.normalize(self.embed(self.module, inputs), dim=-1)
+
+
+@dataclass(frozen=True)
 class View:
-    """Towers by name (`image`, `text`, `decoder`), and the head of each that has one."""
+    """Towers by name (`image`, `text`, `decoder`), and the head of each that has one.
+
+    scalars: learnt numbers that losses read: `scale` (of similarities, no logarithm), `bias`
+    opaque:  towers that are only run
+    """
 
     towers: Mapping[str, Tower]
     heads: Mapping[str, Head] = field(default_factory=dict)
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    opaque: Mapping[str, Opaque] = field(default_factory=dict)
+
+    @property
+    def reads(self) -> set[str]:
+        """The inputs that its towers take."""
+        return {tower.embedding.reads for tower in self.towers.values()} | {
+            tower.reads for tower in self.opaque.values()
+        }
+
+    def to(self, device: torch.device | str) -> View:
+        """The same view there; this one stays where it is."""
+        moved: View = map_tensors(self, lambda tensor: tensor.to(device))
+        opaque = {
+            name: replace(tower, module=copy.deepcopy(tower.module).to(device))
+            for name, tower in self.opaque.items()
+        }
+        return replace(moved, opaque=opaque)
 
     @property
     def num_classes(self) -> int | None:
@@ -111,22 +154,36 @@ class View:
 
         `observe(tower, sublayer, name, tensor)` is called with every inner tensor, for importance scores.
         """
-        output = Output()
+        output, ends = Output(scalars=dict(self.scalars)), dict[str, Tensor]()
         for name, tower in self.towers.items():
             if tower.embedding.reads not in inputs:
                 continue
             see = None if observe is None else partial(observe, name)
-            output.streams[name], x = tower.run(inputs, (captures or {}).get(name, Capture()), see)
-            self._read(name, tower, x, output)
+            given = {**inputs, **self._spliced(tower, ends)}
+            output.streams[name], ends[name] = tower.run(given, (captures or {}).get(name, Capture()), see)
+            self._read(name, tower, ends[name], inputs, output)
+        for name, opaque in self.opaque.items():
+            if opaque.reads in inputs:
+                output.embeddings[name] = opaque(inputs)
         return output
 
-    def _read(self, name: str, tower: Tower, x: Tensor, output: Output) -> None:
+    def _spliced(self, tower: Tower, ends: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tokens of another tower that this one takes in, as an input of it."""
+        embedding = tower.embedding
+        if not isinstance(embedding, Spliced) or embedding.source not in ends:
+            return {}
+        source, x = self.towers[embedding.source], ends[embedding.source]
+        x = x if source.norm is None else source.norm(x)
+        layout: Any = source.layout
+        return {embedding.features: x if embedding.special else x[:, layout.patches]}
+
+    def _read(self, name: str, tower: Tower, x: Tensor, inputs: Mapping[str, Tensor], output: Output) -> None:
         head = self.heads.get(name)
         if head is None:
             return
 
         def read(hidden: Tensor) -> Tensor:
-            return head(hidden if tower.norm is None else tower.norm(hidden), tower.layout)
+            return head(hidden if tower.norm is None else tower.norm(hidden), tower.layout, inputs)
 
         if isinstance(head, Embedder):
             output.embeddings[name] = read(x)
