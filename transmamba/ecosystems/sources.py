@@ -14,7 +14,7 @@ from ..errors import UserError
 from . import hub
 from .folders import model_folder, read_model_config
 
-WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar")
+WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".gguf")
 # repositories of this owner are timm's, whatever is in them
 _TIMM = "timm/"
 

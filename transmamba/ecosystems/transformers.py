@@ -12,7 +12,7 @@ from torch import nn
 from ..core.card import Card
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError
-from . import hub
+from . import decoders, hub
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
@@ -33,10 +33,12 @@ _ELSEWHERE = {
 
 
 def recognise(source: Source) -> bool:
-    return "model_type" in source.config and "architecture" not in source.config
+    return decoders.is_gguf(source) or ("model_type" in source.config and "architecture" not in source.config)
 
 
 def load(source: Source) -> nn.Module:
+    if decoders.is_decoder(source):
+        return decoders.load_decoder(source)
     return load_hugging_face(str(source.folder or source.repo), source.revision)
 
 
@@ -87,7 +89,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     with_teacher = "DeiTForImageClassificationWithTeacher" in (config.architectures or [])
     loader: Any = DeiTForImageClassificationWithTeacher if with_teacher else AutoModelForImageClassification
     given: dict[str, Any] = dict(revision=revision, use_safetensors=True, output_loading_info=True)
-    with _quietly():
+    with quietly():
         if num_classes is not None:
             return loader.from_pretrained(
                 name, num_labels=num_classes, ignore_mismatched_sizes=True, **given
@@ -105,7 +107,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the table of keys that transformers prints where a checkpoint and a class differ: what is
     missing is an error of ours, in one line."""
     from transformers.utils import logging

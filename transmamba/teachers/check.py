@@ -127,8 +127,9 @@ def random_inputs(
             size = (rows, *preprocessing.input_size)
             made["image"] = torch.randn(size, generator=generator).to(dtype)
         elif isinstance(embedding, TokenEmbedding | Spliced):
-            vocabulary = embedding.weight.shape[0]
-            text = torch.randint(0, vocabulary, (rows, words), generator=generator)
+            table = embedding.tokens if isinstance(embedding, Spliced) else embedding
+            length = words if table.positions is None else min(words, len(table.positions))
+            text = torch.randint(0, len(table.weight), (rows, length), generator=generator)
             made["text"] = _with_places(text, view, embedding) if isinstance(embedding, Spliced) else text
     for opaque in view.opaque.values():
         made.setdefault(opaque.reads, torch.randint(1, 100, (rows, words), generator=generator))

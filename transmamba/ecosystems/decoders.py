@@ -1,0 +1,117 @@
+"""Language models of transformers: from safetensors or GGUF, in their own precision; or empty, from a
+configuration alone."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from . import hub
+from .sources import Source
+
+GGUF = ".gguf"
+# tensors that older versions saved and newer ones compute
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
+_NAMED = 3
+
+
+def is_gguf(source: Source) -> bool:
+    return source.file is not None and source.file.suffix == GGUF
+
+
+def is_decoder(source: Source) -> bool:
+    """Whether transformers has a language model of its kind."""
+    if is_gguf(source):
+        return True
+    kind = source.config.get("model_type")
+    if not kind or "architecture" in source.config:
+        return False
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    # vision-language models have a causal head there too
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in source.config
+
+
+def read_config(source: Source) -> Any:
+    """The configuration, as transformers reads it. Raises UserError in one line."""
+    from transformers import AutoConfig
+
+    name, given = _arguments(source)
+    with _explained(source):
+        return AutoConfig.from_pretrained(name, **given)
+
+
+def empty_decoder(source: Source) -> nn.Module:
+    """The model on the meta device, without weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = read_config(source)
+    with _explained(source), torch.device("meta"):
+        made: Any = AutoModelForCausalLM.from_config(config)
+    return made.eval()
+
+
+def load_decoder(source: Source, loader: Any = None) -> nn.Module:
+    """The model with its weights, safetensors or GGUF only, in the precision they have.
+
+    loader: the Auto class, of causal language models where left out. Raises UserError in one line: what is
+    missing, and what the configuration has no place for.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from .transformers import quietly
+
+    name, given = _arguments(source)
+    if not is_gguf(source):
+        given |= {"use_safetensors": True}
+    with _explained(source), quietly():
+        model, found = (loader or AutoModelForCausalLM).from_pretrained(
+            name, dtype="auto", output_loading_info=True, **given
+        )
+    unlike = {"missing_keys": "lacks", "unexpected_keys": "holds what its config has no place for:"}
+    for key, said in unlike.items():
+        odd = sorted(name for name in found[key] if not _COMPUTED.search(name))
+        if odd:
+            more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
+            raise UserError(f"Hugging Face model {source.text!r} {said} {', '.join(odd[:_NAMED])}{more}")
+    return model.eval()
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Its tokenizer, as AutoTokenizer loads it. Raises UserError in one line."""
+    from transformers import AutoTokenizer
+
+    name, given = _arguments(source)
+    with _explained(source):
+        return AutoTokenizer.from_pretrained(name, **given)
+
+
+def _arguments(source: Source) -> tuple[str, dict[str, Any]]:
+    """What from_pretrained takes. Raises UserError where GGUF cannot be read."""
+    if not is_gguf(source):
+        return str(source.folder or source.repo), {"revision": source.revision}
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError(f"{source.text!r}: GGUF files need the package gguf; pip install 'transmamba[gguf]'")
+    assert source.file is not None, "it is one"
+    return str(source.file.parent), {"gguf_file": source.file.name}
+
+
+@contextlib.contextmanager
+def _explained(source: Source) -> Iterator[None]:
+    """Within it an error of transformers is a UserError in one line, and a Hub that is not there is not
+    waited for."""
+    try:
+        with hub.without_waiting():
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = hub.explain(error)
+        raise UserError(f"Hugging Face model {source.text!r} could not be loaded: {said}") from error

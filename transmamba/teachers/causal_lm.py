@@ -1,0 +1,92 @@
+"""Language models of Hugging Face as teachers: Llama and its kin, and GPT-2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config.registry import TEACHERS
+from ..ecosystems import decoders
+from ..ecosystems import transformers as library
+from ..ecosystems.sources import Source, read_source
+from .causal_lm_view import MODEL_TYPES, as_transformers, base_of, blocks_of, decoder_view
+from .check import Original, check_view
+from .teacher import Teacher, refuse
+
+# what stands between others and the view
+_WHY = {
+    "gemma2": "it caps its logits and has norms after its sublayers",
+    "gemma3_text": "it has norms after its sublayers",
+    "phi3": "its projections are fused",
+    "mixtral": "its MLPs are experts",
+}
+
+
+@TEACHERS.register("causal_lm")
+@dataclass(frozen=True, kw_only=True)
+class CausalLanguageModel:
+    """A Llama, Mistral, Qwen, SmolLM, Gemma or GPT-2 of Hugging Face, from safetensors or GGUF, in its own
+    precision.
+
+    model: an id, a folder with config.json and safetensors, or a .gguf file
+    revision: branch, tag or commit on the Hub
+    """
+
+    model: str
+    revision: str | None = None
+
+    def build(self) -> Teacher:
+        source = read_source(self.model, revision=self.revision)
+        check_type(decoders.read_config(source).model_type)  # before its weights are fetched
+        return self.adapt(decoders.load_decoder(source), source=self.model)
+
+    @staticmethod
+    def recognise(source: Source) -> CausalLanguageModel | None:
+        return (
+            CausalLanguageModel(model=source.text, revision=source.revision)
+            if decoders.is_decoder(source)
+            else None
+        )
+
+    @staticmethod
+    def accepts(module: nn.Module) -> bool:
+        return getattr(getattr(module, "config", None), "model_type", None) in MODEL_TYPES and type(
+            module
+        ).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+    @staticmethod
+    def describe(module: nn.Module, *, source: str) -> Teacher:
+        origin = library.origin(module)
+        return Teacher(
+            decoder_view(module),
+            source=source,
+            preprocessing=None,
+            num_params=sum(p.numel() for p in module.parameters()),
+            licence=origin.licence,
+            base_model=origin.base_model,
+        )
+
+    @staticmethod
+    def adapt(module: nn.Module, *, source: str) -> Teacher:
+        teacher = CausalLanguageModel.describe(module, source=source)
+        check_view(teacher, CausalLanguageModel.original(module))
+        return teacher
+
+    @staticmethod
+    def original(module: nn.Module) -> Original:
+        model: Any = module
+
+        def outputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {"logits": model(**as_transformers(inputs), use_cache=False).logits}
+
+        return Original(model, outputs, {"decoder": blocks_of(base_of(model))})
+
+
+def check_type(kind: str) -> None:
+    """Raises UserError for a decoder that no view expresses."""
+    if kind not in MODEL_TYPES:
+        why = f"{_WHY[kind]}; " if kind in _WHY else ""
+        raise refuse("decoder", f"{why}known: {', '.join(MODEL_TYPES)}", model_type=kind)
