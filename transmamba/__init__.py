@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .core.batch import Batch, image_batch
     from .distillation.distiller import Distiller
     from .errors import ConfigError, UserError
+    from .runs.inspect import inspect
     from .subcloning.convert import convert
     from .subcloning.subclone import SubcloneConfig
     from .teachers.load import adapt_teacher, load_teacher
@@ -35,6 +36,7 @@ __all__ = [
     "distill",
     "evaluate",
     "image_batch",
+    "inspect",
     "load_student",
     "load_teacher",
     "push_to_hub",
@@ -52,6 +54,7 @@ _HOME = {
     "adapt_teacher": "teachers.load",
     "convert": "subcloning.convert",
     "image_batch": "core.batch",
+    "inspect": "runs.inspect",
     "load_teacher": "teachers.load",
 }
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError, suggest
-from . import bench, convert, evaluate, launch, listing, predict, publish
+from . import bench, convert, evaluate, inspect, launch, listing, predict, publish
 from .mistakes import guarded
 from .words import parsed
 
@@ -40,6 +40,7 @@ BENCH = {
     "kernels": Verb("time kernels, beside others where installed", bench.add_kernels, bench.run_kernels),
 }
 VERBS: dict[str, Verb | Verbs] = {
+    "inspect": Verb("say what a model is as a teacher", inspect.add, inspect.run),
     "convert": Verb("write a student that starts from a teacher's weights", convert.add, convert.run),
     "distill": Verb("run a recipe on this process", launch.add, launch.run),
     "evaluate": Verb("measure a model, and its teacher beside it", evaluate.add, evaluate.run),

@@ -66,8 +66,6 @@ def load_decoder(source: Source, loader: Any = None) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    from .transformers import quietly
-
     name, given = _arguments(source)
     if not is_gguf(source):
         given |= {"use_safetensors": True}
@@ -101,6 +99,20 @@ def _arguments(source: Source) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{source.text!r}: GGUF files need the package gguf; pip install 'transmamba[gguf]'")
     assert source.file is not None, "it is one"
     return str(source.file.parent), {"gguf_file": source.file.name}
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the table of keys that transformers prints where a checkpoint and a class differ: what is
+    missing is an error of ours, in one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 @contextlib.contextmanager

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core.card import Card
@@ -74,6 +73,24 @@ def load_hugging_face(name: str, revision: str | None = None, num_classes: int |
     return model.eval()
 
 
+def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
+    """The same on the meta device, without weights: of the class that its configuration names, else of a
+    classifier. Raises UserError in one line."""
+    import transformers
+
+    try:
+        with hub.without_waiting():
+            config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    except Exception as error:
+        raise UserError(f"Hugging Face model {name!r} could not be read: {hub.explain(error)}") from error
+    if config.model_type not in MODEL_TYPES:
+        raise unknown_type(name, config.model_type)
+    kind = getattr(transformers, (config.architectures or ["AutoModelForImageClassification"])[0])
+    with torch.device("meta"):
+        made: Any = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+    return made.eval()
+
+
 def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     from transformers import (
         AutoConfig,
@@ -89,7 +106,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     with_teacher = "DeiTForImageClassificationWithTeacher" in (config.architectures or [])
     loader: Any = DeiTForImageClassificationWithTeacher if with_teacher else AutoModelForImageClassification
     given: dict[str, Any] = dict(revision=revision, use_safetensors=True, output_loading_info=True)
-    with quietly():
+    with decoders.quietly():
         if num_classes is not None:
             return loader.from_pretrained(
                 name, num_labels=num_classes, ignore_mismatched_sizes=True, **given
@@ -104,20 +121,6 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(f"Hugging Face model {name!r} lacks {', '.join(sorted(missing)[:3])}{more}")
     return model
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Without the table of keys that transformers prints where a checkpoint and a class differ: what is
-    missing is an error of ours, in one line."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def unknown_type(name: str, model_type: str) -> UserError:

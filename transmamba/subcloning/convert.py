@@ -104,6 +104,11 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
     raise UserError(f"unknown student {name!r}{suggest(name, [*student_models(), 'vim', 'ssd_vit'])}")
 
 
+def kinds_of_students() -> list[str]:
+    """The registered students that start from a teacher's weights."""
+    return [name for name in STUDENTS if name not in _TRAINED_AS_THEY_ARE]
+
+
 def student_models() -> list[str]:
     """The timm names of our students."""
     import timm

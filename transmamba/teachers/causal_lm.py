@@ -39,9 +39,19 @@ class CausalLanguageModel:
     revision: str | None = None
 
     def build(self) -> Teacher:
+        return self.adapt(self.load(), source=self.model)
+
+    def load(self) -> nn.Module:
+        return decoders.load_decoder(self._checked())
+
+    def empty(self) -> nn.Module:
+        return decoders.empty_decoder(self._checked())
+
+    def _checked(self) -> Source:
+        """Its source, after a look at the configuration: before weights are fetched."""
         source = read_source(self.model, revision=self.revision)
-        check_type(decoders.read_config(source).model_type)  # before its weights are fetched
-        return self.adapt(decoders.load_decoder(source), source=self.model)
+        check_type(decoders.read_config(source).model_type)
+        return source
 
     @staticmethod
     def recognise(source: Source) -> CausalLanguageModel | None:

@@ -15,7 +15,7 @@ from ..ecosystems import transformers as library
 from ..ecosystems.origin import Origin, origin_of
 from ..ecosystems.processor import hugging_face_preprocessing
 from ..ecosystems.sources import Source, read_source
-from ..ecosystems.transformers import load_hugging_face
+from ..ecosystems.transformers import empty_hugging_face, load_hugging_face
 from ..errors import UserError
 from .check import Original, check_view
 from .hf_vit_view import VIEWS, backbone_of, has_head, hugging_face_view, layers_of
@@ -36,11 +36,19 @@ class HuggingFaceVit:
     revision: str | None = None
 
     def build(self) -> Teacher:
-        model: Any = load_hugging_face(self.model, self.revision)
+        model: Any = self.load()
         preprocessing = hugging_face_preprocessing(
             model.config, self.model, self.revision, any_size=library.takes_any_size(model.config)
         )
-        return _teacher(model, self.model, preprocessing, _origin(self.model, self.revision))
+        teacher = _teacher(model, self.model, preprocessing, _origin(self.model, self.revision))
+        check_view(teacher, HuggingFaceVit.original(model))
+        return teacher
+
+    def load(self) -> nn.Module:
+        return load_hugging_face(self.model, self.revision)
+
+    def empty(self) -> nn.Module:
+        return empty_hugging_face(self.model, self.revision)
 
     @staticmethod
     def recognise(source: Source) -> HuggingFaceVit | None:
@@ -57,6 +65,12 @@ class HuggingFaceVit:
 
     @staticmethod
     def adapt(module: nn.Module, *, source: str) -> Teacher:
+        teacher = HuggingFaceVit.describe(module, source=source)
+        check_view(teacher, HuggingFaceVit.original(module))
+        return teacher
+
+    @staticmethod
+    def describe(module: nn.Module, *, source: str) -> Teacher:
         model: Any = module
         came_from = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
         # a module that the user holds needs no network: only a folder is looked at
@@ -87,7 +101,7 @@ def _origin(name: str, revision: str | None) -> Origin:
 
 def _teacher(model: Any, source: str, preprocessing: Preprocessing, origin: Origin) -> Teacher:
     view = hugging_face_view(model, preprocessing.input_size[1:])
-    teacher = Teacher(
+    return Teacher(
         view,
         source=source,
         preprocessing=preprocessing,
@@ -96,5 +110,3 @@ def _teacher(model: Any, source: str, preprocessing: Preprocessing, origin: Orig
         licence=origin.licence,
         base_model=origin.base_model,
     )
-    check_view(teacher, HuggingFaceVit.original(model))
-    return teacher

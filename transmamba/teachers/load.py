@@ -22,7 +22,12 @@ def adapt_teacher(module: nn.Module) -> Teacher:
         adapter = TEACHERS[name]
         if hasattr(adapter, "accepts") and adapter.accepts(module):
             return adapter.adapt(module, source=type(module).__name__)
-    raise UserError(
+    raise no_teacher(module)
+
+
+def no_teacher(module: nn.Module) -> UserError:
+    """The error for a module that no registered adapter knows."""
+    return UserError(
         f"no teacher adapter for {type(module).__module__}.{type(module).__qualname__}; "
         "known: timm VisionTransformer, transformers ViT, DeiT and DINOv2 "
         "(docs/adding_a_part.md shows how to add one)"

@@ -100,7 +100,11 @@ class Teacher:
             self.view = self.view.to(device)
 
 
-def refuse(what: str, why: str, **values: Any) -> UserError:
+class Inexpressible(UserError):
+    """A model with a part that no canonical view has."""
+
+
+def refuse(what: str, why: str, **values: Any) -> Inexpressible:
     """The error for a part that the canonical view cannot express: refused by name, never approximated."""
     shown = "".join(f" ({key}={value})" for key, value in values.items())
-    return UserError(f"teacher {what}{shown} cannot be expressed: {why}")
+    return Inexpressible(f"teacher {what}{shown} cannot be expressed: {why}")

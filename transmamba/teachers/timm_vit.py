@@ -43,11 +43,19 @@ class TimmVit:
         check_options(self.kwargs)
 
     def build(self) -> Teacher:
+        return self.adapt(self.load(), source=self.model)
+
+    def load(self) -> nn.Module:
         source = read_source(self.model, self.architecture)
         known = source.architecture if source.file is not None else source.text if source.bare else None
         if self.pretrained and known is not None:
             check_known(known, **self.kwargs)  # before its weights are fetched
-        return self.adapt(create_timm(source, pretrained=self.pretrained, **self.kwargs), source=self.model)
+        return create_timm(source, pretrained=self.pretrained, **self.kwargs)
+
+    def empty(self) -> nn.Module:
+        """Without weights, on the meta device; of a file of weights, what its architecture makes."""
+        with torch.device("meta"):
+            return create_timm(self.architecture or self.model, pretrained=False, **self.kwargs)
 
     @staticmethod
     def recognise(source: Source) -> TimmVit | None:
@@ -61,10 +69,10 @@ class TimmVit:
         return isinstance(module, VisionTransformer) and type(module).__module__.startswith("timm.")
 
     @staticmethod
-    def adapt(module: nn.Module, *, source: str) -> Teacher:
+    def describe(module: nn.Module, *, source: str) -> Teacher:
         model: Any = module
         origin = library.origin(model)
-        teacher = Teacher(
+        return Teacher(
             timm_view(model),
             source=source,
             preprocessing=library.preprocessing(model),
@@ -73,6 +81,10 @@ class TimmVit:
             licence=origin.licence,
             base_model=origin.base_model,
         )
+
+    @staticmethod
+    def adapt(module: nn.Module, *, source: str) -> Teacher:
+        teacher = TimmVit.describe(module, source=source)
         check_view(teacher, TimmVit.original(module))
         return teacher
 

@@ -159,7 +159,7 @@ def activation_name(act: Callable[[Tensor], Tensor]) -> str | None:
     """
     from timm.layers import get_act_fn
 
-    grid = torch.linspace(-4, 4, 65)
+    grid = torch.linspace(-4, 4, 65, device="cpu")
     for name in ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu"):
         if torch.allclose(act(grid), get_act_fn(name)(grid), atol=1e-6):
             return None if name == "gelu" else name

@@ -1,0 +1,90 @@
+"""`transmamba inspect`: what a model is as a teacher."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..runs.inspect import Inspection
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        help="a timm name, a Hugging Face id or folder, an open_clip NAME/TAG, or a file of weights",
+    )
+    parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
+    parser.add_argument(
+        "--check", action="store_true", help="load the weights, and run view and model side by side"
+    )
+    parser.add_argument("--json", action="store_true", help="print all of it as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from ..runs.inspect import inspect
+
+    found = inspect(arguments.source, check=arguments.check, architecture=arguments.architecture)
+    print(json.dumps(found.as_dict(), indent=2) if arguments.json else "\n".join(lines_of(found)))
+    return 0
+
+
+def lines_of(found: Inspection) -> Iterator[str]:
+    """What a terminal shows."""
+    if found.refused is not None:
+        yield f"{found.source} ({found.kind}): {found.refused}"
+        return
+    yield f"{found.source} ({found.kind}): {found.parameters:,} parameters, {found.precision}"
+    for name, tower in found.towers.items():
+        yield ""
+        yield from _tower(name, tower)
+    yield ""
+    if found.scalars:
+        numbers = {name: "-" if value is None else f"{value:.4g}" for name, value in found.scalars.items()}
+        yield f"scalars        {_pairs(numbers)}"
+    yield f"licence        {found.licence or 'not said'}"
+    if found.base_model:
+        yield f"base model     {found.base_model}"
+    for name, read in found.reads.items():
+        yield f"{name:<14} {_pairs(read) if read else 'none beside it'}"
+    for name, refused in found.students.items():
+        yield f"{'student':<14} {name}{f': no, {refused}' if refused else ''}"
+    if found.differences:
+        worst = max(found.differences, key=lambda name: found.differences[name])
+        yield (
+            f"difference     {found.difference:.2g} of the largest activation ({worst}), over "
+            f"{len(found.differences)} outputs and streams"
+        )
+
+
+def _tower(name: str, tower: Mapping[str, Any]) -> Iterator[str]:
+    if "opaque" in tower:
+        yield f"{name}: {tower['opaque']}, only run: no view expresses it, so it is never converted"
+        return
+    yield f"{name}: width {tower['width']}, {tower['blocks']} blocks, reads {tower['reads']}"
+    yield f"  embedding    {_pairs(tower['embedding'])}"
+    for run in tower["sublayers"]:
+        numbers = f"{run['first']}" if run["first"] == run["last"] else f"{run['first']}-{run['last']}"
+        for sublayer in run["of"]:
+            rest = {key: value for key, value in sublayer.items() if key != "kind"}
+            yield f"  {numbers:<12} {sublayer['kind']}: {_pairs(rest)}"
+    yield f"  last norm    {tower['norm']}"
+    yield f"  head         {_pairs(tower['head']) if tower['head'] else 'none: it teaches features'}"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    """`heads 9, kv heads 3, causal`: what is absent is left out."""
+    shown = []
+    for name, value in values.items():
+        word = name.replace("_", " ")
+        if value is True:
+            shown.append(word)
+        elif name == "kind":
+            shown.append(str(value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            shown.append(f"{word} {value:,}")
+        elif value not in (None, False, "none", [], 1.0):
+            shown.append(f"{word} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}")
+    return ", ".join(shown)

@@ -1,0 +1,161 @@
+"""What a model is as a teacher, found out from its configuration alone, or from its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config.registry import TEACHERS
+from ..ecosystems import decoders
+from ..ecosystems.find import ecosystem_of
+from ..ecosystems.origin import origin_of
+from ..ecosystems.sources import Source, read_source
+from ..ecosystems.transformers import unknown_type
+from ..errors import UserError
+from ..subcloning.convert import build_student, kinds_of_students
+from ..teachers.check import differences
+from ..teachers.describe import towers_of
+from ..teachers.load import no_teacher
+from ..teachers.teacher import Inexpressible, Teacher
+
+# what transformers writes is larger where nobody set one
+_NO_LIMIT = 10**9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What `inspect` found.
+
+    source:      as it was asked for
+    kind:        the registered teacher that reads it
+    refused:     the part that no view can express, and why; the rest is empty then
+    towers:      by name, as teachers.describe has them
+    parameters:  of the whole model
+    precision:   of its tensors; of a configuration alone, what a new model of it would have
+    reads:       what its inputs look like: preprocessing of images, tokenizer
+    students:    registered student -> why it cannot be made; None where it can
+    differences: of view and model, relative, by output and residual stream; empty without `check`
+    """
+
+    source: str
+    kind: str | None = None
+    refused: str | None = None
+    towers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    scalars: Mapping[str, float | None] = field(default_factory=dict)
+    parameters: int = 0
+    precision: str = ""
+    licence: str | None = None
+    base_model: str | None = None
+    reads: Mapping[str, Any] = field(default_factory=dict)
+    students: Mapping[str, str | None] = field(default_factory=dict)
+    differences: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def difference(self) -> float | None:
+        """The largest of them; None without a check."""
+        return max(self.differences.values(), default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it as JSON can hold it."""
+        return {**asdict(self), "difference": self.difference}
+
+
+def inspect(
+    source: nn.Module | str | Path, *, check: bool = False, architecture: str | None = None
+) -> Inspection:
+    """Towers, sublayers, heads, inputs and licence of a model, and which students can be made of it.
+
+    source:       a timm name, a Hugging Face id or folder, an open_clip name/tag, a .gguf file, a file of
+        weights with `architecture`, or a module in hand
+    check:        load its weights and run view and model side by side on random input
+    architecture: the timm name of the model whose weights a file holds
+
+    Without `check` its configuration is all that is read. Raises UserError for what is no model at all.
+    """
+    if isinstance(source, nn.Module):
+        name, part, found = type(source).__name__, _part_that_accepts(source), None
+    else:
+        name, found = str(source), read_source(str(source), architecture)
+        part = _part_that_recognises(found)
+    shown = part[0]
+    try:
+        module = source if isinstance(source, nn.Module) else part[1].load() if check else part[1].empty()
+        teacher: Teacher = part[1].describe(module, source=name)
+    except Inexpressible as error:
+        return Inspection(source=name, kind=shown, refused=str(error))
+    apart = differences(teacher, part[1].original(module)) if check else {}
+    origin = None if found is None or teacher.licence else origin_of(found)
+    return Inspection(
+        source=name,
+        kind=shown,
+        towers=towers_of(teacher.view),
+        scalars={k: None if v.is_meta else float(v) for k, v in teacher.view.scalars.items()},
+        parameters=teacher.num_params,
+        precision=str(teacher.view.tensor.dtype).removeprefix("torch."),
+        licence=teacher.licence or (origin.licence if origin else None),
+        base_model=teacher.base_model or (origin.base_model if origin else None),
+        reads=_reads(teacher, found),
+        students=_students(teacher),
+        differences=apart,
+    )
+
+
+def _part_that_accepts(module: nn.Module) -> tuple[str, Any]:
+    for name in TEACHERS:
+        if hasattr(TEACHERS[name], "accepts") and TEACHERS[name].accepts(module):
+            return name, TEACHERS[name]
+    raise no_teacher(module)
+
+
+def _part_that_recognises(found: Source) -> tuple[str, Any]:
+    for name in TEACHERS:
+        part: Any = TEACHERS[name]
+        recognised = part.recognise(found) if hasattr(part, "recognise") else None
+        if recognised is not None:
+            return name, recognised
+    ecosystem_of(found)
+    raise unknown_type(found.text, found.config.get("model_type", "unknown"))
+
+
+def _reads(teacher: Teacher, found: Source | None) -> dict[str, Any]:
+    reads: dict[str, Any] = {}
+    if teacher.preprocessing is not None:
+        reads["preprocessing"] = asdict(teacher.preprocessing)
+    if found is not None and "text" in teacher.view.reads:
+        reads["tokenizer"] = _tokenizer(found)
+    return reads
+
+
+def _tokenizer(found: Source) -> dict[str, Any] | None:
+    """None where none lies beside the model."""
+    if decoders.is_gguf(found) or (found.folder is None and found.repo is None):
+        return {"in": found.text} if decoders.is_gguf(found) else None
+    try:
+        with decoders.quietly():
+            made = decoders.load_tokenizer(found)
+    except UserError:
+        return None
+    longest = int(made.model_max_length)
+    return {
+        "kind": type(made).__name__,
+        "vocabulary": len(made),
+        "longest": longest if longest < _NO_LIMIT else None,
+    }
+
+
+def _students(teacher: Teacher) -> dict[str, str | None]:
+    """Which of the registered students that start from a teacher can be made, and why not."""
+    found: dict[str, str | None] = {}
+    for name in kinds_of_students():
+        try:
+            with torch.device("meta"), torch.no_grad():
+                build_student(name, teacher)
+            found[name] = None
+        except UserError as error:
+            found[name] = str(error)
+    return found
