@@ -6,10 +6,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..errors import UserError
@@ -49,11 +48,13 @@ def read_config(source: Source) -> Any:
 
 
 def empty_decoder(source: Source) -> nn.Module:
-    """The model on the meta device, without weights."""
+    """The model without weights: its parameters on the meta device, what it computes from its configuration
+    (rotary frequencies) as it is."""
+    from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     config = read_config(source)
-    with _explained(source), torch.device("meta"):
+    with _explained(source), init_empty_weights(include_buffers=False):
         made: Any = AutoModelForCausalLM.from_config(config)
     return made.eval()
 
@@ -75,11 +76,18 @@ def load_decoder(source: Source, loader: Any = None) -> nn.Module:
         )
     unlike = {"missing_keys": "lacks", "unexpected_keys": "holds what its config has no place for:"}
     for key, said in unlike.items():
-        odd = sorted(name for name in found[key] if not _COMPUTED.search(name))
+        odd = unplaced(found[key])
         if odd:
-            more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
-            raise UserError(f"Hugging Face model {source.text!r} {said} {', '.join(odd[:_NAMED])}{more}")
+            raise UserError(f"Hugging Face model {source.text!r} {said} {odd}")
     return model.eval()
+
+
+def unplaced(names: Iterable[str]) -> str:
+    """The first of these tensors' names, and how many more there are; nothing for none, and for what older
+    versions saved and newer ones compute."""
+    odd = sorted(name for name in names if not _COMPUTED.search(name))
+    more = f" and {len(odd) - _NAMED} more" if len(odd) > _NAMED else ""
+    return f"{', '.join(odd[:_NAMED])}{more}"
 
 
 def load_tokenizer(source: Source) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from ..core.layout import Grid
 from ..views.embeddings import ImageEmbedding, Spliced, TokenEmbedding
 from ..views.heads import AttentionPool, Classifier, Embedder, EndOfText, Head, LanguageHead, Pool
+from ..views.placed import skeletons
 from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from ..views.view import Tower, View
 
@@ -23,9 +24,9 @@ def towers_of(view: View) -> dict[str, dict[str, Any]]:
 
 
 def _tower(tower: Tower, head: Head | None) -> dict[str, Any]:
-    blocks, begin = [], 0
+    blocks, begin, sublayers = [], 0, skeletons(tower.sublayers)
     for end in tower.ends:
-        blocks.append([_sublayer(sublayer) for sublayer in tower.sublayers[begin : end + 1]])
+        blocks.append([_sublayer(sublayer) for sublayer in sublayers[begin : end + 1]])
         begin = end + 1
     return {
         "reads": tower.embedding.reads,

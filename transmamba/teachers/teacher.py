@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..views.folding import fold
 from ..views.sublayers import map_tensors
 from ..views.view import View
+from .placement import place
 
 
 class Teacher:
@@ -56,6 +57,11 @@ class Teacher:
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher there; this one stays where it is."""
         return self._with(self.view.to(device))
+
+    def placed(self, placement: str, device: torch.device | str) -> Teacher:
+        """The same teacher with its blocks `resident` on the device, `offloaded` to the host and brought over
+        one by one, or `sharded` over the processes of torch.distributed."""
+        return self._with(place(self.view, placement, torch.device(device)))
 
     def fold(self) -> Teacher:
         """The same function with the norms' weights and LayerScale folded into the linears, as an RMSNorm

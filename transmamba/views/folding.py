@@ -7,6 +7,7 @@ An RMSNorm student then takes the teacher's tensors without a loss.
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from .embeddings import Embedding, ImageEmbedding, Spliced, TokenEmbedding
 from .heads import AttentionPool, Classifier, Embedder, Head, LanguageHead, Pool
+from .placed import changed, skeletons
 from .sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from .view import Tower, View
 
@@ -37,7 +39,7 @@ def fold(view: View) -> View:
             continue
         head = view.heads.get(name)
         last = _last_norm(tower, head)
-        norms = [sublayer.norm for sublayer in tower.sublayers]
+        norms = [sublayer.norm for sublayer in skeletons(tower.sublayers)]
         if last is None or len({norm.rms for norm in [last, *norms]}) != 1:
             raise UserError(
                 "this teacher cannot be folded: every block and its end need a LayerNorm, or all of them an "
@@ -57,7 +59,7 @@ def _fold_tower(tower: Tower, centred: bool) -> Tower:
     return dataclasses.replace(
         tower,
         embedding=_centre(tower.embedding) if centred else tower.embedding,
-        sublayers=tuple(_fold_sublayer(sublayer, centred) for sublayer in tower.sublayers),
+        sublayers=changed(tower.sublayers, partial(_fold_sublayer, centred=centred)),
         norm=None if tower.norm is None else _bare(tower.norm),
     )
 

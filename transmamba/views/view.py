@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from ..core.layout import Layout
 from ..core.output import Capture, Captures, Logits, Output, Stream
 from .embeddings import Embedding, Spliced
 from .heads import Embedder, Head
+from .placed import Placed, skeletons
 from .sublayers import Norm, Sublayer, map_tensors
 
 # takes a sublayer's number, an inner tensor's name and the tensor; `stream` is what comes out of the sublayer
@@ -26,7 +27,7 @@ class Tower:
     """One stream: an embedding, residual sublayers, the norm of what comes out (None for none)."""
 
     embedding: Embedding
-    sublayers: tuple[Sublayer, ...]
+    sublayers: Sequence[Sublayer]
     norm: Norm | None
     layout: Layout
 
@@ -37,7 +38,7 @@ class Tower:
     @property
     def kinds(self) -> tuple[str, ...]:
         """`attention` or `mlp`, of each sublayer."""
-        return tuple(sublayer.kind for sublayer in self.sublayers)
+        return tuple(sublayer.kind for sublayer in skeletons(self.sublayers))
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -130,7 +131,13 @@ class View:
             name: replace(tower, module=copy.deepcopy(tower.module).to(device))
             for name, tower in self.opaque.items()
         }
-        return replace(moved, opaque=opaque)
+        towers = {
+            name: replace(tower, sublayers=tower.sublayers.on(torch.device(device)))
+            if isinstance(tower.sublayers, Placed)
+            else tower
+            for name, tower in moved.towers.items()
+        }
+        return replace(moved, towers=towers, opaque=opaque)
 
     @property
     def num_classes(self) -> int | None:

@@ -17,6 +17,7 @@ from ...ecosystems.find import preprocessing_of
 from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
 from ...views.heads import Classifier, Head
+from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp
 from ...views.view import View
 from ..timm_arguments import default_cfg, following, image_embedding, image_tower, pooled_token
@@ -125,7 +126,7 @@ def shape_of(view: View) -> dict[str, Any]:
     special = [name for name, _ in layout.special]
     attention, mlp = tower.sublayers[0], tower.sublayers[1]
     assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a vision transformer's block"
-    eps = {sublayer.norm.eps for sublayer in tower.sublayers if isinstance(sublayer, Attention)}
+    eps = {sublayer.norm.eps for sublayer in skeletons(tower.sublayers) if isinstance(sublayer, Attention)}
     return dict(
         patch_size=embedding.weight.shape[-1],
         embed_dim=tower.width,

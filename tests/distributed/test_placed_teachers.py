@@ -1,0 +1,161 @@
+"""A teacher offloaded or sharded is the teacher, to the last bit; loaded by slices, no process ever holds it
+whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import harness
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from transmamba import SubcloneConfig, UserError, adapt_teacher, convert, load_teacher
+from transmamba.core.output import Capture
+from transmamba.ecosystems.sources import read_source
+from transmamba.teachers.causal_lm import CausalLanguageModel
+from transmamba.teachers.placement import Sharded
+from transmamba.teachers.sliced import load_sharded
+from transmamba.teachers.teacher import Teacher
+from transmamba.views.placed import skeletons
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
+from decoders_made import DECODERS, WORDS, make
+
+CPU = torch.device("cpu")
+KINDS = ["Llama 3 (llama3 RoPE)", "SmolLM (tied)", "Qwen2 (QKV biases)", "GPT-2", "Gemma"]
+
+
+def text() -> Tensor:
+    return torch.randint(3, WORDS, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+def read(teacher: Teacher) -> list[Tensor]:
+    """Logits, every stream and some of what its sublayers make."""
+    count = len(skeletons(teacher.view.towers["decoder"].sublayers))
+    capture = Capture(hidden=frozenset(range(count)), mixers={0: frozenset({"q", "values"})})
+    output = teacher({"text": text()}, {"decoder": capture})
+    stream = output.streams["decoder"]
+    assert output.logits is not None
+    return [output.logits(), *stream.hidden.values(), *stream.mixers[0].values()]
+
+
+def same(found: list[Tensor], wanted: list[Tensor], exactly: bool = True) -> None:
+    """To the last bit, but for GPT-2, whose weights are read turned: gathered, they lie the other way round."""
+    assert len(found) == len(wanted) > 5
+    for a, b in zip(found, wanted, strict=True):
+        assert torch.equal(a, b) if exactly else (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("kind", sorted(DECODERS))
+def test_offloaded_it_is_the_same(kind: str, fold: bool) -> None:
+    teacher = adapt_teacher(make(kind))
+    placed = teacher.placed("offloaded", CPU)
+    if fold:  # before and after it is placed
+        teacher, placed = teacher.fold(), placed.fold()
+    same(read(placed), read(teacher))
+    assert placed.view.towers["decoder"].names == teacher.view.towers["decoder"].names
+
+
+def test_images_too(make_teacher: Any, gray_images: Tensor) -> None:
+    teacher = make_teacher()
+    placed = teacher.placed("offloaded", CPU)
+    assert torch.equal(placed(gray_images).logits(), teacher(gray_images).logits())
+    config = SubcloneConfig(importance="uniform")
+    for name in ("vim", "ssd_vit"):
+        torch.manual_seed(0)
+        wanted, _ = convert(teacher, name, init=config)
+        torch.manual_seed(0)
+        found, _ = convert(placed, name, init=config)
+        for (key, a), b in zip(found.named_parameters(), wanted.parameters(), strict=True):
+            assert torch.equal(a, b), key
+
+
+def in_two(folder: Path) -> None:
+    """What each of two processes checks."""
+    for kind in KINDS:
+        teacher, exactly = adapt_teacher(make(kind)), kind != "GPT-2"
+        wanted = read(teacher)
+        same(read(teacher.placed("sharded", CPU)), wanted, exactly)
+        same(read(teacher.placed("sharded", CPU).fold()), read(teacher.fold()), exactly)
+        part = CausalLanguageModel(model=str(folder / kind))
+        sliced = load_sharded(part, read_source(part.model), CPU)
+        same(read(sliced), wanted, exactly)
+        same(read(sliced.fold()), read(teacher.fold()), exactly)
+        blocks = sliced.view.towers["decoder"].sublayers
+        assert isinstance(blocks, Sharded)
+        mine = sum(t.numel() for each in blocks.slices for t in each.values())
+        whole = [t.numel() for s in teacher.view.towers["decoder"].sublayers for t in tensors_of(s)]
+        assert sum(whole) <= 2 * mine <= sum(whole) + 4 * len(whole)
+    (folder / f"done{dist.get_rank()}").touch()
+
+
+def tensors_of(sublayer: Any) -> list[Tensor]:
+    from transmamba.views.sublayers import map_tensors
+
+    found: list[Tensor] = []
+
+    def collect(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(sublayer, collect)
+    return found
+
+
+def ranked(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    try:
+        in_two(folder)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_sharded_over_two_it_is_the_same(tmp_path: Path) -> None:
+    for kind in KINDS:
+        make(kind).save_pretrained(tmp_path / kind, max_shard_size="40KB")
+    harness.in_ranks(2, ranked, tmp_path)
+    assert len(list(tmp_path.glob("done*"))) == 2
+
+
+@pytest.fixture
+def alone() -> Any:
+    """A process group of this process."""
+    store = dist.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_by_slices_what_does_not_fit_is_one_line(tmp_path: Path, alone: Any) -> None:
+    from transformers import LlamaConfig
+
+    make("Llama 2").save_pretrained(tmp_path, max_shard_size="40KB")
+    wide = LlamaConfig.from_pretrained(tmp_path)
+    part = CausalLanguageModel(model=str(tmp_path))
+    for change, said in (
+        ({"intermediate_size": 64}, "mlp.gate_proj.weight is (56, 32), its config says (64, 32)"),
+        ({"num_hidden_layers": 4}, "lacks model.layers.3"),
+        ({"num_hidden_layers": 2}, "no place for: model.layers.2"),
+    ):
+        LlamaConfig(**{**wide.to_dict(), **change}).save_pretrained(tmp_path)
+        with pytest.raises(UserError) as error:
+            load_sharded(part, read_source(part.model), CPU)
+        assert said in str(error.value) and "\n" not in str(error.value)
+    wide.save_pretrained(tmp_path)
+    load_sharded(part, read_source(part.model), CPU)
+    next(tmp_path.glob("model-00003*")).unlink()
+    with pytest.raises(UserError, match="lacks its file model-00003"):
+        load_sharded(part, read_source(part.model), CPU)
+    with pytest.raises(UserError, match=r"\.gguf' cannot be sharded"):
+        (tmp_path / "m.gguf").touch()
+        load_sharded(part, read_source(str(tmp_path / "m.gguf")), CPU)
+
+
+def test_a_folder_placed_by_its_name(tmp_path: Path) -> None:
+    make("Qwen3 (q/k norms)").save_pretrained(tmp_path)
+    same(read(load_teacher(tmp_path).placed("offloaded", CPU)), read(load_teacher(tmp_path)))

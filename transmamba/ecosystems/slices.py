@@ -1,0 +1,73 @@
+"""A checkpoint's tensors one by one, by name: what is not asked for is never read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ..errors import UserError
+from . import hub
+from .sources import Source
+
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Slices:
+    """The tensors of a model's safetensors files, whole or in shards."""
+
+    def __init__(self, source: Source) -> None:
+        self.text = source.text
+        self._source = source
+        self._files = self._index()
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """These tensors, on the host. A file is open only as long as it is read, so that what was looked at
+        does not stay in memory. Raises UserError for a name or a file that is not there."""
+        from safetensors import safe_open
+
+        wanted: dict[str, list[str]] = {}
+        for name in names:
+            if name not in self._files:
+                raise UserError(f"{self.text!r} lacks {name}")
+            wanted.setdefault(self._files[name], []).append(name)
+        found = {}
+        for file, inside in wanted.items():
+            with safe_open(self._path(file), framework="pt") as opened:
+                # a copy: the file's own memory goes when it is closed
+                found.update({name: opened.get_tensor(name).clone() for name in inside})
+        return found
+
+    def _index(self) -> Mapping[str, str]:
+        """Tensor -> file."""
+        from safetensors import safe_open
+
+        index = self._find(_INDEX)
+        if index is not None:
+            try:
+                return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            except (OSError, ValueError, KeyError) as error:
+                raise UserError(f"{self.text!r}: {_INDEX} cannot be read ({error})") from error
+        if self._find(_WHOLE) is None:
+            raise UserError(f"{self.text!r} has no safetensors; save it with save_pretrained")
+        with safe_open(self._path(_WHOLE), framework="pt") as opened:
+            return dict.fromkeys(opened.keys(), _WHOLE)
+
+    def _path(self, file: str) -> Path:
+        found = self._find(file)
+        if found is None:
+            raise UserError(f"{self.text!r} lacks its file {file}")
+        return found
+
+    def _find(self, file: str) -> Path | None:
+        if self._source.folder is not None:
+            path = self._source.folder / file
+            return path if path.is_file() else None
+        assert self._source.repo is not None, "a folder or a repository"
+        return hub.fetch(self._source.repo, file, self._source.revision)
