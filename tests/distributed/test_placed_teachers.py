@@ -44,7 +44,7 @@ def read(teacher: Teacher) -> list[Tensor]:
 
 
 def same(found: list[Tensor], wanted: list[Tensor], exactly: bool = True) -> None:
-    """To the last bit, but for GPT-2, whose weights are read turned: gathered, they lie the other way round."""
+    """To the last bit, but for GPT-2, whose weights are read turned: gathered, they lie otherwise."""
     assert len(found) == len(wanted) > 5
     for a, b in zip(found, wanted, strict=True):
         assert torch.equal(a, b) if exactly else (a - b).abs().max() <= 1e-5 * b.abs().max()

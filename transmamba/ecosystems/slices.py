@@ -28,8 +28,8 @@ class Slices:
         return set(self._files)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """These tensors, on the host. A file is open only as long as it is read, so that what was looked at
-        does not stay in memory. Raises UserError for a name or a file that is not there."""
+        """These tensors, mapped from their files: they take memory for the pages that are read, and none once
+        they are forgotten. Raises UserError for a name or a file that is not there."""
         from safetensors import safe_open
 
         wanted: dict[str, list[str]] = {}
@@ -40,8 +40,7 @@ class Slices:
         found = {}
         for file, inside in wanted.items():
             with safe_open(self._path(file), framework="pt") as opened:
-                # a copy: the file's own memory goes when it is closed
-                found.update({name: opened.get_tensor(name).clone() for name in inside})
+                found.update({name: opened.get_tensor(name) for name in inside})
         return found
 
     def _index(self) -> Mapping[str, str]:
