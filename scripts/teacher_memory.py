@@ -1,6 +1,6 @@
 """Peak host memory of a process that loads a teacher, resident and sharded over two processes.
 
-    python scripts/teacher_memory.py make FOLDER   (a Llama of 1.36 billion random numbers in bfloat16, 2.7 GB)
+    python scripts/teacher_memory.py make FOLDER   (a Llama of 1.36 billion random numbers in bf16, 2.7 GB)
 python scripts/teacher_memory.py resident FOLDER
 python -m torch.distributed.run --nproc-per-node 2 scripts/teacher_memory.py sharded FOLDER
 """
