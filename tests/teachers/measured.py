@@ -11,7 +11,7 @@ from transmamba.teachers.teacher import Teacher
 
 
 def measured(module: Any, teacher: str) -> tuple[Teacher, dict[str, float]]:
-    """The module's teacher, by the registered adapter `teacher`, and the relative difference of each output."""
+    """The module's teacher, by the registered adapter `teacher`, and how far each output is."""
     made = adapt_teacher(module)
     return made, differences(made, TEACHERS[teacher].original(module))
 

@@ -13,6 +13,7 @@ import torch
 import transformers
 from measured import assert_exact
 from timm.layers import GluMlp, SwiGLU, SwiGLUPacked
+from torch import Tensor
 
 from transmamba import UserError, adapt_teacher, load_teacher
 from transmamba.views.heads import AttentionPool
@@ -142,3 +143,11 @@ def test_other_hugging_face_families_are_refused_by_name(model_type: str, said: 
     ) as caught:
         load_teacher(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("case", ["map", "map over patches", "SwiGLU packed", "GLU"])
+def test_folding_keeps_the_function(case: str, make_vit: Callable[..., Any], gray_images: Tensor) -> None:
+    teacher = adapt_teacher(make_vit(**TIMM[case]).double())
+    plain, folded = (each(gray_images.double()).logits for each in (teacher, teacher.fold()))
+    assert plain is not None and folded is not None
+    torch.testing.assert_close(folded(), plain(), rtol=1e-5, atol=1e-5)

@@ -1,5 +1,4 @@
-"""timm's layers as parts of a canonical view: norms, linears, attention, MLPs with and without gates, attention
-pooling."""
+"""timm's layers as parts of a canonical view: norms, linears, attention, MLPs, attention pooling."""
 
 from __future__ import annotations
 
