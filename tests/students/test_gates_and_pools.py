@@ -34,6 +34,10 @@ EXACT: dict[str, dict[str, Any]] = {
     "map over all": dict(global_pool="map", reg_tokens=1, pool_include_prefix=True),
     "map, norm after it": dict(**MAP, fc_norm=True),
     "both": dict(**GATED, **MAP),
+    "norm of the patches": dict(embed_norm_layer="layernorm"),
+    "AIMv2": dict(
+        **GATED, norm_layer="rmsnorm", embed_norm_layer="rmsnorm", class_token=False, global_pool="avg"
+    ),
 }
 
 
@@ -86,6 +90,11 @@ def test_a_vim_takes_a_silu_gate_as_its_own(options: dict[str, Any], make_vit: C
     torch.testing.assert_close(z, F.linear(u, block.mlp.fc1_g.weight, bias), rtol=1e-5, atol=1e-5)
     lost = {drop.source for drop in report.dropped if "gate" in drop.source}
     assert lost == (set() if options else {f"blocks.{t}.mlp.gate.bias" for t in range(3)})
+
+
+def test_a_vim_names_the_norm_of_the_patches(make_vit: Callable[..., Any]) -> None:
+    _, report = convert(make_vit(embed_norm_layer="layernorm"), "vim")
+    assert "embedding.patch_norm" in {drop.source for drop in report.dropped}
 
 
 def test_a_gate_of_another_activation_is_named(make_vit: Callable[..., Any]) -> None:

@@ -44,7 +44,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "attention norm": (dict(scale_attn_norm=True), "norm before the output projection"),
     "gated attention": (dict(attn_layer=GatedAttention), "plain softmax attention"),
     "differential attention": (dict(attn_layer="diff"), "DiffAttention"),
-    "patch norm": (dict(embed_norm_layer="layernorm"), "patch embedding"),
     "unknown norm": (dict(norm_layer="simplenorm"), "SimpleNorm"),
 }
 

@@ -32,6 +32,11 @@ TIMM: dict[str, dict[str, Any]] = {
     "GLU, gate first": dict(mlp_layer=partial(GluMlp, gate_last=False)),
     "CLIP": dict(pre_norm=True, act_layer="quick_gelu"),
     "registers": dict(reg_tokens=3, no_embed_class=True, qk_norm=True),
+    "AIMv2": dict(
+        **dict(mlp_layer=SwiGLU, act_layer="silu", norm_layer="rmsnorm", embed_norm_layer="rmsnorm"),
+        **dict(qkv_bias=False, proj_bias=False, class_token=False, global_pool="avg", fc_norm=False),
+    ),
+    "norm of the patches": dict(embed_norm_layer="layernorm", reg_tokens=1),
     "distilled": dict(name="deit_tiny_distilled_patch16_224"),
     "features": dict(num_classes=0, global_pool="map", class_token=False),
 }
@@ -145,7 +150,9 @@ def test_other_hugging_face_families_are_refused_by_name(model_type: str, said: 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("case", ["map", "map over patches", "SwiGLU packed", "GLU"])
+@pytest.mark.parametrize(
+    "case", ["map", "map over patches", "SwiGLU packed", "GLU", "AIMv2", "norm of the patches"]
+)
 def test_folding_keeps_the_function(case: str, make_vit: Callable[..., Any], gray_images: Tensor) -> None:
     teacher = adapt_teacher(make_vit(**TIMM[case]).double())
     plain, folded = (each(gray_images.double()).logits for each in (teacher, teacher.fold()))

@@ -162,7 +162,7 @@ def _head(model: Any, norm: Norm | None) -> Head | None:
 
 def _embedding(model: Any) -> tuple[ImageEmbedding, Grid]:
     patch = model.patch_embed
-    if type(patch).__name__ != "PatchEmbed" or not isinstance(patch.norm, nn.Identity):
+    if type(patch).__name__ != "PatchEmbed":
         raise refuse("patch embedding", "only one convolution is known", kind=type(patch).__name__)
     names: list[str] = []
     tokens: list[Tensor] = []
@@ -190,5 +190,6 @@ def _embedding(model: Any) -> tuple[ImageEmbedding, Grid]:
         special=special,
         position=position,
         norm=norm_view(model.norm_pre),
+        patch_norm=norm_view(patch.norm),
     )
     return embedding, layout

@@ -132,6 +132,8 @@ def shape_of(view: View) -> dict[str, Any]:
     mapped = isinstance(pool, AttentionPool) and is_like(pool, attention, mlp)
     token = "token" if pooled_token(view) == "cls" else "avg"
     more: dict[str, Any] = {} if mlp.gate is None else dict(gated_mlp=True)
+    if embedding.patch_norm is not None:
+        more["embed_norm_layer"] = "rmsnorm" if embedding.patch_norm.rms else "layernorm"
     if isinstance(pool, AttentionPool) and mapped and pool.special:
         more["pool_include_prefix"] = True
     return dict(

@@ -48,6 +48,8 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
         )
     yield Take(target="patch_embed.proj.weight", source="embedding.weight", tensor=embedding.weight)
     yield from _bias("patch_embed.proj.bias", "embedding.bias", Affine(embedding.weight, embedding.bias))
+    if embedding.patch_norm is not None:
+        yield from _norm("patch_embed.norm", "embedding.patch_norm", embedding.patch_norm)
     if embedding.norm is not None:
         yield from _norm("norm_pre", "embedding.norm", embedding.norm)
     rows = [name for name, _ in theirs.special]

@@ -54,6 +54,8 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
     # none is a bias of 0: left as it began, the student's would be random
     bias = weight.new_zeros(len(weight)) if embedding.bias is None else embedding.bias
     yield Take(target="patch_embed.proj.bias", source="embedding.bias", tensor=bias, index=(keep,))
+    if embedding.patch_norm is not None:
+        yield Dropped(source="embedding.patch_norm", why="the student has no norm of its patches alone")
     yield from _plan_norm_pre(student, embedding, keep)
     special = [name for name, _ in layout.special]
     position = embedding.position
