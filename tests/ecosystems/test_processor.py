@@ -59,7 +59,7 @@ def test_what_a_file_leaves_out_is_as_its_kind_has_it(tmp_path: Path) -> None:
     values = {"image_processor_type": "BitImageProcessorFast", "size": {"shortest_edge": 16}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**values, "crop_size": 8}))
     looks = hugging_face_preprocessing(CONFIG, str(tmp_path))
-    assert (looks.crop_mode, looks.crop_pct, looks.interpolation) == ("center", 0.5, "bicubic")
+    assert (looks.crop_mode, looks.crop_pct, looks.interpolation) == ("center_down", 0.5, "bicubic")
     assert looks.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
 
 
@@ -70,7 +70,7 @@ def test_what_a_file_leaves_out_is_as_its_kind_has_it(tmp_path: Path) -> None:
         ({"do_pad": True}, "do_pad"),
         ({"do_flip_channel_order": True}, "do_flip_channel_order"),
         ({"rescale_offset": True}, "rescale_offset"),
-        ({"resample": 1}, "resample 1"),
+        ({"resample": 7}, "resample 7"),
         ({"image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor"),
         ({"image_processor_type": "NoSuchImageProcessor"}, "NoSuchImageProcessor"),
     ],
@@ -87,7 +87,16 @@ def test_what_is_not_covered_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
-    ("crop_pct", "crop_mode"), [(0.875, "center"), (1.0, "center"), (0.5, "center"), (1.0, "squash")]
+    ("crop_pct", "crop_mode"),
+    [
+        (0.875, "center"),
+        (1.0, "center"),
+        (0.5, "center_down"),
+        (1.0, "squash"),
+        (0.875, "squash"),
+        (0.875, "border"),
+        (1.0, "border"),
+    ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_saved_model_s_processor_says_the_same_again(

@@ -96,7 +96,7 @@ def test_a_wrong_name_is_one_line(text: str, said: str, repositories: dict[str, 
     [
         ("siglip", "vit_base_patch16_siglip_gap_224"),
         ("clip", "vit_base_patch32_clip_224.openai"),
-        ("dinov2_with_registers", "reg4_dinov2"),
+        ("vit_mae", "vit_base_patch16_224.mae"),
         ("swin", "only ViT, DeiT and DINOv2 are known"),
         ("bert", "only ViT, DeiT and DINOv2 are known"),
     ],

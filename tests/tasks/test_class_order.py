@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from small_images import eval_of, first_of, task_of
 
+from transmamba import convert, load_teacher
 from transmamba.data import ArraySource
 from transmamba.errors import UserError
 
@@ -86,3 +88,27 @@ def test_other_names_are_refused_and_positions_taken_where_there_are_none(
     with caplog.at_level(logging.WARNING, logger="transmamba.data"):
         task.check(_model(4), "teacher")
     assert "numbered in the order 0, 1, 10, 2 ...: teacher has no names to join" in caplog.text
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_a_hugging_face_teacher_s_id2label_numbers_the_data(
+    count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From its folder, where "10" comes before "2", and for a student that carries its names."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    data = Named(names=tuple("abcdefghijkl"[:count]))
+    labels = dict(enumerate(reversed(data.names)))
+    shape = dict(image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model = ViTForImageClassification(ViTConfig(**shape, num_labels=count, id2label=labels))
+    model.save_pretrained(tmp_path)
+    teacher = load_teacher(tmp_path)
+    student, _ = convert(teacher, "vim")
+    for numbering in ([teacher, student], [model], [student]):
+        task = task_of(data=data)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="transmamba.data"):
+            for each in numbering:
+                task.check(each, "teacher")
+        assert task.classes == tuple(labels.values()) and "by name: 'a' is" in caplog.text
+        assert task.labels("test").tolist() == [count - 1 - k % count for k in range(12)]

@@ -70,7 +70,7 @@ def test_hugging_face_folder(tmp_path: Path) -> None:
     assert teacher.preprocessing.input_size == (3, 8, 8)
     assert teacher.preprocessing.mean == (0.1, 0.2, 0.3)
     assert teacher.preprocessing.crop_pct == pytest.approx(8 / 10)
-    assert teacher.preprocessing.crop_mode == "center" and teacher.preprocessing.interpolation == "bicubic"
+    assert teacher.preprocessing.crop_mode == "squash" and teacher.preprocessing.interpolation == "bicubic"
 
 
 def hf_model(kind: str = "ViT", image_size: int = 8) -> Any:
@@ -88,24 +88,29 @@ def hf_model(kind: str = "ViT", image_size: int = 8) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("size", "crop"),
+    ("size", "crop", "mode"),
     [
-        ({"height": 256, "width": 256}, {"height": 224, "width": 224}),  # transformers 5
-        ({"shortest_edge": 256}, {"height": 224, "width": 224}),
-        (256, 224),  # before 4.26
-        ([256, 256], [224, 224]),
+        ({"height": 256, "width": 256}, {"height": 224, "width": 224}, "squash"),  # transformers 5
+        ({"shortest_edge": 256}, {"height": 224, "width": 224}, "center_down"),
+        (256, 224, "squash"),  # before 4.26
+        ([256, 256], [224, 224], "squash"),
     ],
 )
-def test_every_way_a_processor_gives_its_size(size: Any, crop: Any, tmp_path: Path) -> None:
-    hf_model("DeiT").save_pretrained(tmp_path)
+def test_every_way_a_processor_gives_its_size(size: Any, crop: Any, mode: str, tmp_path: Path) -> None:
+    hf_model("DeiT", 224).save_pretrained(tmp_path)
     processor = {"size": size, "crop_size": crop, "do_center_crop": True, "resample": 3}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     looks = load_teacher(tmp_path).preprocessing
-    assert looks.crop_pct == pytest.approx(224 / 256) and looks.crop_mode == "center"
+    assert looks.crop_pct == pytest.approx(224 / 256) and looks.crop_mode == mode
     processor["do_center_crop"] = False
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    looks = load_teacher(tmp_path).preprocessing
-    assert looks.crop_pct == 1.0 and looks.crop_mode == "squash"
+    said = (
+        "without do_center_crop"
+        if mode == "center_down"
+        else "pictures of 256 x 256 pixels.* takes 224 x 224"
+    )
+    with pytest.raises(UserError, match=said):
+        load_teacher(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"size": "big", "do_center_crop": true}', '{"image_mean": 3}'])

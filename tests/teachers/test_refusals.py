@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.layers import GluMlp, HybridEmbed, SwiGLU
+from timm.layers import GatedMlp, HybridEmbed, SwiGLU
 from timm.models.vision_transformer import (
     DiffParallelScalingBlock,
     ParallelScalingBlock,
@@ -29,7 +29,6 @@ class GatedAttention(timm.layers.Attention):
 GatedAttention.__name__ = "Attention"  # as timm's own gate, behind the plain class name
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "attention pooling": (dict(global_pool="map", class_token=False), "global_pool=map"),
     "prr pooling": (dict(global_pool="prr"), "global_pool=prr"),
     "max pooling": (dict(global_pool="max"), "global_pool=max"),
     "avgmax pooling": (dict(global_pool="avgmax"), "global_pool=avgmax"),
@@ -39,13 +38,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "differential parallel": (dict(block_fn=DiffParallelScalingBlock), "DiffParallelScalingBlock"),
     "parallel things": (dict(block_fn=ParallelThingsBlock), "ParallelThingsBlock"),
     "post norm": (dict(block_fn=ResPostBlock), "ResPostBlock"),
-    "SwiGLU": (dict(mlp_layer=SwiGLU), "SwiGLU"),
-    "GLU": (dict(mlp_layer=GluMlp), "GluMlp"),
+    "gated MLP": (dict(mlp_layer=GatedMlp), "GatedMlp"),
+    "SwiGLU with a norm": (dict(mlp_layer=SwiGLU, scale_mlp_norm=True), "SwiGLU"),
     "MLP norm": (dict(scale_mlp_norm=True), "MLP"),
     "attention norm": (dict(scale_attn_norm=True), "norm before the output projection"),
     "gated attention": (dict(attn_layer=GatedAttention), "plain softmax attention"),
     "differential attention": (dict(attn_layer="diff"), "DiffAttention"),
-    "patch norm": (dict(embed_norm_layer="layernorm"), "patch embedding"),
     "unknown norm": (dict(norm_layer="simplenorm"), "SimpleNorm"),
 }
 

@@ -17,6 +17,8 @@ from ..errors import UserError
 _TIMM_MEAN = (0.485, 0.456, 0.406)
 _TIMM_STD = (0.229, 0.224, 0.225)
 _TIMM_CROP_PCT = 0.875
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+CROP_MODES = ("center", "center_down", "squash", "border")
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,12 @@ class Preprocessing:
 
     input_size:    (channels 1 or 3, height, width) in pixels
     mean, std:     one per channel, for pixels scaled to 0..1
-    interpolation: 'bicubic', 'bilinear' or 'nearest'
+    interpolation: a filter of PIL's, one of INTERPOLATIONS
     crop_pct:      side of the centre crop as a share of the resized picture
-    crop_mode:     'center' (resize the short side, crop), 'squash' (ignore the aspect ratio), 'border' (pad)
+    crop_mode:     'center' (resize the short side, crop), 'squash' (each side for itself, crop), 'border'
+        (resize the long side, pad with the mean, crop); 'center_down' is 'center' but that an odd margin's
+        smaller half is cut off first, as transformers does. timm takes it for 'center', one pixel beside it
+        in a quarter of all pictures
     """
 
     input_size: tuple[int, int, int]
@@ -44,6 +49,13 @@ class Preprocessing:
         for name in ("mean", "std"):
             if len(getattr(self, name)) != channels:
                 raise UserError(f"preprocessing: {name} {getattr(self, name)} for {channels} channels")
+        for name, known in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"preprocessing: {name} {getattr(self, name)!r} is none of {', '.join(known)}"
+                )
+        if not self.crop_pct > 0:
+            raise UserError(f"preprocessing: crop_pct {self.crop_pct} is no share; write one above 0")
 
     @classmethod
     def from_pretrained_cfg(cls, cfg: Mapping[str, Any]) -> Preprocessing:
@@ -127,15 +139,32 @@ def _timm_eval(preprocessing: Preprocessing) -> list[Callable[[Any], Any]]:
     """timm's steps: resize and crop, then `MaybeToTensor` and `Normalize`."""
     from timm.data import create_transform
 
+    down = preprocessing.crop_mode == "center_down"
     transform = create_transform(
         preprocessing.input_size,
         mean=preprocessing.mean,
         std=preprocessing.std,
         interpolation=preprocessing.interpolation,
         crop_pct=preprocessing.crop_pct,
-        crop_mode=preprocessing.crop_mode,
+        crop_mode="center" if down else preprocessing.crop_mode,
     )
-    return list(transform.transforms)
+    steps = list(transform.transforms)
+    if down:
+        steps[1] = CropDown(preprocessing.input_size[1:])
+    return steps
+
+
+@dataclass(frozen=True)
+class CropDown:
+    """The middle (height, width) of a picture, one that is smaller on black; of an odd margin the larger half
+    is right and below."""
+
+    size: tuple[int, int]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        # towards zero, so that an odd padding has its larger half there too
+        top, left = (int((has - to) / 2) for has, to in zip(image.size[::-1], self.size, strict=True))
+        return image.crop((left, top, left + self.size[1], top + self.size[0]))
 
 
 def _per_channel(values: Any, channels: int) -> tuple[float, ...]:

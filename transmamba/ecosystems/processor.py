@@ -11,13 +11,37 @@ from typing import Any
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError
 from . import hub
+from .processor_sizes import crop_of, resized_of, sized
 
 _OWN, _NESTED = "preprocessor_config.json", "processor_config.json"
-_RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-_KINDS = ("ViT", "DeiT", "Bit", "CLIP")  # those that resize, crop, rescale and normalise as is done here
+# PIL's numbers
+RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+# those that resize, crop, rescale and normalise as is done here, in that order
+_KINDS = ("ViT", "DeiT", "Bit", "CLIP", "Siglip")
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+_VALUES = ("image_mean", "image_std", "resample", "size", "crop_size", "rescale_factor", "default_to_square")
 # without effect on pictures of the channels that a model takes
 _NO_STEPS = ("do_convert_rgb", "do_reduce_labels")
+_NO_VALUES = (
+    "image_processor_type",
+    "feature_extractor_type",
+    "processor_class",
+    "_processor_class",
+    "_valid_processor_keys",
+    "data_format",
+    "input_data_format",
+    "return_tensors",
+    "disable_grouping",
+    "device",
+    "image_seq_length",
+    "num_channels",
+    "pad_size",
+    "transformers_version",
+)
+# of files that `image_processor` wrote where no processor of transformers does just so; nothing to them
+_CROP_MODE = "crop_mode"
+# model_type -> the kind of a file that does not say
+_KIND_OF = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
 # What the published checkpoints of each were trained with, for a model that comes without a processor.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5), "resample": 2},
@@ -25,12 +49,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "image_mean": (0.485, 0.456, 0.406),
         "image_std": (0.229, 0.224, 0.225),
         "resample": 3,
-        "do_center_crop": True,
-        "size": 256,
-        "crop_size": 224,
+        "crop_pct": 224 / 256,
     },
 }
-_DEFAULTS["dinov2"] = _DEFAULTS["deit"]
+_DEFAULTS["dinov2"] = _DEFAULTS["dinov2_with_registers"] = _DEFAULTS["deit"]
 
 
 def hugging_face_preprocessing(
@@ -42,79 +64,99 @@ def hugging_face_preprocessing(
     config:   the model's own
     any_size: whether the model takes pictures of the size that the processor makes, not of its own alone
 
-    Raises UserError for a processor that cannot be read or does what a `Preprocessing` cannot say.
+    Raises UserError for a processor that cannot be read, does what a `Preprocessing` cannot say, or makes
+    pictures of a size that the model does not take.
     """
-    defaults = _DEFAULTS.get(config.model_type, _DEFAULTS["vit"])
     values, file = _read(source, revision or getattr(config, "_commit_hash", None))
     where = f"{source}: its {file}"
-    processor: Mapping[str, Any] = {**_of_kind(values, defaults, where), **values} if values else defaults
-    _refuse_other_steps(processor, where)
     sides = config.image_size
+    own = (sides, sides) if isinstance(sides, int) else tuple(sides)
+    if not values:
+        return _without(config, own)
+    said = {key: value for key, value in values.items() if value is not None}
+    processor = {**_of_kind(said, config.model_type, where), **said}
+    _refuse_other_steps(said, processor, where)
     try:
-        height, width = (sides, sides) if isinstance(sides, int) else sides
-        cropped = bool(processor.get("do_center_crop"))
-        if any_size and values:
-            height = width = _side(processor.get("crop_size" if cropped else "size"), height)
-        crop_pct = 1.0
-        if cropped:
-            crop_pct = _share(_side(processor.get("crop_size"), height), _side(processor.get("size"), height))
-        mean, std = _scaled(processor, defaults, config.num_channels)
-        return Preprocessing.from_pretrained_cfg(
+        mean, std = _scaled(processor, config.num_channels)
+        size, crop_pct, crop_mode = sized(
+            resized_of(processor),
+            crop_of(processor) if processor.get("do_center_crop") else None,
+            # what its file does not say of sizes is as the model has it
+            own if not any_size and not {"size", "crop_size"} & said.keys() else None,
+        )
+        looks = Preprocessing.from_pretrained_cfg(
             {
-                "input_size": (config.num_channels, height, width),
+                "input_size": (config.num_channels, *size),
                 "mean": mean,
                 "std": std,
-                "interpolation": _resampling(processor.get("resample", defaults["resample"])),
+                "interpolation": _resampling(processor.get("resample")),
                 "crop_pct": crop_pct,
-                # ViT's processor squashes the whole picture to a square; DeiT's crops its middle
-                "crop_mode": "center" if cropped else "squash",
+                "crop_mode": said.get(_CROP_MODE, crop_mode),
             }
         )
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"{where} cannot be understood: {error}") from error
+    if not any_size and size != own:
+        made, taken = (f"{height} x {width}" for height, width in (size, own))
+        raise UserError(f"{where} makes pictures of {made} pixels, but the model takes {taken}")
+    return looks
 
 
-def _of_kind(values: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What the named kind of processor does where its file is silent."""
+def _without(config: Any, size: tuple[int, ...]) -> Preprocessing:
+    """Of a model that comes without a processor."""
+    known = _DEFAULTS.get(config.model_type, _DEFAULTS["vit"])
+    return Preprocessing.from_pretrained_cfg(
+        {
+            "input_size": (config.num_channels, *size),
+            "mean": known["image_mean"],
+            "std": known["image_std"],
+            "interpolation": RESAMPLE[known["resample"]],
+            "crop_pct": known.get("crop_pct", 1.0),
+            "crop_mode": "center" if "crop_pct" in known else "squash",
+        }
+    )
+
+
+def _of_kind(values: Mapping[str, Any], model_type: str, where: str) -> dict[str, Any]:
+    """What the named kind of processor, or else that of the model, does where its file is silent."""
     import transformers
 
     name = values.get("image_processor_type") or values.get("feature_extractor_type")
-    if name is None:
-        return {key: defaults[key] for key in ("image_mean", "image_std", "resample")}
-    stem = str(name).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    stem = str(name or f"{_KIND_OF.get(model_type, 'ViT')}ImageProcessor")
+    stem = stem.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
     kind = getattr(transformers, stem, None)
-    if not stem.startswith(_KINDS) or kind is None:
+    if stem == "LlavaImageProcessor" and values.get(_CROP_MODE) == "border":
+        pass  # as `image_processor` writes it
+    elif stem.removesuffix("ImageProcessor") not in _KINDS or kind is None:
         raise UserError(
             f"{where} is of the kind {name}; known are the image processors of {', '.join(_KINDS)}"
         )
-    keys = (*_STEPS, "image_mean", "image_std", "resample", "size", "crop_size", "rescale_factor")
-    given = {key: getattr(kind, key, None) for key in keys}
+    given = {key: getattr(kind, key, None) for key in (*_STEPS, *_VALUES)}
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _refuse_other_steps(processor: Mapping[str, Any], where: str) -> None:
+def _refuse_other_steps(values: Mapping[str, Any], processor: Mapping[str, Any], where: str) -> None:
     if processor.get("do_resize") is False:
         raise UserError(
             f"{where} says do_resize: false, but a batch needs pictures of one size; make it true (pictures "
             "of that size stay as they are)"
         )
-    others = [
-        key
-        for key, value in processor.items()
-        if key.startswith("do_") and value and key not in (*_STEPS, *_NO_STEPS)
-    ]
-    others += [key for key in ("offset", "rescale_offset", "crop_pct") if processor.get(key)]
+    known = {*_STEPS, *_NO_STEPS, *_VALUES, *_NO_VALUES, _CROP_MODE}
+    if values.get(_CROP_MODE) == "border":
+        known |= {"do_pad"}
+    others = [key for key, value in values.items() if value is not False and key not in known]
     if others:
-        raise UserError(f"{where} says {', '.join(others)}, which is not covered; make it false")
+        raise UserError(
+            f"{where} says {', '.join(others)}, which is not covered; make it false or take it out"
+        )
 
 
-def _scaled(
-    processor: Mapping[str, Any], defaults: Mapping[str, Any], channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _scaled(processor: Mapping[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std for pixels in 0..1, where the processor's are for pixels times its rescale_factor."""
-    mean = processor.get("image_mean") or defaults["image_mean"]
-    std = processor.get("image_std") or defaults["image_std"]
-    mean, std = (tuple([each] * channels if isinstance(each, float) else each) for each in (mean, std))
+    mean, std = (
+        (each,) * channels if isinstance(each, float) else tuple(map(float, each))
+        for each in (processor["image_mean"], processor["image_std"])
+    )
     if processor.get("do_normalize") is False:
         mean, std = (0.0,) * channels, (1.0,) * channels
     factor = 1.0 if processor.get("do_rescale") is False else float(processor.get("rescale_factor", 1 / 255))
@@ -124,27 +166,10 @@ def _scaled(
     return tuple(value / whole for value in mean), tuple(value / whole for value in std)
 
 
-def _share(crop: int, resized: int) -> float:
-    """The crop_pct by which timm, which rounds down, resizes to just so many pixels before it crops."""
-    share = crop / resized
-    while math.floor(crop / share) < resized:
-        share = math.nextafter(share, 0)
-    return share
-
-
 def _resampling(code: Any) -> str:
-    if code not in _RESAMPLE:
-        raise ValueError(f"resample {code!r} is none of {', '.join(map(str, _RESAMPLE))}")
-    return _RESAMPLE[code]
-
-
-def _side(size: Any, default: int) -> int:
-    """Pixels of 256, [256, 256], {"height": 256, "width": 256} or {"shortest_edge": 256}: all are in use."""
-    if isinstance(size, Mapping):
-        return int(size.get("shortest_edge") or size.get("height") or default)
-    if isinstance(size, list | tuple):
-        return int(size[0]) if size else default
-    return default if size is None else int(size)
+    if code not in RESAMPLE:
+        raise ValueError(f"resample {code!r} is none of {', '.join(map(str, RESAMPLE))}")
+    return RESAMPLE[code]
 
 
 def _read(source: str, revision: str | None) -> tuple[dict[str, Any], str]:
@@ -184,19 +209,35 @@ def _find(source: str, file: str, revision: str | None) -> str | Path | None:
 
 def image_processor(preprocessing: Preprocessing) -> Any:
     """The image processor that a model saved with this preprocessing brings along: ViT's squashes the picture
-    to a square, BiT's crops its middle. Neither pads, so `border` is written as the crop."""
-    from transformers import BitImageProcessor, ViTImageProcessor
+    to its size, DeiT's squashes and crops it, BiT's crops its middle, LLaVA's pads it to a square.
+
+    BiT's crop of `center` is one pixel beside timm's where the margin is 3, 7, 11 ... pixels; LLaVA's pads
+    before it resizes, so that pixels at the picture's border differ from those of `border`.
+
+    Raises UserError for an oblong picture that keeps its aspect ratio: no processor makes one.
+    """
+    from transformers import BitImageProcessor, DeiTImageProcessor, LlavaImageProcessor, ViTImageProcessor
 
     channels, height, width = preprocessing.input_size
-    resample = {name: code for code, name in _RESAMPLE.items()}[preprocessing.interpolation]
-    values = dict(image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), resample=resample)
-    size = {"height": height, "width": width}
-    if preprocessing.crop_mode == "squash":
-        return ViTImageProcessor(size=size, **values)
-    return BitImageProcessor(
-        size={"shortest_edge": math.floor(height / preprocessing.crop_pct)},
-        do_center_crop=True,
-        crop_size=size,
-        do_convert_rgb=channels == 3,
-        **values,
+    resample = {name: code for code, name in RESAMPLE.items()}[preprocessing.interpolation]
+    values: dict[str, Any] = dict(
+        image_mean=list(preprocessing.mean), image_std=list(preprocessing.std), resample=resample
     )
+    size = {"height": height, "width": width}
+    high, wide = (math.floor(side / preprocessing.crop_pct) for side in (height, width))
+    if preprocessing.crop_mode == "squash":
+        if (high, wide) == (height, width):
+            return ViTImageProcessor(size=size, **values)
+        return DeiTImageProcessor(size={"height": high, "width": wide}, crop_size=size, **values)
+    if height != width:
+        raise UserError(
+            f"crop_mode {preprocessing.crop_mode} of {height} x {width} pixels: no image processor of "
+            "transformers does that; take squash, or a square"
+        )
+    values |= dict(size={"shortest_edge": high}, do_center_crop=True, crop_size=size)
+    values["do_convert_rgb"] = channels == 3
+    if preprocessing.crop_mode != "center_down":
+        values[_CROP_MODE] = preprocessing.crop_mode
+    if preprocessing.crop_mode == "border":
+        return LlavaImageProcessor(do_pad=True, **values)
+    return BitImageProcessor(**values)

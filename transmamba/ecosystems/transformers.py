@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
 
+logger = logging.getLogger("transmamba.teacher")
+
 library = "transformers"
-MODEL_TYPES = ("vit", "deit", "dinov2")
+MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
+_DINOV2 = ("dinov2", "dinov2_with_registers")
 # made anew by each load of a backbone, and read by nobody who takes its last stream
 _UNREAD = ("mask_token", "pooler.")
 # model_type -> timm's model of the same weights
@@ -25,9 +29,18 @@ _ELSEWHERE = {
     "siglip": "vit_base_patch16_siglip_gap_224, its image tower",
     "siglip2": "vit_base_patch16_siglip_gap_224.v2_webli, its image tower",
     "clip": "vit_base_patch32_clip_224.openai, its image tower",
-    "dinov2_with_registers": "vit_small_patch14_reg4_dinov2",
     "vit_mae": "vit_base_patch16_224.mae",
     "timm_wrapper": "hf-hub:OWNER/NAME, the repository's own id",
+}
+# model_type -> what of it no view has
+_BIASES = "relative position biases in its attention"
+_LACKING = {
+    "beit": _BIASES,
+    "data2vec-vision": _BIASES,
+    "dinov3_vit": "rotary positions in two dimensions",
+    "dinov3_convnext": "convolutions",
+    "swin": f"shifted windows and {_BIASES}",
+    "swinv2": f"shifted windows and {_BIASES}",
 }
 
 
@@ -54,7 +67,7 @@ def preprocessing(model: nn.Module) -> Preprocessing:
 
 def takes_any_size(config: Any) -> bool:
     """Whether the model resizes its positions to whatever picture it is given, as DINOv2 does."""
-    return config.model_type == "dinov2"
+    return config.model_type in _DINOV2
 
 
 def load_hugging_face(name: str, revision: str | None = None, num_classes: int | None = None) -> nn.Module:
@@ -114,7 +127,8 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
         model, found = loader.from_pretrained(name, **given)
         if any("classifier" in key for key in found["missing_keys"]):
             # its head would be random numbers, others at each load
-            pooler = {} if config.model_type == "dinov2" else {"add_pooling_layer": False}
+            logger.warning("%s has no trained classifier: it is taken without a head, for its features", name)
+            pooler = {} if config.model_type in _DINOV2 else {"add_pooling_layer": False}
             model, found = AutoModel.from_pretrained(name, **pooler, **given)
     missing = [key for key in found["missing_keys"] if not any(word in key for word in _UNREAD)]
     if missing:
@@ -125,10 +139,11 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
 
 def unknown_type(name: str, model_type: str) -> UserError:
     """What to write instead of a model that no view can express."""
-    elsewhere = _ELSEWHERE.get(model_type)
+    elsewhere, lacking = _ELSEWHERE.get(model_type), _LACKING.get(model_type)
     hint = f"; timm has the same weights, write {elsewhere}" if elsewhere else ""
+    why = f"it has {lacking}, and " if lacking else ""
     return UserError(
-        f"teacher {name!r} (model_type={model_type}) cannot be expressed: only ViT, DeiT and DINOv2 are "
+        f"teacher {name!r} (model_type={model_type}) cannot be expressed: {why}only ViT, DeiT and DINOv2 are "
         f"known{hint}"
     )
 

@@ -12,7 +12,6 @@ from ..core.layout import Grid
 from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..views.embeddings import ImageEmbedding
-from ..views.heads import Classifier
 from ..views.view import Tower, View
 
 
@@ -70,15 +69,6 @@ def _check_patch(model: str, tower: Tower) -> None:
             "leave student.model out to follow the teacher, or write "
             f"student.kwargs.patch_size={found[1]} to mean it"
         )
-
-
-def pooled_token(view: View) -> str:
-    """The token that its head reads, or `mean`; of a backbone, and where the head pools by attention, its
-    class token, where there is one."""
-    head, layout = view.heads.get("image"), image_tower(view).layout
-    if isinstance(head, Classifier) and isinstance(head.readouts[0][0], str):
-        return head.readouts[0][0]
-    return "cls" if isinstance(layout, Grid) and "cls" in dict(layout.special) else "mean"
 
 
 def image_tower(view: View) -> Tower:

@@ -1,10 +1,12 @@
-"""The canonical view of Hugging Face's ViT, DeiT and DINOv2, by their modules' names."""
+"""The canonical view of Hugging Face's ViT, DeiT and DINOv2 (with registers or without), by their modules'
+names."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.layout import Grid
@@ -26,6 +28,8 @@ VIEWS = {
     "DeiTModel": "",
     "Dinov2ForImageClassification": "dinov2",
     "Dinov2Model": "",
+    "Dinov2WithRegistersForImageClassification": "dinov2_with_registers",
+    "Dinov2WithRegistersModel": "",
 }
 
 
@@ -99,7 +103,6 @@ def _block(layer: Any, name: str) -> tuple[Attention, Mlp]:
         inner = attention.attention
         q, k, v, o = inner.query, inner.key, inner.value, attention.output.dense
         heads = inner.num_attention_heads
-    up, down, act = _mlp(layer, name)
     return (
         Attention(
             norm=_norm(before),
@@ -110,13 +113,7 @@ def _block(layer: Any, name: str) -> tuple[Attention, Mlp]:
             heads=heads,
             scale=_scale(layer, 1),
         ),
-        Mlp(
-            norm=_norm(after),
-            up=_affine(up, f"{name}.up"),
-            down=_affine(down, f"{name}.down"),
-            act=act,
-            scale=_scale(layer, 2),
-        ),
+        _mlp(layer, _norm(after), name),
     )
 
 
@@ -125,14 +122,28 @@ def _first_norm(layer: Any, number: int) -> Any:
     return next(getattr(layer, name) for name in names if hasattr(layer, name))
 
 
-def _mlp(layer: Any, name: str) -> tuple[Any, Any, Any]:
-    """The two linears and the activation between them."""
-    mlp = getattr(layer, "mlp", None)
+def _mlp(layer: Any, norm: Norm, name: str) -> Mlp:
+    """Two linears and the activation between them, or DINOv2's three with a gate."""
+    mlp, gate = getattr(layer, "mlp", None), None
     if mlp is None:
-        return layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn
-    if not hasattr(mlp, "fc1"):
-        raise refuse(f"{name}.mlp", "only the plain two-layer MLP is known", kind=type(mlp).__name__)
-    return mlp.fc1, mlp.fc2, mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.activation
+        up, down, act = layer.intermediate.dense, layer.output.dense, layer.intermediate.intermediate_act_fn
+    elif hasattr(mlp, "fc1"):
+        up, down = mlp.fc1, mlp.fc2
+        act = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.activation
+    elif hasattr(mlp, "gate_proj"):
+        up, down, act, gate = mlp.up_proj, mlp.down_proj, mlp.act_fn, _affine(mlp.gate_proj, f"{name}.gate")
+    elif hasattr(mlp, "weights_in"):  # the same before transformers 5.2x: gate and up in one
+        inner = plain_linear(mlp.weights_in, f"{name}.weights_in")
+        biases: Any = (None, None) if inner.bias is None else inner.bias.chunk(2)
+        gate, packed = map(Affine, inner.weight.chunk(2), biases)
+        down = _affine(mlp.weights_out, f"{name}.weights_out")
+        return Mlp(norm, packed, down, act=F.silu, scale=_scale(layer, 2), gate=gate)
+    else:
+        raise refuse(
+            f"{name}.mlp", "only two linears, or three with a gate, are known", kind=type(mlp).__name__
+        )
+    up, down = _affine(up, f"{name}.up"), _affine(down, f"{name}.down")
+    return Mlp(norm, up, down, act=act, scale=_scale(layer, 2), gate=gate)
 
 
 def _scale(layer: Any, number: int) -> Tensor | None:
@@ -146,20 +157,37 @@ def _embedding(embeddings: Any, size: tuple[int, ...] | None) -> tuple[ImageEmbe
     special = [("cls", embeddings.cls_token[0])]
     if getattr(embeddings, "distillation_token", None) is not None:
         special.append(("dist", embeddings.distillation_token[0]))
-    own, patch = embeddings.patch_embeddings.image_size, embeddings.patch_embeddings.patch_size
-    height, width = size or tuple(own)
+    position = _positions(embeddings, len(special), size)
+    if getattr(embeddings, "register_tokens", None) is not None:
+        registers = embeddings.register_tokens[0]
+        special += [(f"reg{i}", row[None]) for i, row in enumerate(registers)]
+        # they come after the class token, and have no positions
+        position = torch.cat([position[:1], torch.zeros_like(registers), position[1:]])
+    height, width = _grid(embeddings, size)
     names = tuple((name, i) for i, (name, _) in enumerate(special))
-    layout = Grid(height // patch[0], width // patch[1], special=names)
-    position = embeddings.position_embeddings
-    if (height, width) != tuple(own):
-        # the model resizes them for each picture; here once, by its own code
-        tokens = position.new_zeros(1, layout.length, position.shape[-1])
-        with torch.no_grad():
-            position = embeddings.interpolate_pos_encoding(tokens, height, width)
     embedding = ImageEmbedding(
         weight=projection.weight,
         bias=projection.bias,
         special=torch.cat([token for _, token in special]),
-        position=position[0],
+        position=position,
     )
-    return embedding, layout
+    return embedding, Grid(height, width, special=names)
+
+
+def _grid(embeddings: Any, size: tuple[int, ...] | None) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    height, width = size or tuple(embeddings.patch_embeddings.image_size)
+    patch = embeddings.patch_embeddings.patch_size
+    return height // patch[0], width // patch[1]
+
+
+def _positions(embeddings: Any, special: int, size: tuple[int, ...] | None) -> Tensor:
+    """(S + N, D) of `special` tokens and the patches of a picture of `size`."""
+    position: Tensor = embeddings.position_embeddings
+    if size is not None and size != tuple(embeddings.patch_embeddings.image_size):
+        # the model resizes them for each picture; here once, by its own code
+        rows, columns = _grid(embeddings, size)
+        tokens = position.new_zeros(1, special + rows * columns, position.shape[-1])
+        with torch.no_grad():
+            position = embeddings.interpolate_pos_encoding(tokens, *size)
+    return position[0]

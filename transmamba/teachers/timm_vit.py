@@ -16,11 +16,24 @@ from ..ecosystems.sources import Source, read_source
 from ..ecosystems.timm import check_options, create_timm
 from ..errors import UserError
 from ..views.embeddings import ImageEmbedding
-from ..views.heads import Classifier, Head
-from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
+from ..views.heads import Classifier, Head, Pool
+from ..views.sublayers import Norm, Sublayer
 from ..views.view import Tower, View
-from .check import Original, check_view, plain_linear
+from .check import Original, check_view
 from .teacher import Teacher, refuse
+from .timm_parts import affine, attention, attention_pool, mlp, norm_view
+
+# class of timm's -> what of it no view has
+_BIASES = "relative position biases in its attention"
+_LACKING = {
+    "Beit": _BIASES,
+    "Eva": "the blocks of EVA, EVA-02 and DINOv3, with rotary positions in two dimensions",
+    "NaFlexVit": "patches of any number, in rows of a padded batch",
+    "SwinTransformer": f"shifted windows and {_BIASES}",
+    "SwinTransformerV2": f"shifted windows and {_BIASES}",
+    "VisionTransformerRelPos": _BIASES,
+    "VisionTransformerSAM": f"windows and {_BIASES}",
+}
 
 
 @TEACHERS.register("timm_vit")
@@ -114,26 +127,30 @@ def check_known(name: str, **kwargs: Any) -> None:
 def timm_view(model: Any) -> View:
     """The canonical view of a timm ViT; its tensors are the model's own, no copies.
 
-    Raises UserError for what the view cannot express (parallel blocks, attention pooling, gated attention
-    ...).
+    Raises UserError for what the view cannot express (parallel blocks, gated attention, maximum pooling ...).
     """
     from timm.models.vision_transformer import Block as TimmBlock
     from timm.models.vision_transformer import VisionTransformer
 
     name = type(model).__name__
     if not isinstance(model, VisionTransformer):
-        raise refuse(name, "only timm's VisionTransformer and distilled DeiT are known")
-    if model.attn_pool is not None or model.global_pool not in ("token", "avg"):
-        raise refuse(name, "only class-token and average pooling are known", global_pool=model.global_pool)
-    if model.pool_include_prefix:
-        raise refuse(name, "pooling over the prefix tokens is not covered")
+        why = f"it has {_LACKING[name]}, and " if name in _LACKING else ""
+        raise refuse(name, f"{why}only timm's VisionTransformer and distilled DeiT are known")
+    if model.global_pool not in ("token", "avg", "map"):
+        raise refuse(
+            name, "only class-token, average and map pooling are known", global_pool=model.global_pool
+        )
+    if model.pool_include_prefix and model.global_pool == "avg":
+        raise refuse(name, "averaging over the prefix tokens is not covered")
     sublayers: list[Sublayer] = []
     for index, block in enumerate(model.blocks):
         if type(block) is not TimmBlock:
             raise refuse(
                 f"block {index}", "only the plain pre-norm block is known", kind=type(block).__name__
             )
-        sublayers += [_attention(block, f"blocks.{index}"), _mlp(block, f"blocks.{index}")]
+        scales = [getattr(scale, "gamma", None) for scale in (block.ls1, block.ls2)]
+        sublayers.append(attention(block.attn, block.norm1, scales[0], f"blocks.{index}.attn"))
+        sublayers.append(mlp(block.mlp, block.norm2, scales[1], f"blocks.{index}.mlp"))
     embedding, layout = _embedding(model)
     after_pooling = not isinstance(model.fc_norm, nn.Identity)
     norm = None if after_pooling else norm_view(model.norm)
@@ -146,78 +163,18 @@ def _head(model: Any, norm: Norm | None) -> Head | None:
     """Its classifier; None for a backbone (`num_classes=0`)."""
     if isinstance(model.head, nn.Identity):
         return None
-    readouts = [("cls" if model.global_pool == "token" else "mean", _affine(model.head, "head"))]
+    how: Pool = "cls" if model.global_pool == "token" else "mean"
+    if model.attn_pool is not None:
+        how = attention_pool(model.attn_pool, special=model.pool_include_prefix)
+    readouts = [(how, affine(model.head, "head"))]
     if hasattr(model, "head_dist"):
-        readouts.append(("dist", _affine(model.head_dist, "head_dist")))
+        readouts.append(("dist", affine(model.head_dist, "head_dist")))
     return Classifier(tuple(readouts), norm)
-
-
-def norm_view(module: nn.Module) -> Norm | None:
-    """A LayerNorm or RMSNorm module as a `Norm`; None for an identity."""
-    if isinstance(module, nn.Identity):
-        return None
-    if isinstance(module, nn.LayerNorm):
-        return Norm(module.weight, module.bias, module.eps)
-    if "RmsNorm" in type(module).__name__ or isinstance(module, nn.RMSNorm):
-        weight: Any = getattr(module, "weight", None)
-        eps: Any = module.eps
-        if eps is None:  # torch's RMSNorm then takes the smallest step of its input's type
-            eps = torch.finfo(torch.float32 if weight is None else weight.dtype).eps
-        return Norm(weight, None, float(eps), rms=True)
-    raise refuse("norm", "only LayerNorm and RMSNorm are known", kind=type(module).__name__)
-
-
-def _affine(module: Any, name: str) -> Affine:
-    linear = plain_linear(module, name)
-    return Affine(linear.weight, linear.bias)
-
-
-def _split(linear: nn.Linear) -> list[Affine]:
-    weights = linear.weight.chunk(3)
-    biases: Any = linear.bias.chunk(3) if linear.bias is not None else (None, None, None)
-    return [Affine(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-
-
-def _attention(block: Any, name: str) -> Attention:
-    attn = block.attn
-    if type(attn).__name__ != "Attention" or getattr(attn, "gate", None) is not None:
-        raise refuse("attention", "only plain softmax attention is known", kind=type(attn).__name__)
-    if not isinstance(attn.norm, nn.Identity):
-        raise refuse("attention", "a norm before the output projection is not covered")
-    q, k, v = _split(plain_linear(attn.qkv, f"{name}.attn.qkv"))
-    norm = norm_view(block.norm1)
-    assert norm is not None, "a pre-norm block has a norm"
-    return Attention(
-        norm=norm,
-        q=q,
-        k=k,
-        v=v,
-        o=_affine(attn.proj, f"{name}.attn.proj"),
-        heads=attn.num_heads,
-        q_norm=norm_view(attn.q_norm),
-        k_norm=norm_view(attn.k_norm),
-        scale=getattr(block.ls1, "gamma", None),
-    )
-
-
-def _mlp(block: Any, name: str) -> Mlp:
-    mlp = block.mlp
-    if type(mlp).__name__ != "Mlp" or not isinstance(mlp.norm, nn.Identity):
-        raise refuse("MLP", "only the plain two-layer MLP is known", kind=type(mlp).__name__)
-    norm = norm_view(block.norm2)
-    assert norm is not None, "a pre-norm block has a norm"
-    return Mlp(
-        norm=norm,
-        up=_affine(mlp.fc1, f"{name}.mlp.fc1"),
-        down=_affine(mlp.fc2, f"{name}.mlp.fc2"),
-        act=mlp.act,
-        scale=getattr(block.ls2, "gamma", None),
-    )
 
 
 def _embedding(model: Any) -> tuple[ImageEmbedding, Grid]:
     patch = model.patch_embed
-    if type(patch).__name__ != "PatchEmbed" or not isinstance(patch.norm, nn.Identity):
+    if type(patch).__name__ != "PatchEmbed":
         raise refuse("patch embedding", "only one convolution is known", kind=type(patch).__name__)
     names: list[str] = []
     tokens: list[Tensor] = []
@@ -245,5 +202,6 @@ def _embedding(model: Any) -> tuple[ImageEmbedding, Grid]:
         special=special,
         position=position,
         norm=norm_view(model.norm_pre),
+        patch_norm=norm_view(patch.norm),
     )
     return embedding, layout

@@ -16,11 +16,12 @@ from .sublayers import Affine, Norm
 
 @dataclass(frozen=True)
 class ImageEmbedding:
-    """Convolution over patches, special tokens, positions.
+    """Convolution over patches, their norm, special tokens, positions, the norm of all.
 
     weight:   (D, C, patch, patch)
     special:  (S, D) in sequence order before the patches
     position: (S + N, D), zero where a token has none
+    patch_norm: of the patches alone, before they have positions
     centre:   whether each token's mean is taken from it, after the norm: what folding leaves of a norm here
     """
 
@@ -32,6 +33,7 @@ class ImageEmbedding:
     position: Tensor
     norm: Norm | None = None
     centre: bool = False
+    patch_norm: Norm | None = None
 
     @property
     def width(self) -> int:
@@ -42,6 +44,7 @@ class ImageEmbedding:
         images = inputs["image"].to(self.weight.dtype)
         patches = F.conv2d(images, self.weight, self.bias, stride=self.weight.shape[-2:])
         tokens = patches.flatten(2).transpose(1, 2)
+        tokens = tokens if self.patch_norm is None else self.patch_norm(tokens)
         special = self.special.expand(len(images), -1, -1).to(tokens.dtype)
         tokens = torch.cat([special, tokens], dim=1) + self.position
         tokens = tokens if self.norm is None else self.norm(tokens)

@@ -121,7 +121,7 @@ def _centre(embedding: Embedding) -> Embedding:
             connector=dataclasses.replace(embedding.connector, linears=linears),
         )
     assert isinstance(embedding, ImageEmbedding), "there are two kinds"
-    if embedding.norm is not None:
+    if embedding.norm is not None or embedding.patch_norm is not None:
         return dataclasses.replace(embedding, centre=True)
     return dataclasses.replace(
         embedding,

@@ -30,7 +30,8 @@ class AttentionPool:
     """A learnt query that reads all tokens, then a residual MLP: a + down(act(up(norm(a)))) (multihead
     attention pooling, arXiv 2106.04560).
 
-    latent: (1, D)
+    latent:  (1, D)
+    special: whether it reads the special tokens too, not the patches alone
     """
 
     latent: Tensor
@@ -45,9 +46,10 @@ class AttentionPool:
     act: Callable[[Tensor], Tensor]
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+    special: bool = True
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(B, D) of the stream x (B, L, D)."""
+        """(B, D) of the tokens x (B, L, D)."""
         q, k, v = (
             projection(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projection, tokens in ((self.q, self.latent.expand(len(x), 1, -1)), (self.k, x), (self.v, x))
@@ -67,7 +69,7 @@ Pool = str | EndOfText | AttentionPool
 def pool(x: Tensor, how: Pool, layout: Layout, inputs: Mapping[str, Tensor]) -> Tensor:
     """(B, D) of the stream (B, L, D)."""
     if isinstance(how, AttentionPool):
-        return how(x)
+        return how(x if how.special else x[:, layout.patches])  # type: ignore[attr-defined]
     if isinstance(how, EndOfText):
         return how(x, inputs["text"])
     if how == "last":

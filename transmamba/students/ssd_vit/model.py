@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.layers import SwiGLU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -58,13 +59,21 @@ class SSDBlock(Block):
 class SSDVisionTransformer(VisionTransformer):
     """timm's VisionTransformer whose blocks mix tokens with `SSDAttention`, but for `attention_layers`.
 
-    norm_eps: epsilon of every norm, where the teacher's is not timm's 1e-6
+    norm_eps:  epsilon of every norm, where the teacher's is not timm's 1e-6
+    gated_mlp: whether its MLPs are gated, act(gate) * up (SwiGLU where `act_layer` is silu)
     """
 
     def __init__(
-        self, *, attention_layers: Sequence[int] = (), norm_eps: float | None = None, **kwargs: Any
+        self,
+        *,
+        attention_layers: Sequence[int] = (),
+        norm_eps: float | None = None,
+        gated_mlp: bool = False,
+        **kwargs: Any,
     ) -> None:
         _check(**kwargs)
+        if gated_mlp:
+            kwargs["mlp_layer"] = SwiGLU
         super().__init__(block_fn=SSDBlock, **kwargs)
         if norm_eps is not None:
             for module in self.modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,12 @@ from ...core.tower import StudentSpec
 from ...ecosystems.find import preprocessing_of
 from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
-from ...views.heads import Classifier, Head
+from ...views.heads import AttentionPool, Classifier, Head
 from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp
 from ...views.view import View
-from ..timm_arguments import default_cfg, following, image_embedding, image_tower, pooled_token
+from ..reading import pool_of, pooled_token
+from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import SSDVisionTransformer
 
 default_cfgs = generate_default_cfgs(
@@ -127,18 +129,26 @@ def shape_of(view: View) -> dict[str, Any]:
     attention, mlp = tower.sublayers[0], tower.sublayers[1]
     assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a vision transformer's block"
     eps = {sublayer.norm.eps for sublayer in skeletons(tower.sublayers) if isinstance(sublayer, Attention)}
+    pool = pool_of(view)
+    mapped = isinstance(pool, AttentionPool) and is_like(pool, attention, mlp)
+    token = "token" if pooled_token(view) == "cls" else "avg"
+    more: dict[str, Any] = {} if mlp.gate is None else dict(gated_mlp=True)
+    if embedding.patch_norm is not None:
+        more["embed_norm_layer"] = "rmsnorm" if embedding.patch_norm.rms else "layernorm"
+    if isinstance(pool, AttentionPool) and mapped and pool.special:
+        more["pool_include_prefix"] = True
     return dict(
         patch_size=embedding.weight.shape[-1],
         embed_dim=tower.width,
         depth=len(tower.ends),
         num_heads=attention.heads,
-        mlp_ratio=mlp.up.weight.shape[0] / tower.width,
+        mlp_ratio=_ratio(mlp.up.weight.shape[0], tower.width),
         qkv_bias=attention.q.bias is not None,
         qk_norm=attention.q_norm is not None,
         proj_bias=attention.o.bias is not None,
         class_token="cls" in special,
         reg_tokens=sum(name.startswith("reg") for name in special),
-        global_pool="token" if pooled_token(view) == "cls" else "avg",
+        global_pool="map" if mapped else token,
         pre_norm=embedding.norm is not None,
         final_norm=tower.norm is not None or _norm_after_pooling(head),
         fc_norm=_norm_after_pooling(head),
@@ -146,7 +156,35 @@ def shape_of(view: View) -> dict[str, Any]:
         act_layer=activation_name(mlp.act),
         norm_layer="rmsnorm" if attention.norm.rms else None,
         norm_eps=None if eps == {1e-6} else eps.pop(),
+        **more,
     )
+
+
+def is_like(pool: AttentionPool, attention: Attention, mlp: Mlp) -> bool:
+    """Whether timm's attention pool beside such blocks can be this one: heads, widths, biases, norm and
+    activation follow from theirs."""
+    width, neurons = attention.q.weight.shape[1], mlp.up.weight.shape[0]
+    linears = (pool.q, pool.k, pool.v, pool.o, pool.up, pool.down)
+    shapes = [(width, width)] * 4 + [(neurons, width), (width, neurons)]
+    norm = pool.norm
+    return (
+        pool.heads == attention.heads
+        and pool.latent.shape == (1, width)
+        and [tuple(linear.weight.shape) for linear in linears] == shapes
+        and all(linear.bias is not None for linear in linears)
+        and norm is not None
+        and (norm.rms, norm.eps) == (attention.norm.rms, attention.norm.eps)
+        and pool.q_norm is pool.k_norm is None
+        and activation_name(pool.act) == activation_name(mlp.act)
+    )
+
+
+def _ratio(neurons: int, width: int) -> float:
+    """The ratio of which timm, which rounds down, makes just so many."""
+    ratio = neurons / width
+    while int(width * ratio) < neurons:
+        ratio = math.nextafter(ratio, math.inf)
+    return ratio
 
 
 def _norm_after_pooling(head: Head | None) -> bool:

@@ -12,9 +12,10 @@ import torch
 
 from ...errors import UserError
 from ...subcloning.plan import Dropped, Take
-from ...views.heads import Classifier
+from ...views.heads import AttentionPool, Classifier
 from ...views.sublayers import Affine, Attention, Mlp, Norm
 from ...views.view import Tower, View
+from ..reading import check_heads, pool_dropped, pool_of, rope_dropped
 from ..timm_arguments import image_embedding
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
     (embedding, theirs), mine = image_embedding(view), student.layout
     if embedding.centre:
         raise UserError("ssd_vit cannot centre what a norm after the embedding makes; set init.fold to false")
+    check_heads(tower, "ssd_vit")
     channels, wanted = embedding.weight.shape[1], student.patch_embed.proj.weight.shape[1]
     if channels != wanted:
         raise UserError(
@@ -46,6 +48,8 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
         )
     yield Take(target="patch_embed.proj.weight", source="embedding.weight", tensor=embedding.weight)
     yield from _bias("patch_embed.proj.bias", "embedding.bias", Affine(embedding.weight, embedding.bias))
+    if embedding.patch_norm is not None:
+        yield from _norm("patch_embed.norm", "embedding.patch_norm", embedding.patch_norm)
     if embedding.norm is not None:
         yield from _norm("norm_pre", "embedding.norm", embedding.norm)
     rows = [name for name, _ in theirs.special]
@@ -76,6 +80,7 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
         yield Take(target="pos_embed", source="embedding.position", tensor=position, index=(source,))
     if tower.norm is not None:
         yield from _norm("norm", "norm", tower.norm)
+    yield from _pool(student, view)
     if not isinstance(head, Classifier):
         return
     if head.norm is not None:
@@ -86,6 +91,36 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
         yield from _bias("head.bias", "head.bias", linear)
     for token, _ in head.readouts[1:]:
         yield Dropped(source=f"head.{token}", why="the student has one head")
+
+
+def _pool(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dropped]:
+    """The teacher's attention pool where the student has one, else what the student reads instead."""
+    pool, width = pool_of(view), student.width
+    if student.attn_pool is None or not isinstance(pool, AttentionPool):
+        read = "the class token" if student.global_pool == "token" else f"by {student.global_pool} pooling"
+        yield from pool_dropped(view, read)
+        return
+    yield Take(target="attn_pool.latent", source="pool.latent", tensor=pool.latent)
+    rows = {"k": slice(0, width), "v": slice(width, 2 * width)}
+    for target, name in (
+        ("q", "q"),
+        ("kv", "k"),
+        ("kv", "v"),
+        ("proj", "o"),
+        ("norm", "norm"),
+        ("mlp.fc1", "up"),
+        ("mlp.fc2", "down"),
+    ):
+        part = getattr(pool, name)
+        for kind in ("weight", "bias"):
+            tensor = None if part is None else getattr(part, kind)
+            if tensor is not None:
+                yield Take(
+                    target=f"attn_pool.{target}.{kind}",
+                    source=f"pool.{name}.{kind}",
+                    tensor=tensor,
+                    into=rows.get(name),
+                )
 
 
 def _bias(target: str, source: str, affine: Affine, layer: int | None = None) -> Iterator[Take]:
@@ -99,11 +134,30 @@ def _norm(target: str, source: str, norm: Norm, layer: int | None = None) -> Ite
             yield Take(target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, layer=layer)
 
 
+def _check_plain(attention: Attention, source: str) -> None:
+    """Raises UserError for what timm's attention, which a block may keep, does not do."""
+    more = dict(
+        rope=attention.rope is not None,
+        causal=attention.causal,
+        window=attention.window is not None,
+        softmax_scale=attention.softmax_scale is not None,
+    )
+    found = [name for name, there in more.items() if there]
+    if found:
+        raise UserError(
+            f"ssd_vit cannot keep the attention of {source}: it has {', '.join(found)}, which timm's has "
+            "not; leave student.attention_layers out"
+        )
+
+
 def plan_block(student: SSDVisionTransformer, tower: Tower, k: int, t: int) -> Iterator[Take | Dropped]:
     """Block k from the teacher's block t, attention and then an MLP."""
     into, source = f"blocks.{k}", f"blocks.{t}"
     attention, mlp = tower.sublayers[tower.ends[t] - 1], tower.sublayers[tower.ends[t]]
     assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a block of a vision transformer"
+    if k in student.attention_layers:
+        _check_plain(attention, source)
+    yield from rope_dropped(attention, f"{source}.attention", k)
     if attention.heads != student.blocks[k].attn.num_heads:
         raise UserError(
             f"teacher has {attention.heads} heads, ssd_vit {student.blocks[k].attn.num_heads}; "
@@ -124,11 +178,14 @@ def plan_block(student: SSDVisionTransformer, tower: Tower, k: int, t: int) -> I
                     into=rows,
                     layer=k,
                 )
-    for target, name, affine in (
+    linears = [
         ("attn.proj", "attention.o", attention.o),
-        ("mlp.fc1", "mlp.up", mlp.up),
+        ("mlp.fc1" if mlp.gate is None else "mlp.fc1_x", "mlp.up", mlp.up),
         ("mlp.fc2", "mlp.down", mlp.down),
-    ):
+    ]
+    if mlp.gate is not None:
+        linears.append(("mlp.fc1_g", "mlp.gate", mlp.gate))
+    for target, name, affine in linears:
         yield Take(
             target=f"{into}.{target}.weight", source=f"{source}.{name}.weight", tensor=affine.weight, layer=k
         )

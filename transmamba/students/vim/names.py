@@ -17,7 +17,8 @@ from ...ecosystems.find import preprocessing_of
 from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
 from ...views.view import View
-from ..timm_arguments import default_cfg, following, image_embedding, image_tower, pooled_token
+from ..reading import pooled_token
+from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import VisionMamba
 from .official import checkpoint_filter_fn
 

@@ -7,9 +7,11 @@ the two matrices of an MLP, become the value path of a mixer. What has no place 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor, nn
 
@@ -18,8 +20,9 @@ from ...subcloning.plan import Dropped, Kind, Take
 from ...subcloning.selection import Selection, multiplicity
 from ...views.embeddings import ImageEmbedding
 from ...views.heads import Classifier, Head
-from ...views.sublayers import Affine, Attention
+from ...views.sublayers import Affine, Attention, Mlp
 from ...views.view import Tower, View
+from ..reading import check_heads, pool_dropped, rope_dropped
 from ..timm_arguments import image_embedding
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
     """Embeddings, final norm and head."""
     tower, head = view.towers["image"], view.heads.get("image")
     (embedding, layout), keep = image_embedding(view), select.residual
+    check_heads(tower, "vim")
     if embedding.weight.shape[1] != student.in_chans:
         raise UserError(
             f"teacher has {embedding.weight.shape[1]} input channels, student {student.in_chans}; "
@@ -50,6 +54,8 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
     # none is a bias of 0: left as it began, the student's would be random
     bias = weight.new_zeros(len(weight)) if embedding.bias is None else embedding.bias
     yield Take(target="patch_embed.proj.bias", source="embedding.bias", tensor=bias, index=(keep,))
+    if embedding.patch_norm is not None:
+        yield Dropped(source="embedding.patch_norm", why="the student has no norm of its patches alone")
     yield from _plan_norm_pre(student, embedding, keep)
     special = [name for name, _ in layout.special]
     position = embedding.position
@@ -80,6 +86,8 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
         if name != "cls":
             yield Dropped(source=f"embedding.special.{name}", why="the student has a class token alone")
     yield from _plan_head(student, tower, head, keep)
+    pooled = "the mean of the patches" if student.global_pool == "avg" else "the class token"
+    yield from pool_dropped(view, pooled)
 
 
 def _plan_norm_pre(student: VisionMamba, embedding: ImageEmbedding, keep: Tensor) -> Iterator[Take | Dropped]:
@@ -128,7 +136,7 @@ def plan_layer(
     student: VisionMamba, tower: Tower, select: Selection, k: int, s: int
 ) -> Iterator[Take | Dropped]:
     """Layer k from sublayer s: from attention V into the x half and O out, from an MLP up into the x half and
-    down out."""
+    down out, and a SiLU gate into the z half."""
     sublayer = tower.sublayers[s]
     mixer: Any = student.layers[k].mixer
     source = tower.names[s]
@@ -179,6 +187,44 @@ def plan_layer(
         made=made,
     )
     yield from _plan_biases(mixer, read, write, norm.bias, channels, keep, source, names, into, k, made)
+    if isinstance(sublayer, Attention):
+        yield from rope_dropped(sublayer, source, k)
+    elif sublayer.gate is not None:
+        yield from _plan_gate(mixer, sublayer, channels, select, f"{source}.gate", into, k)
+
+
+def _plan_gate(
+    mixer: Any, mlp: Mlp, channels: Tensor, select: Selection, source: str, into: str, k: int
+) -> Iterator[Take | Dropped]:
+    """A SwiGLU's gate as the mixer's: both multiply by SiLU of a linear. Another activation has no place."""
+    gate = mlp.gate
+    assert gate is not None, "the caller has looked"
+    width = gate.weight.shape[1]
+    grid = torch.linspace(-4, 4, 65)
+    if not torch.allclose(mlp.act(grid), F.silu(grid), atol=1e-6):
+        for kind, tensor in (("weight", gate.weight), ("bias", gate.bias)):
+            if tensor is not None:
+                yield Dropped(source=f"{source}.{kind}", why="a Mamba's gate is a SiLU", layer=k)
+        return
+    rows = slice(mixer.inner, 2 * mixer.inner)
+    yield Take(
+        target=f"{into}.in_proj.weight",
+        source=f"{source}.weight",
+        tensor=gate.weight,
+        index=(channels, select.residual),
+        into=rows,
+        scale=multiplicity(select.residual, width),
+        layer=k,
+    )
+    # none is a bias of 0: left as it began, it would hold the gate open
+    bias = gate.weight.new_zeros(len(gate.weight)) if gate.bias is None else gate.bias
+    take = partial(Take, source=f"{source}.bias", tensor=bias, index=(channels,), layer=k)
+    if mixer.gate_bias is not None:
+        yield take(target=f"{into}.gate_bias")
+    elif mixer.in_proj.bias is not None:
+        yield take(target=f"{into}.in_proj.bias", into=rows)
+    elif gate.bias is not None:
+        yield Dropped(source=f"{source}.bias", why="the gate has no bias; set gate_bias", layer=k)
 
 
 def _with_negatives(read: Affine, write: Affine) -> tuple[Affine, Affine]:

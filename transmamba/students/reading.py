@@ -1,0 +1,68 @@
+"""How a teacher's image tower is read at its end, and what of it an image student has no place for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ..core.layout import Grid
+from ..errors import UserError
+from ..subcloning.plan import Dropped
+from ..views.heads import AttentionPool, Classifier, Embedder, Pool
+from ..views.sublayers import Attention
+from ..views.view import Tower, View
+
+
+def pool_of(view: View) -> Pool | None:
+    """What its image head reads; None without one."""
+    head = view.heads.get("image")
+    if isinstance(head, Classifier):
+        return head.readouts[0][0]
+    return head.pool if isinstance(head, Embedder) else None
+
+
+def pooled_token(view: View) -> str:
+    """The token that its head reads, or `mean`; of a backbone, and where the head pools by attention, its
+    class token, where there is one."""
+    head, layout = view.heads.get("image"), view.towers["image"].layout
+    if isinstance(head, Classifier) and isinstance(head.readouts[0][0], str):
+        return head.readouts[0][0]
+    return "cls" if isinstance(layout, Grid) and "cls" in dict(layout.special) else "mean"
+
+
+def pool_tensors(pool: AttentionPool) -> Iterator[tuple[str, Tensor]]:
+    """Its tensors, each with its name in a report."""
+    yield "pool.latent", pool.latent
+    for name in ("q", "k", "v", "o", "norm", "up", "down", "q_norm", "k_norm"):
+        part = getattr(pool, name)
+        for kind in ("weight", "bias"):
+            if part is not None and getattr(part, kind) is not None:
+                yield f"pool.{name}.{kind}", getattr(part, kind)
+
+
+def pool_dropped(view: View, instead: str) -> Iterator[Dropped]:
+    """The tensors of an attention pool that the student replaces by `instead`: its head reads something
+    else."""
+    pool = pool_of(view)
+    if isinstance(pool, AttentionPool):
+        for name, _ in pool_tensors(pool):
+            yield Dropped(
+                source=name, why=f"the student's head reads {instead}, the teacher's an attention pool"
+            )
+
+
+def rope_dropped(attention: Attention, source: str, layer: int) -> Iterator[Dropped]:
+    """Rotary positions, which no scan has."""
+    if attention.rope is not None:
+        yield Dropped(source=f"{source}.rope", why="a scan has an order, no rotary positions", layer=layer)
+
+
+def check_heads(tower: Tower, student: str) -> None:
+    """Raises UserError for a tower whose heads of q share those of k and v."""
+    for name, sublayer in zip(tower.names, tower.sublayers, strict=True):
+        if isinstance(sublayer, Attention) and sublayer.kv_heads not in (None, sublayer.heads):
+            raise UserError(
+                f"{student} takes values head by head, but the teacher's {name} has {sublayer.heads} heads "
+                f"of q on {sublayer.kv_heads} of k and v; choose another teacher"
+            )
