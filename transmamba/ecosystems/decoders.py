@@ -32,10 +32,11 @@ def is_decoder(source: Source) -> bool:
     kind = source.config.get("model_type")
     if not kind or "architecture" in source.config:
         return False
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto as kinds
 
-    # vision-language models have a causal head there too
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in source.config
+    # vision-language models and text encoders have a causal head there too
+    known = kind in kinds.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in source.config
+    return known and kind not in kinds.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def read_config(source: Source) -> Any:
