@@ -14,7 +14,8 @@ from . import hub
 
 _OWN, _NESTED = "preprocessor_config.json", "processor_config.json"
 _RESAMPLE = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-_KINDS = ("ViT", "DeiT", "Bit", "CLIP")  # those that resize, crop, rescale and normalise as is done here
+# those that resize, crop, rescale and normalise as is done here
+_KINDS = ("ViT", "DeiT", "Bit", "CLIP", "Siglip")
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 # without effect on pictures of the channels that a model takes
 _NO_STEPS = ("do_convert_rgb", "do_reduce_labels")
@@ -31,6 +32,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _DEFAULTS["dinov2"] = _DEFAULTS["deit"]
+_DEFAULTS["siglip_vision_model"] = {**_DEFAULTS["vit"], "resample": 3}
+_DEFAULTS["clip_vision_model"] = {
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+    "resample": 3,
+    "do_center_crop": True,
+}
 
 
 def hugging_face_preprocessing(
@@ -83,7 +91,7 @@ def _of_kind(values: Mapping[str, Any], defaults: Mapping[str, Any], where: str)
         return {key: defaults[key] for key in ("image_mean", "image_std", "resample")}
     stem = str(name).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
     kind = getattr(transformers, stem, None)
-    if not stem.startswith(_KINDS) or kind is None:
+    if not stem.startswith(tuple(f"{each}ImageProcessor" for each in _KINDS)) or kind is None:
         raise UserError(
             f"{where} is of the kind {name}; known are the image processors of {', '.join(_KINDS)}"
         )

@@ -44,7 +44,7 @@ def hugging_face_view(model: Any, size: tuple[int, ...] | None = None) -> View:
     )
     embedding, layout = _embedding(base.embeddings, size)
     head = _head(model, base.layernorm.weight.shape[0])
-    tower = Tower(embedding, sublayers, _norm(base.layernorm), layout)
+    tower = Tower(embedding, sublayers, layer_norm(base.layernorm), layout)
     return View({"image": tower}, {} if head is None else {"image": head})
 
 
@@ -86,7 +86,7 @@ def _affine(module: Any, name: str) -> Affine:
     return Affine(linear.weight, linear.bias)
 
 
-def _norm(module: nn.LayerNorm) -> Norm:
+def layer_norm(module: nn.LayerNorm) -> Norm:
     return Norm(module.weight, module.bias, module.eps)
 
 
@@ -102,7 +102,7 @@ def _block(layer: Any, name: str) -> tuple[Attention, Mlp]:
     up, down, act = _mlp(layer, name)
     return (
         Attention(
-            norm=_norm(before),
+            norm=layer_norm(before),
             q=_affine(q, f"{name}.q"),
             k=_affine(k, f"{name}.k"),
             v=_affine(v, f"{name}.v"),
@@ -111,7 +111,7 @@ def _block(layer: Any, name: str) -> tuple[Attention, Mlp]:
             scale=_scale(layer, 1),
         ),
         Mlp(
-            norm=_norm(after),
+            norm=layer_norm(after),
             up=_affine(up, f"{name}.up"),
             down=_affine(down, f"{name}.down"),
             act=act,
