@@ -77,8 +77,13 @@ def create_open_clip(source: Source, *, pretrained: bool = True) -> nn.Module:
     except Exception as error:
         said = _wrong_shape(error) or hub.explain(error)
         raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
-    setattr(model, _OURS, (copy.deepcopy(dict(cfg)), origin))
+    say_made_from(model, cfg, origin)
     return model
+
+
+def say_made_from(model: nn.Module, model_cfg: Mapping[str, Any], origin: Origin) -> None:
+    """Write on a model what rebuilds it and whose its weights are, which it does not say itself."""
+    setattr(model, _OURS, (copy.deepcopy(dict(model_cfg)), origin))
 
 
 def _tagged(name: str, tag: str | None) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from ..errors import UserError, suggest
 
 _LIKELY = 0.75  # how alike two names are where one is meant
 _FOLDER = "model_configs"
+_INSTALL = "pip install 'transmamba[clip]'"
+_BEGINNINGS = ("ViT-", "RN50", "RN101", "EVA0", "coca_", "MobileCLIP", "PE-", "roberta-ViT", "xlm-roberta-")
 
 
 def installed() -> bool:
@@ -19,7 +21,7 @@ def installed() -> bool:
 def require(text: str) -> None:
     """Raises UserError where open_clip is missing."""
     if not installed():
-        raise UserError(f"{text!r} needs open_clip; pip install 'transmamba[clip]'")
+        raise UserError(f"{text!r} needs open_clip: {_INSTALL}")
 
 
 def names() -> frozenset[str]:
@@ -44,8 +46,10 @@ def check_name(text: str, listed: str) -> None:
 
 
 def nearest(text: str) -> str:
-    """`; did you mean 'ViT-B-32/openai' of open_clip?`, or nothing."""
+    """`; did you mean 'ViT-B-32/openai' of open_clip?`, or nothing; what to install where it is missing."""
     known = names()
+    if not known and text.startswith(_BEGINNINGS):
+        return f"; open_clip's names need it: {_INSTALL}"
     name, tag = split(text)
     for whole, rest in ((text.replace("/", "-"), None), (name, tag)):
         close = difflib.get_close_matches(whole, known, n=1, cutoff=_LIKELY)

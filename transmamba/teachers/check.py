@@ -95,7 +95,6 @@ def differences(
         inputs = random_inputs(view, teacher.preprocessing, weight.dtype, words=original.words)
     inputs = {name: tensor.to(weight.device) for name, tensor in inputs.items()}
     with _undisturbed(original.module, weight.device):
-        made = _made(view, inputs, streams)
         kept: dict[str, Tensor] = {}
         try:
             with _watching(original.blocks if streams else {}, kept):
@@ -103,6 +102,7 @@ def differences(
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise _Fails(f"its own forward fails: {first}") from error
+        made = _made(view, inputs, streams)
     found = {}
     for name in made.keys() & kept.keys():
         if made[name].shape != kept[name].shape:

@@ -15,7 +15,6 @@ from ..ecosystems.sources import Source, read_source
 from ..errors import UserError
 from ..views.view import View
 from .check import Original, check_view
-from .open_clip_text import only_runs
 from .open_clip_view import blocks_of, open_clip_view, text_of
 from .teacher import Teacher, refuse
 
@@ -76,8 +75,9 @@ class OpenClip:
             }
 
         text = text_of(model)
-        # its own text tower takes texts of one length alone
-        words = {} if only_runs(text) else {"words": text.context_length}
+        # its own text towers take texts of one length alone; those of another library tell their longest
+        ours = type(text).__module__.startswith("open_clip.") and not hasattr(text, "config")
+        words = {"words": text.context_length} if ours else {}
         return Original(model, outputs, blocks_of(model), **words)
 
 
