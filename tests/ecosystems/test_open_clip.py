@@ -1,4 +1,4 @@
-"""open_clip's models by name, folder and repository; their pictures pixel by pixel; what is told in a line."""
+"""open_clip's models by name, folder and repository; their pictures pixel by pixel; one-line errors."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def test_a_repository_is_read_at_its_revision(saved: Path, monkeypatch: pytest.M
     assert {revision for _, revision in asked} == {"v2"} and (WEIGHTS, "v2") in asked
     assert read_source("timm/ViT-B-16-SigLIP").config["model_cfg"] == CFG, "capitals are open_clip's"
     (saved / WEIGHTS).unlink()
-    with pytest.raises(UserError, match="holds none of open_clip_model.safetensors"):
+    with pytest.raises(UserError, match=r"holds none of open_clip_model\.safetensors"):
         load_teacher("them/clip")
 
 
