@@ -198,6 +198,20 @@ def test_a_tag_is_told_with_its_activation_and_repository(monkeypatch: pytest.Mo
         assert base is not None and base.count("/") == 1 and tag in base.lower().replace("-", "_")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("RN50/openai", "ModifiedResNet"), ("convnext_base/laion400m_s13b_b51k", "ConvNeXt")]
+)
+def test_what_no_view_expresses_is_refused_before_its_weights_are_fetched(
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*_: Any, **__: Any) -> None:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr(open_clip.factory, "download_pretrained", fetched)
+    with pytest.raises(UserError, match=said):
+        load_teacher(name)
+
+
 def test_random_weights_are_made_without_a_network() -> None:
     teacher = OpenClip(model="ViT-S-32-alt", pretrained=False).build()
     assert set(teacher.view.towers) == {"image", "text"} and teacher.source == "ViT-S-32-alt"

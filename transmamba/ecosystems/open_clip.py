@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..core.card import Card
@@ -48,17 +49,17 @@ def holds(model: nn.Module) -> bool:
     return type(model).__module__.partition(".")[0] == library
 
 
-def create_open_clip(source: Source, *, pretrained: bool = True) -> nn.Module:
-    """open_clip.create_model of a name, `NAME/TAG`, folder or id, in float32 on the CPU; every failure is a
-    UserError in one line."""
+def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "cpu") -> nn.Module:
+    """open_clip.create_model of a name, `NAME/TAG`, folder or id, in float32; every failure is a UserError in
+    one line."""
     require(source.text)
     hooks.register_in("timm")  # an image tower may be a student of ours
     import open_clip
 
-    given: dict[str, Any] = dict(load_weights=pretrained, require_pretrained=pretrained)
+    given: dict[str, Any] = dict(load_weights=pretrained, require_pretrained=pretrained, device=device)
     given["pretrained_text"] = False  # a text tower's own weights, where there are none of the whole model
     try:
-        with hub.without_waiting(), _quietly():
+        with hub.without_waiting(), _quietly(), torch.device(device):
             if source.folder is None and source.repo is None:
                 name, tag = split(source.open_clip or source.text)
                 cfg, origin = open_clip.get_model_config(name), Origin()
@@ -70,7 +71,7 @@ def create_open_clip(source: Source, *, pretrained: bool = True) -> nn.Module:
                     cfg = {**cfg, "quick_gelu": tagged["force_quick_gelu"] or cfg.get("quick_gelu", False)}
             else:
                 name, cfg = f"local-dir:{_folder(source, pretrained)}", source.config["model_cfg"]
-                origin = origin_of(source)
+                origin = origin_of(source) if pretrained else Origin()
             model: Any = open_clip.create_model(name, **given)
     except UserError:
         raise

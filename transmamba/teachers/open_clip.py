@@ -36,6 +36,8 @@ class OpenClip:
         source = read_source(self.model)
         if not library.recognise(source):
             raise UserError(f"{self.model!r} is no model of open_clip; write NAME/TAG, a folder or hf-hub:ID")
+        if self.pretrained and source.folder is None:
+            _check_known(source)
         return self.adapt(library.create_open_clip(source, pretrained=self.pretrained), source=self.model)
 
     @staticmethod
@@ -79,6 +81,15 @@ class OpenClip:
         ours = type(text).__module__.startswith("open_clip.") and not hasattr(text, "config")
         words = {"words": text.context_length} if ours else {}
         return Original(model, outputs, blocks_of(model), **words)
+
+
+def _check_known(source: Source) -> None:
+    """Raises UserError for a model that the view cannot express, before its weights are fetched."""
+    try:
+        model = library.create_open_clip(source, pretrained=False, device="meta")
+    except UserError:
+        return  # what is wrong with it is said of the real one
+    open_clip_view(model)
 
 
 def _check_size(view: View, preprocessing: Preprocessing) -> None:
