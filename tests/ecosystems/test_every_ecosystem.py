@@ -15,6 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification
 import transmamba
 from transmamba.core.card import Card
 from transmamba.core.preprocessing import Preprocessing
+from transmamba.ecosystems import open_clip
 from transmamba.ecosystems.find import (
     ECOSYSTEMS,
     card_of,
@@ -24,6 +25,7 @@ from transmamba.ecosystems.find import (
     preprocessing_of,
     save_model,
 )
+from transmamba.ecosystems.origin import Origin
 from transmamba.ecosystems.sources import read_source
 from transmamba.errors import UserError
 
@@ -44,11 +46,31 @@ def of_transformers() -> nn.Module:
     return ViTForImageClassification(config).eval()
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"timm": of_timm, "transformers": of_transformers}
+def of_open_clip() -> nn.Module:
+    from open_clip import CLIP
+
+    torch.manual_seed(0)
+    cfg: dict[str, Any] = dict(
+        embed_dim=8,
+        vision_cfg=dict(layers=1, width=16, head_width=8, patch_size=4, image_size=8),
+        text_cfg=dict(layers=1, width=16, heads=2, context_length=5, vocab_size=20),
+    )
+    model = CLIP(**cfg).eval()
+    open_clip.say_made_from(model, cfg, Origin())
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "timm": of_timm,
+    "transformers": of_transformers,
+    "open_clip": of_open_clip,
+}
+TAGS = {"open_clip": "zero-shot-image-classification"}
 
 
 def logits(model: Any, images: Tensor) -> Tensor:
-    made = model(images)
+    """Of a model without classes, its embeddings."""
+    made = model.encode_image(images) if hasattr(model, "encode_image") else model(images)
     return made if isinstance(made, Tensor) else made.logits
 
 
@@ -77,7 +99,7 @@ class TestEcosystem:
         (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\nbase_model: them/theirs\n---\n# x\n")
         card: Card = ecosystem.card(ecosystem.load(read_source(str(tmp_path))))
         assert isinstance(card, Card) and card.library == ecosystem.library
-        assert card.pipeline_tag == "image-classification"
+        assert card.pipeline_tag == TAGS.get(ecosystem.library, "image-classification")
         assert (card.licence, card.base_model) == ("cc-by-nc-4.0", "them/theirs")
         compile(card.snippet, "snippet", "exec")
         assert f"import {ecosystem.library}" in card.snippet or f"from {ecosystem.library}" in card.snippet
@@ -90,7 +112,7 @@ class TestEcosystem:
 
 
 def test_a_model_of_no_library_is_refused() -> None:
-    with pytest.raises(UserError, match="Linear is a model of none of timm, transformers"):
+    with pytest.raises(UserError, match="Linear is a model of none of timm, transformers, open_clip"):
         owner_of(nn.Linear(1, 1))
     assert card_of(nn.Linear(1, 1)) is None
 

@@ -76,7 +76,7 @@ def test_ids_are_told_apart_by_their_config(repositories: dict[str, Any]) -> Non
         ("hf_hub:a/b", "'a/b': no such repository"),
         ("hf_hub:a/b/c", "no repository on the Hugging Face Hub"),
         ("https://huggingface.co/a/b", "nothing begins with https:"),
-        ("open_clip:x", "nothing begins with open_clip:"),
+        ("openclip:x", "nothing begins with openclip:"),
         ("a/b", "no folder here, and as an id of the Hub: 'a/b': no such repository"),
         ("runs/a/student", "no such folder"),
         ("weights.pth", "no such file"),
@@ -94,8 +94,7 @@ def test_a_wrong_name_is_one_line(text: str, said: str, repositories: dict[str, 
 @pytest.mark.parametrize(
     ("model_type", "hint"),
     [
-        ("siglip", "vit_base_patch16_siglip_gap_224"),
-        ("clip", "vit_base_patch32_clip_224.openai"),
+        ("siglip2", "vit_base_patch16_siglip_gap_224.v2_webli"),
         ("vit_mae", "vit_base_patch16_224.mae"),
         ("swin", "only ViT, DeiT and DINOv2 are known"),
         ("bert", "only ViT, DeiT and DINOv2 are known"),

@@ -34,6 +34,8 @@ COVERED = {
     "vit_mnist_mit": "views/test_view.py::test_mnist_view_equals_multihead_attention",
     "auto": "views/test_view.py::test_auto_is_the_teacher_it_finds",
     "causal_lm": "teachers/test_decoders.py::test_every_stream_and_the_logits_are_the_model_s",
+    "open_clip": "teachers/test_clip_family.py::test_streams_and_embeddings_are_the_library_s",
+    "hf_clip": "teachers/test_clip_family.py::test_streams_and_embeddings_are_the_library_s",
 }
 
 

@@ -9,12 +9,12 @@ from torch import nn
 from ..core.card import Card
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError
-from . import timm, transformers
+from . import open_clip, open_clip_names, timm, transformers
 from .ecosystem import Ecosystem
 from .sources import Source, read_source
 
 # who is asked, in this order; whoever brings a library of their own appends it
-ECOSYSTEMS: list[Ecosystem] = [timm, transformers]
+ECOSYSTEMS: list[Ecosystem] = [timm, transformers, open_clip]
 
 
 def ecosystem_of(source: Source) -> Ecosystem:
@@ -23,8 +23,9 @@ def ecosystem_of(source: Source) -> Ecosystem:
         if ecosystem.recognise(source):
             return ecosystem
     if source.bare:
+        hint = timm.nearest(source.text) or open_clip_names.nearest(source.text)
         raise UserError(
-            f"{source.text!r}: no such folder, timm model or Hugging Face id{timm.nearest(source.text)}; "
+            f"{source.text!r}: no such folder, timm model or Hugging Face id{hint}; "
             "write a folder that holds config.json, a timm name such as deit_small_patch16_224, or an id "
             "such as google/vit-base-patch16-224"
         )
@@ -36,7 +37,7 @@ def ecosystem_of(source: Source) -> Ecosystem:
         )
     raise UserError(
         f"{source.text!r}: its config.json names neither timm's `architecture` nor the `model_type` of "
-        "transformers"
+        "transformers, and there is no open_clip_config.json with a model_cfg"
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 
 STUDENT_FOLDER = "student"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 # what a model's folder is made of; everything else in it is the user's
 MODEL_FILES = (
     "config.json",
@@ -20,6 +22,8 @@ MODEL_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "generation_config.json",
+    OPEN_CLIP_CONFIG,
+    "open_clip_model.safetensors",
 )
 
 
@@ -31,23 +35,36 @@ def remove_model(folder: Path) -> None:
 
 
 def model_folder(path: str | Path) -> Path | None:
-    """The folder below `path` (itself or its `student/`) that holds a config.json, or None."""
+    """The folder below `path` (itself or its `student/`) that holds a config.json or an
+    open_clip_config.json, or None."""
     root = Path(path).expanduser()
     for folder in (root, root / STUDENT_FOLDER):
-        if (folder / "config.json").is_file():
+        if any((folder / name).is_file() for name in ("config.json", OPEN_CLIP_CONFIG)):
             return folder
     return None
 
 
 def read_model_config(path: str | Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises UserError if it is missing or no JSON object."""
+    """config.json of a model folder; open_clip_config.json where there is none, or it names no library's
+    model. Raises UserError if it is missing or no JSON object."""
     folder = model_folder(path)
     if folder is None:
         raise UserError(f"{path}: no config.json there nor in {STUDENT_FOLDER}/; write a run or model folder")
+    theirs = folder / OPEN_CLIP_CONFIG
+    config = _read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
+    return config if names_a_model(config) or not theirs.is_file() else _read_object(theirs)
+
+
+def names_a_model(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is timm's or transformers': their names go before open_clip's."""
+    return "architecture" in config or "model_type" in config
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: cannot be read as JSON ({error})") from error
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(config, dict):
-        raise UserError(f"{folder / 'config.json'}: expected a JSON object, found {type(config).__name__}")
+        raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}")
     return config

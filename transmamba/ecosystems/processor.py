@@ -41,7 +41,14 @@ _NO_VALUES = (
 # of files that `image_processor` wrote where no processor of transformers does just so; nothing to them
 _CROP_MODE = "crop_mode"
 # model_type -> the kind of a file that does not say
-_KIND_OF = {"vit": "ViT", "deit": "DeiT", "dinov2": "Bit", "dinov2_with_registers": "Bit"}
+_KIND_OF = {
+    "vit": "ViT",
+    "deit": "DeiT",
+    "dinov2": "Bit",
+    "dinov2_with_registers": "Bit",
+    "clip_vision_model": "CLIP",
+    "siglip_vision_model": "Siglip",
+}
 # What the published checkpoints of each were trained with, for a model that comes without a processor.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "vit": {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5), "resample": 2},
@@ -53,6 +60,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _DEFAULTS["dinov2"] = _DEFAULTS["dinov2_with_registers"] = _DEFAULTS["deit"]
+_DEFAULTS["siglip_vision_model"] = {**_DEFAULTS["vit"], "resample": 3}
+_DEFAULTS["clip_vision_model"] = {
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+    "resample": 3,
+    "crop_pct": 1.0,
+}
 
 
 def hugging_face_preprocessing(
@@ -127,7 +141,7 @@ def _of_kind(values: Mapping[str, Any], model_type: str, where: str) -> dict[str
     kind = getattr(transformers, stem, None)
     if stem == "LlavaImageProcessor" and values.get(_CROP_MODE) == "border":
         pass  # as `image_processor` writes it
-    elif stem.removesuffix("ImageProcessor") not in _KINDS or kind is None:
+    elif not stem.startswith(tuple(f"{each}ImageProcessor" for each in _KINDS)) or kind is None:
         raise UserError(
             f"{where} is of the kind {name}; known are the image processors of {', '.join(_KINDS)}"
         )

@@ -22,13 +22,12 @@ logger = logging.getLogger("transmamba.teacher")
 library = "transformers"
 MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
 _DINOV2 = ("dinov2", "dinov2_with_registers")
+DUAL_ENCODERS = ("clip", "siglip")
 # made anew by each load of a backbone, and read by nobody who takes its last stream
 _UNREAD = ("mask_token", "pooler.")
 # model_type -> timm's model of the same weights
 _ELSEWHERE = {
-    "siglip": "vit_base_patch16_siglip_gap_224, its image tower",
     "siglip2": "vit_base_patch16_siglip_gap_224.v2_webli, its image tower",
-    "clip": "vit_base_patch32_clip_224.openai, its image tower",
     "vit_mae": "vit_base_patch16_224.mae",
     "timm_wrapper": "hf-hub:OWNER/NAME, the repository's own id",
 }
@@ -61,8 +60,13 @@ def holds(model: nn.Module) -> bool:
 def preprocessing(model: nn.Module) -> Preprocessing:
     built: Any = model
     return hugging_face_preprocessing(
-        built.config, getattr(built, "name_or_path", ""), any_size=takes_any_size(built.config)
+        image_config(built.config), getattr(built, "name_or_path", ""), any_size=takes_any_size(built.config)
     )
+
+
+def image_config(config: Any) -> Any:
+    """What says the size of the images: of a dual encoder, its image tower's."""
+    return config.vision_config if config.model_type in DUAL_ENCODERS else config
 
 
 def takes_any_size(config: Any) -> bool:
@@ -72,7 +76,8 @@ def takes_any_size(config: Any) -> bool:
 
 def load_hugging_face(name: str, revision: str | None = None, num_classes: int | None = None) -> nn.Module:
     """A ViT, DeiT or DINOv2 from safetensors only: a classifier where the checkpoint has a trained head, else
-    the backbone alone; with `num_classes` a classifier whose head is made anew where it differs.
+    the backbone alone; a CLIP or SigLIP whole; with `num_classes` a classifier whose head is made anew where
+    it differs.
 
     Raises UserError in one line.
     """
@@ -96,9 +101,11 @@ def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
             config = transformers.AutoConfig.from_pretrained(name, revision=revision)
     except Exception as error:
         raise UserError(f"Hugging Face model {name!r} could not be read: {hub.explain(error)}") from error
-    if config.model_type not in MODEL_TYPES:
+    dual = config.model_type in DUAL_ENCODERS
+    if config.model_type not in MODEL_TYPES and not dual:
         raise unknown_type(name, config.model_type)
-    kind = getattr(transformers, (config.architectures or ["AutoModelForImageClassification"])[0])
+    usual = "AutoModel" if dual else "AutoModelForImageClassification"
+    kind = getattr(transformers, (config.architectures or [usual])[0])
     with torch.device("meta"):
         made: Any = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
     return made.eval()
@@ -113,7 +120,8 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     )
 
     config = AutoConfig.from_pretrained(name, revision=revision)
-    if config.model_type not in MODEL_TYPES:
+    dual = config.model_type in DUAL_ENCODERS and num_classes is None
+    if config.model_type not in MODEL_TYPES and not dual:
         raise unknown_type(name, config.model_type)
     # the distilled DeiT has two heads; AutoModel would drop one of them
     with_teacher = "DeiTForImageClassificationWithTeacher" in (config.architectures or [])
@@ -124,7 +132,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
             return loader.from_pretrained(
                 name, num_labels=num_classes, ignore_mismatched_sizes=True, **given
             )[0]
-        model, found = loader.from_pretrained(name, **given)
+        model, found = (AutoModel if dual else loader).from_pretrained(name, **given)
         if any("classifier" in key for key in found["missing_keys"]):
             # its head would be random numbers, others at each load
             logger.warning("%s has no trained classifier: it is taken without a head, for its features", name)
@@ -144,7 +152,7 @@ def unknown_type(name: str, model_type: str) -> UserError:
     why = f"it has {lacking}, and " if lacking else ""
     return UserError(
         f"teacher {name!r} (model_type={model_type}) cannot be expressed: {why}only ViT, DeiT and DINOv2 are "
-        f"known{hint}"
+        f"known, CLIP and SigLIP, and decoders such as Llama{hint}"
     )
 
 
@@ -183,11 +191,13 @@ model = {loader}.from_pretrained("OWNER/NAME").eval()
 def card(model: nn.Module) -> Card:
     built: Any = model
     classifies = "ForImageClassification" in type(model).__name__
+    dual = built.config.model_type in DUAL_ENCODERS
     loader = "AutoModelForImageClassification" if classifies else "AutoModel"
+    features = "zero-shot-image-classification" if dual else "image-feature-extraction"
     found = origin(built)
     return Card(
         library=library,
-        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        pipeline_tag="image-classification" if classifies else features,
         snippet=_SNIPPET.format(loader=loader),
         licence=found.licence,
         base_model=found.base_model,

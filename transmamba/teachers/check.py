@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core.output import Capture
 from ..views.embeddings import ImageEmbedding, Spliced, TokenEmbedding
+from ..views.heads import Embedder, EndOfText, Head
 from ..views.view import View
 from .teacher import Teacher, refuse
 
@@ -36,11 +37,13 @@ class Original:
     outputs: of a batch's inputs: `logits`, `embedding.TOWER` of length 1, `end.TOWER` the last stream after
         the last norm; those that the view makes too
     blocks:  by tower, the submodules that each return a residual stream (first of a tuple)
+    words:   how long a random text is, for a module that takes texts of one length
     """
 
     module: nn.Module
     outputs: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     blocks: Mapping[str, Sequence[nn.Module]] = field(default_factory=dict)
+    words: int = _WORDS
 
 
 def check_view(teacher: Teacher, original: Original) -> None:
@@ -89,10 +92,9 @@ def differences(
     """
     view, weight = teacher.view, teacher.view.tensor
     if inputs is None:
-        inputs = random_inputs(view, teacher.preprocessing, weight.dtype)
+        inputs = random_inputs(view, teacher.preprocessing, weight.dtype, words=original.words)
     inputs = {name: tensor.to(weight.device) for name, tensor in inputs.items()}
     with _undisturbed(original.module, weight.device):
-        made = _made(view, inputs, streams)
         kept: dict[str, Tensor] = {}
         try:
             with _watching(original.blocks if streams else {}, kept):
@@ -100,6 +102,7 @@ def differences(
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise _Fails(f"its own forward fails: {first}") from error
+        made = _made(view, inputs, streams)
     found = {}
     for name in made.keys() & kept.keys():
         if made[name].shape != kept[name].shape:
@@ -118,10 +121,10 @@ def random_inputs(
     view: View, preprocessing: Any, dtype: torch.dtype, rows: int = _ROWS, words: int = _WORDS
 ) -> dict[str, Tensor]:
     """Standard normal images (N, C, H, W) and uniform words (N, L), with the places that an image's tokens
-    take; from seed 0."""
+    take and the token that ends a text; from seed 0."""
     generator = torch.Generator().manual_seed(0)
     made = {}
-    for tower in view.towers.values():
+    for name, tower in view.towers.items():
         embedding = tower.embedding
         if isinstance(embedding, ImageEmbedding):
             size = (rows, *preprocessing.input_size)
@@ -130,10 +133,21 @@ def random_inputs(
             table = embedding.tokens if isinstance(embedding, Spliced) else embedding
             length = words if table.positions is None else min(words, len(table.positions))
             text = torch.randint(0, len(table.weight), (rows, length), generator=generator)
+            text = _with_end(text, view.heads.get(name))
             made["text"] = _with_places(text, view, embedding) if isinstance(embedding, Spliced) else text
     for opaque in view.opaque.values():
         made.setdefault(opaque.reads, torch.randint(1, 100, (rows, words), generator=generator))
     return made
+
+
+def _with_end(text: Tensor, head: Head | None) -> Tensor:
+    """The token that ends a text, late and at another place in each row; without one the first word alone
+    would be pooled, which reads no other."""
+    how = head.pool if isinstance(head, Embedder) else None
+    if isinstance(how, EndOfText) and how.token is not None:
+        for row in range(len(text)):
+            text[row, text.shape[1] - 1 - row] = how.token
+    return text
 
 
 def _with_places(text: Tensor, view: View, embedding: Spliced) -> Tensor:

@@ -48,7 +48,7 @@ def hugging_face_view(model: Any, size: tuple[int, ...] | None = None) -> View:
     )
     embedding, layout = _embedding(base.embeddings, size)
     head = _head(model, base.layernorm.weight.shape[0])
-    tower = Tower(embedding, sublayers, _norm(base.layernorm), layout)
+    tower = Tower(embedding, sublayers, layer_norm(base.layernorm), layout)
     return View({"image": tower}, {} if head is None else {"image": head})
 
 
@@ -90,7 +90,7 @@ def _affine(module: Any, name: str) -> Affine:
     return Affine(linear.weight, linear.bias)
 
 
-def _norm(module: nn.LayerNorm) -> Norm:
+def layer_norm(module: nn.LayerNorm) -> Norm:
     return Norm(module.weight, module.bias, module.eps)
 
 
@@ -105,7 +105,7 @@ def _block(layer: Any, name: str) -> tuple[Attention, Mlp]:
         heads = inner.num_attention_heads
     return (
         Attention(
-            norm=_norm(before),
+            norm=layer_norm(before),
             q=_affine(q, f"{name}.q"),
             k=_affine(k, f"{name}.k"),
             v=_affine(v, f"{name}.v"),
@@ -113,7 +113,7 @@ def _block(layer: Any, name: str) -> tuple[Attention, Mlp]:
             heads=heads,
             scale=_scale(layer, 1),
         ),
-        _mlp(layer, _norm(after), name),
+        _mlp(layer, layer_norm(after), name),
     )
 
 

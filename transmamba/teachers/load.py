@@ -29,14 +29,14 @@ def no_teacher(module: nn.Module) -> UserError:
     """The error for a module that no registered adapter knows."""
     return UserError(
         f"no teacher adapter for {type(module).__module__}.{type(module).__qualname__}; "
-        "known: timm VisionTransformer, transformers ViT, DeiT and DINOv2 "
+        "known: timm VisionTransformer, transformers ViT, DeiT, DINOv2, CLIP and SigLIP, open_clip CLIP "
         "(docs/adding_a_part.md shows how to add one)"
     )
 
 
 def load_teacher(source: str | Path, architecture: str | None = None) -> Teacher:
-    """The teacher named by `source`: a run or model folder, a timm name, a Hugging Face id, or, with
-    `architecture` (a timm name), a file of weights.
+    """The teacher named by `source`: a run or model folder, a timm name, an open_clip name (`NAME/TAG`), a
+    Hugging Face id, or, with `architecture` (a timm name), a file of weights.
 
     Raises UserError with what was tried.
     """

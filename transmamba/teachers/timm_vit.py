@@ -129,6 +129,21 @@ def timm_view(model: Any) -> View:
 
     Raises UserError for what the view cannot express (parallel blocks, gated attention, maximum pooling ...).
     """
+    tower, after_pooling = timm_tower(model)
+    name = type(model).__name__
+    if model.global_pool not in ("token", "avg", "map"):
+        raise refuse(
+            name, "only class-token, average and map pooling are known", global_pool=model.global_pool
+        )
+    if model.pool_include_prefix and model.global_pool == "avg":
+        raise refuse(name, "averaging over the prefix tokens is not covered")
+    head = _head(model, after_pooling)
+    return View({"image": tower}, {} if head is None else {"image": head})
+
+
+def timm_tower(model: Any) -> tuple[Tower, Norm | None]:
+    """The tower of a timm ViT without what is read from it, and the norm of what is pooled, where the model
+    has it there."""
     from timm.models.vision_transformer import Block as TimmBlock
     from timm.models.vision_transformer import VisionTransformer
 
@@ -136,12 +151,6 @@ def timm_view(model: Any) -> View:
     if not isinstance(model, VisionTransformer):
         why = f"it has {_LACKING[name]}, and " if name in _LACKING else ""
         raise refuse(name, f"{why}only timm's VisionTransformer and distilled DeiT are known")
-    if model.global_pool not in ("token", "avg", "map"):
-        raise refuse(
-            name, "only class-token, average and map pooling are known", global_pool=model.global_pool
-        )
-    if model.pool_include_prefix and model.global_pool == "avg":
-        raise refuse(name, "averaging over the prefix tokens is not covered")
     sublayers: list[Sublayer] = []
     for index, block in enumerate(model.blocks):
         if type(block) is not TimmBlock:
@@ -154,9 +163,8 @@ def timm_view(model: Any) -> View:
     embedding, layout = _embedding(model)
     after_pooling = not isinstance(model.fc_norm, nn.Identity)
     norm = None if after_pooling else norm_view(model.norm)
-    head = _head(model, norm_view(model.fc_norm) if after_pooling else None)
     tower = Tower(embedding, tuple(sublayers), norm, layout)
-    return View({"image": tower}, {} if head is None else {"image": head})
+    return tower, norm_view(model.fc_norm) if after_pooling else None
 
 
 def _head(model: Any, norm: Norm | None) -> Head | None:

@@ -52,7 +52,8 @@ def fold(view: View) -> View:
 
 
 def _last_norm(tower: Tower, head: Head | None) -> Norm | None:
-    return head.norm if isinstance(head, Classifier) and head.norm is not None else tower.norm
+    after_pooling = head.norm if isinstance(head, Classifier | Embedder) else None
+    return tower.norm if after_pooling is None else after_pooling
 
 
 def _fold_tower(tower: Tower, centred: bool) -> Tower:
@@ -88,16 +89,15 @@ def _fold_sublayer(sublayer: Sublayer, centred: bool) -> Sublayer:
 
 
 def _fold_head(head: Head, norm: Norm) -> Head:
-    if isinstance(head, Classifier):
-        bare = None if head.norm is None else _bare(head.norm)
-        if bare is not None and any(isinstance(how, AttentionPool) for how, _ in head.readouts):
-            raise UserError(
-                "this teacher cannot be folded: a norm follows its attention pool; set fold to false"
-            )
-        return Classifier(tuple(_fold_readout(how, linear, norm) for how, linear in head.readouts), bare)
     if isinstance(head, LanguageHead):
         return LanguageHead(_absorb(head.linear, norm))
-    return Embedder(*_fold_readout(head.pool, head.projection, norm))
+    bare = None if head.norm is None else _bare(head.norm)
+    pools = [how for how, _ in head.readouts] if isinstance(head, Classifier) else [head.pool]
+    if bare is not None and any(isinstance(how, AttentionPool) for how in pools):
+        raise UserError("this teacher cannot be folded: a norm follows its attention pool; set fold to false")
+    if isinstance(head, Classifier):
+        return Classifier(tuple(_fold_readout(how, linear, norm) for how, linear in head.readouts), bare)
+    return Embedder(*_fold_readout(head.pool, head.projection, norm), bare)
 
 
 def _fold_readout(how: Pool, linear: Any, norm: Norm) -> tuple[Pool, Any]:

@@ -62,7 +62,7 @@ class AttentionPool:
         return pooled + self.down(self.act(self.up(normed)))
 
 
-# a token's name in the layout, `mean` of the patches, `last` of the row, or one of the two
+# a token's name in the layout, `mean` of the patches, `first` or `last` of the row, or one of the two
 Pool = str | EndOfText | AttentionPool
 
 
@@ -72,8 +72,8 @@ def pool(x: Tensor, how: Pool, layout: Layout, inputs: Mapping[str, Tensor]) -> 
         return how(x if how.special else x[:, layout.patches])  # type: ignore[attr-defined]
     if isinstance(how, EndOfText):
         return how(x, inputs["text"])
-    if how == "last":
-        return x[:, -1]
+    if how in ("first", "last"):
+        return x[:, 0 if how == "first" else -1]
     if how == "mean":
         return x[:, layout.patches].mean(dim=1)  # type: ignore[attr-defined]
     return x[:, dict(layout.special)[how]]  # type: ignore[attr-defined]
@@ -124,14 +124,19 @@ class LanguageHead:
 
 @dataclass(frozen=True)
 class Embedder:
-    """One vector of length 1 a row: what is pooled, through a projection (None for none)."""
+    """One vector of length 1 a row: what is pooled, through a projection (None for none).
+
+    norm: of what is pooled, where the model has it there and not on the stream
+    """
 
     pool: Pool
     projection: Affine | None
+    norm: Norm | None = None
 
     def __call__(self, x: Tensor, layout: Layout, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, E) of the normed stream (B, L, D)."""
         pooled = pool(x, self.pool, layout, inputs)
+        pooled = pooled if self.norm is None else self.norm(pooled)
         return F.normalize(pooled if self.projection is None else self.projection(pooled), dim=-1)
 
 

@@ -1,0 +1,272 @@
+"""open_clip: how its models are recognised, made, read, saved, described, and what their images look like."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.card import Card
+from ..core.preprocessing import Preprocessing
+from ..errors import UserError, suggest
+from . import hooks, hub
+from .folders import OPEN_CLIP_CONFIG
+from .open_clip_names import names, require, split
+from .origin import Origin, origin_of
+from .sources import Source
+
+library = "open_clip"
+
+# of a repository, in the order in which open_clip prefers them; the last is read without running any of it
+_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_RESIZE_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}
+_INTERPOLATIONS = ("bicubic", "bilinear")
+_OURS = "transmamba_open_clip"  # on a model: what it was made from
+
+
+def recognise(source: Source) -> bool:
+    if source.open_clip is not None:
+        return True
+    if source.bare:
+        import timm
+
+        return source.text in names() and not timm.is_model(source.text)  # both have vit_medium_patch16_...
+    return "model_cfg" in source.config
+
+
+def load(source: Source) -> nn.Module:
+    return create_open_clip(source).eval()
+
+
+def holds(model: nn.Module) -> bool:
+    return type(model).__module__.partition(".")[0] == library
+
+
+def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "cpu") -> nn.Module:
+    """open_clip.create_model of a name, `NAME/TAG`, folder or id, in float32; every failure is a UserError in
+    one line."""
+    require(source.text)
+    hooks.register_in("timm")  # an image tower may be a student of ours
+    import open_clip
+
+    given: dict[str, Any] = dict(load_weights=pretrained, require_pretrained=pretrained, device=device)
+    given["pretrained_text"] = False  # a text tower's own weights, where there are none of the whole model
+    try:
+        with hub.without_waiting(), _quietly(), torch.device(device):
+            if source.folder is None and source.repo is None:
+                name, tag = split(source.open_clip or source.text)
+                cfg, origin = open_clip.get_model_config(name), Origin()
+                if pretrained:
+                    tagged = _tagged(name, tag)
+                    origin = _origin(tagged.pop("hf_hub", ""))
+                    # open_clip only warns where a name and its weights disagree
+                    given |= tagged
+                    cfg = {**cfg, "quick_gelu": tagged["force_quick_gelu"] or cfg.get("quick_gelu", False)}
+            else:
+                name, cfg = f"local-dir:{_folder(source, pretrained)}", source.config["model_cfg"]
+                origin = origin_of(source) if pretrained else Origin()
+            model: Any = open_clip.create_model(name, **given)
+    except UserError:
+        raise
+    except Exception as error:
+        said = _wrong_shape(error) or hub.explain(error)
+        raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
+    say_made_from(model, cfg, origin)
+    return model
+
+
+def say_made_from(model: nn.Module, model_cfg: Mapping[str, Any], origin: Origin) -> None:
+    """Write on a model what rebuilds it and whose its weights are, which it does not say itself."""
+    setattr(model, _OURS, (copy.deepcopy(dict(model_cfg)), origin))
+
+
+def _tagged(name: str, tag: str | None) -> dict[str, Any]:
+    """What create_model is told of a name's weights, and their repository. Raises UserError for a tag that
+    is missing or unknown."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag is None and len(tags) != 1:
+        whole = [f"{name}/{each}" for each in tags]
+        raise UserError(
+            f"{name!r} says no weights; write one of {', '.join(whole)}"
+            if whole
+            else f"open_clip has no weights of {name!r}"
+        )
+    if tag is not None and not open_clip.is_pretrained_cfg(name, tag):
+        raise UserError(f"open_clip has no weights {tag!r} of {name!r}{suggest(tag, tags, limit=30)}")
+    tag = tag or tags[0]
+    found = open_clip.get_pretrained_cfg(name, tag)
+    return {
+        "pretrained": tag,
+        "force_quick_gelu": bool(found.get("quick_gelu")),
+        "hf_hub": found.get("hf_hub", ""),
+    }
+
+
+def _origin(hf_hub: str) -> Origin:
+    """Of `OWNER/NAME/` or `OWNER/NAME/FILE`."""
+    repo = "/".join(hf_hub.split("/")[:2]).strip("/")
+    return origin_of(Source(text=repo, repo=repo)) if repo else Origin()
+
+
+def _folder(source: Source, pretrained: bool) -> Path:
+    """Where configuration and weights lie side by side."""
+    if source.folder is not None:
+        return source.folder.resolve()
+    assert source.repo is not None, "the caller has looked"
+    config = hub.fetch(source.repo, OPEN_CLIP_CONFIG, source.revision)
+    if config is None:
+        raise UserError(f"{source.text!r}: holds no {OPEN_CLIP_CONFIG}")
+    found = (hub.fetch(source.repo, name, source.revision) for name in _WEIGHTS if pretrained)
+    if pretrained and not any(found):
+        raise UserError(f"{source.text!r}: holds none of {', '.join(_WEIGHTS)}")
+    return config.parent
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without its log, which repeats what we raise; the root logger is left without a handler of its own
+    making."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    before = root.manager.disable
+    root.addHandler(handler)
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        root.removeHandler(handler)
+
+
+def _wrong_shape(error: Exception) -> str | None:
+    """torch names the model first, and what does not fit on the next line."""
+    lines = str(error).strip().splitlines()
+    if not lines or "loading state_dict" not in lines[0]:
+        return None
+    return " ".join(line.strip() for line in lines[:2])
+
+
+def preprocessing(model: nn.Module) -> Preprocessing:
+    """What open_clip.image_transform does for its preprocess_cfg; what it leaves out is as open_clip assumes.
+
+    Raises UserError for what a `Preprocessing` cannot say.
+    """
+    return _looks(model)
+
+
+def _looks(built: Any) -> Preprocessing:
+    import open_clip
+
+    config = {
+        **vars(open_clip.transform.PreprocessCfg()),
+        "size": getattr(built.visual, "image_size", 224),
+        **getattr(built.visual, "preprocess_cfg", {}),
+    }
+    try:
+        return _preprocessing(config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"open_clip's preprocess_cfg cannot be expressed: {error}") from error
+
+
+def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    size, mode = config["size"], config["resize_mode"] or "shortest"
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    mean, std = (tuple(_channels(config[name])) for name in ("mean", "std"))
+    interpolation = config["interpolation"] or "bicubic"
+    if interpolation not in (*_INTERPOLATIONS, "random"):
+        raise ValueError(f"interpolation {interpolation!r} is none of bicubic, bilinear")
+    if mode not in _RESIZE_MODES:
+        raise ValueError(f"resize_mode {mode!r} is none of {', '.join(_RESIZE_MODES)}")
+    fill = config["fill_color"]
+    if mode == "longest" and any(round(255 * value) != fill for value in mean):
+        raise ValueError(f"resize_mode longest with fill_color {fill}: only the mean is filled in")
+    # open_clip's transform takes no other for a short side that is not one of a square
+    always_bicubic = interpolation == "random" or (mode == "shortest" and height != width)
+    return Preprocessing(
+        (3, height, width),
+        mean,
+        std,
+        "bicubic" if always_bicubic else interpolation,
+        1.0,
+        _RESIZE_MODES[mode],
+    )
+
+
+def _channels(values: Any) -> list[float]:
+    return [float(value) for value in (values if isinstance(values, list | tuple) else [values] * 3)]
+
+
+def origin(model: Any) -> Origin:
+    """Whose the weights of a model are that was loaded here."""
+    found: Origin = getattr(model, _OURS, (None, Origin()))[1]
+    return found
+
+
+def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = None) -> None:
+    """Write open_clip_config.json and open_clip_model.safetensors:
+    `open_clip.create_model_and_transforms("local-dir:FOLDER")`.
+
+    Raises UserError for a model that was not loaded here: it does not say what it was made from.
+    """
+    from safetensors.torch import save_file
+
+    built: Any = model
+    cfg, _ = getattr(model, _OURS, (None, None))
+    if cfg is None:
+        raise UserError(
+            "an open_clip model that was made elsewhere does not say its model_cfg; CLIP students come later"
+        )
+    looks = _preprocess_cfg(preprocessing or _looks(model))
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"model_cfg": cfg, "preprocess_cfg": looks}, indent=2)
+    (folder / OPEN_CLIP_CONFIG).write_text(text + "\n", encoding="utf-8")
+    state = {name: tensor.contiguous().clone() for name, tensor in built.state_dict().items()}
+    save_file(state, folder / _WEIGHTS[0], metadata={"format": "pt"})
+
+
+def _preprocess_cfg(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Raises UserError for a crop, a border or an interpolation that open_clip does not know."""
+    mode, fills = preprocessing.crop_mode, {round(255 * value) for value in preprocessing.mean}
+    for name, wrong in {
+        "crop_pct": preprocessing.crop_pct != 1,
+        "interpolation": preprocessing.interpolation not in _INTERPOLATIONS,
+        "crop_mode": mode == "border" and len(fills) > 1,
+    }.items():
+        if wrong:
+            raise UserError(f"open_clip cannot say {name}={getattr(preprocessing, name)!r}")
+    return {
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "interpolation": preprocessing.interpolation,
+        "resize_mode": {ours: theirs for theirs, ours in _RESIZE_MODES.items()}[mode],
+        **({"fill_color": fills.pop()} if mode == "border" else {}),
+    }
+
+
+_SNIPPET = """import torch
+import open_clip
+
+model, _, transform = open_clip.create_model_and_transforms("hf-hub:OWNER/NAME")
+tokenizer = open_clip.get_tokenizer("hf-hub:OWNER/NAME")
+with torch.no_grad():
+    words = model.eval().encode_text(tokenizer(["a cat", "a dog"]), normalize=True)
+"""
+
+
+def card(model: nn.Module) -> Card:
+    found = origin(model)
+    return Card(
+        library=library,
+        pipeline_tag="zero-shot-image-classification",
+        snippet=_SNIPPET,
+        licence=found.licence,
+        base_model=found.base_model,
+    )

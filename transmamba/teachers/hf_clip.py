@@ -1,0 +1,105 @@
+"""Hugging Face CLIP and SigLIP as teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config.registry import TEACHERS
+from ..core.preprocessing import Preprocessing
+from ..ecosystems import transformers as library
+from ..ecosystems.origin import Origin, origin_of
+from ..ecosystems.processor import hugging_face_preprocessing
+from ..ecosystems.sources import Source, read_source
+from ..errors import UserError
+from .check import Original, check_view
+from .hf_clip_view import KINDS, blocks_of, dual_encoder_view
+from .teacher import Teacher
+
+
+@TEACHERS.register("hf_clip")
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceClip:
+    """A Hugging Face CLIP or SigLIP: both towers, and the scale (and bias) of their similarities. Pickled
+    weights are refused.
+
+    model: an id, or a folder with config.json and safetensors
+    revision: branch, tag or commit on the Hub
+    """
+
+    model: str
+    revision: str | None = None
+
+    def build(self) -> Teacher:
+        model: Any = self.load()
+        revision = self.revision or getattr(model.config, "_commit_hash", None)
+        preprocessing = hugging_face_preprocessing(library.image_config(model.config), self.model, revision)
+        try:
+            origin = origin_of(read_source(self.model, revision=self.revision))
+        except UserError:  # the weights are there; nothing known of them is no reason to stop
+            origin = Origin()
+        teacher = _teacher(model, self.model, preprocessing, origin)
+        check_view(teacher, HuggingFaceClip.original(model))
+        return teacher
+
+    def load(self) -> nn.Module:
+        return library.load_hugging_face(self.model, self.revision)
+
+    def empty(self) -> nn.Module:
+        return library.empty_hugging_face(self.model, self.revision)
+
+    @staticmethod
+    def recognise(source: Source) -> HuggingFaceClip | None:
+        known = library.recognise(source) and source.config["model_type"] in library.DUAL_ENCODERS
+        named = str(source.folder or source.repo)
+        return HuggingFaceClip(model=named, revision=source.revision) if known else None
+
+    @staticmethod
+    def accepts(module: nn.Module) -> bool:
+        return type(module).__name__ in KINDS and type(module).__module__.startswith("transformers.")
+
+    @staticmethod
+    def adapt(module: nn.Module, *, source: str) -> Teacher:
+        teacher = HuggingFaceClip.describe(module, source=source)
+        check_view(teacher, HuggingFaceClip.original(module))
+        return teacher
+
+    @staticmethod
+    def describe(module: nn.Module, *, source: str) -> Teacher:
+        model: Any = module
+        came_from = getattr(model, "name_or_path", "")
+        # a module that the user holds needs no network: only a folder is looked at
+        folder = came_from if came_from and Path(came_from).is_dir() else ""
+        preprocessing = hugging_face_preprocessing(library.image_config(model.config), folder)
+        return _teacher(model, source, preprocessing, library.origin(model))
+
+    @staticmethod
+    def original(module: nn.Module) -> Original:
+        model: Any = module
+
+        def outputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            image = model.get_image_features(pixel_values=inputs["image"])
+            text = model.get_text_features(input_ids=inputs["text"])
+            return {
+                f"embedding.{name}": F.normalize(getattr(found, "pooler_output", found), dim=-1)
+                for name, found in (("image", image), ("text", text))
+            }
+
+        words = model.config.text_config.max_position_embeddings
+        return Original(model, outputs, blocks_of(model), words)
+
+
+def _teacher(model: Any, source: str, preprocessing: Preprocessing, origin: Origin) -> Teacher:
+    return Teacher(
+        dual_encoder_view(model),
+        source=source,
+        preprocessing=preprocessing,
+        num_params=sum(p.numel() for p in model.parameters()),
+        licence=origin.licence,
+        base_model=origin.base_model,
+    )
