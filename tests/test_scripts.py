@@ -127,3 +127,11 @@ def test_a_demo_begun_anew_keeps_no_old_part(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(demo, "run", stopped)
     assert demo.demonstrate(overwrite=True) == 130
     assert not [folder for folder in folders if (folder / "results.json").exists()]
+
+
+def test_timm_s_names_are_sorted_out() -> None:
+    known, refused = script("timm_teachers").sorted_out(["deit_tiny_*_224", "test_vit*"])
+    assert {"deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "test_vit", "test_vit3"} <= set(known)
+    assert any(
+        "relative position biases" in why and names == ["test_vit_relpos"] for why, names in refused.items()
+    )
