@@ -35,6 +35,7 @@ COVERED = {
     "auto": "views/test_view.py::test_auto_is_the_teacher_it_finds",
     "causal_lm": "teachers/test_decoders.py::test_every_stream_and_the_logits_are_the_model_s",
     "open_clip": "teachers/test_clip_family.py::test_streams_and_embeddings_are_the_library_s",
+    "llava": "teachers/test_llava.py::test_every_stream_and_the_logits_are_the_model_s",
     "hf_clip": "teachers/test_clip_family.py::test_streams_and_embeddings_are_the_library_s",
 }
 

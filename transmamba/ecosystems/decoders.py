@@ -48,7 +48,7 @@ def read_config(source: Source) -> Any:
         return AutoConfig.from_pretrained(name, **given)
 
 
-def empty_decoder(source: Source) -> nn.Module:
+def empty_decoder(source: Source, loader: Any = None) -> nn.Module:
     """The model without weights: its parameters on the meta device, what it computes from its configuration
     (rotary frequencies) as it is."""
     from accelerate import init_empty_weights
@@ -56,7 +56,7 @@ def empty_decoder(source: Source) -> nn.Module:
 
     config = read_config(source)
     with _explained(source), init_empty_weights(include_buffers=False):
-        made: Any = AutoModelForCausalLM.from_config(config)
+        made: Any = (loader or AutoModelForCausalLM).from_config(config)
     return made.eval()
 
 

@@ -45,21 +45,25 @@ def blocks_of(model: Any) -> dict[str, Sequence[nn.Module]]:
     }
 
 
+def image_tower(image: Any) -> Tower:
+    """Of a CLIP or SigLIP image model, with or without a text tower beside it."""
+    embeddings = image.embeddings
+    weight = embeddings.patch_embedding.weight
+    classed = hasattr(embeddings, "class_embedding")
+    embedding = ImageEmbedding(
+        weight=weight,
+        bias=embeddings.patch_embedding.bias,
+        special=embeddings.class_embedding[None] if classed else weight.new_zeros(0, weight.shape[0]),
+        position=embeddings.position_embedding.weight,
+        norm=layer_norm(image.pre_layrnorm) if classed else None,
+    )
+    return _image_tower(image, embedding, special=(("cls", 0),) if classed else ())
+
+
 def _clip(model: Any) -> tuple[dict[str, Tower], dict[str, Embedder]]:
     image, text = model.vision_model, model.text_model
-    embeddings = image.embeddings
-    embedding = ImageEmbedding(
-        weight=embeddings.patch_embedding.weight,
-        bias=embeddings.patch_embedding.bias,
-        special=embeddings.class_embedding[None],
-        position=embeddings.position_embedding.weight,
-        norm=layer_norm(image.pre_layrnorm),
-    )
     eos = text.eos_token_id
-    towers = {
-        "image": _image_tower(image, embedding, special=(("cls", 0),)),
-        "text": _text_tower(text, causal=True),
-    }
+    towers = {"image": image_tower(image), "text": _text_tower(text, causal=True)}
     heads = {
         "image": Embedder("cls", _affine(model.visual_projection, "visual_projection")),
         "text": Embedder(
@@ -74,14 +78,7 @@ def _siglip(model: Any) -> tuple[dict[str, Tower], dict[str, Embedder]]:
     image, text = model.vision_model, model.text_model
     if getattr(image, "head", None) is None:
         raise refuse("image tower", "it has no pooling head", vision_use_head=False)
-    weight = image.embeddings.patch_embedding.weight
-    embedding = ImageEmbedding(
-        weight=weight,
-        bias=image.embeddings.patch_embedding.bias,
-        special=weight.new_zeros(0, weight.shape[0]),
-        position=image.embeddings.position_embedding.weight,
-    )
-    towers = {"image": _image_tower(image, embedding), "text": _text_tower(text, causal=False)}
+    towers = {"image": image_tower(image), "text": _text_tower(text, causal=False)}
     heads = {
         "image": Embedder(_attention_pool(image.head), None),
         "text": Embedder("last", _affine(text.head, "text_model.head")),

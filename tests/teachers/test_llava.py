@@ -1,0 +1,163 @@
+"""LLaVA as a teacher: an image's tokens where the text has places for them, stream by stream as the model has
+them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from transmamba import UserError, adapt_teacher, inspect, load_teacher
+from transmamba.teachers.check import differences, random_inputs
+from transmamba.teachers.llava import Llava
+
+PLACE, WORDS, PATCHES = 90, 97, 16
+VISION: dict[str, Any] = dict(
+    hidden_size=24,
+    intermediate_size=40,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    image_size=16,
+    patch_size=4,
+)
+DECODER: dict[str, Any] = dict(
+    vocab_size=WORDS,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    tie_word_embeddings=False,
+)
+# name -> vision, decoder, what else the config says
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "LLaVA 1.5 (CLIP, Llama)": ("CLIP", "Llama", {}),
+    "LLaVA, all tokens of the last layer": (
+        "CLIP",
+        "Mistral",
+        dict(vision_feature_layer=-1, vision_feature_select_strategy="full"),
+    ),
+    "LLaVA, first layer": ("CLIP", "Llama", dict(vision_feature_layer=1)),
+    "LLaVA (SigLIP, Qwen2)": ("Siglip", "Qwen2", dict(vision_feature_select_strategy="full")),
+    "LLaVA, no bias": ("CLIP", "Qwen3", dict(multimodal_projector_bias=False)),
+}
+
+
+def make(name: str) -> Any:
+    import transformers
+
+    vision, decoder, more = MODELS[name]
+    config = transformers.LlavaConfig(
+        vision_config=getattr(transformers, f"{vision}VisionConfig")(**VISION),
+        text_config=getattr(transformers, f"{decoder}Config")(
+            **DECODER, **({"head_dim": 8} if decoder == "Qwen3" else {})
+        ),
+        image_token_index=PLACE,
+        **more,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+def tokens_of(name: str) -> int:
+    vision, _, more = MODELS[name]
+    return PATCHES + (vision == "CLIP" and more.get("vision_feature_select_strategy") == "full")
+
+
+def picture(seed: int) -> Tensor:
+    return torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def words(count: int, seed: int) -> Tensor:
+    return torch.randint(3, PLACE, (count,), generator=torch.Generator().manual_seed(seed))
+
+
+def near(made: Tensor, wanted: Tensor) -> None:
+    assert made.shape == wanted.shape
+    assert (made - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_stream_and_the_logits_are_the_model_s(name: str) -> None:
+    model = make(name)
+    teacher = adapt_teacher(model)
+    found = differences(teacher, Llava.original(model))
+    assert {"logits", "stream.image.0", "stream.decoder.1"} <= found.keys()
+    assert max(found.values()) <= 1e-5, found
+    inputs = random_inputs(teacher.view, teacher.preprocessing, torch.float32)
+    with torch.no_grad():
+        wanted = model(input_ids=inputs["text"], pixel_values=inputs["image"]).logits
+        blind = model(input_ids=inputs["text"], pixel_values=0 * inputs["image"]).logits
+    near(teacher(inputs).logits(), wanted)
+    assert not torch.allclose(wanted, blind, atol=0.01), "the picture counts"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_with_none_one_and_two_pictures_are_the_rows_alone(name: str) -> None:
+    model, count = make(name), tokens_of(name)
+    teacher = adapt_teacher(model)
+    hole = torch.full((count,), PLACE)
+    rows = [
+        torch.cat([words(2, 1), hole, words(5, 2)]),
+        words(6, 3),
+        torch.cat([hole, words(3, 4), hole, words(2, 5)]),
+    ]
+    pictures = [[picture(1)], [], [picture(2), picture(3)]]
+    longest = max(map(len, rows))
+    text, mask = torch.zeros(3, longest, dtype=torch.int64), torch.zeros(3, longest, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        text[i, longest - len(row) :], mask[i, longest - len(row) :] = row, True
+    images = torch.cat([each for of in pictures for each in of])
+    made = teacher({"text": text, "text_mask": mask, "image": images}).logits()
+    for i, (row, of) in enumerate(zip(rows, pictures, strict=True)):
+        with torch.no_grad():
+            seen = {"pixel_values": torch.cat(of)} if of else {}
+            wanted = model(input_ids=row[None], **seen).logits[0]
+        near(made[i][mask[i]], wanted)
+
+
+@pytest.mark.parametrize("name", ["LLaVA 1.5 (CLIP, Llama)", "LLaVA (SigLIP, Qwen2)"])
+def test_folded_saved_and_inspected_it_is_the_same(name: str, tmp_path: Path) -> None:
+    model = make(name)
+    model.save_pretrained(tmp_path)
+    teacher = load_teacher(tmp_path)
+    inputs = random_inputs(teacher.view, teacher.preprocessing, torch.float32)
+    near(teacher(inputs).logits(), adapt_teacher(model)(inputs).logits())
+    near(teacher.fold()(inputs).logits(), teacher(inputs).logits())
+    found = inspect(tmp_path)
+    assert found.kind == "llava" and found.towers["image"]["blocks"] < 4
+    assert found.towers["decoder"]["embedding"]["place"] == PLACE
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_places_and_pictures_that_disagree_are_told() -> None:
+    teacher = adapt_teacher(make("LLaVA 1.5 (CLIP, Llama)"))
+    text = torch.cat([words(2, 1), torch.full((PATCHES - 1,), PLACE)])[None]
+    with pytest.raises(ValueError, match=f"15 tokens {PLACE}.*16"):
+        teacher({"text": text, "image": picture(1)})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (dict(vision_feature_layer=[-2, -1]), "several layers"),
+        (dict(vision_feature_layer=-9), "the tower has 3 blocks"),
+        (dict(vision_feature_select_strategy="default"), "which is a patch here"),
+    ],
+)
+def test_what_cannot_be_expressed_is_refused_by_name(
+    more: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = "Siglip" if "vision_feature_select_strategy" in more else "CLIP"
+    monkeypatch.setitem(MODELS, "odd", (vision, "Llama", more))
+    with pytest.raises(UserError, match=said) as error:
+        adapt_teacher(make("odd"))
+    assert "\n" not in str(error.value)

@@ -1,0 +1,166 @@
+"""LLaVA of Hugging Face as a teacher: an image tower, a connector, and a decoder that reads both (arXiv
+2304.08485, 2310.03744)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config.registry import TEACHERS
+from ..core.layout import Spliced as SplicedLayout
+from ..ecosystems import decoders
+from ..ecosystems import transformers as library
+from ..ecosystems.processor import hugging_face_preprocessing
+from ..ecosystems.sources import Source, read_source
+from ..views.embeddings import Connector, Spliced, TokenEmbedding
+from ..views.heads import LanguageHead
+from ..views.sublayers import Affine
+from ..views.view import Tower, View
+from .causal_lm import check_type
+from .causal_lm_view import as_transformers, blocks_of, decoder_tower
+from .check import Original, check_view, plain_linear
+from .hf_clip_view import image_tower
+from .teacher import Teacher, refuse
+
+_CLASS = "LlavaForConditionalGeneration"
+# what reads the tokens of the tower: all of them, or all but the first
+_STRATEGIES = ("default", "full")
+
+
+@TEACHERS.register("llava")
+@dataclass(frozen=True, kw_only=True)
+class Llava:
+    """A LLaVA of Hugging Face: a CLIP or SigLIP tower, a connector of two linears, and a decoder that
+    `causal_lm` reads; in its own precision.
+
+    model: an id, or a folder with config.json and safetensors
+    revision: branch, tag or commit on the Hub
+    """
+
+    model: str
+    revision: str | None = None
+
+    def build(self) -> Teacher:
+        model: Any = self.load()
+        teacher = self.adapt(model, source=self.model)
+        looks = model.config.vision_config
+        teacher.preprocessing = hugging_face_preprocessing(looks, self.model, self.revision)
+        return teacher
+
+    def load(self) -> nn.Module:
+        from transformers import AutoModelForImageTextToText
+
+        return decoders.load_decoder(self._checked(), AutoModelForImageTextToText)
+
+    def empty(self) -> nn.Module:
+        from transformers import AutoModelForImageTextToText
+
+        return decoders.empty_decoder(self._checked(), AutoModelForImageTextToText)
+
+    def _checked(self) -> Source:
+        source = read_source(self.model, revision=self.revision)
+        check_type(decoders.read_config(source).text_config.model_type)
+        return source
+
+    @staticmethod
+    def recognise(source: Source) -> Llava | None:
+        known = source.config.get("model_type") == "llava"
+        return Llava(model=source.text, revision=source.revision) if known else None
+
+    @staticmethod
+    def accepts(module: nn.Module) -> bool:
+        return type(module).__name__ == _CLASS
+
+    @staticmethod
+    def describe(module: nn.Module, *, source: str) -> Teacher:
+        model: Any = module
+        origin = library.origin(model)
+        view = llava_view(model)
+        came_from = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
+        # a module that the user holds needs no network: only a folder is looked at
+        folder = came_from if came_from and Path(came_from).is_dir() else ""
+        return Teacher(
+            view,
+            source=source,
+            preprocessing=hugging_face_preprocessing(model.config.vision_config, folder),
+            num_params=sum(p.numel() for p in module.parameters()),
+            licence=origin.licence,
+            base_model=origin.base_model,
+        )
+
+    @staticmethod
+    def adapt(module: nn.Module, *, source: str) -> Teacher:
+        teacher = Llava.describe(module, source=source)
+        check_view(teacher, Llava.original(module))
+        return teacher
+
+    @staticmethod
+    def original(module: nn.Module) -> Original:
+        model: Any = module
+
+        def outputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            made = model(**as_transformers(inputs), pixel_values=inputs.get("image"), use_cache=False)
+            return {"logits": made.logits}
+
+        vision = _vision(model)
+        kept = vision.encoder.layers[: _blocks_read(model)]
+        return Original(
+            model, outputs, {"image": list(kept), "decoder": blocks_of(model.model.language_model)}
+        )
+
+
+def llava_view(model: Any) -> View:
+    """The view; its tensors are the model's own. Raises UserError for what it cannot express."""
+    config = model.config
+    strategy = config.vision_feature_select_strategy
+    if strategy not in _STRATEGIES:
+        raise refuse("connector", f"known: {', '.join(_STRATEGIES)}", vision_feature_select_strategy=strategy)
+    image = _read_until(image_tower(_vision(model)), _blocks_read(model))
+    special = [name for name, _ in image.layout.special]  # type: ignore[attr-defined]
+    if strategy == "default" and special != ["cls"]:
+        raise refuse(
+            "connector",
+            "it leaves out the first token, which is a patch here, for the tower has no class token",
+            vision_feature_select_strategy=strategy,
+        )
+    projector = model.model.multi_modal_projector
+    first, last = (plain_linear(getattr(projector, name), name) for name in ("linear_1", "linear_2"))
+    connector = Connector((Affine(first.weight, first.bias), Affine(last.weight, last.bias)), projector.act)
+    decoder = decoder_tower(model.model.language_model)
+    words = decoder.embedding
+    assert isinstance(words, TokenEmbedding), "a decoder begins with words"
+    embedding = Spliced(words, connector, config.image_token_id, special=strategy == "full")
+    head = plain_linear(model.lm_head, "lm_head")
+    towers = {
+        "image": image,
+        "decoder": replace(decoder, embedding=embedding, layout=SplicedLayout(("image", "text"))),
+    }
+    tied = head.weight is words.weight
+    return View(towers, {"decoder": LanguageHead(Affine(head.weight, head.bias), tied=tied)})
+
+
+def _vision(model: Any) -> Any:
+    tower = model.model.vision_tower
+    return getattr(tower, "vision_model", tower)  # before transformers 5.2x there is one more module
+
+
+def _blocks_read(model: Any) -> int:
+    """How many blocks of the tower the connector's tokens have gone through."""
+    layer, count = model.config.vision_feature_layer, len(_vision(model).encoder.layers)
+    if not isinstance(layer, int):
+        raise refuse("connector", "it reads several layers at once", vision_feature_layer=layer)
+    # hidden_states: before the first block, and after each
+    found = layer if layer >= 0 else count + 1 + layer
+    if not 0 <= found <= count:
+        raise refuse("connector", f"the tower has {count} blocks", vision_feature_layer=layer)
+    return found
+
+
+def _read_until(tower: Tower, blocks: int) -> Tower:
+    """The tower's first blocks, whose stream is read as it is, without a norm."""
+    end = tower.ends[blocks - 1] + 1 if blocks else 0
+    return replace(tower, sublayers=tuple(tower.sublayers[:end]), norm=None)
