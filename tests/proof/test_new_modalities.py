@@ -24,6 +24,7 @@ from transmamba.reporting.report import write_report
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 from transmamba.training.step import Stepper
+from transmamba.training.strategies import Plain
 
 RECIPES: dict[str, dict[str, Any]] = {
     "pairs": dict(
@@ -179,15 +180,13 @@ def gradients(world: int, accumulation: int, path: Path) -> None:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     distiller = Distiller(student, teacher, [toys.Contrastive(), "feature"])
-    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.0)
-    model, optimizer = accelerator.prepare(distiller, optimizer)
+    strategy = Plain(accelerator)
+    strategy.prepare(distiller, lambda given: torch.optim.SGD(given.parameters(), lr=0.0))
     kept: dict[str, Tensor] = {}
-    optimizer.step = lambda: kept.update(  # type: ignore[method-assign]
+    strategy.optimizer.step = lambda: kept.update(  # type: ignore[method-assign]
         {name: p.grad.clone() for name, p in distiller.named_parameters() if p.grad is not None}
     )
-    stepper = Stepper(
-        accelerator, model, distiller, optimizer, clip=0.0, seed=1, change=lambda batch, seed: batch
-    )
+    stepper = Stepper(strategy, seed=1, change=lambda batch, seed: batch)
     size, rank = 8 // (world * accumulation), accelerator.process_index
     batches = []
     for m in range(accumulation):

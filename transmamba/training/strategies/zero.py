@@ -1,0 +1,170 @@
+"""DeepSpeed's ZeRO: stage 2 spreads gradients and optimizer states over processes, stage 3 weights too.
+
+Its engine is driven here and not by Accelerate, which steps it within the backward pass, before anyone could
+see that a gradient is not finite. Weights stay float32 under autocast, as in every other strategy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import deepspeed
+import torch
+from deepspeed.utils import set_z3_leaf_module
+from torch import Tensor, nn
+
+from ...core.batch import Batch
+from ...core.output import Term
+from ...distillation.distiller import Distiller
+from .spread import Spread, copied, empty, fill, units_of
+from .strategy import MakeOptimizer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_TAG = "zero"
+
+
+class Zero:
+    """Stage 3 brings together each of the student's units while it is called; embeddings, head, projections
+    and losses stay whole on every process, their optimizer states in pieces."""
+
+    distiller: Distiller
+    optimizer: Any
+
+    def __init__(self, accelerator: Accelerator, stage: int) -> None:
+        self.accelerator, self.stage, self.name = accelerator, stage, f"zero{stage}"
+
+    def prepare(
+        self, distiller: Distiller, make: MakeOptimizer, *, clip: float, peek: Callable[[], Batch]
+    ) -> None:
+        self.home, self.clip = distiller, clip
+        self.num_params = sum(parameter.numel() for parameter in distiller.student.parameters())
+        reached = _reached(distiller, peek(), self.accelerator.autocast)
+        spread = copied(distiller)
+        empty(distiller)
+        for parameter in spread.parameters():
+            # its gradient would be zeros here and none elsewhere, where weight decay leaves it alone
+            parameter.requires_grad_(id(parameter) in reached)
+        spread.forward = _flat(self.accelerator.autocast, spread.forward)  # type: ignore[method-assign]
+        units = units_of(spread) if self.stage == 3 else []
+        for unit in units:
+            set_z3_leaf_module(unit, True)
+        self.engine, self.optimizer, *_ = deepspeed.initialize(
+            model=spread, optimizer=make(spread), config=self._config()
+        )
+        if self.stage == 3:
+            _keep_whole(self.engine, spread, units)
+        self.distiller = spread
+
+    def _config(self) -> dict[str, Any]:
+        """DeepSpeed's own: one micro-batch a step, since what makes a step is said to it."""
+        zero = {"stage": self.stage, "stage3_param_persistence_threshold": 0}
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "gradient_clipping": self.clip,
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        }
+
+    def model(self, *arguments: Any, **named: Any) -> Any:
+        """As the distiller; with its terms made again of the tensors that the engine could see."""
+        made = self.engine(*arguments, **named)
+        return made if named.get("embed") else {name: Term(*parts) for name, parts in made.items()}
+
+    def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.engine.set_gradient_accumulation_boundary(last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def norm(self) -> Tensor:
+        optimizer = self.engine.optimizer
+        norms = optimizer._get_norm_groups() if self.stage == 3 else [optimizer.scaled_global_norm()]
+        norm = torch.linalg.vector_norm(torch.stack([torch.as_tensor(each) for each in norms]).float())
+        # it says -1 or inf of what is not finite
+        broken = torch.stack([torch.as_tensor(each) < 0 for each in norms]).any()
+        return torch.where(broken, torch.full_like(norm, torch.inf), norm)
+
+    def move(self, finite: bool) -> None:
+        if not finite:
+            # of a gradient that is not finite the engine itself lets go; of a loss it does not know
+            next(iter(self.engine.optimizer.averaged_gradients.values()))[0].fill_(torch.inf)
+        self.engine.step()
+
+    def student(self) -> nn.Module:
+        if self.stage == 2:
+            return self.distiller.student
+        return Spread(self.distiller.student, lambda work: work(), self.num_params)
+
+    def full_state(self) -> Mapping[str, Tensor]:
+        if self.stage == 2:
+            return {name: value.detach().clone() for name, value in self.distiller.state_dict().items()}
+        found = {name: value.detach().clone() for name, value in self.distiller.named_buffers()}
+        for name, parameter in self.distiller.named_parameters(remove_duplicate=False):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                found[name] = parameter.detach().clone()
+        return found
+
+    def release(self) -> None:
+        fill(self.home, self.full_state(), self.accelerator.device)
+        self.engine.destroy()
+        del self.engine, self.distiller, self.optimizer
+        self.accelerator.free_memory()
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        found, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
+        if found is None:
+            raise ValueError("it holds no weights of ZeRO")
+
+
+def _flat(context: Callable[[], Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` in this context, its terms as tuples of tensors: the engine looks into those alone."""
+
+    def entered(*arguments: Any, **named: Any) -> Any:
+        with context():
+            made = forward(*arguments, **named)
+        if named.get("embed"):
+            return made
+        return {
+            name: (term.sum,) if term.parts is None else (term.sum, term.parts) for name, term in made.items()
+        }
+
+    return entered
+
+
+def _reached(distiller: Distiller, batch: Batch, context: Callable[[], Any]) -> set[int]:
+    """The ids of the trainable parameters through which a loss goes."""
+    with context():
+        terms = distiller(batch)
+    found, seen = set(), set()
+    todo = [term.sum.grad_fn for term in terms.values() if term.sum.grad_fn is not None]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        todo += [below for below, _ in node.next_functions if below is not None]
+    return found
+
+
+def _keep_whole(engine: Any, distiller: Distiller, units: list[nn.Module]) -> None:
+    """What is no unit's is read outside the module that owns it: ZeRO-3 must not take it away."""
+    apart = {id(parameter) for unit in units for parameter in unit.parameters()}
+    kept: Any = [parameter for parameter in distiller.parameters() if id(parameter) not in apart]
+    for parameter in kept:
+        parameter.ds_persist = True
+    engine.optimizer.persistent_parameters.extend(kept)
+    if kept:
+        kept[0].all_gather(kept)
