@@ -15,7 +15,7 @@ from transmamba.config.registry import LOSSES
 from transmamba.runs.recipe import Recipe
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
-RANKS = {"fsdp2": 2}
+ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
 
 
 def recipe_of(folder: Path, name: str, student: str, ranks: int = 1, **changes: Any) -> Recipe:
@@ -83,3 +83,13 @@ def test_fsdp2_on_two_processes(plain: Path, folder: Path) -> None:
     recipe = recipe_of(folder, f"fsdp2-{student}", student, ranks=2)
     harness.in_ranks(2, launched, FSDP2, recipe)
     assert_near(folder / f"fsdp2-{student}", plain)
+
+
+@pytest.mark.parametrize("stage", ["2", "3"])
+def test_zero_on_one_process(stage: str, plain: Path, folder: Path) -> None:
+    pytest.importorskip("deepspeed", reason="ZeRO needs pip install 'transmamba[deepspeed]'")
+    student = plain.name.removeprefix("plain-")
+    recipe = recipe_of(folder, f"zero{stage}-{student}", student)
+    environment = {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+    harness.in_ranks(1, launched, environment, recipe)
+    assert_near(folder / f"zero{stage}-{student}", plain)

@@ -91,11 +91,10 @@ def _zero(accelerator: Accelerator) -> Strategy:
     except ImportError as error:
         raise UserError("ZeRO needs DeepSpeed; pip install 'transmamba[deepspeed]'") from error
     plugin: Any = getattr(accelerator.state, "deepspeed_plugin", None)
-    stage = (
-        plugin.zero_stage if plugin is not None else os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    )
-    if int(stage) not in (2, 3):
+    told = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    stage = str(plugin.zero_stage) if plugin is not None else told
+    if stage not in ("2", "3"):
         raise UserError(
-            f"deepspeed_config.zero_stage is {stage}; write 2 or 3, or launch with recipes/accelerate/ddp.yaml"
+            f"deepspeed_config.zero_stage is {stage}; write 2 or 3, or use recipes/accelerate/ddp.yaml"
         )
     return Zero(accelerator, int(stage))

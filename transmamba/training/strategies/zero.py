@@ -7,13 +7,13 @@ see that a gradient is not finite. Weights stay float32 under autocast, as in ev
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
-from deepspeed.utils import set_z3_leaf_module
 from torch import Tensor, nn
 
 from ...core.batch import Batch
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _TAG = "zero"
+# a layer's record is no tuple of tensors; its stream is, and is enough to tell when its weights are needed
+logging.getLogger("DeepSpeed").addFilter(
+    lambda record: "unknown inputs or outputs" not in record.getMessage()
+)
 
 
 class Zero:
-    """Stage 3 brings together each of the student's units while it is called; embeddings, head, projections
-    and losses stay whole on every process, their optimizer states in pieces."""
+    """Stage 3 brings together the weights of each of the student's units while it is called; those of
+    embeddings, head, projections and losses for a whole pass."""
 
     distiller: Distiller
     optimizer: Any
@@ -50,14 +54,11 @@ class Zero:
             # its gradient would be zeros here and none elsewhere, where weight decay leaves it alone
             parameter.requires_grad_(id(parameter) in reached)
         spread.forward = _flat(self.accelerator.autocast, spread.forward)  # type: ignore[method-assign]
-        units = units_of(spread) if self.stage == 3 else []
-        for unit in units:
-            set_z3_leaf_module(unit, True)
+        if self.stage == 3:
+            _bring_together(spread)
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=spread, optimizer=make(spread), config=self._config()
         )
-        if self.stage == 3:
-            _keep_whole(self.engine, spread, units)
         self.distiller = spread
 
     def _config(self) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class Zero:
     def student(self) -> nn.Module:
         if self.stage == 2:
             return self.distiller.student
-        return Spread(self.distiller.student, lambda work: work(), self.num_params)
+        return Spread(self.distiller.student, self.engine.module, self.num_params)
 
     def full_state(self) -> Mapping[str, Tensor]:
         if self.stage == 2:
@@ -128,11 +129,14 @@ class Zero:
 
 
 def _flat(context: Callable[[], Any], forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` in this context, its terms as tuples of tensors: the engine looks into those alone."""
+    """`forward` in this context, its terms as tuples of tensors: the engine looks into those alone. Given
+    something to call instead of a batch, it gives what that gives (`Distiller.enter`)."""
 
-    def entered(*arguments: Any, **named: Any) -> Any:
+    def entered(first: Any, *arguments: Any, **named: Any) -> Any:
+        if not isinstance(first, Batch):
+            return first()
         with context():
-            made = forward(*arguments, **named)
+            made = forward(first, *arguments, **named)
         if named.get("embed"):
             return made
         return {
@@ -159,12 +163,15 @@ def _reached(distiller: Distiller, batch: Batch, context: Callable[[], Any]) -> 
     return found
 
 
-def _keep_whole(engine: Any, distiller: Distiller, units: list[nn.Module]) -> None:
-    """What is no unit's is read outside the module that owns it: ZeRO-3 must not take it away."""
+def _bring_together(distiller: Distiller) -> None:
+    """Have ZeRO-3 bring together each unit's weights when it is called, and all others when the distiller is:
+    by itself it does so module by module, and some weights are read outside the module that owns them.
+
+    Its own leaf modules lose gradients where no input of theirs has one, as under teacher forcing.
+    """
+    units = units_of(distiller)
     apart = {id(parameter) for unit in units for parameter in unit.parameters()}
-    kept: Any = [parameter for parameter in distiller.parameters() if id(parameter) not in apart]
-    for parameter in kept:
-        parameter.ds_persist = True
-    engine.optimizer.persistent_parameters.extend(kept)
-    if kept:
-        kept[0].all_gather(kept)
+    for module in (distiller, *units):
+        for parameter in module.parameters():
+            if module is not distiller or id(parameter) not in apart:
+                deepspeed.zero.register_external_parameter(module, parameter)
