@@ -8,7 +8,6 @@ the same.
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,14 +50,18 @@ class Fsdp2:
         spread: Any = copied(distiller)
         empty(distiller)
         mesh = init_device_mesh(self.accelerator.device.type, (self.accelerator.num_processes,))
+        # a single number, such as a learnt temperature, has no pieces: each process has it
+        numbers = {parameter for parameter in spread.parameters() if not parameter.dim()}
         for unit in units_of(spread):
-            fully_shard(unit, mesh=mesh, reshard_after_forward=self.reshard)
+            fully_shard(unit, mesh=mesh, reshard_after_forward=self.reshard, ignored_params=numbers)
         spread.forward = _within(self.accelerator.autocast, spread.forward)
-        fully_shard(spread, mesh=mesh)
+        fully_shard(spread, mesh=mesh, ignored_params=numbers)
         register_fsdp_forward_method(spread, "enter")
         self.distiller = self.model = spread
         self.optimizer = make(spread)
+        _group_apart(self.optimizer, numbers)
         self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._numbers = [parameter for parameter in self._trained if parameter in numbers]
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         # every micro-batch's gradients are added up at once: kept whole until the last they would take the
@@ -69,8 +72,15 @@ class Fsdp2:
         loss.backward()
 
     def norm(self) -> Tensor:
-        found: Any = torch.nn.utils.clip_grad_norm_(self._trained, self.clip if self.clip > 0 else math.inf)
-        return found.full_tensor() if hasattr(found, "full_tensor") else found
+        numbers = [number.grad for number in self._numbers if number.grad is not None]
+        for grad in numbers:
+            grad.copy_(self.accelerator.reduce(grad, "mean"))
+        pieces = [_local(p.grad) for p in self._trained if p.grad is not None and hasattr(p.grad, "to_local")]
+        squares = self.accelerator.reduce(_length(pieces, self.accelerator.device).square(), "sum")
+        norm = (squares + _length(numbers, self.accelerator.device).square()).sqrt()
+        if self.clip > 0 and (grads := [*pieces, *numbers]):
+            torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))  # as clip_grad_norm_ does
+        return norm
 
     def move(self, finite: bool) -> None:
         if finite:
@@ -85,7 +95,7 @@ class Fsdp2:
 
     def release(self) -> None:
         fill(self.home, self.full_state(), self.accelerator.device)
-        del self.distiller, self.model, self.optimizer, self._trained
+        del self.distiller, self.model, self.optimizer, self._trained, self._numbers
         self.accelerator.free_memory()
 
     def save(self, folder: Path) -> None:
@@ -125,6 +135,27 @@ def _within(context: Callable[[], Any], forward: Callable[..., Any]) -> Callable
             return forward(*arguments, **named)
 
     return entered
+
+
+def _group_apart(optimizer: torch.optim.Optimizer, numbers: set[Any]) -> None:
+    """Numbers in groups of their own: what is in pieces is not moved in one call with what is not."""
+    for group in list(optimizer.param_groups):
+        mine = [parameter for parameter in group["params"] if parameter in numbers]
+        if mine and len(mine) < len(group["params"]):
+            group["params"] = [parameter for parameter in group["params"] if parameter not in numbers]
+            optimizer.add_param_group({**group, "params": mine})
+
+
+def _length(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """The norm of all of them together; 0 of none."""
+    if not tensors:
+        return torch.zeros((), device=device)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+
+
+def _local(value: Any) -> Tensor:
+    """This process's piece itself."""
+    return value.to_local()
 
 
 def _whole(value: Any) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ...core.batch import Batch
 from ...distillation.distiller import Distiller
-from ..optimizer import groups_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -101,22 +100,22 @@ class Plain:
         peek: Callable[[], Batch] | None = None,
     ) -> None:
         self.distiller, self.clip = distiller, clip
-        self._let_ddp_know()
+        self._let_ddp_know(peek)
         self.model, self.optimizer = self.accelerator.prepare(distiller, make(distiller))
         self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _let_ddp_know(self) -> None:
+    def _let_ddp_know(self, peek: Callable[[], Batch] | None) -> None:
         """DDP waits for a gradient of every parameter unless it is told that some have none: of a head, where
-        no loss reads the logits, or of a tower that none reads at all."""
+        no loss reads the logits, or of a tower, where a batch has no input for it."""
         handler = self.accelerator.ddp_handler
-        distiller = self.distiller
-        several = len(getattr(distiller.student, "towers", ())) > 1
-        in_mixers = groups_of(distiller.student).get("mixers", lambda name: False)
-        mixers_alone = distiller.teacher_forced and all(
-            in_mixers(name) for name, p in distiller.student.named_parameters() if p.requires_grad
-        )
-        if handler is not None:
-            handler.find_unused_parameters = several or not (distiller.reads_logits or mixers_alone)
+        if handler is None or str(self.accelerator.distributed_type.value) == "NO":
+            return
+        unused = peek is None or len(getattr(self.distiller.student, "towers", ())) > 1
+        if not unused and peek is not None:
+            trained = {id(p) for p in self.distiller.parameters() if p.requires_grad}
+            unused = bool(trained - reached(self.distiller, peek(), self.accelerator.autocast))
+        told = torch.tensor(float(unused), device=self.accelerator.device)
+        handler.find_unused_parameters = bool(self.accelerator.reduce(told, "sum") > 0)
 
     def micro_batch(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
@@ -147,3 +146,20 @@ class Plain:
 
     def load(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
+
+
+def reached(distiller: Distiller, batch: Batch, context: Callable[[], Any]) -> set[int]:
+    """The ids of the trainable parameters through which a loss goes."""
+    with context():
+        terms = distiller(batch)
+    found, seen = set(), set()
+    todo = [term.sum.grad_fn for term in terms.values() if term.sum.grad_fn is not None]
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        todo += [below for below, _ in node.next_functions if below is not None]
+    return found

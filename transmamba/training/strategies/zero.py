@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ...core.batch import Batch
 from ...core.output import Term
 from ...distillation.distiller import Distiller
 from .spread import Spread, copied, empty, fill, units_of
-from .strategy import MakeOptimizer
+from .strategy import MakeOptimizer, reached
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,13 +48,14 @@ class Zero:
     ) -> None:
         self.home, self.clip = distiller, clip
         self.num_params = sum(parameter.numel() for parameter in distiller.student.parameters())
-        reached = _reached(distiller, peek(), self.accelerator.autocast)
+        trained = reached(distiller, peek(), self.accelerator.autocast)
         spread = copied(distiller)
         empty(distiller)
         for parameter in spread.parameters():
             # its gradient would be zeros here and none elsewhere, where weight decay leaves it alone
-            parameter.requires_grad_(id(parameter) in reached)
+            parameter.requires_grad_(id(parameter) in trained)
         spread.forward = _flat(self.accelerator.autocast, spread.forward)  # type: ignore[method-assign]
+        self._renamed = _keep_numbers(spread)
         if self.stage == 3:
             _bring_together(spread)
         self.engine, self.optimizer, *_ = deepspeed.initialize(
@@ -105,13 +107,18 @@ class Zero:
         return Spread(self.distiller.student, self.engine.module, self.num_params)
 
     def full_state(self) -> Mapping[str, Tensor]:
-        if self.stage == 2:
-            return {name: value.detach().clone() for name, value in self.distiller.state_dict().items()}
         found = {name: value.detach().clone() for name, value in self.distiller.named_buffers()}
         for name, parameter in self.distiller.named_parameters(remove_duplicate=False):
-            with deepspeed.zero.GatheredParameters([parameter]):
-                found[name] = parameter.detach().clone()
+            with self._together(parameter):
+                whole = parameter.detach().clone()
+            found[self._renamed.get(name, name)] = whole.reshape(()) if name in self._renamed else whole
         return found
+
+    def _together(self, parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+        """In which a weight is whole."""
+        if self.stage == 2:
+            return contextlib.nullcontext()
+        return deepspeed.zero.GatheredParameters([parameter])
 
     def release(self) -> None:
         fill(self.home, self.full_state(), self.accelerator.device)
@@ -126,6 +133,29 @@ class Zero:
         found, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
         if found is None:
             raise ValueError("it holds no weights of ZeRO")
+
+
+class _Number(nn.Module):
+    """A single number, such as a learnt temperature, kept as a vector of one: the engine sends the bytes of a
+    weight, and a number cannot be seen as such."""
+
+    def forward(self, kept: Tensor) -> Tensor:
+        return kept.reshape(())
+
+    def right_inverse(self, number: Tensor) -> Tensor:
+        return number.reshape(1)
+
+
+def _keep_numbers(distiller: Distiller) -> dict[str, str]:
+    """Keeps every number so. Their names as they are from then on, and as they were."""
+    renamed = {}
+    for prefix, owner in list(distiller.named_modules()):
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            if not parameter.dim():
+                parametrize.register_parametrization(owner, name, _Number())
+                above = f"{prefix}." if prefix else ""
+                renamed[f"{above}parametrizations.{name}.original"] = above + name
+    return renamed
 
 
 def _flat(context: Callable[[], Any], forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,23 +174,6 @@ def _flat(context: Callable[[], Any], forward: Callable[..., Any]) -> Callable[.
         }
 
     return entered
-
-
-def _reached(distiller: Distiller, batch: Batch, context: Callable[[], Any]) -> set[int]:
-    """The ids of the trainable parameters through which a loss goes."""
-    with context():
-        terms = distiller(batch)
-    found, seen = set(), set()
-    todo = [term.sum.grad_fn for term in terms.values() if term.sum.grad_fn is not None]
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        todo += [below for below, _ in node.next_functions if below is not None]
-    return found
 
 
 def _bring_together(distiller: Distiller) -> None:
