@@ -17,7 +17,7 @@ from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..subcloning.convert import carry
 from ..teachers.teacher import Teacher
-from ..training.strategies.choose import DEEPSPEED, asked
+from ..training.strategies.choose import DEEPSPEED, asked, strategy_of
 from .recipe import Recipe
 
 # what `accelerate launch` can set behind a recipe's back, and what to write instead
@@ -103,10 +103,12 @@ def make_accelerator(recipe: Recipe) -> Any:
         InitProcessGroupKwargs(timeout=timedelta(hours=2)),
     ]
     with _unasked(DEEPSPEED):
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=recipe.trainer.precision,
             log_with="wandb" if recipe.wandb is not None else None,
             kwargs_handlers=handlers,
             # ours; by default ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient once more
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
+    strategy_of(accelerator, recipe.trainer)  # what it cannot carry is refused before anything is built
+    return accelerator
