@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from transmamba.config.registry import LOSSES
+from transmamba.errors import UserError
 from transmamba.runs.recipe import Recipe
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
+
+STRATEGIES = ("fsdp2", "zero2", "zero3")
 
 
 def recipe_of(folder: Path, name: str, student: str, ranks: int = 1, **changes: Any) -> Recipe:
@@ -41,6 +46,7 @@ def recipe_of(folder: Path, name: str, student: str, ranks: int = 1, **changes: 
             log_every=1,
             eval_every=2,
             eval_batch_size=4,
+            grad_checkpointing=student == "ssd_vit" and not name.startswith("plain"),
         ),
     )
     return harness.tiny_recipe(folder, output_dir=str(folder / name), **(values | changes))
@@ -50,6 +56,51 @@ def launched(environment: dict[str, str], recipe: Recipe) -> None:
     """As `accelerate launch` does it."""
     os.environ.update(environment)
     harness.run_quietly(recipe)
+
+
+def poisoned(environment: dict[str, str], recipe: Recipe) -> None:
+    """The last rank's images of one step are not finite; of another, only what the loss is said to be."""
+    import transmamba.training.step as step
+
+    seeded, reduce = step.Stepper._seeded, step.Stepper._reduce
+    number = 0
+
+    def spoilt(self: Any, batch: Any, at: int, m: int) -> Any:
+        nonlocal number
+        number, batch = at, seeded(self, batch, at, m)
+        accelerator = self.accelerator
+        if at == 4 and accelerator.process_index == accelerator.num_processes - 1:
+            batch.inputs["image"].fill_(torch.nan)
+        return batch
+
+    def told(self: Any, *arguments: Any) -> Any:
+        means, *others = reduce(self, *arguments)
+        return ({**means, "kl": math.inf} if number == 5 else means), *others
+
+    step.Stepper._seeded, step.Stepper._reduce = spoilt, told  # type: ignore[method-assign]
+    launched(environment, recipe)
+
+
+def stopped(environment: dict[str, str], recipe: Recipe) -> None:
+    """Asked to stop within a step of the second stage, between two checkpoints."""
+    import transmamba.training.trainer
+
+    real = transmamba.training.trainer.Trainer._step
+
+    def step(self: Any, *arguments: Any) -> bool:
+        if self.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *arguments)
+
+    transmamba.training.trainer.Trainer._step = step  # type: ignore[method-assign]
+    launched(environment, recipe)
+    raise AssertionError("the run did not stop")
+
+
+def refused(strategy: str, recipe: Recipe) -> None:
+    """Launched without any strategy."""
+    with pytest.raises(UserError, match=f"was started with {strategy}.*accelerate/{strategy}.yaml"):
+        harness.run_quietly(recipe)
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +129,55 @@ def assert_near(run: Path, wanted: Path) -> None:
         torch.testing.assert_close(one[name], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_fsdp2_on_two_processes(plain: Path, folder: Path) -> None:
-    student = plain.name.removeprefix("plain-")
-    recipe = recipe_of(folder, f"fsdp2-{student}", student, ranks=2)
-    harness.in_ranks(2, launched, FSDP2, recipe)
-    assert_near(folder / f"fsdp2-{student}", plain)
-
-
-@pytest.mark.parametrize("stage", ["2", "3"])
-def test_zero_on_one_process(stage: str, plain: Path, folder: Path) -> None:
+def environment_of(strategy: str) -> tuple[int, dict[str, str]]:
+    """(processes, what the launcher sets): ZeRO works with one process where there is no GPU."""
+    if strategy == "fsdp2":
+        return 2, FSDP2
     pytest.importorskip("deepspeed", reason="ZeRO needs pip install 'transmamba[deepspeed]'")
-    student = plain.name.removeprefix("plain-")
-    recipe = recipe_of(folder, f"zero{stage}-{student}", student)
-    environment = {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
-    harness.in_ranks(1, launched, environment, recipe)
-    assert_near(folder / f"zero{stage}-{student}", plain)
+    return 1, {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": strategy[-1]}
+
+
+def whole_run(strategy: str, student: str, folder: Path) -> Path:
+    """The folder of an uninterrupted run, made once."""
+    ranks, environment = environment_of(strategy)
+    name = f"{strategy}-{student}"
+    if not (folder / name / "results.json").exists():
+        harness.in_ranks(ranks, launched, environment, recipe_of(folder, name, student, ranks))
+    return folder / name
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_sharded_is_plain(strategy: str, plain: Path, folder: Path) -> None:
+    """With activation checkpointing for one of the students."""
+    assert_near(whole_run(strategy, plain.name.removeprefix("plain-"), folder), plain)
+
+
+@pytest.fixture(scope="module")
+def skipped(folder: Path) -> Path:
+    """The run of one plain process two of whose steps are not finite."""
+    harness.finish(harness.start(poisoned, {}, recipe_of(folder, "plain-skipped", "vim")))
+    return folder / "plain-skipped"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_step_that_is_not_finite_is_skipped(strategy: str, skipped: Path, folder: Path) -> None:
+    """On all processes, whether it is a gradient of one of them or only a loss."""
+    ranks, environment = environment_of(strategy)
+    assert [row["step"] for row in harness.metrics_rows(skipped) if "loss" in row] == [1, 2, 3, 4, 7]
+    harness.in_ranks(ranks, poisoned, environment, recipe_of(folder, f"{strategy}-skipped", "vim", ranks))
+    assert_near(folder / f"{strategy}-skipped", skipped)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_stopped_and_resumed(strategy: str, folder: Path) -> None:
+    """Bit for bit the uninterrupted run; with another strategy it is refused by name."""
+    ranks, environment = environment_of(strategy)
+    cut = recipe_of(folder, f"{strategy}-cut", "vim", ranks)
+    harness.in_ranks(ranks, stopped, environment, cut)
+    assert not (folder / f"{strategy}-cut/results.json").exists()
+    harness.in_ranks(ranks, refused, strategy, cut)
+    harness.in_ranks(ranks, launched, environment, cut)
+    ours, theirs = folder / f"{strategy}-cut", whole_run(strategy, "vim", folder)
+    assert harness.metrics_rows(ours) == harness.metrics_rows(theirs)
+    file = "student/model.safetensors"
+    assert (ours / file).read_bytes() == (theirs / file).read_bytes()

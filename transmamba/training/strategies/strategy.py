@@ -150,8 +150,14 @@ class Plain:
 
 def reached(distiller: Distiller, batch: Batch, context: Callable[[], Any]) -> set[int]:
     """The ids of the trainable parameters through which a loss goes."""
+    aligners: Any = list(distiller.aligners.values())
+    measured = [aligner.measured for aligner in aligners]
+    for aligner in aligners:
+        aligner.measured = True  # a resumed run has its statistics from the checkpoint, which comes later
     with context():
         terms = distiller(batch)
+    for aligner, before in zip(aligners, measured, strict=True):
+        aligner.measured = before
     found, seen = set(), set()
     todo = [term.sum.grad_fn for term in terms.values() if term.sum.grad_fn is not None]
     while todo:
