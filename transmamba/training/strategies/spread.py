@@ -23,7 +23,9 @@ def copied(home: Distiller) -> Distiller:
     All processes begin with those of the first, as under DDP."""
     if torch.distributed.is_initialized():
         for tensor in (*home.parameters(), *home.buffers()):
-            torch.distributed.broadcast(tensor.detach(), 0)
+            sent = tensor.detach().contiguous()
+            torch.distributed.broadcast(sent, 0)
+            tensor.detach().copy_(sent)
     memo: dict[int, Any] = {id(parameter): parameter for parameter in home.parameters()}
     memo[id(home.teacher)] = home.teacher
     made = copy.deepcopy(home, memo)
