@@ -24,8 +24,11 @@ STRATEGIES = ("fsdp2", "zero2", "zero3")
 
 
 def recipe_of(folder: Path, name: str, student: str, ranks: int = 1, **changes: Any) -> Recipe:
-    """Mixers alone, then every registered loss at once, its features standardised and its tokens drawn; no
-    stochastic depth, whose draws belong to a micro-batch. Two micro-batches a step and process."""
+    """Mixers alone; every registered loss at once, its features standardised and its tokens drawn; one that
+    leaves the head without gradients, but in reach of weight decay. Two micro-batches a step and process.
+
+    No stochastic depth, whose draws belong to a micro-batch.
+    """
     kwargs = dict(harness.VIM) if student == "vim" else dict(harness.TEACHER)
     model = dict(name="vim", model="vim_micro_patch2_8", kwargs=kwargs)
     if student == "ssd_vit":
@@ -38,6 +41,7 @@ def recipe_of(folder: Path, name: str, student: str, ranks: int = 1, **changes: 
         stages=[
             dict(name="align", losses=["mixer"], steps=3, lr=3e-3),
             dict(name="distill", losses=every, steps=4, lr=3e-3, token_fraction=0.6, clip=1.0),
+            dict(name="ends", losses=["feature"], steps=2, lr=3e-3, weight_decay=1.0),
         ],
         trainer=dict(
             global_batch=8,
@@ -163,7 +167,7 @@ def skipped(folder: Path) -> Path:
 def test_a_step_that_is_not_finite_is_skipped(strategy: str, skipped: Path, folder: Path) -> None:
     """On all processes, whether it is a gradient of one of them or only a loss."""
     ranks, environment = environment_of(strategy)
-    assert [row["step"] for row in harness.metrics_rows(skipped) if "loss" in row] == [1, 2, 3, 4, 7]
+    assert [row["step"] for row in harness.metrics_rows(skipped) if "loss" in row] == [1, 2, 3, 4, 7, 8, 9]
     harness.in_ranks(ranks, poisoned, environment, recipe_of(folder, f"{strategy}-skipped", "vim", ranks))
     assert_near(folder / f"{strategy}-skipped", skipped)
 
