@@ -154,8 +154,8 @@ def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
     return process
 
 
-def in_ranks(world: int, target: Callable[..., Any], *arguments: Any, timeout: float = 120) -> None:
-    """`target(*arguments)` as each of `world` ranks on gloo. Raises AssertionError when one fails."""
+def start_ranks(world: int, target: Callable[..., Any], *arguments: Any) -> list[BaseProcess]:
+    """`target(*arguments)` as each of `world` ranks on gloo, in processes of their own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -166,7 +166,12 @@ def in_ranks(world: int, target: Callable[..., Any], *arguments: Any, timeout: f
         environment = {key: str(value) for key, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
         processes.append(_context.Process(target=_child, args=(target, arguments, environment)))
         processes[-1].start()
-    finish(*processes, timeout=timeout)
+    return processes
+
+
+def in_ranks(world: int, target: Callable[..., Any], *arguments: Any, timeout: float = 120) -> None:
+    """`target(*arguments)` as each of `world` ranks on gloo. Raises AssertionError when one fails."""
+    finish(*start_ranks(world, target, *arguments), timeout=timeout)
 
 
 def finish(*processes: BaseProcess, timeout: float = 120) -> None:

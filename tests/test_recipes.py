@@ -132,7 +132,7 @@ def test_launcher_is_one_that_accelerate_reads(path: Path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(path))
-    assert config.num_processes == (2 if path.stem == "ddp" else 1)
+    assert config.num_processes == (1 if path.stem in ("cpu", "single_gpu") else 2)
     assert config.mixed_precision == "no", "the recipe decides"
     assert f"recipes/accelerate/{path.name}" in path.read_text(), "the header comment holds the command"
 

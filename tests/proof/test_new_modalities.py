@@ -24,6 +24,7 @@ from transmamba.reporting.report import write_report
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 from transmamba.training.step import Stepper
+from transmamba.training.strategies import Plain
 
 RECIPES: dict[str, dict[str, Any]] = {
     "pairs": dict(
@@ -179,15 +180,13 @@ def gradients(world: int, accumulation: int, path: Path) -> None:
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     distiller = Distiller(student, teacher, [toys.Contrastive(), "feature"])
-    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.0)
-    model, optimizer = accelerator.prepare(distiller, optimizer)
+    strategy = Plain(accelerator)
+    strategy.prepare(distiller, lambda given: torch.optim.SGD(given.parameters(), lr=0.0))
     kept: dict[str, Tensor] = {}
-    optimizer.step = lambda: kept.update(  # type: ignore[method-assign]
+    strategy.optimizer.step = lambda: kept.update(  # type: ignore[method-assign]
         {name: p.grad.clone() for name, p in distiller.named_parameters() if p.grad is not None}
     )
-    stepper = Stepper(
-        accelerator, model, distiller, optimizer, clip=0.0, seed=1, change=lambda batch, seed: batch
-    )
+    stepper = Stepper(strategy, seed=1, change=lambda batch, seed: batch)
     size, rank = 8 // (world * accumulation), accelerator.process_index
     batches = []
     for m in range(accumulation):
@@ -216,3 +215,44 @@ def test_a_coupled_loss_is_that_of_the_whole_step(world: int, accumulation: int,
     assert "student.scale" in whole["gradients"]
     for name, gradient in whole["gradients"].items():
         torch.testing.assert_close(divided["gradients"][name], gradient, rtol=1e-10, atol=1e-12)
+
+
+# --- sharded ---
+
+SHARDED = {
+    "fsdp2": (2, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}),
+    "zero2": (1, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
+    "zero3": (1, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
+}
+
+
+def launched(environment: dict[str, str], kind: str, folder: Path, micro: int) -> None:
+    """A whole run as the launcher that set this environment starts it."""
+    import os
+
+    import transmamba.runs.leave
+    import transmamba.runs.pipeline
+
+    os.environ.update(environment, DS_ACCELERATOR="cpu")
+    transmamba.runs.pipeline.save_model = _save
+    transmamba.runs.leave.card_of = lambda student: Card(library="toys", pipeline_tag="toy", snippet="")
+    with toys.registered():
+        harness.run_quietly(recipe_of(kind, folder, micro_batch=micro))
+
+
+@pytest.mark.parametrize("strategy", SHARDED)
+@pytest.mark.parametrize("kind", RECIPES)
+def test_sharded_is_plain(kind: str, strategy: str, tmp_path: Path) -> None:
+    """A coupled loss, a learnt number and rows of text too."""
+    world, environment = SHARDED[strategy]
+    if strategy != "fsdp2":
+        pytest.importorskip("deepspeed", reason="ZeRO needs pip install 'transmamba[deepspeed]'")
+    harness.in_ranks(1, launched, {}, kind, tmp_path / "plain", 4)
+    harness.in_ranks(world, launched, environment, kind, tmp_path / strategy, 4 // world)
+    ours, theirs = (harness.metrics_rows(tmp_path / name) for name in (strategy, "plain"))
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.pop("stage_name", "") == other.pop("stage_name", "")
+        assert mine == pytest.approx(other, rel=2e-5, abs=1e-6)
+    one, two = (torch.load(tmp_path / name / "student/student.pt") for name in (strategy, "plain"))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)

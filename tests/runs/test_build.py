@@ -32,8 +32,6 @@ def test_a_launcher_s_accumulation_changes_no_gradient(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [
-        ("ACCELERATE_USE_DEEPSPEED", "true"),
-        ("ACCELERATE_USE_FSDP", "1"),
         ("ACCELERATE_USE_MEGATRON_LM", "yes"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
     ],

@@ -26,6 +26,7 @@ from transmamba.training.checkpoint import (
     set_damaged_aside,
     sweep,
 )
+from transmamba.training.strategies import Plain
 
 
 def prepared(width: int = 4) -> tuple[Accelerator, torch.nn.Module]:
@@ -46,26 +47,26 @@ def test_round_trip(tmp_path: Path) -> None:
     progress = Progress(
         stage=1, stage_step=2, step=7, items=items, seconds=1 / 3, evaluating=True, window=window
     )
-    saved = save_checkpoint(accelerator, tmp_path, progress, keep=2)
+    saved = save_checkpoint(Plain(accelerator), tmp_path, progress, keep=2)
     assert read_progress(saved) == progress
     weight = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.zero_()  # type: ignore[operator]
-    load_checkpoint(accelerator, saved)
+    load_checkpoint(Plain(accelerator), saved)
     assert torch.equal(model.weight, weight)  # type: ignore[arg-type]
 
 
 def test_retention_keeps_the_newest(tmp_path: Path) -> None:
     accelerator, _ = prepared()
     for step in (2, 9, 10, 100):
-        save_checkpoint(accelerator, tmp_path, Progress(step=step), keep=2)
+        save_checkpoint(Plain(accelerator), tmp_path, Progress(step=step), keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000010", "step-00000100"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000100"]
 
 
 def test_torn_folders_are_never_picked_and_swept_away(tmp_path: Path) -> None:
     accelerator, _ = prepared()
-    whole = save_checkpoint(accelerator, tmp_path, Progress(step=1), keep=2)
+    whole = save_checkpoint(Plain(accelerator), tmp_path, Progress(step=1), keep=2)
     torn = tmp_path / ".saving-step-00000002"
     torn.mkdir()
     (torn / "progress.json").write_text("{}")
@@ -133,7 +134,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: Any) -> Non
     """For the newest whole one, saying so; nothing is removed, and its step can be saved again."""
     accelerator, _ = prepared()
     for step in (1, 2, 3):
-        save_checkpoint(accelerator, tmp_path, Progress(step=step), keep=3)
+        save_checkpoint(Plain(accelerator), tmp_path, Progress(step=step), keep=3)
     said: list[str] = []
     what = damage(tmp_path / "step-00000003")
     set_damaged_aside(tmp_path, said.append)
@@ -141,12 +142,12 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: Any) -> Non
     assert found == (tmp_path / "step-00000002", Progress(step=2))
     assert len(said) == 1 and what in said[0] and said[0].endswith("going on from step-00000002")
     damage(tmp_path / "step-00000002")
-    save_checkpoint(accelerator, tmp_path, Progress(step=3), keep=3)
+    save_checkpoint(Plain(accelerator), tmp_path, Progress(step=3), keep=3)
     what = damage(tmp_path / "step-00000003")
     set_damaged_aside(tmp_path, said.append)
     found = find_checkpoint(tmp_path)
     assert found is not None and found[1].step == 1 and len(said) == 3
-    load_checkpoint(accelerator, found[0])
+    load_checkpoint(Plain(accelerator), found[0])
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["damaged-step-00000002", "damaged-step-00000003", "step-00000001"]
 
@@ -154,7 +155,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: Any) -> Non
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_where_none_is_whole_the_run_is_not_begun_anew_unasked(tmp_path: Path, damage: Any) -> None:
     accelerator, _ = prepared()
-    what = damage(save_checkpoint(accelerator, tmp_path, Progress(step=1), keep=1))
+    what = damage(save_checkpoint(Plain(accelerator), tmp_path, Progress(step=1), keep=1))
     with pytest.raises(UserError, match=f"{what}.*no older checkpoint is whole: .*--overwrite"):
         find_checkpoint(tmp_path)
     set_damaged_aside(tmp_path, print)
@@ -169,10 +170,10 @@ def test_none_is_found_where_none_was_saved(tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused_in_one_line(tmp_path: Path) -> None:
     accelerator, _ = prepared()
-    saved = save_checkpoint(accelerator, tmp_path, Progress(step=1), keep=1)
+    saved = save_checkpoint(Plain(accelerator), tmp_path, Progress(step=1), keep=1)
     other, _ = prepared(width=5)
     with pytest.raises(UserError, match="does not fit this recipe's student") as caught:
-        load_checkpoint(other, saved)
+        load_checkpoint(Plain(other), saved)
     assert "\n" not in str(caught.value) and "weight" in str(caught.value)
 
 
@@ -195,16 +196,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk(small_disk: Path, spare: int) -> None:
     """Whichever file it is that no longer fits, the earlier checkpoint stays whole."""
     accelerator, _ = prepared(width=2_000)  # 24 kB of weights, 48 kB of optimizer state
-    first = save_checkpoint(accelerator, small_disk, Progress(step=1), keep=2)
+    first = save_checkpoint(Plain(accelerator), small_disk, Progress(step=1), keep=2)
     with (small_disk / "ballast").open("wb") as file:
         usage = os.statvfs(small_disk)
         file.write(b"0" * (usage.f_bavail * usage.f_frsize - spare))
     with pytest.raises(UserError, match="no space left to save step 2; earlier checkpoints are whole"):
-        save_checkpoint(accelerator, small_disk, Progress(step=2), keep=2)
+        save_checkpoint(Plain(accelerator), small_disk, Progress(step=2), keep=2)
     assert list_checkpoints(small_disk) == [first]
-    load_checkpoint(accelerator, first)
+    load_checkpoint(Plain(accelerator), first)
     (small_disk / "ballast").unlink()
-    save_checkpoint(accelerator, small_disk, Progress(step=2), keep=1)
+    save_checkpoint(Plain(accelerator), small_disk, Progress(step=2), keep=1)
     assert [path.name for path in small_disk.iterdir()] == ["step-00000002"]
 
 
@@ -216,7 +217,7 @@ def test_full_disk_found_out_when_flushing(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(transmamba.training.checkpoint.os, "fsync", full)
     with pytest.raises(UserError, match="no space left"):
-        save_checkpoint(accelerator, tmp_path, Progress(step=1), keep=1)
+        save_checkpoint(Plain(accelerator), tmp_path, Progress(step=1), keep=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -224,7 +225,7 @@ def test_other_failures_keep_their_traceback(tmp_path: Path, monkeypatch: pytest
     accelerator, _ = prepared()
     monkeypatch.setattr(accelerator, "save_state", lambda _: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
-        save_checkpoint(accelerator, tmp_path, Progress(step=1), keep=1)
+        save_checkpoint(Plain(accelerator), tmp_path, Progress(step=1), keep=1)
 
 
 # --- another launch --------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from transmamba.distillation.distiller import Distiller, weighted
 from transmamba.distillation.signals import Loss, Signals
 from transmamba.training.log_window import Window
 from transmamba.training.step import Stepper
+from transmamba.training.strategies import Plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +64,9 @@ def stepper_of(losses: list[Any], watch: Callable[[Distiller], None]) -> Stepper
     accelerator = Accelerator(cpu=True)
     distiller = Distiller(harness.tiny_student(), harness.tiny_teacher(), losses).eval()
     optimizer = torch.optim.SGD([p for p in distiller.parameters() if p.requires_grad], lr=0.0)
-    model, optimizer = accelerator.prepare(distiller, optimizer)
-    stepper = Stepper(
-        accelerator, model, distiller, optimizer, clip=0.0, seed=0, change=lambda batch, _: batch
-    )
+    strategy = Plain(accelerator)
+    strategy.prepare(distiller, lambda _: optimizer)
+    stepper = Stepper(strategy, seed=0, change=lambda batch, _: batch)
     move = stepper._apply
 
     def watched(*arguments: Any) -> bool:

@@ -26,6 +26,7 @@ from ..runs.recipe import Recipe
 from ..training.cuda_graph import WARMUP, GraphedStep
 from ..training.optimizer import make_optimizer, set_trainable, set_training
 from ..training.step import Stepper
+from ..training.strategies import Plain
 
 _WARMUP = WARMUP + 2  # first as it is, then recorded
 # the weights are to stay as they are, however long they are stepped
@@ -179,18 +180,9 @@ def _distillation(parts: Parts, token_fraction: float, micro: Sequence[Batch]) -
         set_training(distiller, stage)
 
     arrange()
-    model, optimizer = parts.accelerator.prepare(distiller, make_optimizer(distiller, stage))
-    stepper = Stepper(
-        parts.accelerator,
-        model,
-        distiller,
-        optimizer,
-        clip=stage.clip,
-        seed=recipe.seed,
-        change=parts.task.change,
-        graphed=_graphed(parts),
-        scaled=recipe.trainer.precision == "fp16",
-    )
+    strategy = Plain(parts.accelerator)
+    strategy.prepare(distiller, lambda given: make_optimizer(given, stage), clip=stage.clip)
+    stepper = Stepper(strategy, seed=recipe.seed, change=parts.task.change, graphed=_graphed(parts))
     numbers = itertools.count()
 
     def step() -> None:

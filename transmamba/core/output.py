@@ -24,12 +24,15 @@ class Capture:
     mixers:   layer or sublayer -> names of what its mixer took in and made: of a teacher `input`, `output`,
         `q`, `k`, `values` (what the output projection reads), `neurons`; of a student `output`, `B`, `C` ...
     tokens:   positions to keep in `branches` (they cost a projection each); None keeps all
+    apart:    branches come through the mixer's output projection, for nothing outside a layer may read its
+        weights
     """
 
     hidden: frozenset[int] = frozenset()
     branches: frozenset[int] = frozenset()
     mixers: Mapping[int, frozenset[str]] = field(default_factory=dict)
     tokens: Tensor | None = None
+    apart: bool = False
 
     def union(self, other: Capture) -> Capture:
         """What either keeps. Raises ValueError where they ask for different tokens."""
@@ -44,6 +47,7 @@ class Capture:
             branches=self.branches | other.branches,
             mixers=mixers,
             tokens=other.tokens if self.tokens is None else self.tokens,
+            apart=self.apart or other.apart,
         )
 
     def on(self, tokens: Tensor | None) -> Capture:

@@ -6,8 +6,9 @@ owned.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from .aligner import Aligner
 from .build import build_losses, geometry_of, make_aligners, measure_streams
 from .coupled import Coupling, bank_of
 from .signals import Loss, Signals
+
+T = TypeVar("T")
 
 DEFAULT_LOSSES = ("cross_entropy", "kl", "bidirectional")
 
@@ -53,6 +56,7 @@ class Distiller(nn.Module):
         # a Teacher is no module, so nothing registers it: it stays out of DDP, optimizers and checkpoints
         self.teacher = adapt_teacher(teacher) if isinstance(teacher, nn.Module) else teacher
         self.token_fraction, self.seed = token_fraction, seed
+        self.apart = False  # whether a layer's weights are there only while it is called (FSDP2, ZeRO)
         geometry = geometry_of(student, self.teacher)
         self.losses = nn.ModuleDict(build_losses(losses, geometry))
         needy = [name for name, loss in self._losses().items() if loss.needs_teacher]
@@ -189,8 +193,10 @@ class Distiller(nn.Module):
     def _run_student(self, batch: Batch, losses: Iterable[Loss], drawn: Mapping[str, Tensor]) -> Output:
         if not isinstance(self.student, Student):
             return run_plain(self.student, batch.inputs)
-        captures = union([loss.student_captures() for loss in losses])
-        return self.student.run(batch.inputs, self._on_drawn(captures, drawn))
+        captures = self._on_drawn(union([loss.student_captures() for loss in losses]), drawn)
+        if self.apart:
+            captures = {stream: replace(capture, apart=True) for stream, capture in captures.items()}
+        return self.student.run(batch.inputs, captures)
 
     def _on_drawn(self, captures: Captures, drawn: Mapping[str, Tensor]) -> Captures:
         aligners = self._aligners()
@@ -200,6 +206,11 @@ class Distiller(nn.Module):
             else capture
             for stream, capture in captures.items()
         }
+
+    def enter(self, work: Callable[[], T]) -> T:
+        """What `work` gives, done as a forward pass of this module is: a strategy that spreads the weights
+        brings them together for it, as for evaluation."""
+        return work()
 
     def _run_mixers(self, teacher: Output, batch: Batch, losses: Iterable[Loss]) -> Output:
         """Every mixer that a loss asks for, on the teacher's own input of its layer."""

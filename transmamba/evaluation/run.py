@@ -48,9 +48,10 @@ class ModelRunner:
     @property
     def num_params(self) -> int | None:
         """How many parameters the model has; None where it does not say."""
-        if isinstance(self.model, nn.Module):
+        told: int | None = getattr(self.model, "num_params", None)
+        if told is None and isinstance(self.model, nn.Module):
             return sum(parameter.numel() for parameter in self.model.parameters())
-        return getattr(self.model, "num_params", None)
+        return told
 
     def logits(self, batch: Batch) -> Logits:
         """Raises UserError where the model gives none."""

@@ -13,11 +13,13 @@ class Want:
 
     branches: the mixer's two directions, on `tokens` (positions) or on all
     alone:    only what the mixer adds to the stream, from that stream itself
+    apart:    branches come through the mixer's output projection
     """
 
     branches: bool = False
     tokens: Tensor | None = None
     alone: bool = False
+    apart: bool = False
 
 
 @dataclass
@@ -27,7 +29,8 @@ class Mixed:
     output: (B, L, D) the merged result
     half:   (B, M, E) half the difference of the two directions before the output projection W (D, E), on the
         M captured tokens; None where branches were not asked for. The projection is linear, so the forward
-        branch is output + half Wᵀ and the backward branch output - half Wᵀ.
+        branch is output + half Wᵀ and the backward branch output - half Wᵀ. (B, M, D), half Wᵀ itself, where
+        the layer was told that its weights are apart.
     parts:  the mixer's inner tensors by name (B, C of each direction ...)
     """
 

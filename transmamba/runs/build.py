@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,15 +17,26 @@ from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..subcloning.convert import carry
 from ..teachers.teacher import Teacher
+from ..training.strategies.choose import DEEPSPEED, asked, strategy_of
 from .recipe import Recipe
 
 # what `accelerate launch` can set behind a recipe's back, and what to write instead
 _BEHIND = {
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed is not supported yet; use recipes/accelerate/ddp.yaml",
-    "ACCELERATE_USE_FSDP": "FSDP is not supported yet; use recipes/accelerate/ddp.yaml",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM is not supported; use recipes/accelerate/ddp.yaml",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "its parallelism is not supported; use recipes/accelerate/ddp.yaml",
 }
+
+
+@contextlib.contextmanager
+def _unasked(variable: str) -> Iterator[None]:
+    """Without a variable of the launcher's. Accelerate's own DeepSpeed takes autocast away and steps within
+    the backward pass; `training.strategies` drives its engine instead."""
+    told = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if told is not None:
+            os.environ[variable] = told
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ def make_accelerator(recipe: Recipe) -> Any:
     )
 
     for variable, instead in _BEHIND.items():
-        if os.environ.get(variable, "false").lower() in ("true", "1", "yes"):
+        if asked(variable):
             raise UserError(f"the launcher set {variable}: {instead}")
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if dynamo.lower() != "no":
@@ -89,10 +102,13 @@ def make_accelerator(recipe: Recipe) -> Any:
         # one rank may look through a large data set while the others wait for it
         InitProcessGroupKwargs(timeout=timedelta(hours=2)),
     ]
-    return Accelerator(
-        mixed_precision=recipe.trainer.precision,
-        log_with="wandb" if recipe.wandb is not None else None,
-        kwargs_handlers=handlers,
-        # ours; by default ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient once more
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )
+    with _unasked(DEEPSPEED):
+        accelerator = Accelerator(
+            mixed_precision=recipe.trainer.precision,
+            log_with="wandb" if recipe.wandb is not None else None,
+            kwargs_handlers=handlers,
+            # ours; by default ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient once more
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    strategy_of(accelerator, recipe.trainer)  # what it cannot carry is refused before anything is built
+    return accelerator

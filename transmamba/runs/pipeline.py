@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..config import load as configs
 from ..core.batch import Batch
 from ..core.task import Pass, Steps
 from ..core.tower import Student
+from ..data.hashing import hash64
 from ..distillation.build import build_losses, geometry_of, make_aligners, measure_streams
 from ..distillation.distiller import Distiller
 from ..ecosystems.find import save_model
@@ -151,16 +153,19 @@ class Pipeline:
         return [batch.to(self.accelerator.device) for batch in batches]
 
     def distiller(self, index: int) -> Distiller:
-        """Stage `index`'s."""
-        stage = self.stages[index][0]
-        return Distiller(
-            self.parts.student,
-            self.parts.teacher,
-            stage.losses,
-            aligners=self.aligners,
-            token_fraction=stage.token_fraction,
-            seed=self.parts.recipe.seed,
-        )
+        """Stage `index`'s. What its losses begin with follows from (seed, stage), wherever a run was
+        killed."""
+        stage, seed = self.stages[index][0], self.parts.recipe.seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(hash64(seed, index)[0] >> 1))
+            return Distiller(
+                self.parts.student,
+                self.parts.teacher,
+                stage.losses,
+                aligners=self.aligners,
+                token_fraction=stage.token_fraction,
+                seed=seed,
+            )
 
     def batches(self, start: int, steps: int, stage: int) -> Iterator[Batch]:
         """This rank's micro-batches of a stage, from its step `start` on."""

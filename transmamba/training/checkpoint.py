@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError
 
@@ -21,6 +21,17 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+class Saving(Protocol):
+    """Of a strategy, what a checkpoint needs."""
+
+    accelerator: Accelerator
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
 
 PROGRESS_FILE = "progress.json"
 MANIFEST_FILE = "manifest.json"
@@ -30,7 +41,8 @@ _PREFIX, _TEMPORARY, _DAMAGED = "step-", ".saving-", "damaged-"
 @dataclass
 class Progress:
     """Where a run is: stage by number, steps done in it, steps done in all, items seen by kind, rows logged
-    (bytes), what was summed since the last row, and whether an evaluation is still to come."""
+    (bytes), what was summed since the last row, and whether an evaluation is still to come; on how many
+    processes, and how it is spread over them."""
 
     stage: int = 0
     stage_step: int = 0
@@ -40,6 +52,7 @@ class Progress:
     skipped: int = 0
     metrics_offset: int = 0
     processes: int = 1
+    strategy: str = "plain"
     evaluating: bool = False
     window: dict[str, Any] = field(default_factory=dict)
 
@@ -55,11 +68,12 @@ class Progress:
         return dict(self.items)
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, keep: int) -> Path:
-    """Save what the accelerator prepared, and `progress`, as folder/step-N; keep the newest `keep`.
+def save_checkpoint(strategy: Saving, folder: Path, progress: Progress, keep: int) -> Path:
+    """Save what the strategy holds, and `progress`, as folder/step-N; keep the newest `keep`.
 
     All ranks call it. Raises UserError when the disk is full; earlier checkpoints are untouched then.
     """
+    accelerator = strategy.accelerator
     name = f"{_PREFIX}{progress.step:08d}"
     final, temporary = folder / name, folder / f"{_TEMPORARY}{name}"
     if accelerator.is_main_process:
@@ -68,8 +82,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, progress: Progress, 
         temporary.mkdir()
     accelerator.wait_for_everyone()
     try:
-        accelerator.save_state(str(temporary))
-        accelerator.wait_for_everyone()  # until every rank's files are there to be flushed
+        strategy.save(temporary)
+        if not accelerator.is_main_process:
+            _flush(temporary)  # where this rank's files are another machine's, that one cannot flush them
+        accelerator.wait_for_everyone()  # until every rank's files are there to be listed
         if accelerator.is_main_process:
             sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
             (temporary / MANIFEST_FILE).write_text(json.dumps(sizes))
@@ -174,10 +190,10 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> None:
-    """Fill what the accelerator prepared. Raises UserError when it was saved from another architecture."""
+def load_checkpoint(strategy: Saving, checkpoint: Path) -> None:
+    """Fill what the strategy holds. Raises UserError when it was saved from another architecture."""
     try:
-        accelerator.load_state(str(checkpoint))
+        strategy.load(checkpoint)
     except (RuntimeError, ValueError, KeyError) as error:
         # torch's first line only says that there is more
         lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -99,8 +99,8 @@ class TrainerConfig:
     keep: how many checkpoints stay
     max_skipped: so many steps in a row may have gradients that are not finite, before the run ends
     grad_checkpointing: recompute the student's layers in the backward pass: less memory, more time
-    cuda_graphs: record forward and backward once and replay them (one process with a GPU; elsewhere ignored):
-        several times faster for students too small to fill it
+    cuda_graphs: record forward and backward once and replay them (one process with a GPU; elsewhere ignored,
+        and refused where weights are sharded): several times faster for students too small to fill it
     """
 
     global_batch: int = 64

@@ -6,24 +6,21 @@ Counts stay on the device and are inputs of a recorded step.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.batch import Batch
 from ..core.output import Term
 from ..data.hashing import hash64
 from ..distillation.coupled import Bank, Coupling, couple
-from ..distillation.distiller import Distiller, weighted
+from ..distillation.distiller import weighted
 from .cuda_graph import GraphedStep
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from .strategies import Strategy
 
 
 @dataclass
@@ -46,7 +43,7 @@ def _never() -> bool:
 
 
 class Stepper:
-    """Takes optimizer steps with what `accelerator.prepare` gave.
+    """Takes optimizer steps with what a strategy has prepared.
 
     change: what the task does to a batch on its device, drawn from a seed
     graphed: record forward and backward of a micro-batch once, and replay them
@@ -54,21 +51,16 @@ class Stepper:
 
     def __init__(
         self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        distiller: Distiller,
-        optimizer: Any,
+        strategy: Strategy,
         *,
-        clip: float,
         seed: int,
         change: Callable[[Batch, int], Batch],
         graphed: bool = False,
-        scaled: bool = False,
     ) -> None:
-        self.accelerator, self.model, self.distiller = accelerator, model, distiller
-        self.optimizer, self.clip, self.seed, self.change, self.scaled = optimizer, clip, seed, change, scaled
-        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
-        self.graphed = GraphedStep(self._graph_body, distiller.parameters()) if graphed else None
+        self.strategy, self.accelerator = strategy, strategy.accelerator
+        self.model, self.distiller, self.optimizer = strategy.model, strategy.distiller, strategy.optimizer
+        self.seed, self.change = seed, change
+        self.graphed = GraphedStep(self._graph_body, self.distiller.parameters()) if graphed else None
         self._shape: tuple[Batch, list[str], list[str]] | None = None
 
     def step(self, micro: Sequence[Batch], number: int, asked: Callable[[], bool] = _never) -> Stepped:
@@ -85,13 +77,13 @@ class Stepper:
         for m, batch in enumerate(micro):
             batch = self._seeded(batch, number, m)
             last = m == len(micro) - 1
-            with exchange(self.accelerator, self.model, last):
+            with self.strategy.micro_batch(last):
                 terms = self._forward_backward(batch, drawn, counts, couplings[m])
             for name, term in terms.items():
                 sums[name] = sums.get(name, 0) + term.sum.float()
                 if term.parts is not None:
                     parts[name] = parts.get(name, 0) + term.parts
-        norm = self.accelerator.clip_grad_norm_(self.trained, self.clip if self.clip > 0 else math.inf)
+        norm = self.strategy.norm()
         # after the clipping: it waits for the GPU
         means, part_means, host_items, stop = self._reduce(sums, parts, counts, items, norm, asked())
         total = sum(self.distiller.weights[name] * value for name, value in means.items())
@@ -164,7 +156,7 @@ class Stepper:
     ) -> dict[str, Term]:
         terms = self.model(batch, drawn, couplings)
         loss = weighted(terms, self.distiller.weights, counts) * self.accelerator.num_processes
-        self.accelerator.backward(loss)
+        self.strategy.backward(loss)
         return {name: term.detached() for name, term in terms.items()}
 
     def _reduce(
@@ -197,15 +189,7 @@ class Stepper:
     def _apply(self, total: float, norm: float, parts: dict[str, Tensor]) -> bool:
         """Move, unless the loss or the gradient is not finite. Returns whether it moved."""
         moved = math.isfinite(total) and math.isfinite(norm)
+        self.strategy.move(moved)
         if moved:
-            self.optimizer.step()
             self.distiller.observe(parts)
-        elif self.scaled:
-            self.optimizer.step()  # the scaler itself refuses the step, and halves its scale
-        self.optimizer.zero_grad(set_to_none=True)
         return moved
-
-
-def exchange(accelerator: Accelerator, model: nn.Module, last: bool) -> Any:
-    """Gradients are exchanged between ranks only with the last micro-batch of a step."""
-    return contextlib.nullcontext() if last else accelerator.no_sync(model)

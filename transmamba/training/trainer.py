@@ -33,6 +33,7 @@ from .log_window import Window
 from .optimizer import learning_rate, make_optimizer, set_trainable, set_training
 from .stage import Stage, TrainerConfig
 from .step import Stepper
+from .strategies import strategy_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,7 +77,8 @@ class Trainer:
         self.checkpoints = folder / "checkpoints"
         self.batches, self.change, self.evaluate, self.seed = batches, change, evaluate, seed
         self.micro_batch, self.accumulation = config.division(accelerator.num_processes)
-        self.progress = Progress(processes=accelerator.num_processes)
+        self.strategy = strategy_of(accelerator, config)
+        self.progress = Progress(processes=accelerator.num_processes, strategy=self.strategy.name)
         self.stop = stop or threading.Event()
         self._signal: signal.Signals | None = None
         self._resume_from: Path | None = None
@@ -96,6 +98,12 @@ class Trainer:
                 f"{self.checkpoints.parent} was started on {self.progress.processes} processes, this is "
                 f"{self.accelerator.num_processes}: its dropout would draw otherwise; launch as many again, "
                 "or --overwrite"
+            )
+        if self.progress.strategy != self.strategy.name:
+            raise UserError(
+                f"{self.checkpoints.parent} was started with {self.progress.strategy}, this is "
+                f"{self.strategy.name}: its checkpoints are others; launch with recipes/accelerate/"
+                f"{self.progress.strategy}.yaml again, or --overwrite"
             )
         self.tracker.rewind(self.progress.metrics_offset)
         return True
@@ -143,25 +151,29 @@ class Trainer:
         set_trainable(distiller, stage)
         set_training(distiller, stage)
         distiller.to(self.accelerator.device)  # before the optimizer looks where the parameters are
-        optimizer = make_optimizer(distiller, stage)
-        self._let_ddp_know(distiller, stage)
-        model, optimizer = self.accelerator.prepare(distiller, optimizer)
+        announced = self._announcement(index, stage, steps, distiller, stages)
+        self.strategy.prepare(
+            distiller,
+            lambda spread: make_optimizer(spread, stage),
+            clip=stage.clip,
+            peek=lambda: self._peek(index, steps),
+        )
         if self._resume_from is not None:
-            load_checkpoint(self.accelerator, self._resume_from)
+            load_checkpoint(self.strategy, self._resume_from)
             self._resume_from = None
         else:
             self.progress.stage, self.progress.stage_step, self.progress.window = index, 0, {}
-        self._announce(index, stage, steps, distiller, stages)
-        stepper = self._stepper(model, distiller, optimizer, stage)
+        self.tracker.say(announced)
+        stepper = self._stepper()
         stream = self.batches(self.progress.stage_step, steps, index)
         window = Window.restored(self.progress.window)
         if self.progress.evaluating:  # saved before it was evaluated
-            self._evaluate(distiller, stage)
+            self._evaluate(stage)
         while self.progress.stage_step < steps:
             stopping = self._step(stepper, stage, steps, stream, window)
             done = self.progress.stage_step == steps
             if done or self.progress.stage_step % self.config.log_every == 0:
-                self._log(distiller, optimizer, index, stage, window)
+                self._log(index, stage, window)
                 window = Window()
             evaluating = self.evaluate is not None and _due(
                 self.progress.stage_step, self.config.eval_every, done
@@ -172,41 +184,28 @@ class Trainer:
             if stopping:
                 raise self._interrupted()
             if evaluating:
-                self._evaluate(distiller, stage)
-        self.accelerator.free_memory()
+                self._evaluate(stage)
+        self.strategy.release()
 
-    def _let_ddp_know(self, distiller: Distiller, stage: Stage) -> None:
-        """DDP waits for a gradient of every parameter unless it is told that some have none: of a head, where
-        no loss reads the logits, or of a tower that none reads at all."""
-        handler = self.accelerator.ddp_handler
-        several = len(getattr(distiller.student, "towers", ())) > 1
-        mixers_alone = distiller.teacher_forced and stage.groups in (("auto",), ("mixers",))
-        if handler is not None:
-            handler.find_unused_parameters = several or not (distiller.reads_logits or mixers_alone)
+    def _peek(self, index: int, steps: int) -> Batch:
+        """A batch as stage `index`'s are, before the first is trained on."""
+        batch = next(self.batches(0, steps, index)).to(self.accelerator.device)
+        torch.manual_seed(self.seed)
+        return self.change(batch, self.seed)
 
-    def _stepper(self, model: nn.Module, distiller: Distiller, optimizer: Any, stage: Stage) -> Stepper:
+    def _stepper(self) -> Stepper:
         graphed = self.config.cuda_graphs and self.accelerator.device.type == "cuda"
         if graphed and self.accelerator.num_processes > 1:
             self.tracker.say("trainer.cuda_graphs: only for one process so far; going on without")
             graphed = False
-        return Stepper(
-            self.accelerator,
-            model,
-            distiller,
-            optimizer,
-            clip=stage.clip,
-            seed=self.seed,
-            change=self.change,
-            graphed=graphed,
-            scaled=self.config.precision == "fp16",
-        )
+        return Stepper(self.strategy, seed=self.seed, change=self.change, graphed=graphed)
 
-    def _announce(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> None:
+    def _announcement(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> str:
         """The numbers that follow from the recipe, before the stage is trained."""
         trained = sum(p.numel() for p in distiller.parameters() if p.requires_grad)
         every = sum(p.numel() for p in distiller.parameters())
         batch = self.config.global_batch
-        self.tracker.say(
+        return (
             f"stage {index + 1} of {stages}, {stage.name}: {steps:,} steps of {batch:,} samples "
             f"({steps * batch:,}), {self.accumulation} x {self.micro_batch} on each of "
             f"{self.accelerator.num_processes} processes; trains {trained:,} of {every:,} parameters"
@@ -249,26 +248,26 @@ class Trainer:
         self.progress.metrics_offset = self.tracker.offset()
         self.progress.window = window.saved()
         self.progress.evaluating = evaluating
-        save_checkpoint(self.accelerator, self.checkpoints, self.progress, self.config.keep)
+        save_checkpoint(self.strategy, self.checkpoints, self.progress, self.config.keep)
 
-    def _evaluate(self, distiller: Distiller, stage: Stage) -> None:
+    def _evaluate(self, stage: Stage) -> None:
         assert self.evaluate is not None, "asked by the caller"
-        row = {f"eval/{key}": value for key, value in self.evaluate(distiller.student).items()}
+        row = {f"eval/{key}": value for key, value in self.evaluate(self.strategy.student()).items()}
         self.tracker.log({**self.progress.seen(), **row}, self.progress.step)
         self.progress.evaluating = False
-        set_training(distiller, stage)
+        set_training(self.strategy.distiller, stage)
 
-    def _log(self, distiller: Distiller, optimizer: Any, index: int, stage: Stage, window: Window) -> None:
+    def _log(self, index: int, stage: Stage, window: Window) -> None:
         if not window.steps:
             return  # all of them were skipped, and said so
         row: dict[str, Any] = {"stage": index, "stage_name": stage.name, **self.progress.seen()}
         row["seconds"] = round(self.progress.seconds, 3)
         row |= window.means()
         for name, part in window.part_means().items():
-            labels = distiller.losses[name].part_names()  # type: ignore[operator]
+            labels = self.strategy.distiller.losses[name].part_names()  # type: ignore[operator]
             for label, value in zip(labels, part.flatten().tolist(), strict=True):
                 row[f"similarity/{name}/{label}"] = value
-        row["lr"] = max(group["lr"] for group in optimizer.param_groups)
+        row["lr"] = max(group["lr"] for group in self.strategy.optimizer.param_groups)
         row["grad_norm"] = window.grad_norm / window.steps
         row |= window.rates()
         row["data_wait"] = window.waited / window.seconds

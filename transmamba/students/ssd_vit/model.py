@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import SwiGLU
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -42,6 +43,8 @@ class SSDBlock(Block):
         survives = self.drop_path1(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
         if mixed.half is not None:
             mixed.half = mixed.half * survives.to(mixed.half.dtype)
+            if want.apart:
+                mixed.half = F.linear(mixed.half, self.written().to(mixed.half.dtype))
         x = x + survives * self.ls1(mixed.output)
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), mixed
 
@@ -127,7 +130,7 @@ class SSDVisionTransformer(VisionTransformer):
         capture, stream = captures.get("image", Capture()), Stream(self.layout)
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(inputs["image"]))))
         for k, block in enumerate(self.blocks):
-            want = Want(k in capture.branches, capture.tokens)
+            want = Want(k in capture.branches, capture.tokens, apart=capture.apart)
             if self.grad_checkpointing and self.training:
                 x, mixed = checkpoint(block, x, want, use_reentrant=False)
             else:
@@ -136,7 +139,7 @@ class SSDVisionTransformer(VisionTransformer):
                 stream.hidden[k] = x
             if want.branches:
                 here = x if capture.tokens is None else x.index_select(1, capture.tokens)
-                weight = None if mixed.half is None else block.written()
+                weight = None if mixed.half is None or capture.apart else block.written()
                 stream.branches[k] = Branches(here, mixed.half, weight)
             if k in capture.mixers:
                 stream.mixers[k] = kept(mixed.parts, capture.mixers[k])

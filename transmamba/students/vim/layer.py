@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -30,4 +31,10 @@ class VimLayer(nn.Module):
         survives = self.drop_path(x.new_ones(len(x), 1, 1))  # one draw for the output and its branches
         if mixed.half is not None:
             mixed.half = mixed.half * survives.to(mixed.half.dtype)
+            if want.apart:
+                mixed.half = F.linear(mixed.half, self.mixer.out_proj.weight.to(mixed.half.dtype))
         return x + survives * mixed.output, mixed
+
+    def written(self, want: Want) -> Tensor | None:
+        """The matrix (D, E) through which the mixer's `half` is still to go; None where it has gone."""
+        return None if want.apart else self.mixer.out_proj.weight

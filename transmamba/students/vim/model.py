@@ -256,13 +256,13 @@ class VisionMamba(nn.Module):
         x = self._embed(inputs["image"])
         layer: Any
         for k, layer in enumerate(self.layers):
-            want = Want(k in capture.branches, capture.tokens)
+            want = Want(k in capture.branches, capture.tokens, apart=capture.apart)
             x, mixed = self._layer(layer, x, want)
             if k in capture.hidden:
                 stream.hidden[k] = x
             if want.branches:
                 here = x if capture.tokens is None else x.index_select(1, capture.tokens)
-                stream.branches[k] = Branches(here, mixed.half, layer.mixer.out_proj.weight)
+                stream.branches[k] = Branches(here, mixed.half, layer.written(want))
             if k in capture.mixers:
                 stream.mixers[k] = kept(mixed.parts, capture.mixers[k])
         return Output({"image": stream}, Logits(x, self._logits))
