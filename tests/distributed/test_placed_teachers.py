@@ -3,6 +3,7 @@ whole."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import harness
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor
 
 from transmamba import SubcloneConfig, UserError, adapt_teacher, convert, load_teacher
@@ -159,3 +161,44 @@ def test_by_slices_what_does_not_fit_is_one_line(tmp_path: Path, alone: Any) -> 
 def test_a_folder_placed_by_its_name(tmp_path: Path) -> None:
     make("Qwen3 (q/k norms)").save_pretrained(tmp_path)
     same(read(load_teacher(tmp_path).placed("offloaded", CPU)), read(load_teacher(tmp_path)))
+
+
+def test_a_recipe_s_teacher_may_be_offloaded(tmp_path: Path) -> None:
+    """Losses, evaluation and weights to the last bit."""
+    found = []
+    for placement in ("resident", "offloaded"):
+        changes = dict(output_dir=str(tmp_path / placement), trainer__teacher_placement=placement)
+        recipe = harness.tiny_recipe(tmp_path, **changes)
+        results = harness.without_timing(harness.run_quietly(recipe))
+        found.append((results, load_file(tmp_path / placement / "student" / "model.safetensors")))
+    (wanted, before), (made, after) = found
+    assert made == wanted and before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_recipe_s_teacher_may_be_sharded(tmp_path: Path) -> None:
+    """Two processes, whose shares of the test images differ: both ask for the same blocks all the same."""
+    for placement in ("resident", "sharded"):
+        changes = dict(output_dir=str(tmp_path / placement), trainer__teacher_placement=placement)
+        recipe = harness.tiny_recipe(tmp_path, trainer__micro_batch=2, **changes)
+        harness.in_ranks(2, harness.run_quietly, recipe)
+    before, after = (
+        load_file(tmp_path / name / "student" / "model.safetensors") for name in ("resident", "sharded")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("resident", "sharded")]
+    assert harness.without_timing(results[0]) == harness.without_timing(results[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(trainer__teacher_placement="sharded"), "takes several processes"),
+        (dict(trainer__teacher_placement="offloaded", trainer__cuda_graphs=True), "cuda_graphs=false"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        harness.run_quietly(harness.tiny_recipe(tmp_path, **changes))
+    assert "\n" not in str(error.value)

@@ -19,6 +19,7 @@ from ..subcloning.convert import carry
 from ..teachers.teacher import Teacher
 from ..training.strategies.choose import DEEPSPEED, asked, strategy_of
 from .recipe import Recipe
+from .teacher import build_teacher
 
 # what `accelerate launch` can set behind a recipe's back, and what to write instead
 _BEHIND = {
@@ -53,7 +54,9 @@ class Parts:
 def assemble(recipe: Recipe, accelerator: Any) -> Parts:
     """Build what a recipe names. Raises UserError for every mismatch between its parts."""
     torch.manual_seed(recipe.seed)
-    teacher = recipe.teacher.build().to(accelerator.device) if recipe.teacher is not None else None
+    teacher = None
+    if recipe.teacher is not None:
+        teacher = build_teacher(recipe.teacher, recipe.trainer, accelerator)
     preprocessing = recipe.student.preprocessing() if teacher is None else teacher.preprocessing
     with accelerator.local_main_process_first():  # what it finds out about the files, the others read
         task = recipe.task.build(preprocessing)

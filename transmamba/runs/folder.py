@@ -181,6 +181,7 @@ _CHANGES_NOTHING = (
     "eval_batch_size",
     "grad_checkpointing",
     "max_skipped",
+    "teacher_placement",
 )
 
 

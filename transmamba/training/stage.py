@@ -101,6 +101,9 @@ class TrainerConfig:
     grad_checkpointing: recompute the student's layers in the backward pass: less memory, more time
     cuda_graphs: record forward and backward once and replay them (one process with a GPU; elsewhere ignored,
         and refused where weights are sharded): several times faster for students too small to fill it
+    teacher_placement: its blocks `resident` whole on each device, `offloaded` to the host's memory and
+        brought over one by one, or `sharded`: a slice on each process, gathered one by one. Read by slices
+        too, where it is a folder or repository of safetensors
     """
 
     global_batch: int = 64
@@ -115,6 +118,7 @@ class TrainerConfig:
     max_skipped: int = 10
     grad_checkpointing: bool = False
     cuda_graphs: bool = False
+    teacher_placement: Literal["resident", "offloaded", "sharded"] = "resident"
 
     def __post_init__(self) -> None:
         problems = []
