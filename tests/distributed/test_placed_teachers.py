@@ -202,3 +202,25 @@ def test_a_placement_that_cannot_be_is_refused(changes: dict[str, Any], said: st
     with pytest.raises(UserError, match=said) as error:
         harness.run_quietly(harness.tiny_recipe(tmp_path, **changes))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+def test_offloaded_from_a_gpu_it_is_the_same(kind: str) -> None:
+    """Copies run ahead on a stream of their own: none may be read before it is done, or given away while it
+    is read, however often it is called and whatever is allocated between."""
+    cuda = torch.device("cuda")
+    teacher = adapt_teacher(make(kind)).to(cuda)
+    placed = teacher.placed("offloaded", cuda)
+    inputs = {"text": text().to(cuda)}
+    wanted = teacher(inputs).logits()
+    for _ in range(20):
+        made = placed(inputs).logits()
+        torch.empty(1 << 20, device=cuda).fill_(torch.nan)
+        assert torch.equal(made, wanted)
+    assert all(
+        t.device.type == "cpu"
+        for each in placed.view.towers["decoder"].sublayers.kept
+        for t in tensors_of(each)
+    )  # type: ignore[attr-defined]
