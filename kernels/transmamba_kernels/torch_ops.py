@@ -51,7 +51,8 @@ class Operator:
         self._op.register_autograd(self._differentiate_op, setup_context=self._remember)
 
         def run_backward(grads: Any, tensors: Any, kept: Any, *values: Any) -> list[Tensor]:
-            return list(backward(tuple(grads), tuple(tensors), tuple(kept), values))
+            # as `_fake_gradients` promises: what is compiled around it may view them
+            return [g.contiguous() for g in backward(tuple(grads), tuple(tensors), tuple(kept), values)]
 
         self._backward_op = torch.library.custom_op(
             f"transmamba::{name}_backward",

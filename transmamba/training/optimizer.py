@@ -90,6 +90,14 @@ def set_training(distiller: Distiller, stage: Stage) -> None:
         distiller.student.eval()
 
 
+def compile_layers(distiller: Distiller) -> None:
+    """Each unit of the student by itself, in place: names and weights stay as they are. A student without
+    units is left as it is."""
+    units: Any = getattr(distiller.student, "units", list)
+    for unit in units():
+        unit.compile()
+
+
 def make_optimizer(distiller: Distiller, stage: Stage) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; on a GPU in one kernel, for the steps of small students wait for its
     launches."""

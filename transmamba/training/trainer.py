@@ -30,7 +30,7 @@ from .checkpoint import (
     sweep,
 )
 from .log_window import Window
-from .optimizer import learning_rate, make_optimizer, set_trainable, set_training
+from .optimizer import compile_layers, learning_rate, make_optimizer, set_trainable, set_training
 from .stage import Stage, TrainerConfig
 from .step import Stepper
 from .strategies import strategy_of
@@ -158,6 +158,8 @@ class Trainer:
             clip=stage.clip,
             peek=lambda: self._peek(index, steps),
         )
+        if self.config.compile:
+            compile_layers(self.strategy.distiller)
         if self._resume_from is not None:
             load_checkpoint(self.strategy, self._resume_from)
             self._resume_from = None

@@ -60,6 +60,11 @@ def check_carried(name: str, config: TrainerConfig) -> None:
             f"trainer.cuda_graphs is true, but under {name} weights move while a step is recorded; "
             "write trainer.cuda_graphs=false, or launch with recipes/accelerate/single_gpu.yaml"
         )
+    if config.compile and name != "fsdp2":
+        raise UserError(
+            f"trainer.compile is true, which {name} does not carry; write trainer.compile=false, or launch "
+            "with recipes/accelerate/fsdp2.yaml"
+        )
     if config.precision == "fp16":
         raise UserError(
             f"trainer.precision is fp16, whose loss scale {name} does not carry; write trainer.precision=bf16"
