@@ -59,7 +59,7 @@ def test_logits_by_rows_are_the_whole(rows: int) -> None:
     assert logits is not None
     parts = torch.cat([made for _, made in logits.chunks(rows)])
     torch.testing.assert_close(parts, logits().flatten(0, 1))
-    assert view.num_classes == 11
+    assert view.vocabulary == 11
 
 
 def test_a_tower_without_its_input_is_not_run(make_vit: Callable[..., Any]) -> None:

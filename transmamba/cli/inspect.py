@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        help="a timm name, a Hugging Face id or folder, an open_clip NAME/TAG, or a file of weights",
+        help="a timm name, a Hugging Face id or folder, an open_clip NAME/TAG, a .gguf or a file of weights",
     )
     parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
     parser.add_argument(

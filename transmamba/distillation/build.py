@@ -38,7 +38,7 @@ def geometry_of(student: nn.Module, teacher: Teacher | None) -> Geometry | None:
             parts=tower.parts,
         )
     classes = getattr(student, "num_classes", None)
-    return Geometry(streams, teacher.num_classes, classes)
+    return Geometry(streams, teacher.num_classes or teacher.vocabulary, classes)
 
 
 def build_losses(losses: Sequence[Any], geometry: Geometry | None) -> dict[str, Loss]:

@@ -22,7 +22,7 @@ _NAMED = 3
 
 
 def is_gguf(source: Source) -> bool:
-    return source.file is not None and source.file.suffix == GGUF
+    return source.file is not None and source.file.suffix.lower() == GGUF
 
 
 def is_decoder(source: Source) -> bool:
@@ -30,7 +30,7 @@ def is_decoder(source: Source) -> bool:
     if is_gguf(source):
         return True
     kind = source.config.get("model_type")
-    if not kind or "architecture" in source.config:
+    if not isinstance(kind, str) or "architecture" in source.config:
         return False
     from transformers.models.auto import modeling_auto as kinds
 

@@ -47,7 +47,9 @@ class Slices:
         """Tensor -> file."""
         from safetensors import safe_open
 
-        index = self._find(_INDEX)
+        repo = self._source.repo
+        whole = repo is not None and hub.cached(repo, _WHOLE) is not None  # no need to ask for an index
+        index = None if whole else self._find(_INDEX)
         if index is not None:
             try:
                 return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])

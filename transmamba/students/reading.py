@@ -10,6 +10,7 @@ from ..core.layout import Grid
 from ..errors import UserError
 from ..subcloning.plan import Dropped
 from ..views.heads import AttentionPool, Classifier, Embedder, Pool
+from ..views.placed import skeletons
 from ..views.sublayers import Attention
 from ..views.view import Tower, View
 
@@ -25,9 +26,10 @@ def pool_of(view: View) -> Pool | None:
 def pooled_token(view: View) -> str:
     """The token that its head reads, or `mean`; of a backbone, and where the head pools by attention, its
     class token, where there is one."""
-    head, layout = view.heads.get("image"), view.towers["image"].layout
-    if isinstance(head, Classifier) and isinstance(head.readouts[0][0], str):
-        return head.readouts[0][0]
+    how, layout = pool_of(view), view.towers["image"].layout
+    if how == "mean" or (isinstance(layout, Grid) and how in dict(layout.special)):
+        assert isinstance(how, str), "a token's name"
+        return how
     return "cls" if isinstance(layout, Grid) and "cls" in dict(layout.special) else "mean"
 
 
@@ -60,7 +62,7 @@ def rope_dropped(attention: Attention, source: str, layer: int) -> Iterator[Drop
 
 def check_heads(tower: Tower, student: str) -> None:
     """Raises UserError for a tower whose heads of q share those of k and v."""
-    for name, sublayer in zip(tower.names, tower.sublayers, strict=True):
+    for name, sublayer in zip(tower.names, skeletons(tower.sublayers), strict=True):
         if isinstance(sublayer, Attention) and sublayer.kv_heads not in (None, sublayer.heads):
             raise UserError(
                 f"{student} takes values head by head, but the teacher's {name} has {sublayer.heads} heads "

@@ -11,7 +11,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ..core.layout import Grid
 from ..core.tower import StudentSpec
 from ..errors import UserError
-from ..views.embeddings import ImageEmbedding
+from ..views.embeddings import ImageEmbedding, Spliced
 from ..views.view import Tower, View
 
 
@@ -76,6 +76,11 @@ def image_tower(view: View) -> Tower:
     if "image" not in view.towers:
         raise UserError(
             f"an image student needs a teacher of images; this one reads {', '.join(view.towers)}"
+        )
+    if any(isinstance(tower.embedding, Spliced) for tower in view.towers.values()):
+        raise UserError(
+            "this teacher's image tower is read by a decoder, not by a head: no image student starts from it "
+            "yet; choose a classifier or a CLIP"
         )
     return view.towers["image"]
 

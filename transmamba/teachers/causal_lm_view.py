@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..core.layout import Sequence
@@ -111,7 +112,11 @@ def _rms_norm(module: Any) -> Norm:
 
 
 def _gemma_norm(module: Any) -> Norm:
-    return Norm(1 + module.weight.detach(), None, float(module.eps), rms=True)
+    weight = module.weight.detach()
+    wide = torch.promote_types(
+        weight.dtype, torch.float32
+    )  # as transformers: in half precision it would round
+    return Norm(1 + weight.to(wide), None, float(module.eps), rms=True)
 
 
 def _affine(module: Any, name: str) -> Affine:

@@ -135,7 +135,7 @@ def _head(head: Head | None) -> dict[str, Any] | None:
         pools = [_pool(how) for how, _ in head.readouts]
         return {"kind": "classifier", "classes": head.num_classes, "pool": pools, "norm": _norm(head.norm)}
     if isinstance(head, LanguageHead):
-        return {"kind": "next word", "vocabulary": head.num_classes, "tied": head.tied}
+        return {"kind": "next word", "vocabulary": head.vocabulary, "tied": head.tied}
     if isinstance(head, Embedder):
         size = None if head.projection is None else head.projection.weight.shape[0]
         return {"kind": "embedding", "size": size, "pool": [_pool(head.pool)]}

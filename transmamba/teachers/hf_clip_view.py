@@ -95,7 +95,9 @@ def _image_tower(image: Any, embedding: ImageEmbedding, special: tuple[tuple[str
 
 def _text_tower(text: Any, *, causal: bool) -> Tower:
     embeddings = text.embeddings
-    embedding = TokenEmbedding(embeddings.token_embedding.weight, embeddings.position_embedding.weight)
+    embedding = TokenEmbedding(
+        embeddings.token_embedding.weight, embeddings.position_embedding.weight, absolute=True
+    )
     sublayers = _blocks(text.encoder.layers, "text_model", causal=causal)
     return Tower(embedding, sublayers, layer_norm(text.final_layer_norm), layout.Sequence())
 

@@ -29,7 +29,8 @@ def no_teacher(module: nn.Module) -> UserError:
     """The error for a module that no registered adapter knows."""
     return UserError(
         f"no teacher adapter for {type(module).__module__}.{type(module).__qualname__}; "
-        "known: timm VisionTransformer, transformers ViT, DeiT, DINOv2, CLIP and SigLIP, open_clip CLIP "
+        "known: timm VisionTransformer, transformers ViT, DeiT, DINOv2, CLIP, SigLIP, Llama and its kin, "
+        "GPT-2 and LLaVA, open_clip CLIP "
         "(docs/adding_a_part.md shows how to add one)"
     )
 

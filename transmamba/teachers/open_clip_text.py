@@ -57,7 +57,7 @@ def text_view(text: Any) -> tuple[Tower, Embedder]:
     Raises UserError for what the view cannot express.
     """
     blocks = text.transformer.resblocks
-    embedding = TokenEmbedding(text.token_embedding.weight, text.positional_embedding)
+    embedding = TokenEmbedding(text.token_embedding.weight, text.positional_embedding, absolute=True)
     sublayers = blocks_view(blocks, "transformer.resblocks", causal=text.attn_mask is not None)
     tower = Tower(embedding, sublayers, norm_view(text.ln_final), Sequence())
     projection = text.text_projection

@@ -128,7 +128,8 @@ def place(view: View, placement: str, device: torch.device) -> View:
     """The view with its blocks so placed, and the rest on the device."""
     assert placement in PLACEMENTS, "the configuration has looked"
     if placement == "resident":
-        return view.to(device)
+        whole = {name: _with(tower, tuple(tower.sublayers)) for name, tower in view.towers.items()}
+        return View(whole, view.heads, view.scalars, view.opaque).to(device)
     kind = Offloaded if placement == "offloaded" else Sharded
     bare = {name: _without(tower) for name, tower in view.towers.items()}
     moved = View(bare, view.heads, view.scalars, view.opaque).to(device)

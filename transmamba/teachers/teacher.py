@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..views.folding import fold
 from ..views.sublayers import map_tensors
 from ..views.view import View
-from .placement import place
+from .placement import PLACEMENTS, place
 
 
 class Teacher:
@@ -51,6 +51,10 @@ class Teacher:
         return self.view.num_classes
 
     @property
+    def vocabulary(self) -> int | None:
+        return self.view.vocabulary
+
+    @property
     def device(self) -> torch.device:
         return self.view.tensor.device
 
@@ -61,6 +65,8 @@ class Teacher:
     def placed(self, placement: str, device: torch.device | str) -> Teacher:
         """The same teacher with its blocks `resident` on the device, `offloaded` to the host and brought over
         one by one, or `sharded` over the processes of torch.distributed."""
+        if placement not in PLACEMENTS:
+            raise UserError(f"placement is {placement!r}; write one of {', '.join(PLACEMENTS)}")
         return self._with(place(self.view, placement, torch.device(device)))
 
     def fold(self) -> Teacher:

@@ -58,6 +58,7 @@ class TokenEmbedding:
     weight:    (V, D)
     positions: (longest, D) by the token's place in its own document, None for none
     scale:     of the rows (Gemma's)
+    absolute:  whether positions count a row's tokens, padding too, as CLIP's and SigLIP's do
     """
 
     reads: ClassVar[str] = "text"
@@ -65,6 +66,7 @@ class TokenEmbedding:
     weight: Tensor
     positions: Tensor | None = None
     scale: float = 1.0
+    absolute: bool = False
 
     @property
     def width(self) -> int:
@@ -77,7 +79,8 @@ class TokenEmbedding:
         tokens = tokens if self.scale == 1 else tokens * self.scale
         if self.positions is not None:
             assert context.positions is not None, "text has positions"
-            tokens = tokens + F.embedding(context.positions, self.positions)
+            places = torch.arange(tokens.shape[1], device=tokens.device)
+            tokens = tokens + F.embedding(places if self.absolute else context.positions, self.positions)
         return tokens, context
 
 

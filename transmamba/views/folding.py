@@ -120,7 +120,7 @@ def _centre(embedding: Embedding) -> Embedding:
             tokens=_centre_rows(embedding.tokens),
             connector=dataclasses.replace(embedding.connector, linears=linears),
         )
-    assert isinstance(embedding, ImageEmbedding), "there are two kinds"
+    assert isinstance(embedding, ImageEmbedding), "there are three kinds"
     if embedding.norm is not None or embedding.patch_norm is not None:
         return dataclasses.replace(embedding, centre=True)
     return dataclasses.replace(

@@ -114,7 +114,7 @@ class LanguageHead:
     tied: bool = False
 
     @property
-    def num_classes(self) -> int:
+    def vocabulary(self) -> int:
         return self.linear.weight.shape[0]
 
     def __call__(self, x: Tensor, layout: Layout, inputs: Mapping[str, Tensor]) -> Tensor:

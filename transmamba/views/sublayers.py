@@ -42,6 +42,9 @@ class Norm:
     rms: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.rms and self.weight is not None and self.weight.dtype != x.dtype:
+            # a wider weight (Gemma's 1 + w): rounded once, after the product
+            return F.rms_norm(x.to(self.weight.dtype), x.shape[-1:], self.weight, self.eps).to(x.dtype)
         if self.rms:
             return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
         return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.layout import Layout
 from ..core.output import Capture, Captures, Logits, Output, Stream
 from .embeddings import Embedding, Spliced
-from .heads import Embedder, Head
+from .heads import Classifier, Embedder, Head, LanguageHead
 from .placed import Placed, skeletons
 from .sublayers import Norm, Sublayer, map_tensors
 
@@ -104,6 +104,12 @@ class Opaque:
         return torch.nn.functional.normalize(self.embed(self.module, inputs), dim=-1)
 
 
+def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """A copy there, or the module itself where it is there already."""
+    here = next((tensor.device for tensor in module.parameters()), device)
+    return module if here == device else copy.deepcopy(module).to(device)
+
+
 @dataclass(frozen=True)
 class View:
     """Towers by name (`image`, `text`, `decoder`), and the head of each that has one.
@@ -128,7 +134,7 @@ class View:
         """The same view there; this one stays where it is."""
         moved: View = map_tensors(self, lambda tensor: tensor.to(device))
         opaque = {
-            name: replace(tower, module=copy.deepcopy(tower.module).to(device))
+            name: replace(tower, module=_moved(tower.module, torch.device(device)))
             for name, tower in self.opaque.items()
         }
         towers = {
@@ -141,8 +147,14 @@ class View:
 
     @property
     def num_classes(self) -> int | None:
-        """Classes, or words of the vocabulary; None for a view that only embeds."""
-        counts = [head.num_classes for head in self.heads.values() if not isinstance(head, Embedder)]
+        """Of its classifier; None for a view without one."""
+        counts = [head.num_classes for head in self.heads.values() if isinstance(head, Classifier)]
+        return counts[0] if counts else None
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Words of its language head; None for a view without one."""
+        counts = [head.vocabulary for head in self.heads.values() if isinstance(head, LanguageHead)]
         return counts[0] if counts else None
 
     @property

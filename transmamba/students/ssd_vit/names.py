@@ -17,7 +17,7 @@ from ...core.tower import StudentSpec
 from ...ecosystems.find import preprocessing_of
 from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
-from ...views.heads import AttentionPool, Classifier, Head
+from ...views.heads import AttentionPool, Classifier, Embedder, Head
 from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp
 from ...views.view import View
@@ -188,7 +188,7 @@ def _ratio(neurons: int, width: int) -> float:
 
 
 def _norm_after_pooling(head: Head | None) -> bool:
-    return isinstance(head, Classifier) and head.norm is not None
+    return isinstance(head, Classifier | Embedder) and head.norm is not None
 
 
 def activation_name(act: Callable[[Tensor], Tensor]) -> str | None:

@@ -12,7 +12,7 @@ import torch
 
 from ...errors import UserError
 from ...subcloning.plan import Dropped, Take
-from ...views.heads import AttentionPool, Classifier
+from ...views.heads import AttentionPool, Classifier, Embedder
 from ...views.sublayers import Affine, Attention, Mlp, Norm
 from ...views.view import Tower, View
 from ..reading import check_heads, pool_dropped, pool_of, rope_dropped
@@ -81,10 +81,12 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
     if tower.norm is not None:
         yield from _norm("norm", "norm", tower.norm)
     yield from _pool(student, view)
+    if isinstance(head, Classifier | Embedder) and head.norm is not None:
+        yield from _norm("fc_norm", "norm", head.norm)
+    if isinstance(head, Embedder) and head.projection is not None:
+        yield Dropped(source="head.projection", why="the student classifies, the teacher embeds")
     if not isinstance(head, Classifier):
         return
-    if head.norm is not None:
-        yield from _norm("fc_norm", "norm", head.norm)
     linear = head.readouts[0][1]
     if head.num_classes == student.num_classes:
         yield Take(target="head.weight", source="head.weight", tensor=linear.weight)

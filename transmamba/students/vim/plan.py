@@ -19,7 +19,7 @@ from ...errors import UserError
 from ...subcloning.plan import Dropped, Kind, Take
 from ...subcloning.selection import Selection, multiplicity
 from ...views.embeddings import ImageEmbedding
-from ...views.heads import Classifier, Head
+from ...views.heads import Classifier, Embedder, Head
 from ...views.sublayers import Affine, Attention, Mlp
 from ...views.view import Tower, View
 from ..reading import check_heads, pool_dropped, rope_dropped
@@ -110,11 +110,14 @@ def _plan_head(
     student: VisionMamba, tower: Tower, head: Head | None, keep: Tensor
 ) -> Iterator[Take | Dropped]:
     """The last norm and the classifier."""
-    norm = head.norm if isinstance(head, Classifier) and head.norm is not None else tower.norm
+    after = head.norm if isinstance(head, Classifier | Embedder) else None
+    norm = tower.norm if after is None else after
     if norm is not None and norm.weight is not None:
         yield Take(target="norm_f.weight", source="norm.weight", tensor=norm.weight, index=(keep,))
     if norm is not None and norm.bias is not None:
         yield Dropped(source="norm.bias", why="RMSNorm has no bias")
+    if isinstance(head, Embedder) and head.projection is not None:
+        yield Dropped(source="head.projection", why="the student classifies, the teacher embeds")
     if not isinstance(head, Classifier):
         return
     linear = head.readouts[0][1]
