@@ -107,3 +107,45 @@ def test_a_file_of_weights(command: Callable[..., Any], tmp_path: Path) -> None:
     done = command("inspect", tmp_path / "w.pth", "--architecture", "vit_tiny_patch16_224", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["towers"]["image"]["blocks"] == 12
+
+
+def test_a_text_teacher_makes_no_image_student(command: Callable[..., Any], tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path / "m")
+    for words in (
+        ("convert", tmp_path / "m", tmp_path / "out"),
+        ("evaluate", tmp_path / "m", "--data", "digits"),
+    ):
+        done = command(*words)
+        assert done.code == 2 and "image" in done.err and "Traceback" not in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (dict(architectures=["MyViT"]), 0),
+        (dict(hidden_act="foo"), 2),
+        (dict(model_type=["vit"]), 2),
+        (dict(num_hidden_layers=0), 0),
+    ],
+)
+def test_a_config_by_another_hand(
+    command: Callable[..., Any], change: dict[str, Any], code: int, tmp_path: Path
+) -> None:
+    from transformers import ViTConfig
+
+    ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    done = command("inspect", tmp_path)
+    assert done.code == code and "Traceback" not in done.err, done.err
+
+
+def test_a_module_that_does_not_run_is_one_line() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", **SHAPE)
+    model.forward = lambda x: x.nothing
+    with pytest.raises(UserError, match="own forward fails"):
+        transmamba.inspect(model, check=True)
+    with torch.device("meta"):
+        empty = timm.create_model("vit_tiny_patch16_224", **SHAPE)
+    with pytest.raises(UserError, match="without weights"):
+        transmamba.inspect(empty, check=True)

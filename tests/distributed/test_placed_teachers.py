@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,16 @@ from torch import Tensor
 
 from transmamba import SubcloneConfig, UserError, adapt_teacher, convert, load_teacher
 from transmamba.core.output import Capture
+from transmamba.ecosystems.find import save_model
 from transmamba.ecosystems.sources import read_source
+from transmamba.runs.teacher import _by_slices, build_teacher
+from transmamba.teachers.auto import Auto
 from transmamba.teachers.causal_lm import CausalLanguageModel
+from transmamba.teachers.check import random_inputs
 from transmamba.teachers.placement import Sharded
 from transmamba.teachers.sliced import load_sharded
 from transmamba.teachers.teacher import Teacher
+from transmamba.training.stage import TrainerConfig
 from transmamba.views.placed import skeletons
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
@@ -224,3 +230,58 @@ def test_offloaded_from_a_gpu_it_is_the_same(kind: str) -> None:
         for each in placed.view.towers["decoder"].sublayers.kept
         for t in tensors_of(each)
     )  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ["timm", "vit", "dinov2", "clip"])
+def test_any_teacher_may_be_sharded(kind: str, tmp_path: Path, alone: Any, caplog: Any) -> None:
+    """By slices where its names are the library's own, else read whole first, which is said."""
+    from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ViTConfig
+    from transformers import ViTForImageClassification as ViT
+
+    small = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4)
+    text = dict(small, intermediate_size=24, vocab_size=50, max_position_embeddings=12, eos_token_id=49)
+    made = {
+        "timm": harness.tiny_vit,
+        "vit": lambda: ViT(ViTConfig(**small)),
+        "dinov2": lambda: Dinov2Model(Dinov2Config(**small)),
+        "clip": lambda: CLIPModel(
+            CLIPConfig(text_config=text, vision_config=dict(small, intermediate_size=24))
+        ),
+    }[kind]()
+    save_model(made, tmp_path / "m")
+    part = Auto(model=str(tmp_path / "m"))
+    wanted = part.build()
+    accelerator = Namespace(device=CPU, num_processes=2)
+    found = build_teacher(part, TrainerConfig(teacher_placement="sharded"), accelerator)
+    assert isinstance(found.view.towers["image"].sublayers, Sharded)
+    inputs = random_inputs(wanted.view, wanted.preprocessing, torch.float32)
+    before, after = wanted(inputs), found(inputs)
+    assert after.embeddings.keys() == before.embeddings.keys()
+    if before.logits is not None and after.logits is not None:
+        assert torch.equal(before.logits(), after.logits())
+    for name, embedding in before.embeddings.items():
+        assert torch.equal(embedding, after.embeddings[name])
+    assert found.preprocessing == wanted.preprocessing
+
+
+def test_a_revision_is_kept() -> None:
+    part = CausalLanguageModel(model="me/llama", revision="v1")
+    source = Namespace(folder=None, repo="me/llama", revision="v1")
+    asked: list[Any] = []
+
+    def read(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return source
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transmamba.runs.teacher.read_source", read)
+        patch.setattr("transmamba.runs.teacher.Slices", Namespace(there=lambda source: True))
+        assert _by_slices(part) == (part, source)
+    assert asked == [("me/llama", None, "v1")]
+
+
+def test_a_placement_that_is_none_is_told(make_teacher: Any) -> None:
+    with pytest.raises(UserError, match="resident, offloaded, sharded"):
+        make_teacher().placed("gpu", CPU)
+    back = make_teacher().placed("offloaded", CPU).placed("resident", CPU)
+    assert isinstance(back.view.towers["image"].sublayers, tuple)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from transmamba import UserError, adapt_teacher, inspect, load_teacher
+from transmamba import UserError, adapt_teacher, convert, inspect, load_teacher
 from transmamba.teachers.check import differences, random_inputs
 from transmamba.teachers.llava import Llava
 
@@ -136,6 +136,20 @@ def test_folded_saved_and_inspected_it_is_the_same(name: str, tmp_path: Path) ->
     assert found.kind == "llava" and found.towers["image"]["blocks"] < 4
     assert found.towers["decoder"]["embedding"]["place"] == PLACE
     assert found.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_no_image_student_is_made_of_it_and_other_towers_are_refused(tmp_path: Path) -> None:
+    from transformers import LlavaConfig, PixtralVisionConfig
+
+    model = make("LLaVA 1.5 (CLIP, Llama)")
+    for name in ("vim", "ssd_vit"):
+        with pytest.raises(UserError, match="read by a decoder"):
+            convert(model, name)
+    tower = PixtralVisionConfig(
+        hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlavaConfig(vision_config=tower).save_pretrained(tmp_path)
+    assert "model_type=pixtral" in str(inspect(tmp_path).refused)
 
 
 def test_places_and_pictures_that_disagree_are_told() -> None:

@@ -45,7 +45,10 @@ def read_config(source: Source) -> Any:
 
     name, given = _arguments(source)
     with _explained(source):
-        return AutoConfig.from_pretrained(name, **given)
+        config = AutoConfig.from_pretrained(name, **given)
+    if not is_gguf(source) and getattr(config, "quantization_config", None):
+        raise UserError(f"{source.text!r} is quantised; a teacher needs weights of plain numbers")
+    return config
 
 
 def empty_decoder(source: Source, loader: Any = None) -> nn.Module:

@@ -23,6 +23,15 @@ class Slices:
         self._source = source
         self._files = self._index()
 
+    @staticmethod
+    def there(source: Source) -> bool:
+        """Whether a folder or repository holds such files."""
+        if source.folder is not None:
+            return any((source.folder / name).is_file() for name in (_WHOLE, _INDEX))
+        if source.repo is None:
+            return False
+        return any(hub.fetch(source.repo, name, source.revision) is not None for name in (_INDEX, _WHOLE))
+
     @property
     def names(self) -> set[str]:
         return set(self._files)

@@ -59,6 +59,8 @@ def holds(model: nn.Module) -> bool:
 
 def preprocessing(model: nn.Module) -> Preprocessing:
     built: Any = model
+    if not hasattr(image_config(built.config), "image_size"):
+        raise UserError(f"{type(model).__name__} reads no images; write a model that classifies them")
     return hugging_face_preprocessing(
         image_config(built.config), getattr(built, "name_or_path", ""), any_size=takes_any_size(built.config)
     )
@@ -99,15 +101,18 @@ def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
     try:
         with hub.without_waiting():
             config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+        dual = config.model_type in DUAL_ENCODERS
+        if config.model_type not in MODEL_TYPES and not dual:
+            raise unknown_type(name, config.model_type)
+        usual = "AutoModel" if dual else "AutoModelForImageClassification"
+        named = (config.architectures or [usual])[0]
+        kind = getattr(transformers, named if hasattr(transformers, named) and not dual else usual)
+        with torch.device("meta"):
+            made: Any = (kind._from_config if hasattr(kind, "_from_config") else kind.from_config)(config)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"Hugging Face model {name!r} could not be read: {hub.explain(error)}") from error
-    dual = config.model_type in DUAL_ENCODERS
-    if config.model_type not in MODEL_TYPES and not dual:
-        raise unknown_type(name, config.model_type)
-    usual = "AutoModel" if dual else "AutoModelForImageClassification"
-    kind = getattr(transformers, (config.architectures or [usual])[0])
-    with torch.device("meta"):
-        made: Any = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
     return made.eval()
 
 
@@ -147,6 +152,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
 
 def unknown_type(name: str, model_type: str) -> UserError:
     """What to write instead of a model that no view can express."""
+    model_type = str(model_type)  # a config by another hand may hold anything there
     elsewhere, lacking = _ELSEWHERE.get(model_type), _LACKING.get(model_type)
     hint = f"; timm has the same weights, write {elsewhere}" if elsewhere else ""
     why = f"it has {lacking}, and " if lacking else ""

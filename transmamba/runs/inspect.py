@@ -18,7 +18,7 @@ from ..ecosystems.sources import Source, read_source
 from ..ecosystems.transformers import unknown_type
 from ..errors import UserError
 from ..subcloning.convert import build_student, kinds_of_students
-from ..teachers.check import differences
+from ..teachers.check import Fails, Unlike, differences
 from ..teachers.describe import towers_of
 from ..teachers.load import no_teacher
 from ..teachers.teacher import Inexpressible, Teacher
@@ -84,17 +84,16 @@ def inspect(
         part = _part_that_recognises(found)
     shown = part[0]
     try:
-        module = source if isinstance(source, nn.Module) else part[1].load() if check else part[1].empty()
-        teacher: Teacher = part[1].describe(module, source=name)
+        module, teacher = _described(source, name, part[1], check)
     except Inexpressible as error:
         return Inspection(source=name, kind=shown, refused=str(error))
-    apart = differences(teacher, part[1].original(module)) if check else {}
+    apart = _differences(teacher, part[1], module) if check else {}
     origin = None if found is None or teacher.licence else origin_of(found)
     return Inspection(
         source=name,
         kind=shown,
         towers=towers_of(teacher.view),
-        scalars={k: None if v.is_meta else float(v) for k, v in teacher.view.scalars.items()},
+        scalars={k: None if v.is_meta else v.flatten().tolist()[0] for k, v in teacher.view.scalars.items()},
         parameters=teacher.num_params,
         precision=str(teacher.view.tensor.dtype).removeprefix("torch."),
         licence=teacher.licence or (origin.licence if origin else None),
@@ -103,6 +102,33 @@ def inspect(
         students=_students(teacher),
         differences=apart,
     )
+
+
+def _described(source: Any, name: str, part: Any, check: bool) -> tuple[nn.Module | None, Teacher]:
+    """The module, with weights where it is to be checked, and what its part says of it. A part that offers
+    no more than `build` or `adapt` is asked for that."""
+    if isinstance(source, nn.Module):
+        if hasattr(part, "describe"):
+            return source, part.describe(source, source=name)
+        return source, part.adapt(source, source=name)
+    if not hasattr(part, "empty"):
+        return None, part.build()
+    module = part.load() if check else part.empty()
+    if hasattr(part, "described"):
+        return module, part.described(module)
+    return module, part.describe(module, source=name)
+
+
+def _differences(teacher: Teacher, part: Any, module: nn.Module | None) -> dict[str, float]:
+    """Raises UserError where they cannot be compared."""
+    if module is None or not hasattr(part, "original"):
+        raise UserError(f"{type(part).__name__} offers nothing to compare its view with; leave check out")
+    if teacher.view.tensor.is_meta:
+        raise UserError("the module is on the meta device, without weights; leave check out")
+    try:
+        return differences(teacher, part.original(module))
+    except (Fails, Unlike) as error:
+        raise UserError(f"{teacher.source}: {error}") from error
 
 
 def _part_that_accepts(module: nn.Module) -> tuple[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from ..config.registry import TEACHERS
+from ..ecosystems.slices import Slices
 from ..ecosystems.sources import Source, read_source
 from ..errors import UserError
-from ..teachers.sliced import load_sharded
+from ..teachers.sliced import OtherNames, load_sharded
 from ..teachers.teacher import Teacher
 from ..training.stage import TrainerConfig
+
+logger = logging.getLogger("transmamba.teacher")
 
 
 def build_teacher(part: Any, trainer: TrainerConfig, accelerator: Any) -> Teacher:
@@ -22,7 +26,10 @@ def build_teacher(part: Any, trainer: TrainerConfig, accelerator: Any) -> Teache
     if placement == "sharded":
         known, source = _by_slices(part)
         if source is not None:
-            return load_sharded(known, source, device)
+            try:
+                return load_sharded(known, source, device)
+            except OtherNames as error:
+                logger.warning("%s: it is read whole by each process first", error)
     teacher: Teacher = part.build()
     return teacher.to(device) if placement == "resident" else teacher.placed(placement, device)
 
@@ -50,8 +57,7 @@ def _by_slices(part: Any) -> tuple[Any, Source | None]:
             if found is not None:
                 part = found
                 break
-    if not hasattr(part, "empty"):
+    if not hasattr(part, "empty") or getattr(part, "kwargs", None) or not getattr(part, "pretrained", True):
         return part, None
-    source = read_source(part.model, getattr(part, "architecture", None))
-    safe = source.folder is not None and any(source.folder.glob("model*.safetensors"))
-    return part, source if safe or source.repo is not None else None
+    source = read_source(part.model, getattr(part, "architecture", None), getattr(part, "revision", None))
+    return part, source if Slices.there(source) else None

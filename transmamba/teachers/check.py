@@ -58,9 +58,9 @@ def check_view(teacher: Teacher, original: Original) -> None:
     kind, module = type(original.module).__name__, original.module
     try:
         apart = max(differences(teacher, original, streams=False).values(), default=0.0)
-    except _Unlike as error:
+    except Unlike as error:
         raise refuse(kind, f"{error}{_suspects(module)}") from error
-    except _Fails as error:
+    except Fails as error:
         raise refuse(kind, str(error)) from error
     if not apart <= max(_MOST[weight.dtype], _MOST_ON_GPU if weight.is_cuda else 0):
         raise refuse(
@@ -69,11 +69,11 @@ def check_view(teacher: Teacher, original: Original) -> None:
         )
 
 
-class _Unlike(Exception):
+class Unlike(Exception):
     """Module and view make tensors of other shapes."""
 
 
-class _Fails(Exception):
+class Fails(Exception):
     """The module cannot be run."""
 
 
@@ -101,12 +101,12 @@ def differences(
                 kept.update(original.outputs(inputs))
         except Exception as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise _Fails(f"its own forward fails: {first}") from error
+            raise Fails(f"its own forward fails: {first}") from error
         made = _made(view, inputs, streams)
     found = {}
     for name in made.keys() & kept.keys():
         if made[name].shape != kept[name].shape:
-            raise _Unlike(f"it makes {_shape(kept[name])}, its view {_shape(made[name])}")
+            raise Unlike(f"it makes {_shape(kept[name])}, its view {_shape(made[name])}")
         found[name] = _apart(made[name], kept[name])
     assert found, "view and module have an output in common"
     return {name: found[name] for name in sorted(found)}

@@ -37,15 +37,20 @@ class HuggingFaceClip:
 
     def build(self) -> Teacher:
         model: Any = self.load()
+        teacher = self.described(model)
+        check_view(teacher, HuggingFaceClip.original(model))
+        return teacher
+
+    def described(self, module: nn.Module) -> Teacher:
+        """With the processor and the licence of its folder or repository."""
+        model: Any = module
         revision = self.revision or getattr(model.config, "_commit_hash", None)
         preprocessing = hugging_face_preprocessing(library.image_config(model.config), self.model, revision)
         try:
             origin = origin_of(read_source(self.model, revision=self.revision))
         except UserError:  # the weights are there; nothing known of them is no reason to stop
             origin = Origin()
-        teacher = _teacher(model, self.model, preprocessing, origin)
-        check_view(teacher, HuggingFaceClip.original(model))
-        return teacher
+        return _teacher(model, self.model, preprocessing, origin)
 
     def load(self) -> nn.Module:
         return library.load_hugging_face(self.model, self.revision)

@@ -37,12 +37,17 @@ class HuggingFaceVit:
 
     def build(self) -> Teacher:
         model: Any = self.load()
+        teacher = self.described(model)
+        check_view(teacher, HuggingFaceVit.original(model))
+        return teacher
+
+    def described(self, module: nn.Module) -> Teacher:
+        """With the processor and the licence of its folder or repository."""
+        model: Any = module
         preprocessing = hugging_face_preprocessing(
             model.config, self.model, self.revision, any_size=library.takes_any_size(model.config)
         )
-        teacher = _teacher(model, self.model, preprocessing, _origin(self.model, self.revision))
-        check_view(teacher, HuggingFaceVit.original(model))
-        return teacher
+        return _teacher(model, self.model, preprocessing, _origin(self.model, self.revision))
 
     def load(self) -> nn.Module:
         return load_hugging_face(self.model, self.revision)

@@ -29,6 +29,7 @@ from .teacher import Teacher, refuse
 _CLASS = "LlavaForConditionalGeneration"
 # what reads the tokens of the tower: all of them, or all but the first
 _STRATEGIES = ("default", "full")
+_TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 @TEACHERS.register("llava")
@@ -46,9 +47,18 @@ class Llava:
 
     def build(self) -> Teacher:
         model: Any = self.load()
-        teacher = self.adapt(model, source=self.model)
-        looks = model.config.vision_config
-        teacher.preprocessing = hugging_face_preprocessing(looks, self.model, self.revision)
+        teacher = self.described(model)
+        check_view(teacher, Llava.original(model))
+        return teacher
+
+    def described(self, module: nn.Module) -> Teacher:
+        """With the processor of its folder or repository."""
+        model: Any = module
+        source = read_source(self.model, revision=self.revision)
+        teacher = Llava.describe(model, source=self.model)
+        teacher.preprocessing = hugging_face_preprocessing(
+            model.config.vision_config, str(source.folder or source.repo), source.revision
+        )
         return teacher
 
     def load(self) -> nn.Module:
@@ -63,7 +73,9 @@ class Llava:
 
     def _checked(self) -> Source:
         source = read_source(self.model, revision=self.revision)
-        check_type(decoders.read_config(source).text_config.model_type)
+        config = decoders.read_config(source)
+        check_type(config.text_config.model_type)
+        _check_tower(config)
         return source
 
     @staticmethod
@@ -116,6 +128,7 @@ class Llava:
 def llava_view(model: Any) -> View:
     """The view; its tensors are the model's own. Raises UserError for what it cannot express."""
     config = model.config
+    _check_tower(config)
     strategy = config.vision_feature_select_strategy
     if strategy not in _STRATEGIES:
         raise refuse("connector", f"known: {', '.join(_STRATEGIES)}", vision_feature_select_strategy=strategy)
@@ -141,6 +154,13 @@ def llava_view(model: Any) -> View:
     }
     tied = head.weight is words.weight
     return View(towers, {"decoder": LanguageHead(Affine(head.weight, head.bias), tied=tied)})
+
+
+def _check_tower(config: Any) -> None:
+    """Raises UserError for a tower that is neither CLIP's nor SigLIP's."""
+    kind = config.vision_config.model_type
+    if kind not in _TOWERS:
+        raise refuse("image tower", f"known: {', '.join(_TOWERS)}", model_type=kind)
 
 
 def _vision(model: Any) -> Any:

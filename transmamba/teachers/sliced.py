@@ -18,11 +18,17 @@ from .placement import Sharded
 from .teacher import Teacher
 
 
+class OtherNames(UserError):
+    """A checkpoint whose tensors are not named, or not shaped, as the library's class has them now: older
+    versions' names, which the library translates, or weights that do not fit."""
+
+
 def load_sharded(part: Any, source: Source, device: torch.device, group: Any = None) -> Teacher:
     """The teacher of a part (`empty`, `describe`, `original`) with its blocks sharded over `group`.
 
     Its configuration alone makes the modules; tensors are read by name from safetensors, a block at a time.
-    Raises UserError for other files, and where names or shapes are not those of the library's class.
+    Raises UserError for other files, OtherNames where names or shapes are not those of the library's class.
+    View and module are not compared: a file holds no adapter and no hook.
     """
     if source.folder is None and source.repo is None:
         raise UserError(
@@ -34,7 +40,7 @@ def load_sharded(part: Any, source: Source, device: torch.device, group: Any = N
     names = {each: name for name, each in module.named_modules()}
     odd = unplaced(slices.names - module.state_dict().keys())
     if odd:
-        raise UserError(f"{source.text!r} holds what its config has no place for: {odd}")
+        raise OtherNames(f"{source.text!r} holds what its config has no place for: {odd}")
     inside = {f"{names[block]}." for of in blocks.values() for block in of}
     rest = [name for name, _ in module.named_parameters() if not name.startswith(tuple(inside))]
     _fill(module, rest, slices)
@@ -43,7 +49,9 @@ def load_sharded(part: Any, source: Source, device: torch.device, group: Any = N
         name: Sharded(_sublayers(part, module, name, of, names, slices), device, group)
         for name, of in blocks.items()
     }
-    teacher: Teacher = part.describe(module, source=source.text)
+    teacher: Teacher = (
+        part.described(module) if hasattr(part, "described") else part.describe(module, source=source.text)
+    )
     view = teacher.view
     kept = {
         name: replace(tower, sublayers=towers.get(name, tower.sublayers))
@@ -72,15 +80,21 @@ def _sublayers(
 
 def _fill(module: nn.Module, names: Sequence[str], slices: Slices) -> None:
     """Put the checkpoint's tensors where the module has its own on the meta device."""
+    absent = unplaced(set(names) - slices.names)
+    if absent:
+        raise OtherNames(f"{slices.text!r} lacks {absent}")
     found = slices.read(names)
+    dtype = getattr(getattr(module, "config", None), "dtype", None)
     for name in names:
         owner, _, last = name.rpartition(".")
         tensor, place = found[name], module.get_submodule(owner)
         old = place.get_parameter(last)
         if tensor.shape != old.shape:
-            raise UserError(
+            raise OtherNames(
                 f"{slices.text!r}: {name} is {tuple(tensor.shape)}, its config says {tuple(old.shape)}"
             )
+        # one type for all, as the library loads it
+        tensor = tensor if dtype is None or not tensor.is_floating_point() else tensor.to(dtype)
         setattr(place, last, nn.Parameter(tensor, requires_grad=False))
 
 

@@ -126,6 +126,8 @@ def shape_of(view: View) -> dict[str, Any]:
     tower, head = image_tower(view), view.heads.get("image")
     embedding, layout = image_embedding(view)
     special = [name for name, _ in layout.special]
+    if len(tower.sublayers) < 2:
+        raise UserError("this teacher has no block, of which an ssd_vit is made")
     attention, mlp = tower.sublayers[0], tower.sublayers[1]
     assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a vision transformer's block"
     eps = {sublayer.norm.eps for sublayer in skeletons(tower.sublayers) if isinstance(sublayer, Attention)}
