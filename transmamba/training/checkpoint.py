@@ -83,6 +83,7 @@ def save_checkpoint(strategy: Saving, folder: Path, progress: Progress, keep: in
     accelerator.wait_for_everyone()
     try:
         strategy.save(temporary)
+        accelerator.wait_for_everyone()  # while a rank writes, files come and go under other names
         if not accelerator.is_main_process:
             _flush(temporary)  # where this rank's files are another machine's, that one cannot flush them
         accelerator.wait_for_everyone()  # until every rank's files are there to be listed
