@@ -35,7 +35,7 @@ def test_precision_is_what_a_model_computes_in(
     assert set(seen) == {dtype}
     seen.clear()
     # which runs the teacher once in its weights' own precision
-    monkeypatch.setattr("transmamba.teachers.timm_vit.check_view", lambda *_: None)
+    monkeypatch.setattr("transmamba.teachers.of_module.check_view", lambda *_: None)
     options = dict(tokens=5, steps=1, precision=precision, device="cpu")
     list(bench_inference.bench_inference("vit_tiny_patch16_224", ["vim_micro_patch2_8"], [16], **options))
     assert set(seen) == {dtype}

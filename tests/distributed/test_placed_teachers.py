@@ -20,7 +20,7 @@ from transmamba import SubcloneConfig, UserError, adapt_teacher, convert, load_t
 from transmamba.core.output import Capture
 from transmamba.ecosystems.find import save_model
 from transmamba.ecosystems.sources import read_source
-from transmamba.runs.teacher import _by_slices, build_teacher
+from transmamba.runs.teacher import build_teacher
 from transmamba.teachers.auto import Auto
 from transmamba.teachers.causal_lm import CausalLanguageModel
 from transmamba.teachers.check import random_inputs
@@ -268,15 +268,23 @@ def test_a_revision_is_kept() -> None:
     part = CausalLanguageModel(model="me/llama", revision="v1")
     source = Namespace(folder=None, repo="me/llama", revision="v1")
     asked: list[Any] = []
+    loaded: list[Any] = []
 
     def read(*arguments: Any) -> Any:
         asked.append(arguments)
         return source
 
+    def load(*arguments: Any) -> Any:
+        loaded.append(arguments)
+        return "sharded"
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transmamba.runs.teacher.read_source", read)
-        patch.setattr("transmamba.runs.teacher.Slices", Namespace(there=lambda source: True))
-        assert _by_slices(part) == (part, source)
+        patch.setattr("transmamba.runs.teacher.load_sharded", load)
+        trainer = TrainerConfig(teacher_placement="sharded")
+        made: Any = build_teacher(part, trainer, Namespace(device=CPU, num_processes=2))
+        assert made == "sharded"
+    assert loaded == [(part, source, CPU)]
     assert asked == [("me/llama", None, "v1")]
 
 

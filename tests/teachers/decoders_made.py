@@ -36,6 +36,10 @@ LLAMA3 = rope(
 )
 YARN = rope("yarn", factor=4.0, original_max_position_embeddings=16)
 
+GPT2: dict[str, Any] = dict(
+    n_embd=32, n_head=4, n_layer=3, n_positions=LENGTH, vocab_size=WORDS, eos_token_id=2, bos_token_id=1
+)
+
 # name -> (class, config class, arguments)
 DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "Llama 2": ("LlamaForCausalLM", "LlamaConfig", dict(num_key_value_heads=4)),
@@ -63,33 +67,11 @@ DECODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         dict(no_rope_layers=[1, 0, 1]),
     ),
     "Gemma": ("GemmaForCausalLM", "GemmaConfig", dict(head_dim=8, tie_word_embeddings=True)),
-    "GPT-2": (
-        "GPT2LMHeadModel",
-        "GPT2Config",
-        dict(
-            n_embd=32,
-            n_head=4,
-            n_layer=3,
-            n_positions=LENGTH,
-            vocab_size=WORDS,
-            eos_token_id=2,
-            bos_token_id=1,
-        ),
-    ),
+    "GPT-2": ("GPT2LMHeadModel", "GPT2Config", GPT2),
     "GPT-2, scaled by the layer, untied": (
         "GPT2LMHeadModel",
         "GPT2Config",
-        dict(
-            n_embd=32,
-            n_head=4,
-            n_layer=3,
-            n_positions=LENGTH,
-            vocab_size=WORDS,
-            eos_token_id=2,
-            bos_token_id=1,
-            scale_attn_by_inverse_layer_idx=True,
-            tie_word_embeddings=False,
-        ),
+        dict(GPT2, scale_attn_by_inverse_layer_idx=True, tie_word_embeddings=False),
     ),
 }
 

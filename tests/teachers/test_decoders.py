@@ -168,3 +168,18 @@ def test_weights_and_config_that_disagree_are_one_line(how: str, said: str, tmp_
     assert (
         said in str(error.value) and "\n" not in str(error.value) and str(tmp_path / "m") in str(error.value)
     )
+
+
+def test_a_model_that_is_loaded_is_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in hand: a library may read a folder into a module whose weights do not say all that acts."""
+    make("Llama 2").save_pretrained(tmp_path)
+    plain = CausalLanguageModel.load
+
+    def load(part: CausalLanguageModel) -> nn.Module:
+        model: Any = plain(part)
+        model.model.layers[1].register_forward_hook(lambda module, given, made: made * 1.1)
+        return model
+
+    monkeypatch.setattr(CausalLanguageModel, "load", load)
+    with pytest.raises(UserError, match=r"layers\.1 \(a forward hook\)"):
+        load_teacher(tmp_path)

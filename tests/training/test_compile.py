@@ -31,19 +31,24 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return compiled
 
 
-@pytest.mark.parametrize("student", ["vim", "ssd_vit"])
+@pytest.mark.parametrize("student", ["vim", "ssd_vit", "timm"])
 def test_a_compiled_run_is_the_run(student: str, tmp_path: Path, traced: list[str]) -> None:
     found = []
     models = {
         "vim": dict(name="vim", model="vim_micro_patch2_8", kwargs=dict(harness.VIM)),
         "ssd_vit": dict(name="ssd_vit"),
+        "timm": dict(name="timm", model="vit_tiny_patch16_224", kwargs=dict(harness.TEACHER)),
     }
     for compiled in (False, True):
-        changes = dict(student=models[student], trainer__compile=compiled)
+        changes: dict[str, Any] = dict(student=models[student], trainer__compile=compiled)
+        if student == "timm":  # no student of towers: it is trained from labels, and compiled whole
+            labels = dict(name="labels", losses=["cross_entropy"], steps=5, lr=3e-3)
+            changes |= dict(init=None, stages=[labels])
         recipe = harness.tiny_recipe(tmp_path, output_dir=str(tmp_path / str(compiled)), **changes)
         results = harness.without_timing(harness.run_quietly(recipe))
         found.append((results, load_file(tmp_path / str(compiled) / "student" / "model.safetensors")))
     assert traced, "something was compiled"
+    assert student != "timm" or set(traced) == {"VisionTransformer"}
     (plain, before), (made, after) = found
     assert before.keys() == after.keys(), "names are as they were"
     for name in before:

@@ -24,7 +24,7 @@ from ..runs.build import Parts, assemble, make_accelerator
 from ..runs.pipeline import Pipeline
 from ..runs.recipe import Recipe
 from ..training.cuda_graph import WARMUP, GraphedStep
-from ..training.optimizer import make_optimizer, set_trainable, set_training
+from ..training.optimizer import compile_layers, make_optimizer, set_trainable, set_training
 from ..training.step import Stepper
 from ..training.strategies import Plain
 
@@ -51,6 +51,8 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
         raise UserError(f"--steps is {steps}; write at least 1")
     accelerator = make_accelerator(recipe)
     parts = _assembled(recipe, accelerator)
+    if recipe.trainer.compile:
+        compile_layers(parts.student)
     micro = _step_s_batches(Pipeline(parts))
     kinds: dict[str, Callable[[], object]] = {
         "teacher_forward": _teacher_forward(parts, micro),

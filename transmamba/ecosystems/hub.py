@@ -72,11 +72,11 @@ def fetch(repo: str, file: str, revision: str | None = None) -> Path | None:
         raise UserError(f"{repo!r}: {explain(error)}") from error
 
 
-def cached(repo: str, file: str) -> Path | None:
+def cached(repo: str, file: str, revision: str | None = None) -> Path | None:
     """The same where it is on this machine already, without asking the Hub."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repo, file)
+    found = try_to_load_from_cache(repo, file, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 

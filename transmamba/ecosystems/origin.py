@@ -10,7 +10,7 @@ import yaml
 
 from ..errors import UserError
 from . import hub
-from .sources import Source
+from .sources import Source, read_source
 
 _CARD = "README.md"
 
@@ -34,6 +34,14 @@ def origin_of(source: Source) -> Origin:
     except UserError:  # nothing known is no reason to stop
         card = None
     return Origin(_front_matter(card)[0], source.repo)
+
+
+def origin_by_name(name: str, revision: str | None = None) -> Origin:
+    """The same of a name; nothing of one that cannot be asked, since that is no reason to stop."""
+    try:
+        return origin_of(read_source(name, revision=revision))
+    except UserError:
+        return Origin()
 
 
 def origin_in_hand(name: str) -> Origin:

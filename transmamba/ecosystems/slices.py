@@ -15,22 +15,22 @@ from .sources import Source
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+class NotByName(UserError):
+    """A checkpoint that cannot be read tensor by tensor under the names and shapes that the library's class
+    has now: no safetensors, older names, which the library translates, or weights that do not fit."""
+
+
 class Slices:
-    """The tensors of a model's safetensors files, whole or in shards."""
+    """The tensors of a model's safetensors files, whole or in shards. Raises NotByName for none."""
 
     def __init__(self, source: Source) -> None:
+        if source.folder is None and source.repo is None:
+            raise NotByName(
+                f"{source.text!r} cannot be sharded: that needs a folder or repository with safetensors"
+            )
         self.text = source.text
         self._source = source
         self._files = self._index()
-
-    @staticmethod
-    def there(source: Source) -> bool:
-        """Whether a folder or repository holds such files."""
-        if source.folder is not None:
-            return any((source.folder / name).is_file() for name in (_WHOLE, _INDEX))
-        if source.repo is None:
-            return False
-        return any(hub.fetch(source.repo, name, source.revision) is not None for name in (_INDEX, _WHOLE))
 
     @property
     def names(self) -> set[str]:
@@ -57,7 +57,9 @@ class Slices:
         from safetensors import safe_open
 
         repo = self._source.repo
-        whole = repo is not None and hub.cached(repo, _WHOLE) is not None  # no need to ask for an index
+        whole = (
+            repo is not None and hub.cached(repo, _WHOLE, self._source.revision) is not None
+        )  # no need to ask for an index
         index = None if whole else self._find(_INDEX)
         if index is not None:
             try:
@@ -65,7 +67,7 @@ class Slices:
             except (OSError, ValueError, KeyError) as error:
                 raise UserError(f"{self.text!r}: {_INDEX} cannot be read ({error})") from error
         if self._find(_WHOLE) is None:
-            raise UserError(f"{self.text!r} has no safetensors; save it with save_pretrained")
+            raise NotByName(f"{self.text!r} has no safetensors")
         with safe_open(self._path(_WHOLE), framework="pt") as opened:
             return dict.fromkeys(opened.keys(), _WHOLE)
 

@@ -169,6 +169,12 @@ def origin(model: Any) -> Origin:
     return origin_in_hand(name)
 
 
+def folder_of(model: Any) -> str:
+    """Where a model in hand was loaded from, if that is a folder: it needs no network. Empty for none."""
+    name = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
+    return name if name and Path(name).is_dir() else ""
+
+
 def class_names(config: Any) -> tuple[str, ...] | None:
     """Its id2label, but for the LABEL_0, LABEL_1 ... that transformers fills in."""
     named = getattr(config, "id2label", None) or {}

@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..config.registry import TEACHERS
 from ..ecosystems import decoders
-from ..ecosystems.find import ecosystem_of
 from ..ecosystems.origin import origin_of
 from ..ecosystems.sources import Source, read_source
-from ..ecosystems.transformers import unknown_type
 from ..errors import UserError
 from ..subcloning.convert import build_student, kinds_of_students
 from ..teachers.check import Fails, Unlike, differences
 from ..teachers.describe import towers_of
-from ..teachers.load import no_teacher
+from ..teachers.load import part_holding, part_reading
+from ..teachers.of_module import OfModule
 from ..teachers.teacher import Inexpressible, Teacher
 
 # what transformers writes is larger where nobody set one
@@ -78,10 +76,10 @@ def inspect(
     Without `check` its configuration is all that is read. Raises UserError for what is no model at all.
     """
     if isinstance(source, nn.Module):
-        name, part, found = type(source).__name__, _part_that_accepts(source), None
+        name, part, found = type(source).__name__, part_holding(source), None
     else:
         name, found = str(source), read_source(str(source), architecture)
-        part = _part_that_recognises(found)
+        part = part_reading(found)
     shown = part[0]
     try:
         module, teacher = _described(source, name, part[1], check)
@@ -108,15 +106,12 @@ def _described(source: Any, name: str, part: Any, check: bool) -> tuple[nn.Modul
     """The module, with weights where it is to be checked, and what its part says of it. A part that offers
     no more than `build` or `adapt` is asked for that."""
     if isinstance(source, nn.Module):
-        if hasattr(part, "describe"):
-            return source, part.describe(source, source=name)
-        return source, part.adapt(source, source=name)
-    if not hasattr(part, "empty"):
+        known = issubclass(part, OfModule)
+        return source, (part.describe if known else part.adapt)(source, source=name)
+    if not isinstance(part, OfModule):
         return None, part.build()
     module = part.load() if check else part.empty()
-    if hasattr(part, "described"):
-        return module, part.described(module)
-    return module, part.describe(module, source=name)
+    return module, part.described(module)
 
 
 def _differences(teacher: Teacher, part: Any, module: nn.Module | None) -> dict[str, float]:
@@ -129,23 +124,6 @@ def _differences(teacher: Teacher, part: Any, module: nn.Module | None) -> dict[
         return differences(teacher, part.original(module))
     except (Fails, Unlike) as error:
         raise UserError(f"{teacher.source}: {error}") from error
-
-
-def _part_that_accepts(module: nn.Module) -> tuple[str, Any]:
-    for name in TEACHERS:
-        if hasattr(TEACHERS[name], "accepts") and TEACHERS[name].accepts(module):
-            return name, TEACHERS[name]
-    raise no_teacher(module)
-
-
-def _part_that_recognises(found: Source) -> tuple[str, Any]:
-    for name in TEACHERS:
-        part: Any = TEACHERS[name]
-        recognised = part.recognise(found) if hasattr(part, "recognise") else None
-        if recognised is not None:
-            return name, recognised
-    ecosystem_of(found)
-    raise unknown_type(found.text, found.config.get("model_type", "unknown"))
 
 
 def _reads(teacher: Teacher, found: Source | None) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from ..config.registry import TEACHERS
-from ..ecosystems.slices import Slices
-from ..ecosystems.sources import Source, read_source
+from ..ecosystems.slices import NotByName
+from ..ecosystems.sources import read_source
 from ..errors import UserError
-from ..teachers.sliced import OtherNames, load_sharded
+from ..teachers.auto import Auto
+from ..teachers.load import part_reading
+from ..teachers.of_module import OfModule
+from ..teachers.sliced import load_sharded
 from ..teachers.teacher import Teacher
 from ..training.stage import TrainerConfig
 
@@ -23,13 +25,8 @@ def build_teacher(part: Any, trainer: TrainerConfig, accelerator: Any) -> Teache
     """
     placement, device = trainer.teacher_placement, accelerator.device
     _check(trainer, accelerator)
-    if placement == "sharded":
-        known, source = _by_slices(part)
-        if source is not None:
-            try:
-                return load_sharded(known, source, device)
-            except OtherNames as error:
-                logger.warning("%s: it is read whole by each process first", error)
+    if placement == "sharded" and (sliced := _sharded(part, device)) is not None:
+        return sliced
     teacher: Teacher = part.build()
     return teacher.to(device) if placement == "resident" else teacher.placed(placement, device)
 
@@ -48,16 +45,16 @@ def _check(trainer: TrainerConfig, accelerator: Any) -> None:
         )
 
 
-def _by_slices(part: Any) -> tuple[Any, Source | None]:
-    """The part that reads it, and its files; without files where they cannot be read by slices."""
-    if not hasattr(part, "empty") and hasattr(part, "model"):  # `auto`: whoever recognises it
-        source = read_source(part.model, getattr(part, "architecture", None))
-        for name in TEACHERS:
-            found = getattr(TEACHERS[name], "recognise", lambda source: None)(source)
-            if found is not None:
-                part = found
-                break
-    if not hasattr(part, "empty") or getattr(part, "kwargs", None) or not getattr(part, "pretrained", True):
-        return part, None
+def _sharded(part: Any, device: Any) -> Teacher | None:
+    """Read by slices; None, said in a line, where it has to be read whole."""
+    if isinstance(part, Auto):
+        part = part_reading(read_source(part.model, part.architecture))[1]
+    changed = getattr(part, "kwargs", None) or not getattr(part, "pretrained", True)
+    if not isinstance(part, OfModule) or changed:
+        return None  # a module that its checkpoint alone does not describe
     source = read_source(part.model, getattr(part, "architecture", None), getattr(part, "revision", None))
-    return part, source if Slices.there(source) else None
+    try:
+        return load_sharded(part, source, device)
+    except NotByName as error:
+        logger.warning("%s: it is read whole by each process before it is sharded", error)
+        return None

@@ -13,7 +13,8 @@ from ..ecosystems import decoders
 from ..ecosystems import transformers as library
 from ..ecosystems.sources import Source, read_source
 from .causal_lm_view import MODEL_TYPES, as_transformers, base_of, blocks_of, decoder_view
-from .check import Original, check_view
+from .check import Original
+from .of_module import OfModule
 from .teacher import Teacher, refuse
 
 # what stands between others and the view
@@ -27,7 +28,7 @@ _WHY = {
 
 @TEACHERS.register("causal_lm")
 @dataclass(frozen=True, kw_only=True)
-class CausalLanguageModel:
+class CausalLanguageModel(OfModule):
     """A Llama, Mistral, Qwen, SmolLM, Gemma or GPT-2 of Hugging Face, from safetensors or GGUF, in its own
     precision.
 
@@ -37,9 +38,6 @@ class CausalLanguageModel:
 
     model: str
     revision: str | None = None
-
-    def build(self) -> Teacher:
-        return self.adapt(self.load(), source=self.model)
 
     def load(self) -> nn.Module:
         return decoders.load_decoder(self._checked())
@@ -78,12 +76,6 @@ class CausalLanguageModel:
             licence=origin.licence,
             base_model=origin.base_model,
         )
-
-    @staticmethod
-    def adapt(module: nn.Module, *, source: str) -> Teacher:
-        teacher = CausalLanguageModel.describe(module, source=source)
-        check_view(teacher, CausalLanguageModel.original(module))
-        return teacher
 
     @staticmethod
     def original(module: nn.Module) -> Original:

@@ -14,7 +14,7 @@ from ..views.heads import LanguageHead
 from ..views.rope import Rope
 from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from ..views.view import Tower, View
-from .check import plain_linear
+from .check import affine, layer_norm
 from .teacher import refuse
 
 # one module tree: model.{embed_tokens, layers, norm}, self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj
@@ -33,9 +33,9 @@ def decoder_view(model: Any) -> View:
     if kind not in MODEL_TYPES:
         raise refuse(type(model).__name__, f"known decoders: {', '.join(MODEL_TYPES)}", model_type=kind)
     tower = decoder_tower(base_of(model))
-    head = plain_linear(model.get_output_embeddings(), "lm_head")
+    head = affine(model.get_output_embeddings(), "lm_head")
     tied = head.weight is tower.embedding.weight
-    return View({"decoder": tower}, {"decoder": LanguageHead(Affine(head.weight, head.bias), tied=tied)})
+    return View({"decoder": tower}, {"decoder": LanguageHead(head, tied=tied)})
 
 
 def decoder_tower(base: Any) -> Tower:
@@ -72,10 +72,10 @@ def _attention(layer: Any, name: str, config: Any, rope: Rope, norm: Callable[[A
         window = getattr(config, "sliding_window", None)
     return Attention(
         norm=norm(layer.input_layernorm),
-        q=_affine(mine.q_proj, f"{name}.self_attn.q_proj"),
-        k=_affine(mine.k_proj, f"{name}.self_attn.k_proj"),
-        v=_affine(mine.v_proj, f"{name}.self_attn.v_proj"),
-        o=_affine(mine.o_proj, f"{name}.self_attn.o_proj"),
+        q=affine(mine.q_proj, f"{name}.self_attn.q_proj"),
+        k=affine(mine.k_proj, f"{name}.self_attn.k_proj"),
+        v=affine(mine.v_proj, f"{name}.self_attn.v_proj"),
+        o=affine(mine.o_proj, f"{name}.self_attn.o_proj"),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         causal=True,
@@ -93,10 +93,10 @@ def _mlp(layer: Any, name: str, norm: Callable[[Any], Norm]) -> Mlp:
         raise refuse(f"{name}.mlp", "only gate, up and down projections are known", kind=type(mlp).__name__)
     return Mlp(
         norm=norm(layer.post_attention_layernorm),
-        up=_affine(mlp.up_proj, f"{name}.mlp.up_proj"),
-        down=_affine(mlp.down_proj, f"{name}.mlp.down_proj"),
+        up=affine(mlp.up_proj, f"{name}.mlp.up_proj"),
+        down=affine(mlp.down_proj, f"{name}.mlp.down_proj"),
         act=mlp.act_fn,
-        gate=_affine(mlp.gate_proj, f"{name}.mlp.gate_proj"),
+        gate=affine(mlp.gate_proj, f"{name}.mlp.gate_proj"),
     )
 
 
@@ -119,11 +119,6 @@ def _gemma_norm(module: Any) -> Norm:
     return Norm(1 + weight.to(wide), None, float(module.eps), rms=True)
 
 
-def _affine(module: Any, name: str) -> Affine:
-    linear = plain_linear(module, name)
-    return Affine(linear.weight, linear.bias)
-
-
 def _gpt2(base: Any) -> Tower:
     config = base.config
     if config.add_cross_attention:
@@ -134,7 +129,7 @@ def _gpt2(base: Any) -> Tower:
         q, k, v = _thirds(_turned(attention.c_attn))
         sublayers += [
             Attention(
-                norm=_layer_norm(block.ln_1),
+                norm=layer_norm(block.ln_1),
                 q=q,
                 k=k,
                 v=v,
@@ -143,10 +138,10 @@ def _gpt2(base: Any) -> Tower:
                 causal=True,
                 softmax_scale=float(attention.scaling),
             ),
-            Mlp(norm=_layer_norm(block.ln_2), up=_turned(mlp.c_fc), down=_turned(mlp.c_proj), act=mlp.act),
+            Mlp(norm=layer_norm(block.ln_2), up=_turned(mlp.c_fc), down=_turned(mlp.c_proj), act=mlp.act),
         ]
     embedding = TokenEmbedding(base.wte.weight, base.wpe.weight)
-    return Tower(embedding, tuple(sublayers), _layer_norm(base.ln_f), Sequence())
+    return Tower(embedding, tuple(sublayers), layer_norm(base.ln_f), Sequence())
 
 
 def _turned(module: Any) -> Affine:
@@ -160,10 +155,6 @@ def _thirds(linear: Affine) -> list[Affine]:
     assert linear.bias is not None, "GPT-2's have biases"
     pairs = zip(linear.weight.chunk(3), linear.bias.chunk(3), strict=True)
     return [Affine(weight, bias) for weight, bias in pairs]
-
-
-def _layer_norm(module: nn.LayerNorm) -> Norm:
-    return Norm(module.weight, module.bias, module.eps)
 
 
 def as_transformers(inputs: Any) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..core.output import Capture
 from ..views.embeddings import ImageEmbedding, Spliced, TokenEmbedding
 from ..views.heads import Embedder, EndOfText, Head
+from ..views.sublayers import Affine, Norm
 from ..views.view import View
 from .teacher import Teacher, refuse
 
@@ -251,6 +252,16 @@ def plain_linear(module: Any, name: str) -> nn.Linear:
             kind=f"{kind.__module__}.{kind.__qualname__}",
         )
     return module
+
+
+def affine(module: Any, name: str) -> Affine:
+    """A linear; `name` is its place, for the error where it is none."""
+    linear = plain_linear(module, name)
+    return Affine(linear.weight, linear.bias)
+
+
+def layer_norm(module: nn.LayerNorm) -> Norm:
+    return Norm(module.weight, module.bias, module.eps)
 
 
 def _shape(tensor: Tensor) -> str:

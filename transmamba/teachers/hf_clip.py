@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,18 +12,18 @@ from torch import Tensor, nn
 from ..config.registry import TEACHERS
 from ..core.preprocessing import Preprocessing
 from ..ecosystems import transformers as library
-from ..ecosystems.origin import Origin, origin_of
+from ..ecosystems.origin import Origin, origin_by_name
 from ..ecosystems.processor import hugging_face_preprocessing
-from ..ecosystems.sources import Source, read_source
-from ..errors import UserError
-from .check import Original, check_view
+from ..ecosystems.sources import Source
+from .check import Original
 from .hf_clip_view import KINDS, blocks_of, dual_encoder_view
+from .of_module import OfModule
 from .teacher import Teacher
 
 
 @TEACHERS.register("hf_clip")
 @dataclass(frozen=True, kw_only=True)
-class HuggingFaceClip:
+class HuggingFaceClip(OfModule):
     """A Hugging Face CLIP or SigLIP: both towers, and the scale (and bias) of their similarities. Pickled
     weights are refused.
 
@@ -35,22 +34,12 @@ class HuggingFaceClip:
     model: str
     revision: str | None = None
 
-    def build(self) -> Teacher:
-        model: Any = self.load()
-        teacher = self.described(model)
-        check_view(teacher, HuggingFaceClip.original(model))
-        return teacher
-
     def described(self, module: nn.Module) -> Teacher:
         """With the processor and the licence of its folder or repository."""
         model: Any = module
         revision = self.revision or getattr(model.config, "_commit_hash", None)
         preprocessing = hugging_face_preprocessing(library.image_config(model.config), self.model, revision)
-        try:
-            origin = origin_of(read_source(self.model, revision=self.revision))
-        except UserError:  # the weights are there; nothing known of them is no reason to stop
-            origin = Origin()
-        return _teacher(model, self.model, preprocessing, origin)
+        return _teacher(model, self.model, preprocessing, origin_by_name(self.model, self.revision))
 
     def load(self) -> nn.Module:
         return library.load_hugging_face(self.model, self.revision)
@@ -69,18 +58,11 @@ class HuggingFaceClip:
         return type(module).__name__ in KINDS and type(module).__module__.startswith("transformers.")
 
     @staticmethod
-    def adapt(module: nn.Module, *, source: str) -> Teacher:
-        teacher = HuggingFaceClip.describe(module, source=source)
-        check_view(teacher, HuggingFaceClip.original(module))
-        return teacher
-
-    @staticmethod
     def describe(module: nn.Module, *, source: str) -> Teacher:
         model: Any = module
-        came_from = getattr(model, "name_or_path", "")
-        # a module that the user holds needs no network: only a folder is looked at
-        folder = came_from if came_from and Path(came_from).is_dir() else ""
-        preprocessing = hugging_face_preprocessing(library.image_config(model.config), folder)
+        preprocessing = hugging_face_preprocessing(
+            library.image_config(model.config), library.folder_of(model)
+        )
         return _teacher(model, source, preprocessing, library.origin(model))
 
     @staticmethod

@@ -12,8 +12,7 @@ from ..views.embeddings import ImageEmbedding, TokenEmbedding
 from ..views.heads import AttentionPool, Embedder, EndOfText
 from ..views.sublayers import Affine, Attention, Mlp, Sublayer
 from ..views.view import Tower, View
-from .check import plain_linear
-from .hf_vit_view import layer_norm
+from .check import affine, layer_norm
 from .teacher import refuse
 
 KINDS = ("CLIPModel", "SiglipModel")
@@ -65,10 +64,10 @@ def _clip(model: Any) -> tuple[dict[str, Tower], dict[str, Embedder]]:
     eos = text.eos_token_id
     towers = {"image": image_tower(image), "text": _text_tower(text, causal=True)}
     heads = {
-        "image": Embedder("cls", _affine(model.visual_projection, "visual_projection")),
+        "image": Embedder("cls", affine(model.visual_projection, "visual_projection")),
         "text": Embedder(
             EndOfText(None if eos == _NOT_LOOKED_FOR else eos),
-            _affine(model.text_projection, "text_projection"),
+            affine(model.text_projection, "text_projection"),
         ),
     }
     return towers, heads
@@ -81,7 +80,7 @@ def _siglip(model: Any) -> tuple[dict[str, Tower], dict[str, Embedder]]:
     towers = {"image": image_tower(image), "text": _text_tower(text, causal=False)}
     heads = {
         "image": Embedder(_attention_pool(image.head), None),
-        "text": Embedder("last", _affine(text.head, "text_model.head")),
+        "text": Embedder("last", affine(text.head, "text_model.head")),
     }
     return towers, heads
 
@@ -107,12 +106,12 @@ def _blocks(layers: Any, tower: str, *, causal: bool) -> tuple[Sublayer, ...]:
     for index, layer in enumerate(layers):
         name, attn = f"{tower}.encoder.layers.{index}", layer.self_attn
         q, k, v, o = (
-            _affine(getattr(attn, part), f"{name}.self_attn.{part}")
+            affine(getattr(attn, part), f"{name}.self_attn.{part}")
             for part in ("q_proj", "k_proj", "v_proj", "out_proj")
         )
         before = layer_norm(layer.layer_norm1)
         found.append(Attention(norm=before, q=q, k=k, v=v, o=o, heads=attn.num_heads, causal=causal))
-        up, down = (_affine(getattr(layer.mlp, part), f"{name}.mlp.{part}") for part in ("fc1", "fc2"))
+        up, down = (affine(getattr(layer.mlp, part), f"{name}.mlp.{part}") for part in ("fc1", "fc2"))
         found.append(Mlp(norm=layer_norm(layer.layer_norm2), up=up, down=down, act=layer.mlp.activation_fn))
     return tuple(found)
 
@@ -128,15 +127,10 @@ def _attention_pool(head: Any) -> AttentionPool:
         q=q,
         k=k,
         v=v,
-        o=_affine(attn.out_proj, "vision_model.head.attention.out_proj"),
+        o=affine(attn.out_proj, "vision_model.head.attention.out_proj"),
         heads=attn.num_heads,
         norm=layer_norm(head.layernorm),
-        up=_affine(head.mlp.fc1, "vision_model.head.mlp.fc1"),
-        down=_affine(head.mlp.fc2, "vision_model.head.mlp.fc2"),
+        up=affine(head.mlp.fc1, "vision_model.head.mlp.fc1"),
+        down=affine(head.mlp.fc2, "vision_model.head.mlp.fc2"),
         act=head.mlp.activation_fn,
     )
-
-
-def _affine(module: Any, name: str) -> Affine:
-    linear = plain_linear(module, name)
-    return Affine(linear.weight, linear.bias)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,19 +11,19 @@ from torch import Tensor, nn
 from ..config.registry import TEACHERS
 from ..core.preprocessing import Preprocessing
 from ..ecosystems import transformers as library
-from ..ecosystems.origin import Origin, origin_of
+from ..ecosystems.origin import Origin, origin_by_name
 from ..ecosystems.processor import hugging_face_preprocessing
-from ..ecosystems.sources import Source, read_source
+from ..ecosystems.sources import Source
 from ..ecosystems.transformers import empty_hugging_face, load_hugging_face
-from ..errors import UserError
-from .check import Original, check_view
+from .check import Original
 from .hf_vit_view import VIEWS, backbone_of, has_head, hugging_face_view, layers_of
+from .of_module import OfModule
 from .teacher import Teacher
 
 
 @TEACHERS.register("hf_vit")
 @dataclass(frozen=True, kw_only=True)
-class HuggingFaceVit:
+class HuggingFaceVit(OfModule):
     """A Hugging Face ViT, DeiT or DINOv2. Without a trained classifier it teaches features alone. Pickled
     weights are refused.
 
@@ -35,19 +34,13 @@ class HuggingFaceVit:
     model: str
     revision: str | None = None
 
-    def build(self) -> Teacher:
-        model: Any = self.load()
-        teacher = self.described(model)
-        check_view(teacher, HuggingFaceVit.original(model))
-        return teacher
-
     def described(self, module: nn.Module) -> Teacher:
         """With the processor and the licence of its folder or repository."""
         model: Any = module
         preprocessing = hugging_face_preprocessing(
             model.config, self.model, self.revision, any_size=library.takes_any_size(model.config)
         )
-        return _teacher(model, self.model, preprocessing, _origin(self.model, self.revision))
+        return _teacher(model, self.model, preprocessing, origin_by_name(self.model, self.revision))
 
     def load(self) -> nn.Module:
         return load_hugging_face(self.model, self.revision)
@@ -69,19 +62,10 @@ class HuggingFaceVit:
         return type(module).__name__ in VIEWS
 
     @staticmethod
-    def adapt(module: nn.Module, *, source: str) -> Teacher:
-        teacher = HuggingFaceVit.describe(module, source=source)
-        check_view(teacher, HuggingFaceVit.original(module))
-        return teacher
-
-    @staticmethod
     def describe(module: nn.Module, *, source: str) -> Teacher:
         model: Any = module
-        came_from = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
-        # a module that the user holds needs no network: only a folder is looked at
-        folder = came_from if came_from and Path(came_from).is_dir() else ""
         preprocessing = hugging_face_preprocessing(
-            model.config, folder, any_size=library.takes_any_size(model.config)
+            model.config, library.folder_of(model), any_size=library.takes_any_size(model.config)
         )
         return _teacher(model, source, preprocessing, library.origin(model))
 
@@ -95,13 +79,6 @@ class HuggingFaceVit:
             return {"end.image": backbone_of(model)(pixel_values=inputs["image"]).last_hidden_state}
 
         return Original(model, outputs, {"image": list(layers_of(model))})
-
-
-def _origin(name: str, revision: str | None) -> Origin:
-    try:
-        return origin_of(read_source(name, revision=revision))
-    except UserError:  # the weights are there; nothing known of them is no reason to stop
-        return Origin()
 
 
 def _teacher(model: Any, source: str, preprocessing: Preprocessing, origin: Origin) -> Teacher:

@@ -14,7 +14,7 @@ from ..views.embeddings import ImageEmbedding
 from ..views.heads import Classifier, Head
 from ..views.sublayers import Affine, Attention, Mlp, Norm
 from ..views.view import Tower, View
-from .check import plain_linear
+from .check import affine, layer_norm, plain_linear
 from .teacher import refuse
 
 # class -> the attribute that holds its backbone; empty for a backbone
@@ -72,26 +72,15 @@ def _head(model: Any, width: int) -> Head | None:
     """Its classifier; None for a backbone, and for one whose head paints masked patches."""
     if hasattr(model, "cls_classifier"):
         names = {"cls": "cls_classifier", "dist": "distillation_classifier"}
-        return Classifier(
-            tuple((token, _affine(getattr(model, name), name)) for token, name in names.items())
-        )
+        return Classifier(tuple((token, affine(getattr(model, name), name)) for token, name in names.items()))
     if not has_head(model):
         return None
-    whole = _affine(model.classifier, "classifier")
+    whole = affine(model.classifier, "classifier")
     if whole.weight.shape[1] == width:
         return Classifier((("cls", whole),))
     # DINOv2 reads the class token beside the mean patch: the mean of two readouts of twice the weight
     cls, mean = whole.weight.chunk(2, dim=1)
     return Classifier((("cls", Affine(2 * cls, whole.bias)), ("mean", Affine(2 * mean, whole.bias))))
-
-
-def _affine(module: Any, name: str) -> Affine:
-    linear = plain_linear(module, name)
-    return Affine(linear.weight, linear.bias)
-
-
-def layer_norm(module: nn.LayerNorm) -> Norm:
-    return Norm(module.weight, module.bias, module.eps)
 
 
 def _block(layer: Any, name: str) -> tuple[Attention, Mlp]:
@@ -106,10 +95,10 @@ def _block(layer: Any, name: str) -> tuple[Attention, Mlp]:
     return (
         Attention(
             norm=layer_norm(before),
-            q=_affine(q, f"{name}.q"),
-            k=_affine(k, f"{name}.k"),
-            v=_affine(v, f"{name}.v"),
-            o=_affine(o, f"{name}.o"),
+            q=affine(q, f"{name}.q"),
+            k=affine(k, f"{name}.k"),
+            v=affine(v, f"{name}.v"),
+            o=affine(o, f"{name}.o"),
             heads=heads,
             scale=_scale(layer, 1),
         ),
@@ -131,18 +120,18 @@ def _mlp(layer: Any, norm: Norm, name: str) -> Mlp:
         up, down = mlp.fc1, mlp.fc2
         act = mlp.activation_fn if hasattr(mlp, "activation_fn") else mlp.activation
     elif hasattr(mlp, "gate_proj"):
-        up, down, act, gate = mlp.up_proj, mlp.down_proj, mlp.act_fn, _affine(mlp.gate_proj, f"{name}.gate")
+        up, down, act, gate = mlp.up_proj, mlp.down_proj, mlp.act_fn, affine(mlp.gate_proj, f"{name}.gate")
     elif hasattr(mlp, "weights_in"):  # the same before transformers 5.2x: gate and up in one
         inner = plain_linear(mlp.weights_in, f"{name}.weights_in")
         biases: Any = (None, None) if inner.bias is None else inner.bias.chunk(2)
         gate, packed = map(Affine, inner.weight.chunk(2), biases)
-        down = _affine(mlp.weights_out, f"{name}.weights_out")
+        down = affine(mlp.weights_out, f"{name}.weights_out")
         return Mlp(norm, packed, down, act=F.silu, scale=_scale(layer, 2), gate=gate)
     else:
         raise refuse(
             f"{name}.mlp", "only two linears, or three with a gate, are known", kind=type(mlp).__name__
         )
-    up, down = _affine(up, f"{name}.up"), _affine(down, f"{name}.down")
+    up, down = affine(up, f"{name}.up"), affine(down, f"{name}.down")
     return Mlp(norm, up, down, act=act, scale=_scale(layer, 2), gate=gate)
 
 

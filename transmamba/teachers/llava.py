@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,12 +17,12 @@ from ..ecosystems.processor import hugging_face_preprocessing
 from ..ecosystems.sources import Source, read_source
 from ..views.embeddings import Connector, Spliced, TokenEmbedding
 from ..views.heads import LanguageHead
-from ..views.sublayers import Affine
 from ..views.view import Tower, View
 from .causal_lm import check_type
 from .causal_lm_view import as_transformers, blocks_of, decoder_tower
-from .check import Original, check_view, plain_linear
+from .check import Original, affine
 from .hf_clip_view import image_tower
+from .of_module import OfModule
 from .teacher import Teacher, refuse
 
 _CLASS = "LlavaForConditionalGeneration"
@@ -34,7 +33,7 @@ _TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 @TEACHERS.register("llava")
 @dataclass(frozen=True, kw_only=True)
-class Llava:
+class Llava(OfModule):
     """A LLaVA of Hugging Face: a CLIP or SigLIP tower, a connector of two linears, and a decoder that
     `causal_lm` reads; in its own precision.
 
@@ -44,12 +43,6 @@ class Llava:
 
     model: str
     revision: str | None = None
-
-    def build(self) -> Teacher:
-        model: Any = self.load()
-        teacher = self.described(model)
-        check_view(teacher, Llava.original(model))
-        return teacher
 
     def described(self, module: nn.Module) -> Teacher:
         """With the processor of its folder or repository."""
@@ -92,23 +85,14 @@ class Llava:
         model: Any = module
         origin = library.origin(model)
         view = llava_view(model)
-        came_from = getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "")
-        # a module that the user holds needs no network: only a folder is looked at
-        folder = came_from if came_from and Path(came_from).is_dir() else ""
         return Teacher(
             view,
             source=source,
-            preprocessing=hugging_face_preprocessing(model.config.vision_config, folder),
+            preprocessing=hugging_face_preprocessing(model.config.vision_config, library.folder_of(model)),
             num_params=sum(p.numel() for p in module.parameters()),
             licence=origin.licence,
             base_model=origin.base_model,
         )
-
-    @staticmethod
-    def adapt(module: nn.Module, *, source: str) -> Teacher:
-        teacher = Llava.describe(module, source=source)
-        check_view(teacher, Llava.original(module))
-        return teacher
 
     @staticmethod
     def original(module: nn.Module) -> Original:
@@ -141,19 +125,19 @@ def llava_view(model: Any) -> View:
             vision_feature_select_strategy=strategy,
         )
     projector = model.model.multi_modal_projector
-    first, last = (plain_linear(getattr(projector, name), name) for name in ("linear_1", "linear_2"))
-    connector = Connector((Affine(first.weight, first.bias), Affine(last.weight, last.bias)), projector.act)
+    first, last = (affine(getattr(projector, name), name) for name in ("linear_1", "linear_2"))
+    connector = Connector((first, last), projector.act)
     decoder = decoder_tower(model.model.language_model)
     words = decoder.embedding
     assert isinstance(words, TokenEmbedding), "a decoder begins with words"
     embedding = Spliced(words, connector, config.image_token_id, special=strategy == "full")
-    head = plain_linear(model.lm_head, "lm_head")
+    head = affine(model.lm_head, "lm_head")
     towers = {
         "image": image,
         "decoder": replace(decoder, embedding=embedding, layout=SplicedLayout(("image", "text"))),
     }
     tied = head.weight is words.weight
-    return View(towers, {"decoder": LanguageHead(Affine(head.weight, head.bias), tied=tied)})
+    return View(towers, {"decoder": LanguageHead(head, tied=tied)})
 
 
 def _check_tower(config: Any) -> None:

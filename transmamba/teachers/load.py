@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ..config.registry import TEACHERS
 from ..ecosystems.find import ecosystem_of
-from ..ecosystems.sources import read_source
+from ..ecosystems.sources import Source, read_source
 from ..ecosystems.transformers import unknown_type
 from ..ecosystems.weights import read_weights
 from ..errors import UserError
@@ -18,16 +19,18 @@ from .teacher import Teacher
 def adapt_teacher(module: nn.Module) -> Teacher:
     """The teacher in a module the user already holds, by the first registered adapter that knows its
     class. Raises UserError where something acts in it that its weights do not say (adapters, hooks)."""
+    _, part = part_holding(module)
+    teacher: Teacher = part.adapt(module, source=type(module).__name__)
+    return teacher
+
+
+def part_holding(module: nn.Module) -> tuple[str, Any]:
+    """The first registered teacher, by name, that reads modules of this class. Raises UserError for none."""
     for name in TEACHERS:
-        adapter = TEACHERS[name]
-        if hasattr(adapter, "accepts") and adapter.accepts(module):
-            return adapter.adapt(module, source=type(module).__name__)
-    raise no_teacher(module)
-
-
-def no_teacher(module: nn.Module) -> UserError:
-    """The error for a module that no registered adapter knows."""
-    return UserError(
+        part = TEACHERS[name]
+        if hasattr(part, "accepts") and part.accepts(module):
+            return name, part
+    raise UserError(
         f"no teacher adapter for {type(module).__module__}.{type(module).__qualname__}; "
         "known: timm VisionTransformer, transformers ViT, DeiT, DINOv2, CLIP, SigLIP, Llama and its kin, "
         "GPT-2 and LLaVA, open_clip CLIP "
@@ -42,16 +45,23 @@ def load_teacher(source: str | Path, architecture: str | None = None) -> Teacher
     Raises UserError with what was tried.
     """
     try:
-        found = read_source(str(source), architecture)
-        for name in TEACHERS:
-            part = TEACHERS[name]
-            recognised = part.recognise(found) if hasattr(part, "recognise") else None
-            if recognised is not None:
-                return recognised.build()
-        if found.file is not None:
-            read_weights(found.file)  # what is no checkpoint at all is told so first
-        ecosystem_of(found)
+        _, part = part_reading(read_source(str(source), architecture))
+        teacher: Teacher = part.build()
+        return teacher
     except UserError as error:
         said = str(error).removeprefix("teacher ")
         raise UserError(f"teacher {said if str(source) in said else f'{str(source)!r}: {said}'}") from error
-    raise unknown_type(str(source), found.config.get("model_type", "unknown"))
+
+
+def part_reading(source: Source) -> tuple[str, Any]:
+    """The first registered teacher, by name, that recognises a source, made for it. Raises UserError with
+    what was tried."""
+    for name in TEACHERS:
+        part = TEACHERS[name]
+        recognised = part.recognise(source) if hasattr(part, "recognise") else None
+        if recognised is not None:
+            return name, recognised
+    if source.file is not None:
+        read_weights(source.file)  # what is no checkpoint at all is told so first
+    ecosystem_of(source)
+    raise unknown_type(source.text, source.config.get("model_type", "unknown"))

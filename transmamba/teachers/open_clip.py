@@ -14,14 +14,15 @@ from ..ecosystems import open_clip as library
 from ..ecosystems.sources import Source, read_source
 from ..errors import UserError
 from ..views.view import View
-from .check import Original, check_view
+from .check import Original
+from .of_module import OfModule
 from .open_clip_view import blocks_of, open_clip_view, text_of
 from .teacher import Teacher, refuse
 
 
 @TEACHERS.register("open_clip")
 @dataclass(frozen=True, kw_only=True)
-class OpenClip:
+class OpenClip(OfModule):
     """An open_clip model: an image tower, a text tower, and the scale (and bias) of their similarities. A
     text tower of another library is run, and never converted.
 
@@ -31,9 +32,6 @@ class OpenClip:
 
     model: str
     pretrained: bool = True
-
-    def build(self) -> Teacher:
-        return self.adapt(self.load(), source=self.model)
 
     def load(self) -> nn.Module:
         source = self._source()
@@ -57,12 +55,6 @@ class OpenClip:
     @staticmethod
     def accepts(module: nn.Module) -> bool:
         return library.holds(module) and hasattr(module, "encode_image")
-
-    @staticmethod
-    def adapt(module: nn.Module, *, source: str) -> Teacher:
-        teacher = OpenClip.describe(module, source=source)
-        check_view(teacher, OpenClip.original(module))
-        return teacher
 
     @staticmethod
     def describe(module: nn.Module, *, source: str) -> Teacher:

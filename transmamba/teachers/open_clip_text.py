@@ -12,7 +12,7 @@ from ..views.embeddings import TokenEmbedding
 from ..views.heads import Embedder, EndOfText, Pool
 from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from ..views.view import Tower
-from .check import plain_linear
+from .check import affine
 from .teacher import refuse
 from .timm_vit import norm_view
 
@@ -62,13 +62,10 @@ def text_view(text: Any) -> tuple[Tower, Embedder]:
     tower = Tower(embedding, sublayers, norm_view(text.ln_final), Sequence())
     projection = text.text_projection
     if isinstance(projection, Tensor):
-        affine = Affine(projection.T)
-    elif projection is None:
-        return tower, Embedder(_pool(text), None)
-    else:
-        linear = plain_linear(projection, "text_projection")
-        affine = Affine(linear.weight, linear.bias)
-    return tower, Embedder(_pool(text), affine)
+        projection = Affine(projection.T)
+    elif projection is not None:
+        projection = affine(projection, "text_projection")
+    return tower, Embedder(_pool(text), projection)
 
 
 def _pool(text: Any) -> Pool:
@@ -106,13 +103,12 @@ def _attention(block: Any, name: str, causal: bool) -> Attention:
     weights, bias = attn.in_proj_weight.chunk(3), attn.in_proj_bias
     biases: Any = (None,) * 3 if bias is None else bias.chunk(3)
     q, k, v = (Affine(weight, each) for weight, each in zip(weights, biases, strict=True))
-    o = plain_linear(attn.out_proj, f"{name}.attn.out_proj")
     return Attention(
         norm=_norm(block.ln_1, name),
         q=q,
         k=k,
         v=v,
-        o=Affine(o.weight, o.bias),
+        o=affine(attn.out_proj, f"{name}.attn.out_proj"),
         heads=attn.num_heads,
         causal=causal,
         q_norm=norm_view(attn.ln_q) if hasattr(attn, "ln_q") else None,
@@ -122,12 +118,10 @@ def _attention(block: Any, name: str, causal: bool) -> Attention:
 
 
 def _mlp(block: Any, name: str) -> Mlp:
-    up = plain_linear(block.mlp.c_fc, f"{name}.mlp.c_fc")
-    down = plain_linear(block.mlp.c_proj, f"{name}.mlp.c_proj")
     return Mlp(
         norm=_norm(block.ln_2, name),
-        up=Affine(up.weight, up.bias),
-        down=Affine(down.weight, down.bias),
+        up=affine(block.mlp.c_fc, f"{name}.mlp.c_fc"),
+        down=affine(block.mlp.c_proj, f"{name}.mlp.c_proj"),
         act=block.mlp.gelu,
         scale=getattr(block.ls_2, "gamma", None),
     )

@@ -13,7 +13,7 @@ from ..views.embeddings import ImageEmbedding
 from ..views.heads import Embedder, Pool
 from ..views.sublayers import Affine
 from ..views.view import Opaque, Tower, View
-from .check import plain_linear
+from .check import affine
 from .open_clip_text import blocks_view, only_runs, text_view
 from .teacher import refuse
 from .timm_parts import attention_pool
@@ -108,13 +108,11 @@ def _trunk(visual: Any) -> tuple[Tower, Embedder]:
             continue
         if projection is not None:
             raise refuse("image tower", "two projections are not covered")
-        linear = plain_linear(module, f"visual.{name}")
-        projection = Affine(linear.weight, linear.bias)
+        projection = affine(module, f"visual.{name}")
     return tower, Embedder(_pool(trunk), projection, norm)
 
 
 def _pool(trunk: Any) -> Pool:
-    layout_prefix = trunk.num_prefix_tokens > 0
     if trunk.attn_pool is not None:
         return attention_pool(trunk.attn_pool, special=trunk.pool_include_prefix)
     if trunk.global_pool not in ("token", "avg"):
@@ -125,6 +123,6 @@ def _pool(trunk: Any) -> Pool:
         )
     if trunk.global_pool == "token":
         return "cls"
-    if layout_prefix and trunk.pool_include_prefix:
+    if trunk.num_prefix_tokens > 0 and trunk.pool_include_prefix:
         raise refuse("image tower", "pooling over the prefix tokens is not covered")
     return "mean"

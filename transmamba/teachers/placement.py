@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..views.placed import Placed
 from ..views.sublayers import Sublayer, map_tensors
-from ..views.view import Tower, View
+from ..views.view import View
 
 PLACEMENTS = ("resident", "offloaded", "sharded")
 
@@ -128,23 +129,18 @@ def place(view: View, placement: str, device: torch.device) -> View:
     """The view with its blocks so placed, and the rest on the device."""
     assert placement in PLACEMENTS, "the configuration has looked"
     if placement == "resident":
-        whole = {name: _with(tower, tuple(tower.sublayers)) for name, tower in view.towers.items()}
-        return View(whole, view.heads, view.scalars, view.opaque).to(device)
+        whole = {
+            name: replace(tower, sublayers=tuple(tower.sublayers)) for name, tower in view.towers.items()
+        }
+        return replace(view, towers=whole).to(device)
     kind = Offloaded if placement == "offloaded" else Sharded
-    bare = {name: _without(tower) for name, tower in view.towers.items()}
-    moved = View(bare, view.heads, view.scalars, view.opaque).to(device)
+    bare = {name: replace(tower, sublayers=()) for name, tower in view.towers.items()}
+    moved = replace(view, towers=bare).to(device)
     towers = {
-        name: _with(moved.towers[name], kind(tower.sublayers, device)) for name, tower in view.towers.items()
+        name: replace(moved.towers[name], sublayers=kind(tower.sublayers, device))
+        for name, tower in view.towers.items()
     }
-    return View(towers, moved.heads, moved.scalars, moved.opaque)
-
-
-def _without(tower: Tower) -> Tower:
-    return Tower(tower.embedding, (), tower.norm, tower.layout)
-
-
-def _with(tower: Tower, sublayers: Sequence[Sublayer]) -> Tower:
-    return Tower(tower.embedding, sublayers, tower.norm, tower.layout)
+    return replace(moved, towers=towers)
 
 
 def _skeleton(sublayer: Sublayer) -> Sublayer:

@@ -10,37 +10,27 @@ import torch
 from torch import nn
 
 from ..ecosystems.decoders import unplaced
-from ..ecosystems.slices import Slices
+from ..ecosystems.slices import NotByName, Slices
 from ..ecosystems.sources import Source
-from ..errors import UserError
 from ..views.sublayers import Sublayer
 from .placement import Sharded
 from .teacher import Teacher
-
-
-class OtherNames(UserError):
-    """A checkpoint whose tensors are not named, or not shaped, as the library's class has them now: older
-    versions' names, which the library translates, or weights that do not fit."""
 
 
 def load_sharded(part: Any, source: Source, device: torch.device, group: Any = None) -> Teacher:
     """The teacher of a part (`empty`, `describe`, `original`) with its blocks sharded over `group`.
 
     Its configuration alone makes the modules; tensors are read by name from safetensors, a block at a time.
-    Raises UserError for other files, OtherNames where names or shapes are not those of the library's class.
+    Raises UserError for other files, NotByName where names or shapes are not those of the library's class.
     View and module are not compared: a file holds no adapter and no hook.
     """
-    if source.folder is None and source.repo is None:
-        raise UserError(
-            f"teacher {source.text!r} cannot be sharded: that needs a folder or repository with safetensors"
-        )
-    module, slices = part.empty(), Slices(source)
+    slices, module = Slices(source), part.empty()
     _tie(module)
     blocks = part.original(module).blocks
     names = {each: name for name, each in module.named_modules()}
     odd = unplaced(slices.names - module.state_dict().keys())
     if odd:
-        raise OtherNames(f"{source.text!r} holds what its config has no place for: {odd}")
+        raise NotByName(f"{source.text!r} holds what its config has no place for: {odd}")
     inside = {f"{names[block]}." for of in blocks.values() for block in of}
     rest = [name for name, _ in module.named_parameters() if not name.startswith(tuple(inside))]
     _fill(module, rest, slices)
@@ -82,7 +72,7 @@ def _fill(module: nn.Module, names: Sequence[str], slices: Slices) -> None:
     """Put the checkpoint's tensors where the module has its own on the meta device."""
     absent = unplaced(set(names) - slices.names)
     if absent:
-        raise OtherNames(f"{slices.text!r} lacks {absent}")
+        raise NotByName(f"{slices.text!r} lacks {absent}")
     found = slices.read(names)
     dtype = getattr(getattr(module, "config", None), "dtype", None)
     for name in names:
@@ -90,7 +80,7 @@ def _fill(module: nn.Module, names: Sequence[str], slices: Slices) -> None:
         tensor, place = found[name], module.get_submodule(owner)
         old = place.get_parameter(last)
         if tensor.shape != old.shape:
-            raise OtherNames(
+            raise NotByName(
                 f"{slices.text!r}: {name} is {tuple(tensor.shape)}, its config says {tuple(old.shape)}"
             )
         # one type for all, as the library loads it

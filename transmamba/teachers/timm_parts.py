@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..views.heads import AttentionPool
 from ..views.sublayers import Affine, Attention, Mlp, Norm
-from .check import plain_linear
+from .check import affine, plain_linear
 from .teacher import refuse
 
 
@@ -26,12 +26,6 @@ def norm_view(module: nn.Module) -> Norm | None:
             eps = torch.finfo(torch.float32 if weight is None else weight.dtype).eps
         return Norm(weight, None, float(eps), rms=True)
     raise refuse("norm", "only LayerNorm and RMSNorm are known", kind=type(module).__name__)
-
-
-def affine(module: Any, name: str) -> Affine:
-    """A linear; `name` is its place, for the error where it is none."""
-    linear = plain_linear(module, name)
-    return Affine(linear.weight, linear.bias)
 
 
 def parted(linear: nn.Linear, parts: int) -> list[Affine]:

@@ -19,7 +19,8 @@ from ..views.embeddings import ImageEmbedding
 from ..views.heads import Classifier, Head, Pool
 from ..views.sublayers import Norm, Sublayer
 from ..views.view import Tower, View
-from .check import Original, check_view
+from .check import Original
+from .of_module import OfModule
 from .teacher import Teacher, refuse
 from .timm_parts import affine, attention, attention_pool, mlp, norm_view
 
@@ -38,7 +39,7 @@ _LACKING = {
 
 @TEACHERS.register("timm_vit")
 @dataclass(frozen=True, kw_only=True)
-class TimmVit:
+class TimmVit(OfModule):
     """A timm ViT or DeiT. Without a classifier it teaches features alone.
 
     model: a timm name, `hf-hub:ID`, a folder that timm or transmamba wrote, or a file of weights
@@ -54,9 +55,6 @@ class TimmVit:
 
     def __post_init__(self) -> None:
         check_options(self.kwargs)
-
-    def build(self) -> Teacher:
-        return self.adapt(self.load(), source=self.model)
 
     def load(self) -> nn.Module:
         source = read_source(self.model, self.architecture)
@@ -94,12 +92,6 @@ class TimmVit:
             licence=origin.licence,
             base_model=origin.base_model,
         )
-
-    @staticmethod
-    def adapt(module: nn.Module, *, source: str) -> Teacher:
-        teacher = TimmVit.describe(module, source=source)
-        check_view(teacher, TimmVit.original(module))
-        return teacher
 
     @staticmethod
     def original(module: nn.Module) -> Original:

@@ -90,11 +90,10 @@ def set_training(distiller: Distiller, stage: Stage) -> None:
         distiller.student.eval()
 
 
-def compile_layers(distiller: Distiller) -> None:
-    """Each unit of the student by itself, in place: names and weights stay as they are. A student without
-    units is left as it is."""
-    units: Any = getattr(distiller.student, "units", list)
-    for unit in units():
+def compile_layers(student: Any) -> None:
+    """Each of its units by itself, in place: names and weights stay as they are. A model without units, such
+    as any classifier of timm, as a whole."""
+    for unit in student.units() if hasattr(student, "units") else [student]:
         unit.compile()
 
 

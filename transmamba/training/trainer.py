@@ -159,7 +159,7 @@ class Trainer:
             peek=lambda: self._peek(index, steps),
         )
         if self.config.compile:
-            compile_layers(self.strategy.distiller)
+            compile_layers(self.strategy.distiller.student)
         if self._resume_from is not None:
             load_checkpoint(self.strategy, self._resume_from)
             self._resume_from = None

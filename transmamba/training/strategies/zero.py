@@ -48,7 +48,7 @@ class Zero:
     ) -> None:
         self.home, self.clip = distiller, clip
         self.num_params = sum(parameter.numel() for parameter in distiller.student.parameters())
-        trained = self._trained(distiller, peek())
+        trained = self._trained(distiller, peek)
         spread = copied(distiller)
         empty(distiller)
         for parameter in spread.parameters():
@@ -63,13 +63,13 @@ class Zero:
         )
         self.distiller = spread
 
-    def _trained(self, distiller: Distiller, batch: Batch) -> set[int]:
+    def _trained(self, distiller: Distiller, peek: Callable[[], Batch]) -> set[int]:
         """The ids of the parameters that any process's first batch reaches; of a student of several towers
         all that are trained, for another batch may have an input that this one lacks."""
         mine = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
-        found = reached(distiller, batch, self.accelerator.autocast)
         if len(getattr(distiller.student, "towers", ())) > 1:
             return {id(parameter) for parameter in mine}
+        found = reached(distiller, peek(), self.accelerator.autocast)
         mask = torch.tensor([float(id(parameter) in found) for parameter in mine])
         anywhere = self.accelerator.reduce(mask.to(self.accelerator.device), "sum")
         return {id(parameter) for parameter, any_of in zip(mine, anywhere, strict=True) if any_of > 0}
