@@ -44,6 +44,15 @@ def test_every_stream_and_the_logits_are_the_model_s(name: str) -> None:
     assert teacher.vocabulary == WORDS and teacher.num_classes is None and teacher.preprocessing is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_half_precision_it_rounds_where_the_model_does(name: str, dtype: torch.dtype) -> None:
+    """A norm that rounded elsewhere would be a few of its roundings off."""
+    model = make(name).to(dtype)
+    found = differences(adapt_teacher(model), CausalLanguageModel.original(model), {"text": texts()})
+    assert max(found.values()) <= torch.finfo(dtype).eps / 4, found
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_padded_and_packed_rows_are_the_rows_alone(name: str) -> None:
     """The model itself is given each row alone, so nothing here rests on how it masks."""
