@@ -156,6 +156,10 @@ def damage(folder: Path, how: str) -> None:
         config["num_hidden_layers"] -= 1
     elif how == "another width in the config":
         config["hidden_size"] = 64
+    elif how == "an unknown activation in the config":
+        config["hidden_act"] = "swishy"
+    elif how == "heads that do not divide the width":
+        config["num_attention_heads"] = 5
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -165,7 +169,12 @@ def damage(folder: Path, how: str) -> None:
         ("a shard is gone", "model-00002"),
         ("a layer too many in the config", "lacks model.layers.3"),
         ("a layer too few in the config", "no place for: model.layers.2"),
-        ("another width in the config", ""),
+        (
+            "another width in the config",
+            "layers.0.input_layernorm.weight is (32,), its config says (64,)",
+        ),
+        ("an unknown activation in the config", "'swishy' is unknown"),
+        ("heads that do not divide the width", "(32) is not a multiple of the number of attention heads (5)"),
     ],
 )
 def test_weights_and_config_that_disagree_are_one_line(how: str, said: str, tmp_path: Path) -> None:
