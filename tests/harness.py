@@ -20,10 +20,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 import transmamba.runs.run
+import transmamba.training.trainer
 from transmamba.config import load as configs
 from transmamba.core.batch import Batch, image_batch
 from transmamba.ecosystems.find import save_model
@@ -32,6 +35,8 @@ from transmamba.teachers.load import adapt_teacher
 from transmamba.teachers.teacher import Teacher
 from transmamba.training.trainer import Interrupted
 
+# what `accelerate launch` sets for recipes/accelerate/fsdp2.yaml
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 TIMING = frozenset({"waited", "seconds", "data_wait", "peak_memory_mb", "minutes"})
 TEACHER = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 VIM = dict(patch_size=4, embed_dim=12, depth=4, d_state=4)
@@ -232,3 +237,30 @@ def without_timing(value: Any) -> Any:
 
 def metrics_rows(run: Path) -> list[dict[str, Any]]:
     return [without_timing(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_near(run: Path, wanted: Path) -> None:
+    """Every number logged and every weight, but for rounding."""
+    ours, theirs = metrics_rows(run), metrics_rows(wanted)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.keys() == other.keys() and mine.pop("stage_name", "") == other.pop("stage_name", "")
+        assert mine == pytest.approx(other, rel=1e-5, abs=1e-6)
+    one, two = (load_file(folder / "student/model.safetensors") for folder in (run, wanted))
+    assert one.keys() == two.keys()
+    for name, weight in two.items():
+        torch.testing.assert_close(one[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def signalled(recipe: Recipe, number: signal.Signals, step: int, rank: int | None = None) -> None:
+    """Runs, and sends itself a signal before `step`; of several ranks all of them, or only one."""
+    real = transmamba.training.trainer.Trainer._step
+
+    def watched(self: Any, *arguments: Any) -> bool:
+        if self.progress.step == step and rank in (None, self.accelerator.process_index):
+            os.kill(os.getpid(), number)
+        return real(self, *arguments)
+
+    transmamba.training.trainer.Trainer._step = watched  # type: ignore[method-assign]
+    run_quietly(recipe)
+    raise AssertionError("the run did not stop")

@@ -11,12 +11,9 @@ from typing import Any
 
 import harness
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from transmamba.runs.recipe import Recipe
 
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 LAST = 5  # the checkpoint that is continued: two steps of the second stage are in it
 DRAWS = dict(student__kwargs=dict(harness.VIM, drop_path_rate=0.3), task__mixup=0.5)
 NO_DRAWS = dict(student__kwargs=dict(harness.VIM))
@@ -43,19 +40,8 @@ def recipe_of(folder: Path, name: str, micro_batch: int | None = 2, **changes: A
 
 def cut(environment: dict[str, str], recipe: Recipe, number: signal.Signals) -> None:
     """Sends itself a signal in the last step before it saves, or, of SIGKILL, in the first one after."""
-    import transmamba.training.trainer
-
-    real = transmamba.training.trainer.Trainer._step
-
-    def step(self: Any, *arguments: Any) -> bool:
-        if self.progress.step == (LAST if number == signal.SIGKILL else LAST - 1):
-            os.kill(os.getpid(), number)
-        return real(self, *arguments)
-
-    transmamba.training.trainer.Trainer._step = step  # type: ignore[method-assign]
     os.environ.update(environment)
-    harness.run_quietly(recipe)
-    raise AssertionError("the run did not stop")
+    harness.signalled(recipe, number, LAST if number == signal.SIGKILL else LAST - 1)
 
 
 def continued(environment: dict[str, str], recipe: Recipe) -> None:
@@ -102,19 +88,6 @@ def cut_and_continue(
     return line
 
 
-def assert_near(run: Path, wanted: Path) -> None:
-    """Every number logged and every weight, but for rounding."""
-    ours, theirs = harness.metrics_rows(run), harness.metrics_rows(wanted)
-    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.keys() == other.keys() and mine.pop("stage_name", "") == other.pop("stage_name", "")
-        assert mine == pytest.approx(other, rel=1e-5, abs=1e-6)
-    one, two = (load_file(folder / "student/model.safetensors") for folder in (run, wanted))
-    assert one.keys() == two.keys()
-    for name, weight in two.items():
-        torch.testing.assert_close(one[name], weight, rtol=1e-4, atol=1e-5)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With the uninterrupted runs of one process: `whole`, and `still`, which draws nothing."""
@@ -130,7 +103,7 @@ def test_ddp(folder: Path, counts: tuple[int, int], number: signal.Signals) -> N
     """Stopped or killed. Stochastic depth and mixing are drawn by a micro-batch's place in the step."""
     recipe = recipe_of(folder, f"ddp-{counts}-{number.name}", **DRAWS)
     line = cut_and_continue({}, counts, recipe, number)
-    assert_near(Path(recipe.output_dir), folder / "whole")
+    harness.assert_near(Path(recipe.output_dir), folder / "whole")
     one, two = (f"{count} process{'es' * (count > 1)}" for count in counts)
     assert line.startswith(f"continued on {two}, before on {one}: steps have the same items and draws")
 
@@ -139,20 +112,20 @@ def test_ddp(folder: Path, counts: tuple[int, int], number: signal.Signals) -> N
 def test_fsdp2(folder: Path, counts: tuple[int, int]) -> None:
     """Also where a new piece is of two old ones, and where a process has none of a weight."""
     recipe = recipe_of(folder, f"fsdp2-{counts}", **DRAWS)
-    cut_and_continue(FSDP2, counts, recipe)
-    assert_near(Path(recipe.output_dir), folder / "whole")
+    cut_and_continue(harness.FSDP2, counts, recipe)
+    harness.assert_near(Path(recipe.output_dir), folder / "whole")
 
 
 def test_a_micro_batch_that_is_left_out(folder: Path) -> None:
     """Is the process's share, of fewer processes a larger one: said, for draws are by micro-batch."""
     recipe = recipe_of(folder, "shares", micro_batch=None, **NO_DRAWS)
     line = cut_and_continue({}, (2, 1), recipe)
-    assert_near(Path(recipe.output_dir), folder / "still")
+    harness.assert_near(Path(recipe.output_dir), folder / "still")
     assert "1 process with 12 items at a time, before on 2 processes with 6: " in line
     assert "dropout and mixing draw otherwise" in line
 
 
-@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["plain", "fsdp2"])
+@pytest.mark.parametrize("environment", [{}, harness.FSDP2], ids=["plain", "fsdp2"])
 def test_then_resumed_as_it_was_continued_is_exact(folder: Path, environment: dict[str, str]) -> None:
     """Saved by the process that continued it and resumed by one: to the last bit, and nothing is said."""
     recipe = recipe_of(folder, f"exact{len(environment)}", **DRAWS)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from transmamba.runs.recipe import Recipe
 
-STRATEGIES = {"ddp": {}, "fsdp2": {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}}
+STRATEGIES = {"ddp": {}, "fsdp2": harness.FSDP2}
 RANKS = 2
 
 

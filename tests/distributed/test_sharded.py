@@ -11,13 +11,11 @@ from typing import Any
 import harness
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from transmamba.config.registry import LOSSES
 from transmamba.errors import UserError
 from transmamba.runs.recipe import Recipe
 
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": "cpu"}
 
 STRATEGIES = ("fsdp2", "zero2", "zero3")
@@ -87,18 +85,8 @@ def poisoned(environment: dict[str, str], recipe: Recipe) -> None:
 
 def stopped(environment: dict[str, str], recipe: Recipe) -> None:
     """Asked to stop within a step of the second stage, between two checkpoints."""
-    import transmamba.training.trainer
-
-    real = transmamba.training.trainer.Trainer._step
-
-    def step(self: Any, *arguments: Any) -> bool:
-        if self.progress.step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *arguments)
-
-    transmamba.training.trainer.Trainer._step = step  # type: ignore[method-assign]
-    launched(environment, recipe)
-    raise AssertionError("the run did not stop")
+    os.environ.update(environment)
+    harness.signalled(recipe, signal.SIGTERM, step=4)
 
 
 def refused(strategy: str, recipe: Recipe) -> None:
@@ -120,23 +108,10 @@ def plain(request: pytest.FixtureRequest, folder: Path) -> Path:
     return folder / name
 
 
-def assert_near(run: Path, wanted: Path) -> None:
-    """Every number logged and every weight, but for rounding."""
-    ours, theirs = harness.metrics_rows(run), harness.metrics_rows(wanted)
-    assert len(ours) == len(theirs)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.keys() == other.keys() and mine.pop("stage_name", "") == other.pop("stage_name", "")
-        assert mine == pytest.approx(other, rel=1e-5, abs=1e-6)
-    one, two = (load_file(folder / "student/model.safetensors") for folder in (run, wanted))
-    assert one.keys() == two.keys()
-    for name, weight in two.items():
-        torch.testing.assert_close(one[name], weight, rtol=1e-4, atol=1e-5)
-
-
 def environment_of(strategy: str) -> tuple[int, dict[str, str]]:
     """(processes, what the launcher sets): ZeRO works with one process where there is no GPU."""
     if strategy == "fsdp2":
-        return 2, FSDP2
+        return 2, harness.FSDP2
     pytest.importorskip("deepspeed", reason="ZeRO needs pip install 'transmamba[deepspeed]'")
     return 1, {**ZERO, "ACCELERATE_DEEPSPEED_ZERO_STAGE": strategy[-1]}
 
@@ -153,7 +128,7 @@ def whole_run(strategy: str, student: str, folder: Path) -> Path:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_sharded_is_plain(strategy: str, plain: Path, folder: Path) -> None:
     """With activation checkpointing for one of the students."""
-    assert_near(whole_run(strategy, plain.name.removeprefix("plain-"), folder), plain)
+    harness.assert_near(whole_run(strategy, plain.name.removeprefix("plain-"), folder), plain)
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +144,7 @@ def test_a_step_that_is_not_finite_is_skipped(strategy: str, skipped: Path, fold
     ranks, environment = environment_of(strategy)
     assert [row["step"] for row in harness.metrics_rows(skipped) if "loss" in row] == [1, 2, 3, 4, 7, 8, 9]
     harness.in_ranks(ranks, poisoned, environment, recipe_of(folder, f"{strategy}-skipped", "vim", ranks))
-    assert_near(folder / f"{strategy}-skipped", skipped)
+    harness.assert_near(folder / f"{strategy}-skipped", skipped)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

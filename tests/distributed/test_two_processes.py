@@ -98,26 +98,10 @@ def test_the_same_results_written_once(folder: Path) -> None:
     assert two == notes[0]["results"]
 
 
-def stop_one_rank(recipe: Recipe) -> None:
-    """SIGTERM reaches rank 1 alone: both stop at the same step."""
-    import transmamba.training.trainer
-
-    real = transmamba.training.trainer.Trainer._step
-
-    def step(self: Any, *arguments: Any) -> bool:
-        if self.progress.step == 6 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, *arguments)
-
-    transmamba.training.trainer.Trainer._step = step  # type: ignore[method-assign]
-    harness.run_quietly(recipe)
-    raise AssertionError("the run did not stop")
-
-
 def test_stopped_and_resumed(folder: Path) -> None:
-    """Bit for bit again, with the same number of processes."""
+    """SIGTERM reaches rank 1 alone: both stop at the same step. Bit for bit again, with as many processes."""
     recipe = recipe_of(folder, "stopped", 2)
-    harness.in_ranks(2, stop_one_rank, recipe)
+    harness.in_ranks(2, harness.signalled, recipe, signal.SIGTERM, 6, 1)
     saved = folder / "stopped/checkpoints/step-00000007"
     assert {path.name for path in saved.iterdir()} >= {"random_states_0.pkl", "random_states_1.pkl"}
     harness.in_ranks(2, harness.run_quietly, recipe)

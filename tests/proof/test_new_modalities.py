@@ -220,7 +220,7 @@ def test_a_coupled_loss_is_that_of_the_whole_step(world: int, accumulation: int,
 # --- sharded ---
 
 SHARDED = {
-    "fsdp2": (2, {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}),
+    "fsdp2": (2, harness.FSDP2),
     "zero2": (1, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
     "zero3": (1, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
 }

@@ -18,7 +18,6 @@ from transmamba.training.stage import TrainerConfig
 from transmamba.training.strategies import Plain, strategy_of
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "accelerate"
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 ZERO = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}
 
 
@@ -75,10 +74,14 @@ def test_without_any_it_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("environment", "trainer", "told"),
     [
-        (FSDP2, dict(cuda_graphs=True), r"trainer\.cuda_graphs is true.* fsdp2 .*cuda_graphs=false"),
-        (FSDP2, dict(precision="fp16"), r"trainer\.precision is fp16.* fsdp2 .*precision=bf16"),
-        (FSDP2 | {"FSDP_VERSION": "1"}, {}, r"fsdp_version is 1; write 2"),
-        (FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"}, {}, r"fsdp_offload_params is true.* fsdp2 .*write false"),
+        (harness.FSDP2, dict(cuda_graphs=True), r"trainer\.cuda_graphs is true.* fsdp2 .*cuda_graphs=false"),
+        (harness.FSDP2, dict(precision="fp16"), r"trainer\.precision is fp16.* fsdp2 .*precision=bf16"),
+        (harness.FSDP2 | {"FSDP_VERSION": "1"}, {}, r"fsdp_version is 1; write 2"),
+        (
+            harness.FSDP2 | {"FSDP_OFFLOAD_PARAMS": "true"},
+            {},
+            r"fsdp_offload_params is true.* fsdp2 .*write false",
+        ),
         (ZERO, dict(cuda_graphs=True), r"trainer\.cuda_graphs is true.* zero3 "),
         (ZERO | {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}, {}, r"zero_stage is 1; write 2 or 3"),
         (
@@ -109,7 +112,7 @@ def test_zero_without_deepspeed_names_the_extra(monkeypatch: pytest.MonkeyPatch)
 
 def test_it_is_refused_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = harness.tiny_recipe(tmp_path, trainer=dict(global_batch=8, cuda_graphs=True))
-    for variable, value in FSDP2.items():
+    for variable, value in harness.FSDP2.items():
         monkeypatch.setenv(variable, value)
     with pytest.raises(UserError, match="cuda_graphs"):
         make_accelerator(recipe)

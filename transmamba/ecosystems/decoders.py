@@ -44,7 +44,7 @@ def read_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     name, given = _arguments(source)
-    with _explained(source):
+    with explained(source.text):
         config = AutoConfig.from_pretrained(name, **given)
     if not is_gguf(source) and getattr(config, "quantization_config", None):
         raise UserError(f"{source.text!r} is quantised; a teacher needs weights of plain numbers")
@@ -58,7 +58,7 @@ def empty_decoder(source: Source, loader: Any = None) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     config = read_config(source)
-    with _explained(source), init_empty_weights(include_buffers=False):
+    with explained(source.text), init_empty_weights(include_buffers=False):
         made: Any = (loader or AutoModelForCausalLM).from_config(config)
     made.tie_weights()  # making its parameters empty has undone that
     return made.eval()
@@ -75,7 +75,7 @@ def load_decoder(source: Source, loader: Any = None) -> nn.Module:
     name, given = _arguments(source)
     if not is_gguf(source):
         given |= {"use_safetensors": True}
-    with _explained(source):
+    with explained(source.text):
         model, found = (loader or AutoModelForCausalLM).from_pretrained(
             name, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **given
         )
@@ -111,7 +111,7 @@ def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 
     name, given = _arguments(source)
-    with _explained(source):
+    with explained(source.text):
         return AutoTokenizer.from_pretrained(name, **given)
 
 
@@ -126,7 +126,7 @@ def _arguments(source: Source) -> tuple[str, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
     """Without what transformers says of a configuration's numbers, the table of keys that it prints where a
     checkpoint and a class differ (what is missing is an error of ours, in one line), and its progress bars
     where nobody looks at a terminal."""
@@ -145,14 +145,17 @@ def quietly() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(source: Source) -> Iterator[None]:
-    """Within it an error of transformers is a UserError in one line, and a Hub that is not there is not
-    waited for."""
+def explained(name: str, tried: str = "loaded") -> Iterator[None]:
+    """Within it an error of transformers is a UserError in one line, a Hub that is not there is not waited
+    for, and transformers says nothing itself.
+
+    tried: what could not be done with the model of that name
+    """
     try:
-        with hub.without_waiting(), quietly():
+        with hub.without_waiting(), _quietly():
             yield
     except UserError:
         raise
     except Exception as error:
         said = hub.explain(error)
-        raise UserError(f"Hugging Face model {source.text!r} could not be loaded: {said}") from error
+        raise UserError(f"Hugging Face model {name!r} could not be {tried}: {said}") from error

@@ -57,9 +57,8 @@ class Slices:
         from safetensors import safe_open
 
         repo = self._source.repo
-        whole = (
-            repo is not None and hub.cached(repo, _WHOLE, self._source.revision) is not None
-        )  # no need to ask for an index
+        # a repository's whole file that is here already: no need to ask for an index
+        whole = repo is not None and hub.cached(repo, _WHOLE, self._source.revision) is not None
         index = None if whole else self._find(_INDEX)
         if index is not None:
             try:

@@ -14,7 +14,7 @@ from torch import nn
 from ..core.card import Card
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError
-from . import decoders, hub
+from . import decoders
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
@@ -87,14 +87,8 @@ def load_hugging_face(name: str, revision: str | None = None, num_classes: int |
 
     Raises UserError in one line.
     """
-    try:
-        with hub.without_waiting(), decoders.quietly():
-            model = _load(name, revision, num_classes)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"Hugging Face model {name!r} could not be loaded: {hub.explain(error)}") from error
-    return model.eval()
+    with decoders.explained(name):
+        return _load(name, revision, num_classes).eval()
 
 
 def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
@@ -102,9 +96,8 @@ def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
     classifier. Raises UserError in one line."""
     import transformers
 
-    try:
-        with hub.without_waiting(), decoders.quietly():
-            config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+    with decoders.explained(name, tried="read"):
+        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
         dual = config.model_type in DUAL_ENCODERS
         if config.model_type not in MODEL_TYPES and not dual:
             raise unknown_type(name, config.model_type)
@@ -113,10 +106,6 @@ def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
         kind = getattr(transformers, named if hasattr(transformers, named) and not dual else usual)
         with torch.device("meta"):
             made: Any = (kind._from_config if hasattr(kind, "_from_config") else kind.from_config)(config)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"Hugging Face model {name!r} could not be read: {hub.explain(error)}") from error
     return made.eval()
 
 
@@ -136,7 +125,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     with_teacher = "DeiTForImageClassificationWithTeacher" in (config.architectures or [])
     loader: Any = DeiTForImageClassificationWithTeacher if with_teacher else AutoModelForImageClassification
     given: dict[str, Any] = dict(revision=revision, use_safetensors=True, output_loading_info=True)
-    given["ignore_mismatched_sizes"] = True  # told below, or made anew
+    given |= dict(ignore_mismatched_sizes=True)  # told below, or made anew
     if num_classes is not None:
         model, found = loader.from_pretrained(name, num_labels=num_classes, **given)
         _refuse_left_over(name, found)

@@ -150,8 +150,7 @@ def _tokenizer(found: Source) -> dict[str, Any] | None:
     if decoders.is_gguf(found) or (found.folder is None and found.repo is None):
         return {"in": found.text} if decoders.is_gguf(found) else None
     try:
-        with decoders.quietly():
-            made = decoders.load_tokenizer(found)
+        made = decoders.load_tokenizer(found)
     except UserError:
         return None
     files = {*made.vocab_files_names.values(), "tokenizer.json", "tokenizer_config.json"}

@@ -66,7 +66,7 @@ def check_view(teacher: Teacher, original: Original) -> None:
         raise refuse(kind, f"{error}{_suspects(module)}") from error
     except Fails as error:
         raise refuse(kind, str(error)) from error
-    if not apart <= max(_MOST[weight.dtype], _MOST_ON_GPU if weight.is_cuda else 0):
+    if not apart <= _at_most(_MOST, weight):
         raise refuse(
             kind,
             f"something acts in it that its weights do not say ({100 * apart:.2g} % off){_suspects(module)}",
@@ -75,7 +75,12 @@ def check_view(teacher: Teacher, original: Original) -> None:
 
 def bar(weight: Tensor) -> float:
     """The most that any output or stream of a view with such weights may differ from its module's."""
-    return max(_BARS[weight.dtype], _MOST_ON_GPU if weight.is_cuda else 0)
+    return _at_most(_BARS, weight)
+
+
+def _at_most(bars: Mapping[torch.dtype, float], weight: Tensor) -> float:
+    """What a table allows weights of this type, and of where they lie."""
+    return max(bars[weight.dtype], _MOST_ON_GPU if weight.is_cuda else 0)
 
 
 class Unlike(Exception):

@@ -94,7 +94,7 @@ class Stepper:
         """The batch on its device, with every generator where this micro-batch of this step has it, on
         whichever rank it is."""
         batch = batch.to(self.accelerator.device, non_blocking=True)
-        # in the step, as the stream cuts it
+        # in the step, as the stream cuts it; the last key stays, so that one process draws what it always has
         place = m * self.accelerator.num_processes + self.accelerator.process_index
         seed = int(hash64(self.seed, number, place, 0)[0] >> 1)
         torch.manual_seed(seed)

@@ -67,10 +67,9 @@ def weights_of(every: Sequence[Saved], own: Mapping[str, Any], rank: int) -> dic
     mine = every[rank if rank < len(every) else 0]["weights"]
     found = {}
     for name in sorted(mine.keys() | own.keys()):
-        value = own.get(name)
-        pieces = [each["weights"][name] for each in every] if name in mine else []
-        if not is_in_pieces(value):
-            pieces = [mine[name]] if name in mine else []
+        value, pieces = own.get(name), []
+        if name in mine:
+            pieces = [each["weights"][name] for each in every] if is_in_pieces(value) else [mine[name]]
         there, here = _shape(pieces), None if value is None else list(value.shape)
         if there != here:
             raise ValueError(f"{name} is {there} there, {here} here")
