@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,25 @@ def test_a_tied_head_is_counted_once(
         found = transmamba.inspect(tmp_path, check=check)
         assert found.parameters == once and found.towers["decoder"]["head"]["tied"]
     assert not command("inspect", tmp_path).err  # nor what transformers thinks of its numbers
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_transformers_says_nothing_beside(
+    check: list[str], command: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither what it thinks of a configuration's numbers, nor how far it is where nobody looks."""
+    from transformers.utils.logging import warning_once
+
+    save_gpt2(tmp_path)  # whose end of text is beyond its vocabulary
+    said = logging.getLogger("transformers")
+    said.addHandler(caplog.handler)  # what it writes itself goes to the stderr of when it was imported
+    warning_once.cache_clear()  # saving it has told
+    caplog.clear()
+    try:
+        assert not command("inspect", tmp_path, *check).err
+    finally:
+        said.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_an_empty_tokenizer_is_none(tmp_path: Path) -> None:
