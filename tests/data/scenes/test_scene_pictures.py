@@ -13,7 +13,7 @@ import pytest
 
 from transmamba.data.scenes import Ground, Object, Scene, Scenes
 from transmamba.data.scenes.draw import SHAPES, render
-from transmamba.data.scenes.programs import COLOURS, PLAIN_GROUNDS, STYLES, TEXTURES
+from transmamba.data.scenes.programs import COLOURS, LARGER, PLAIN_GROUNDS, STYLES, TEXTURES
 
 SIDE = 256
 SPECK = 6  # pixels: the tip of a crescent may part from the rest
@@ -123,6 +123,14 @@ def test_a_shape_shows_its_colour_within_its_disc(kind: str, ground: str) -> Non
         changed = np.argwhere((picture != render(bare, SIDE)).any(-1)) + 0.5
         reach = np.hypot(changed[:, 0] - 0.6 * SIDE, changed[:, 1] - 0.4 * SIDE).max()
         assert 0.9 * 0.175 * SIDE < reach < 0.175 * SIDE + 1.5
+
+
+def test_what_is_called_larger_covers_more_whatever_its_kind() -> None:
+    covered = []
+    for kind in SHAPES:
+        picture = render(Scene((Object(kind, "red", 0.5, 0.5, 0.9),), Ground("black")), SIDE)
+        covered.append((picture[..., 0] > 100).sum())
+    assert max(covered) < LARGER**2 * min(covered)
 
 
 @pytest.mark.parametrize("side", [64, 224])

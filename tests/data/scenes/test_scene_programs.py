@@ -174,6 +174,18 @@ def test_clip_templates_are_many_and_say_both_events() -> None:
     assert all(clause in text for text in told for clause in clauses(clip))
 
 
+def test_captions_tell_the_events_in_their_order() -> None:
+    """Three phrasings name the second event first, and say so."""
+    clip = Clips().program(0)
+    one, two = clauses(clip)
+    for template in (*clip_words.TEMPLATES, *clip_words.HELD_TEMPLATES):
+        told = clip_words.caption(clip, template)
+        turned = any(
+            cue in told for cue in (f"{two}, but only after", f". before {two}", f"at the end {two}")
+        )
+        assert (told.index(one) > told.index(two)) == turned, told
+
+
 # --- mistakes ---
 
 
