@@ -1,0 +1,14 @@
+"""Drawn scenes with captions: pairs of pictures and texts without limit, each a function of (seed, index).
+
+`programs` says what is in a picture, `draw` makes pixels of it, `captions` says it in words, `clips` lets
+objects move, appear and swap, and `splits` holds combinations back from training. Start with `Scenes`:
+
+    scenes = Scenes(split="train", count=100_000, side=64)
+    scenes.picture(7), scenes.caption(7), scenes.program(7)
+"""
+
+from .clips import Clip, Event
+from .programs import Ground, Object, Relation, Scene
+from .splits import SPLITS, Clips, Scenes
+
+__all__ = ["SPLITS", "Clip", "Clips", "Event", "Ground", "Object", "Relation", "Scene", "Scenes"]
