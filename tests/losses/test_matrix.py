@@ -13,6 +13,7 @@ from torch import Tensor
 
 from transmamba.config.registry import LOSSES
 from transmamba.core.output import Branches, Logits, Output, Stream, Term
+from transmamba.distillation.coupled import couple
 from transmamba.distillation.distiller import Distiller
 from transmamba.distillation.signals import Signals
 from transmamba.errors import UserError
@@ -52,6 +53,18 @@ def test_every_loss_states_its_least_value() -> None:
 def test_a_classifier_has_no_embeddings(name: str, kind: str) -> None:
     with pytest.raises(UserError, match=f"loss {name} compares embeddings, but the student tells 3 classes"):
         build(name, kind)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "sigmoid"])
+def test_a_student_without_embeddings_is_refused_without_a_teacher_too(name: str) -> None:
+    """Nothing says what such a student gives before it is run: alone, and as part of a step."""
+    distiller, batch = Distiller(harness.tiny_student(), None, (name,)), harness.tiny_batch(BATCH)
+    bank, numbers = distiller(batch, embed=True)
+    message = f"loss {name} reads the image embedding of the student, which gives none"
+    with pytest.raises(UserError, match=message):
+        distiller(batch)
+    with pytest.raises(UserError, match=message):
+        couple(distiller.losses[name], [bank], numbers, [0], 1, first=True)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
