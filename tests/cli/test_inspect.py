@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 
 import transmamba
 from transmamba import UserError
+from transmamba.teachers.causal_lm import CausalLanguageModel
 
 SHAPE: dict[str, Any] = dict(img_size=8, patch_size=2, embed_dim=32, depth=3, num_heads=2, num_classes=5)
 
@@ -149,3 +151,118 @@ def test_a_module_that_does_not_run_is_one_line() -> None:
         empty = timm.create_model("vit_tiny_patch16_224", **SHAPE)
     with pytest.raises(UserError, match="without weights"):
         transmamba.inspect(empty, check=True)
+    with torch.no_grad():
+        spoilt = llama()
+        spoilt.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="not finite"):
+        transmamba.inspect(spoilt, check=True)
+
+
+@pytest.mark.parametrize(
+    ("precision", "factor", "code"),
+    [
+        (torch.float32, 1 + 3e-7, 0),
+        (torch.float32, 1 + 1e-3, 1),
+        (torch.float16, 1 + 1e-3, 0),
+        (torch.float16, 1.5, 1),
+        (torch.bfloat16, 1.02, 0),
+        (torch.bfloat16, 1.5, 1),
+    ],
+)
+def test_a_check_that_fails_is_exit_status_1(
+    precision: torch.dtype,
+    factor: float,
+    code: int,
+    command: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """What acts beside the weights is a factor of a block's output here; half precision tells less."""
+    llama().to(precision).save_pretrained(tmp_path)
+    plain = CausalLanguageModel.load
+
+    def load(part: CausalLanguageModel) -> Any:
+        model: Any = plain(part)
+        model.model.layers[3].register_forward_hook(lambda module, given, made: made * factor)
+        return model
+
+    monkeypatch.setattr(CausalLanguageModel, "load", load)
+    done = command("inspect", tmp_path, "--check", "--json")
+    assert done.code == code, done.err
+    found = json.loads(done.out)
+    assert found["agrees"] is (code == 0) and found["precision"] == str(precision).removeprefix("torch.")
+    if code:
+        (line,) = done.err.strip().splitlines()
+        assert str(tmp_path) in line and f"{found['most']:g} is the most" in line
+    else:
+        assert not done.err
+
+
+def test_what_has_no_view_cannot_be_checked(command: Callable[..., Any]) -> None:
+    done = command("inspect", "swin_tiny_patch4_window7_224", "--check")
+    assert done.code == 1 and "cannot be expressed" in done.out
+
+
+def save_gpt2(folder: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=60)).save_pretrained(folder)
+
+
+def save_tied_llama(folder: Path) -> None:
+    llama(tie_word_embeddings=True).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("save", [save_gpt2, save_tied_llama])
+def test_a_tied_head_is_counted_once(
+    save: Callable[[Path], None], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """From the configuration as from the weights; the files hold it once."""
+    save(tmp_path)
+    once = sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
+    for check in (False, True):
+        found = transmamba.inspect(tmp_path, check=check)
+        assert found.parameters == once and found.towers["decoder"]["head"]["tied"]
+    assert not command("inspect", tmp_path).err  # nor what transformers thinks of its numbers
+
+
+def test_an_empty_tokenizer_is_none(tmp_path: Path) -> None:
+    """transformers makes one out of a config.json alone."""
+    from transformers import AutoTokenizer
+
+    save_gpt2(tmp_path)
+    assert transmamba.inspect(tmp_path).reads["tokenizer"] is None
+    AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    assert transmamba.inspect(tmp_path).reads["tokenizer"]["kind"].startswith("GPT2Tokenizer")
+
+
+def test_a_file_of_weights_says_its_classes_without_a_check(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    found = transmamba.inspect(tmp_path / "w.pth", architecture="vit_tiny_patch16_224")
+    assert found.towers["image"]["head"]["classes"] == 7
+    assert found.parameters == sum(p.numel() for p in model.parameters())
+    done = command("inspect", tmp_path / "w.pth", "--architecture", "vit_small_patch16_224")
+    assert done.code == 2 and "does not fit vit_small_patch16_224" in done.err
+
+
+def test_open_clip_s_tag_is_read_without_weights(command: Callable[..., Any]) -> None:
+    """OpenAI's weights want another activation than the name alone says; an unknown tag is a mistake."""
+    of = {
+        name: transmamba.inspect(name).towers["image"]["sublayers"][0]["of"][1]["activation"]
+        for name in ("ViT-B-32/openai", "ViT-B-32/laion2b_s34b_b79k")
+    }
+    assert of == {"ViT-B-32/openai": "QuickGELU", "ViT-B-32/laion2b_s34b_b79k": "GELU"}
+    done = command("inspect", "ViT-B-32/laion2b_s34b_b79")
+    assert done.code == 2 and "did you mean 'laion2b_s34b_b79k'" in done.err
+
+
+def test_files_that_say_more_than_they_are_asked_for(command: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    done = command("inspect", tmp_path / "m.gguf", "--architecture", "vit_tiny_patch16_224")
+    assert done.code == 2 and "its own architecture" in done.err
+    llama().save_pretrained(tmp_path / "m")
+    done = command("inspect", tmp_path / "m" / "model.safetensors")
+    assert done.code == 2 and f"write its folder, '{tmp_path / 'm'}'" in done.err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import harness
 import pytest
+import torch
 
 from transmamba.errors import UserError
 from transmamba.runs.build import make_accelerator
@@ -48,3 +49,13 @@ def test_a_launcher_that_says_no_is_none(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "false")
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     assert make_accelerator(harness.tiny_recipe(tmp_path)).num_processes == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs Accelerate joins the processes")
+def test_processes_that_think_themselves_alone_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine without a GPU starts ddp.yaml or fsdp2.yaml: each would train alone into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"2 processes, but .*cpu\.yaml.*ACCELERATE_USE_CPU=true"):
+        make_accelerator(harness.tiny_recipe(tmp_path))

@@ -48,7 +48,7 @@ def test_launching_otherwise_is_the_same_run(tmp_path: Path) -> None:
     recipe = harness.tiny_recipe(tmp_path)
     claim_folder(tmp_path / "run", recipe, overwrite=False)
     begin(tmp_path / "run")
-    trainer = replace(recipe.trainer, workers=2, log_every=7, save_every=1, keep=5)
+    trainer = replace(recipe.trainer, workers=2, log_every=7, save_every=1, keep=5, micro_batch=2)
     claim_folder(tmp_path / "run", replace(recipe, trainer=trainer), overwrite=False)
     with pytest.raises(UserError, match=r"trainer\.global_batch: 8 there, 4 here"):
         claim_folder(

@@ -44,6 +44,15 @@ def test_every_stream_and_the_logits_are_the_model_s(name: str) -> None:
     assert teacher.vocabulary == WORDS and teacher.num_classes is None and teacher.preprocessing is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_half_precision_it_rounds_where_the_model_does(name: str, dtype: torch.dtype) -> None:
+    """A norm that rounded elsewhere would be a few of its roundings off."""
+    model = make(name).to(dtype)
+    found = differences(adapt_teacher(model), CausalLanguageModel.original(model), {"text": texts()})
+    assert max(found.values()) <= torch.finfo(dtype).eps / 4, found
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_padded_and_packed_rows_are_the_rows_alone(name: str) -> None:
     """The model itself is given each row alone, so nothing here rests on how it masks."""
@@ -147,6 +156,10 @@ def damage(folder: Path, how: str) -> None:
         config["num_hidden_layers"] -= 1
     elif how == "another width in the config":
         config["hidden_size"] = 64
+    elif how == "an unknown activation in the config":
+        config["hidden_act"] = "swishy"
+    elif how == "heads that do not divide the width":
+        config["num_attention_heads"] = 5
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -156,7 +169,12 @@ def damage(folder: Path, how: str) -> None:
         ("a shard is gone", "model-00002"),
         ("a layer too many in the config", "lacks model.layers.3"),
         ("a layer too few in the config", "no place for: model.layers.2"),
-        ("another width in the config", ""),
+        (
+            "another width in the config",
+            "layers.0.input_layernorm.weight is (32,), its config says (64,)",
+        ),
+        ("an unknown activation in the config", "'swishy' is unknown"),
+        ("heads that do not divide the width", "(32) is not a multiple of the number of attention heads (5)"),
     ],
 )
 def test_weights_and_config_that_disagree_are_one_line(how: str, said: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from transmamba import Distiller, adapt_teacher, convert, load_teacher
 from transmamba.core.output import Capture
+from transmamba.ecosystems.transformers import load_hugging_face
 from transmamba.errors import UserError
 from transmamba.teachers.teacher import Teacher
 
@@ -122,6 +124,31 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks .*layernorm_before\.weight") as error:
         load_teacher(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["ViTModel", "ViTForImageClassification", "Dinov2Model"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(num_hidden_layers=1), "holds what its config has no place for: "),
+        (dict(patch_size=4), "its config says"),
+    ],
+)
+def test_a_config_that_disagrees_with_its_weights_is_refused(
+    kind: str, change: dict[str, int], said: str, tmp_path: Path
+) -> None:
+    """Fewer blocks would be another model, without a word."""
+    backbone(kind).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("stage_names", "out_features", "out_indices"):
+        config.pop(name, None)  # Dinov2's list of blocks
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=said) as error:
+        load_teacher(tmp_path)
+    assert "\n" not in str(error.value)
+    if "num_hidden_layers" in change:
+        with pytest.raises(UserError, match=said):
+            load_hugging_face(str(tmp_path), num_classes=3)
 
 
 @pytest.mark.parametrize("student", ["vim", "ssd_vit"])

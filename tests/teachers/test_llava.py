@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor
 
 from transmamba import UserError, adapt_teacher, convert, inspect, load_teacher
+from transmamba.core.output import Capture
 from transmamba.teachers.check import differences, random_inputs
 from transmamba.teachers.llava import Llava
+from transmamba.views.folding import fold
+from transmamba.views.sublayers import Norm
 
 PLACE, WORDS, PATCHES = 90, 97, 16
 VISION: dict[str, Any] = dict(
@@ -124,14 +128,41 @@ def test_rows_with_none_one_and_two_pictures_are_the_rows_alone(name: str) -> No
         near(made[i][mask[i]], wanted)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_folded_it_is_the_same_and_neither_tower_has_norms_with_weights(name: str) -> None:
+    """The image's stream is read as it is, so it is no other after folding, its mean included."""
+    teacher = adapt_teacher(make(name))
+    folded = teacher.fold()
+    inputs = random_inputs(teacher.view, teacher.preprocessing, torch.float32)
+    near(folded(inputs).logits(), teacher(inputs).logits())
+    capture = {"image": Capture(hidden=frozenset([1]))}
+    before, after = (each.view.run(inputs, capture).streams["image"].hidden[1] for each in (teacher, folded))
+    near(after, before)
+    for tower in folded.view.towers.values():
+        norms = [sublayer.norm for sublayer in tower.sublayers]
+        assert norms and all(norm.weight is None and norm.bias is None for norm in norms)
+    assert not any(sublayer.norm.rms for sublayer in folded.view.towers["image"].sublayers)
+
+
+def test_a_norm_before_the_connector_is_folded_into_it() -> None:
+    view = adapt_teacher(make("LLaVA 1.5 (CLIP, Llama)")).view
+    generator = torch.Generator().manual_seed(0)
+    norm = Norm(*torch.randn(2, 24, generator=generator), eps=1e-5)
+    view = replace(view, towers={**view.towers, "image": replace(view.towers["image"], norm=norm)})
+    text = torch.cat([words(2, 1), torch.full((PATCHES,), PLACE)])[None]
+    before, after = (each.run({"text": text, "image": picture(1)}).logits for each in (view, fold(view)))
+    assert before is not None and after is not None
+    near(after(), before())
+    assert all(sublayer.norm.rms for sublayer in fold(view).towers["image"].sublayers)
+
+
 @pytest.mark.parametrize("name", ["LLaVA 1.5 (CLIP, Llama)", "LLaVA (SigLIP, Qwen2)"])
-def test_folded_saved_and_inspected_it_is_the_same(name: str, tmp_path: Path) -> None:
+def test_saved_and_inspected_it_is_the_same(name: str, tmp_path: Path) -> None:
     model = make(name)
     model.save_pretrained(tmp_path)
     teacher = load_teacher(tmp_path)
     inputs = random_inputs(teacher.view, teacher.preprocessing, torch.float32)
     near(teacher(inputs).logits(), adapt_teacher(model)(inputs).logits())
-    near(teacher.fold()(inputs).logits(), teacher(inputs).logits())
     found = inspect(tmp_path)
     assert found.kind == "llava" and found.towers["image"]["blocks"] < 4
     assert found.towers["decoder"]["embedding"]["place"] == PLACE

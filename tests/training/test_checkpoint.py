@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import harness
 import pytest
 import torch
 from accelerate import Accelerator
@@ -226,19 +225,3 @@ def test_other_failures_keep_their_traceback(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(accelerator, "save_state", lambda _: (_ for _ in ()).throw(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):
         save_checkpoint(Plain(accelerator), tmp_path, Progress(step=1), keep=1)
-
-
-# --- another launch --------------------------------------------------------------------------------------
-
-
-def refused_for_processes(recipe: Any) -> None:
-    with pytest.raises(UserError, match=r"started on 1 processes, this is 2: .* launch as many again"):
-        harness.run_quietly(recipe)
-
-
-def test_resuming_on_another_number_of_processes_is_refused(tmp_path: Path) -> None:
-    """Its dropout would draw otherwise."""
-    recipe = harness.tiny_recipe(tmp_path)
-    harness.finish(harness.start(harness.run_quietly, recipe))
-    (tmp_path / "run" / "results.json").unlink()
-    harness.in_ranks(2, refused_for_processes, recipe)

@@ -6,16 +6,16 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 from ..errors import UserError
 from . import hub
-from .sources import Source
+from .sources import GGUF, Source
 
-GGUF = ".gguf"
 # tensors that older versions saved and newer ones compute
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 _NAMED = 3
@@ -60,6 +60,7 @@ def empty_decoder(source: Source, loader: Any = None) -> nn.Module:
     config = read_config(source)
     with _explained(source), init_empty_weights(include_buffers=False):
         made: Any = (loader or AutoModelForCausalLM).from_config(config)
+    made.tie_weights()  # making its parameters empty has undone that
     return made.eval()
 
 
@@ -74,16 +75,27 @@ def load_decoder(source: Source, loader: Any = None) -> nn.Module:
     name, given = _arguments(source)
     if not is_gguf(source):
         given |= {"use_safetensors": True}
-    with _explained(source), quietly():
+    with _explained(source):
         model, found = (loader or AutoModelForCausalLM).from_pretrained(
-            name, dtype="auto", output_loading_info=True, **given
+            name, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **given
         )
+    refuse_other_shapes(source.text, found)
     unlike = {"missing_keys": "lacks", "unexpected_keys": "holds what its config has no place for:"}
     for key, said in unlike.items():
         odd = unplaced(found[key])
         if odd:
             raise UserError(f"Hugging Face model {source.text!r} {said} {odd}")
     return model.eval()
+
+
+def refuse_other_shapes(name: str, found: Mapping[str, Any]) -> None:
+    """Raises UserError for tensors of other shapes than the configuration says, by what was found out on
+    loading with `ignore_mismatched_sizes`: without that transformers tells of them in a table alone."""
+    wrong = sorted(found["mismatched_keys"])
+    said = [f"{key} is {tuple(there)}, its config says {tuple(mine)}" for key, there, mine in wrong[:_NAMED]]
+    more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
+    if wrong:
+        raise UserError(f"Hugging Face model {name!r}: {'; '.join(said)}{more}")
 
 
 def unplaced(names: Iterable[str]) -> str:
@@ -115,16 +127,21 @@ def _arguments(source: Source) -> tuple[str, dict[str, Any]]:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Without the table of keys that transformers prints where a checkpoint and a class differ: what is
-    missing is an error of ours, in one line."""
+    """Without what transformers says of a configuration's numbers, the table of keys that it prints where a
+    checkpoint and a class differ (what is missing is an error of ours, in one line), and its progress bars
+    where nobody looks at a terminal."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -132,7 +149,7 @@ def _explained(source: Source) -> Iterator[None]:
     """Within it an error of transformers is a UserError in one line, and a Hub that is not there is not
     waited for."""
     try:
-        with hub.without_waiting():
+        with hub.without_waiting(), quietly():
             yield
     except UserError:
         raise

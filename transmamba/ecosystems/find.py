@@ -11,6 +11,7 @@ from ..core.preprocessing import Preprocessing
 from ..errors import UserError
 from . import open_clip, open_clip_names, timm, transformers
 from .ecosystem import Ecosystem
+from .folders import model_folder
 from .sources import Source, read_source
 
 # who is asked, in this order; whoever brings a library of their own appends it
@@ -30,10 +31,12 @@ def ecosystem_of(source: Source) -> Ecosystem:
             "such as google/vit-base-patch16-224"
         )
     if source.file is not None:
+        beside = model_folder(source.file.parent)
+        folder = "" if beside is None else f"write its folder, {str(beside)!r}, or "
         raise UserError(
-            f"{source.text!r} holds weights alone; say whose, by a timm name such as deit_small_patch16_224: "
-            "--architecture NAME (--teacher-architecture NAME of `evaluate --teacher`), or in a recipe "
-            "{name: timm_vit, model: FILE, architecture: NAME}"
+            f"{source.text!r} holds weights alone; {folder}say whose, by a timm name such as "
+            "deit_small_patch16_224: --architecture NAME (--teacher-architecture NAME of `evaluate "
+            "--teacher`), or in a recipe {name: timm_vit, model: FILE, architecture: NAME}"
         )
     raise UserError(
         f"{source.text!r}: its config.json names neither timm's `architecture` nor the `model_type` of "

@@ -109,7 +109,15 @@ def explain(error: Exception) -> str:
             )
         if isinstance(link, HFValidationError):
             return "no id of a repository; those are OWNER/NAME"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    """Its first line, with the next where that says no more than where to look."""
+    if isinstance(error, KeyError):  # which is nothing but the key
+        return f"{error} is unknown or missing"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def address(repo: str) -> str:

@@ -63,9 +63,11 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
             if source.folder is None and source.repo is None:
                 name, tag = split(source.open_clip or source.text)
                 cfg, origin = open_clip.get_model_config(name), Origin()
-                if pretrained:
+                if pretrained or tag is not None:
                     tagged = _tagged(name, tag)
-                    origin = _origin(tagged.pop("hf_hub", ""))
+                    repo, weights = tagged.pop("hf_hub"), tagged.pop("pretrained")
+                    if pretrained:
+                        origin, given["pretrained"] = _origin(repo), weights
                     # open_clip only warns where a name and its weights disagree
                     given |= tagged
                     cfg = {**cfg, "quick_gelu": tagged["force_quick_gelu"] or cfg.get("quick_gelu", False)}

@@ -14,7 +14,8 @@ from ..errors import UserError
 from . import hub, open_clip_names
 from .folders import OPEN_CLIP_CONFIG, model_folder, names_a_model, read_model_config
 
-WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".gguf")
+GGUF = ".gguf"
+WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", GGUF)
 # repositories of this owner are timm's, whatever is in them; those with capitals are open_clip's
 _TIMM = "timm/"
 
@@ -52,6 +53,8 @@ def read_source(text: str, architecture: str | None = None, revision: str | None
     be asked for its config.json."""
     path = Path(text).expanduser()
     if text and path.is_file():
+        if architecture is not None and path.suffix.lower() == GGUF:
+            raise UserError(f"{text!r} says its own architecture; leave out {architecture!r}")
         return Source(text=text, file=path, architecture=architecture)
     if architecture is not None:
         raise UserError(f"{text!r} is no file of weights; an architecture goes with one, leave it out")

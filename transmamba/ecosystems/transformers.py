@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ _DINOV2 = ("dinov2", "dinov2_with_registers")
 DUAL_ENCODERS = ("clip", "siglip")
 # made anew by each load of a backbone, and read by nobody who takes its last stream
 _UNREAD = ("mask_token", "pooler.")
+# a tensor of a Transformer's block, by its name
+_IN_A_BLOCK = re.compile(r"\blayers?\.\d+\.")
 # model_type -> timm's model of the same weights
 _ELSEWHERE = {
     "siglip2": "vit_base_patch16_siglip_gap_224.v2_webli, its image tower",
@@ -84,7 +88,7 @@ def load_hugging_face(name: str, revision: str | None = None, num_classes: int |
     Raises UserError in one line.
     """
     try:
-        with hub.without_waiting():
+        with hub.without_waiting(), decoders.quietly():
             model = _load(name, revision, num_classes)
     except UserError:
         raise
@@ -99,7 +103,7 @@ def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
     import transformers
 
     try:
-        with hub.without_waiting():
+        with hub.without_waiting(), decoders.quietly():
             config = transformers.AutoConfig.from_pretrained(name, revision=revision)
         dual = config.model_type in DUAL_ENCODERS
         if config.model_type not in MODEL_TYPES and not dual:
@@ -132,22 +136,32 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     with_teacher = "DeiTForImageClassificationWithTeacher" in (config.architectures or [])
     loader: Any = DeiTForImageClassificationWithTeacher if with_teacher else AutoModelForImageClassification
     given: dict[str, Any] = dict(revision=revision, use_safetensors=True, output_loading_info=True)
-    with decoders.quietly():
-        if num_classes is not None:
-            return loader.from_pretrained(
-                name, num_labels=num_classes, ignore_mismatched_sizes=True, **given
-            )[0]
-        model, found = (AutoModel if dual else loader).from_pretrained(name, **given)
-        if any("classifier" in key for key in found["missing_keys"]):
-            # its head would be random numbers, others at each load
-            logger.warning("%s has no trained classifier: it is taken without a head, for its features", name)
-            pooler = {} if config.model_type in _DINOV2 else {"add_pooling_layer": False}
-            model, found = AutoModel.from_pretrained(name, **pooler, **given)
+    given["ignore_mismatched_sizes"] = True  # told below, or made anew
+    if num_classes is not None:
+        model, found = loader.from_pretrained(name, num_labels=num_classes, **given)
+        _refuse_left_over(name, found)
+        return model
+    model, found = (AutoModel if dual else loader).from_pretrained(name, **given)
+    if any("classifier" in key for key in found["missing_keys"]):
+        # its head would be random numbers, others at each load
+        logger.warning("%s has no trained classifier: it is taken without a head, for its features", name)
+        pooler = {} if config.model_type in _DINOV2 else {"add_pooling_layer": False}
+        model, found = AutoModel.from_pretrained(name, **pooler, **given)
+    decoders.refuse_other_shapes(name, found)
+    _refuse_left_over(name, found)
     missing = [key for key in found["missing_keys"] if not any(word in key for word in _UNREAD)]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(f"Hugging Face model {name!r} lacks {', '.join(sorted(missing)[:3])}{more}")
     return model
+
+
+def _refuse_left_over(name: str, found: Mapping[str, Any]) -> None:
+    """Raises UserError for a block, or a part of one, that the configuration has no place for. Heads and
+    poolers that nobody asked for may be left over."""
+    odd = decoders.unplaced(key for key in found["unexpected_keys"] if _IN_A_BLOCK.search(key))
+    if odd:
+        raise UserError(f"Hugging Face model {name!r} holds what its config has no place for: {odd}")
 
 
 def unknown_type(name: str, model_type: str) -> UserError:

@@ -79,8 +79,8 @@ def head_of(state: Mapping[str, Tensor], classifier: Any) -> int:
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load every tensor, of the same shape. Raises UserError that names what is missing, left over or of
-    another shape; nothing is resized."""
+    """Load every tensor, of the same shape; a model on the meta device is compared alone. Raises UserError
+    that names what is missing, left over or of another shape; nothing is resized."""
     mine = model.state_dict()
     wrong = [
         f"{name} is {_shape(state[name])} there and {_shape(tensor)} in the model"
@@ -96,7 +96,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> N
     ]
     if said:
         raise UserError(f"{what}: {'; '.join(said)}")
-    model.load_state_dict(dict(state))
+    if not any(tensor.is_meta for tensor in mine.values()):
+        model.load_state_dict(dict(state))
 
 
 def _some(names: list[str]) -> str:

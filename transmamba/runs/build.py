@@ -113,5 +113,18 @@ def make_accelerator(recipe: Recipe) -> Any:
             # ours; by default ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient once more
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
+    _check_together(accelerator)
     strategy_of(accelerator, recipe.trainer)  # what it cannot carry is refused before anything is built
     return accelerator
+
+
+def _check_together(accelerator: Any) -> None:
+    """Raises UserError where each of a launcher's processes thinks itself alone: without GPUs Accelerate
+    joins them only where it is told that the CPU is meant."""
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started != accelerator.num_processes:
+        raise UserError(
+            f"the launcher started {started} processes, but this machine has no GPU to join them on; write "
+            "--config_file recipes/accelerate/cpu.yaml for one process, or ACCELERATE_USE_CPU=true before "
+            "the same command for all on the CPU"
+        )

@@ -170,8 +170,10 @@ def _refuse_another_run(folder: Path, recipe: Recipe) -> None:
         )
 
 
-# of the trainer: what changes neither weights nor what is drawn
-_CHANGES_NOTHING = (
+# of the trainer: what changes neither weights nor what is drawn; and the micro-batch, which another number of
+# processes may need: the trainer says what draws otherwise
+_MAY_DIFFER = (
+    "micro_batch",
     "workers",
     "log_every",
     "save_every",
@@ -190,7 +192,7 @@ def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
     if path in (
         "wandb",
         "output_dir",
-        *(f"trainer.{key}" for key in _CHANGES_NOTHING),
+        *(f"trainer.{key}" for key in _MAY_DIFFER),
     ):
         return
     if isinstance(old, dict) and isinstance(new, dict):

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..ecosystems import decoders
+from ..ecosystems import decoders, hub
 from ..ecosystems.origin import origin_of
 from ..ecosystems.sources import Source, read_source
 from ..errors import UserError
 from ..subcloning.convert import build_student, kinds_of_students
-from ..teachers.check import Fails, Unlike, differences
+from ..teachers.check import Fails, Unlike, bar, differences
 from ..teachers.describe import towers_of
 from ..teachers.load import part_holding, part_reading
 from ..teachers.of_module import OfModule
@@ -38,6 +38,7 @@ class Inspection:
     reads:       what its inputs look like: preprocessing of images, tokenizer
     students:    registered student -> why it cannot be made; None where it can
     differences: of view and model, relative, by output and residual stream; empty without `check`
+    most:        what the largest of them may be, by the precision in which both were run; None without
     """
 
     source: str
@@ -52,15 +53,22 @@ class Inspection:
     reads: Mapping[str, Any] = field(default_factory=dict)
     students: Mapping[str, str | None] = field(default_factory=dict)
     differences: Mapping[str, float] = field(default_factory=dict)
+    most: float | None = None
 
     @property
     def difference(self) -> float | None:
         """The largest of them; None without a check."""
         return max(self.differences.values(), default=None)
 
+    @property
+    def agrees(self) -> bool | None:
+        """Whether view and model are the same, as far as their precision lets one tell; None without a
+        check."""
+        return None if self.difference is None or self.most is None else self.difference <= self.most
+
     def as_dict(self) -> dict[str, Any]:
         """All of it as JSON can hold it."""
-        return {**asdict(self), "difference": self.difference}
+        return {**asdict(self), "difference": self.difference, "agrees": self.agrees}
 
 
 def inspect(
@@ -73,7 +81,8 @@ def inspect(
     check:        load its weights and run view and model side by side on random input
     architecture: the timm name of the model whose weights a file holds
 
-    Without `check` its configuration is all that is read. Raises UserError for what is no model at all.
+    Without `check` its configuration is all that is read. Raises UserError for what is no model at all, and
+    with `check` for one that does not run.
     """
     if isinstance(source, nn.Module):
         name, part, found = type(source).__name__, part_holding(source), None
@@ -99,6 +108,7 @@ def inspect(
         reads=_reads(teacher, found),
         students=_students(teacher),
         differences=apart,
+        most=bar(teacher.view.tensor) if check else None,
     )
 
 
@@ -144,12 +154,23 @@ def _tokenizer(found: Source) -> dict[str, Any] | None:
             made = decoders.load_tokenizer(found)
     except UserError:
         return None
+    files = {*made.vocab_files_names.values(), "tokenizer.json", "tokenizer_config.json"}
+    if not any(_lies_beside(found, file) for file in files):
+        return None  # transformers makes an empty one, without a word
     longest = int(made.model_max_length)
     return {
         "kind": type(made).__name__,
         "vocabulary": len(made),
         "longest": longest if longest < _NO_LIMIT else None,
     }
+
+
+def _lies_beside(found: Source, file: str) -> bool:
+    """Whether the folder has it, or the repository, whose files were fetched just now."""
+    if found.folder is not None:
+        return (found.folder / file).is_file()
+    assert found.repo is not None, "a folder or a repository"
+    return hub.cached(found.repo, file, found.revision) is not None
 
 
 def _students(teacher: Teacher) -> dict[str, str | None]:

@@ -60,8 +60,10 @@ def _llama(base: Any) -> Tower:
     sublayers: list[Sublayer] = []
     for i, layer in enumerate(base.layers):
         sublayers += [_attention(layer, f"layers.{i}", config, rope, norm), _mlp(layer, f"layers.{i}", norm)]
-    scale = float(config.hidden_size**0.5) if gemma else 1.0
-    embedding = TokenEmbedding(base.embed_tokens.weight, scale=scale)
+    rows = base.embed_tokens.weight
+    # in the rows' precision, as it is multiplied there
+    scale = float(torch.tensor(config.hidden_size**0.5, dtype=rows.dtype)) if gemma else 1.0
+    embedding = TokenEmbedding(rows, scale=scale)
     return Tower(embedding, tuple(sublayers), norm(base.norm), Sequence())
 
 
@@ -108,7 +110,7 @@ def _rope(rotary: Any) -> Rope:
 
 
 def _rms_norm(module: Any) -> Norm:
-    return Norm(module.weight, None, float(module.variance_epsilon), rms=True)
+    return Norm(module.weight, None, float(module.variance_epsilon), rms=True, weight_last=True)
 
 
 def _gemma_norm(module: Any) -> Norm:

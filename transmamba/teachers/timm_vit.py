@@ -64,9 +64,10 @@ class TimmVit(OfModule):
         return create_timm(source, pretrained=self.pretrained, **self.kwargs)
 
     def empty(self) -> nn.Module:
-        """Without weights, on the meta device; of a file of weights, what its architecture makes."""
+        """Without weights, on the meta device; of a file of weights, with the classes of its tensors."""
+        source = read_source(self.model, self.architecture)
         with torch.device("meta"):
-            return create_timm(self.architecture or self.model, pretrained=False, **self.kwargs)
+            return create_timm(source, pretrained=False, **self.kwargs)
 
     @staticmethod
     def recognise(source: Source) -> TimmVit | None:

@@ -42,7 +42,7 @@ _PREFIX, _TEMPORARY, _DAMAGED = "step-", ".saving-", "damaged-"
 class Progress:
     """Where a run is: stage by number, steps done in it, steps done in all, items seen by kind, rows logged
     (bytes), what was summed since the last row, and whether an evaluation is still to come; on how many
-    processes, and how it is spread over them."""
+    processes, how it is spread over them, and items of each at a time."""
 
     stage: int = 0
     stage_step: int = 0
@@ -53,6 +53,7 @@ class Progress:
     metrics_offset: int = 0
     processes: int = 1
     strategy: str = "plain"
+    micro_batch: int = 1
     evaluating: bool = False
     window: dict[str, Any] = field(default_factory=dict)
 

@@ -92,9 +92,12 @@ class Stepper:
         return Stepped(means, part_means, total, float(norm), host_items, moved, stop)
 
     def _seeded(self, batch: Batch, number: int, m: int) -> Batch:
-        """The batch on its device, with every generator where this micro-batch of this step has it."""
+        """The batch on its device, with every generator where this micro-batch of this step has it, on
+        whichever rank it is."""
         batch = batch.to(self.accelerator.device, non_blocking=True)
-        seed = int(hash64(self.seed, number, m, self.accelerator.process_index)[0] >> 1)
+        # in the step, as the stream cuts it
+        place = m * self.accelerator.num_processes + self.accelerator.process_index
+        seed = int(hash64(self.seed, number, place, 0)[0] >> 1)
         torch.manual_seed(seed)
         return self.change(batch, seed)
 

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from .checkpoint import (
     set_damaged_aside,
     sweep,
 )
+from .continuation import check_launch
 from .log_window import Window
 from .optimizer import compile_layers, learning_rate, make_optimizer, set_trainable, set_training
 from .stage import Stage, TrainerConfig
@@ -78,13 +80,18 @@ class Trainer:
         self.batches, self.change, self.evaluate, self.seed = batches, change, evaluate, seed
         self.micro_batch, self.accumulation = config.division(accelerator.num_processes)
         self.strategy = strategy_of(accelerator, config)
-        self.progress = Progress(processes=accelerator.num_processes, strategy=self.strategy.name)
+        self.progress = Progress(
+            processes=accelerator.num_processes, strategy=self.strategy.name, micro_batch=self.micro_batch
+        )
         self.stop = stop or threading.Event()
         self._signal: signal.Signals | None = None
         self._resume_from: Path | None = None
 
     def resume(self) -> bool:
-        """Find the newest whole checkpoint; its weights are loaded when its stage is prepared."""
+        """Find the newest whole checkpoint; its weights are loaded when its stage is prepared.
+
+        Raises UserError where this launch cannot continue it.
+        """
         if self.accelerator.is_main_process:
             sweep(self.checkpoints)
             set_damaged_aside(self.checkpoints, self.tracker.say)
@@ -92,19 +99,13 @@ class Trainer:
         found = find_checkpoint(self.checkpoints)
         if found is None:
             return False
-        self._resume_from, self.progress = found
-        if self.progress.processes != self.accelerator.num_processes:
-            raise UserError(
-                f"{self.checkpoints.parent} was started on {self.progress.processes} processes, this is "
-                f"{self.accelerator.num_processes}: its dropout would draw otherwise; launch as many again, "
-                "or --overwrite"
-            )
-        if self.progress.strategy != self.strategy.name:
-            raise UserError(
-                f"{self.checkpoints.parent} was started with {self.progress.strategy}, this is "
-                f"{self.strategy.name}: its checkpoints are others; launch with recipes/accelerate/"
-                f"{self.progress.strategy}.yaml again, or --overwrite"
-            )
+        self._resume_from, saved = found
+        here = self.progress
+        if line := check_launch(saved, here, self.strategy, self.checkpoints.parent):
+            self.tracker.say(line)
+        self.progress = replace(
+            saved, processes=here.processes, strategy=here.strategy, micro_batch=here.micro_batch
+        )
         self.tracker.rewind(self.progress.metrics_offset)
         return True
 

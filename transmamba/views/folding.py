@@ -26,18 +26,21 @@ def fold(view: View) -> View:
 
     Where the norms are LayerNorms, every write to the residual stream is centred too: a LayerNorm of a
     centred vector is an RMSNorm of it. What a norm right after the embedding makes is centred by the
-    embedding itself. A language head that was tied to its embedding is a matrix of its own then. Raises
-    UserError for a tower without a last norm, whose stream need not be centred, and one that mixes both kinds
-    of norm.
+    embedding itself. A language head that was tied to its embedding is a matrix of its own then. A tower
+    whose last stream another one reads as it is (LLaVA's) keeps that stream, so its LayerNorms stay what they
+    are, without weight and bias. Raises UserError for another tower without a last norm, whose stream need
+    not be centred, and one that mixes both kinds of norm.
     """
     towers, heads = {}, dict(view.heads)
     embeddings = [tower.embedding for tower in view.towers.values()]
     spliced = [embedding.source for embedding in embeddings if isinstance(embedding, Spliced)]
     for name, tower in view.towers.items():
-        if name in spliced and tower.norm is None:
-            towers[name] = tower  # its stream is read as it is, its mean too
+        if name in spliced and tower.norm is None:  # whoever reads its stream reads its mean too
+            towers[name] = _fold_tower(tower, centred=False)
             continue
         head = view.heads.get(name)
+        if isinstance(tower.embedding, Spliced):
+            tower = dataclasses.replace(tower, embedding=_reading(tower.embedding, view))
         last = _last_norm(tower, head)
         norms = [sublayer.norm for sublayer in skeletons(tower.sublayers)]
         if last is None or len({norm.rms for norm in [last, *norms]}) != 1:
@@ -51,6 +54,15 @@ def fold(view: View) -> View:
     return dataclasses.replace(view, towers=towers, heads=heads)
 
 
+def _reading(embedding: Spliced, view: View) -> Spliced:
+    """With the last norm of the tower that it reads in its connector."""
+    norm = view.towers[embedding.source].norm
+    if norm is None:
+        return embedding
+    linears = (_absorb(embedding.connector.linears[0], norm), *embedding.connector.linears[1:])
+    return dataclasses.replace(embedding, connector=dataclasses.replace(embedding.connector, linears=linears))
+
+
 def _last_norm(tower: Tower, head: Head | None) -> Norm | None:
     after_pooling = head.norm if isinstance(head, Classifier | Embedder) else None
     return tower.norm if after_pooling is None else after_pooling
@@ -61,7 +73,7 @@ def _fold_tower(tower: Tower, centred: bool) -> Tower:
         tower,
         embedding=_centre(tower.embedding) if centred else tower.embedding,
         sublayers=changed(tower.sublayers, partial(_fold_sublayer, centred=centred)),
-        norm=None if tower.norm is None else _bare(tower.norm),
+        norm=None if tower.norm is None else _bare(tower.norm, centred),
     )
 
 
@@ -70,7 +82,7 @@ def _fold_sublayer(sublayer: Sublayer, centred: bool) -> Sublayer:
     if isinstance(sublayer, Attention):
         return dataclasses.replace(
             sublayer,
-            norm=_bare(norm),
+            norm=_bare(norm, centred),
             q=_absorb(sublayer.q, norm),
             k=_absorb(sublayer.k, norm),
             v=_absorb(sublayer.v, norm),
@@ -80,7 +92,7 @@ def _fold_sublayer(sublayer: Sublayer, centred: bool) -> Sublayer:
     assert isinstance(sublayer, Mlp), "there are two kinds"
     return dataclasses.replace(
         sublayer,
-        norm=_bare(norm),
+        norm=_bare(norm, centred),
         up=_absorb(sublayer.up, norm),
         gate=None if sublayer.gate is None else _absorb(sublayer.gate, norm),
         down=_writing(sublayer.down, sublayer.scale, centred),
@@ -91,7 +103,7 @@ def _fold_sublayer(sublayer: Sublayer, centred: bool) -> Sublayer:
 def _fold_head(head: Head, norm: Norm) -> Head:
     if isinstance(head, LanguageHead):
         return LanguageHead(_absorb(head.linear, norm))
-    bare = None if head.norm is None else _bare(head.norm)
+    bare = None if head.norm is None else _bare(head.norm, centred=True)
     pools = [how for how, _ in head.readouts] if isinstance(head, Classifier) else [head.pool]
     if bare is not None and any(isinstance(how, AttentionPool) for how in pools):
         raise UserError("this teacher cannot be folded: a norm follows its attention pool; set fold to false")
@@ -141,8 +153,9 @@ def _less_mean(rows: Tensor) -> Tensor:
     return rows - rows.mean(dim=-1, keepdim=True)
 
 
-def _bare(norm: Norm) -> Norm:
-    return Norm(weight=None, bias=None, eps=norm.eps, rms=True)
+def _bare(norm: Norm, centred: bool) -> Norm:
+    """Without weight and bias; of what is centred already, a LayerNorm is an RMSNorm."""
+    return Norm(weight=None, bias=None, eps=norm.eps, rms=norm.rms or centred)
 
 
 def _absorb(linear: Affine, norm: Norm) -> Affine:

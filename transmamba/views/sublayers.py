@@ -34,14 +34,20 @@ class Affine:
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm, or RMSNorm where `rms`, over the last dimension; weight and bias (D,) or None for none."""
+    """LayerNorm, or RMSNorm where `rms`, over the last dimension; weight and bias (D,) or None for none.
+
+    weight_last: of an RMSNorm in half precision: whether it is rounded before the weight, too, as Llama's is
+    """
 
     weight: Tensor | None
     bias: Tensor | None
     eps: float
     rms: bool = False
+    weight_last: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.weight_last and self.weight is not None and x.element_size() < 4:
+            return F.rms_norm(x, x.shape[-1:], None, self.eps) * self.weight
         if self.rms and self.weight is not None and self.weight.dtype != x.dtype:
             # a wider weight (Gemma's 1 + w): rounded once, after the product
             return F.rms_norm(x.to(self.weight.dtype), x.shape[-1:], self.weight, self.eps).to(x.dtype)

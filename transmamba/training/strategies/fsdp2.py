@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...core.batch import Batch
 from ...distillation.distiller import Distiller
+from .pieces import is_in_pieces, piece_of, read_pieces, state_of, weights_of, whole_of, write_pieces
 from .spread import Spread, copied, empty, fill, units_of
 from .strategy import MakeOptimizer
 
@@ -30,6 +31,8 @@ class Fsdp2:
     are the root's, whole from the forward pass to the end of the backward pass."""
 
     name = "fsdp2"
+    reads = frozenset({"fsdp2"})
+    resizes = True
     model: Callable[..., Any]
     distiller: Distiller
     optimizer: Any
@@ -75,7 +78,7 @@ class Fsdp2:
         numbers = [number.grad for number in self._numbers if number.grad is not None]
         for grad in numbers:
             grad.copy_(self.accelerator.reduce(grad, "mean"))
-        pieces = [_local(p.grad) for p in self._trained if p.grad is not None and hasattr(p.grad, "to_local")]
+        pieces = [_local(p.grad) for p in self._trained if p.grad is not None and is_in_pieces(p.grad)]
         squares = self.accelerator.reduce(_length(pieces, self.accelerator.device).square(), "sum")
         norm = (squares + _length(numbers, self.accelerator.device).square()).sqrt()
         if self.clip > 0 and (grads := [*pieces, *numbers]):
@@ -91,7 +94,7 @@ class Fsdp2:
         return Spread(self.distiller.student, self.distiller.enter, self.num_params)
 
     def full_state(self) -> Mapping[str, Tensor]:
-        return {name: _whole(value).detach() for name, value in self.distiller.state_dict().items()}
+        return {name: whole_of(value).detach() for name, value in self.distiller.state_dict().items()}
 
     def release(self) -> None:
         fill(self.home, self.full_state(), self.accelerator.device)
@@ -99,34 +102,29 @@ class Fsdp2:
         self.accelerator.free_memory()
 
     def save(self, folder: Path) -> None:
-        pieces = {
-            "weights": {name: _piece(value) for name, value in self.distiller.state_dict().items()},
+        saved = {
+            "weights": {name: piece_of(value) for name, value in self.distiller.state_dict().items()},
             "optimizer": [
-                {key: _piece(value) for key, value in self.optimizer.state[parameter].items()}
+                {key: piece_of(value) for key, value in self.optimizer.state[parameter].items()}
                 for parameter in self._trained
             ],
         }
-        torch.save(pieces, self._file(folder))
+        write_pieces(saved, folder, self.accelerator.process_index)
 
     def load(self, folder: Path) -> None:
-        saved = torch.load(self._file(folder), map_location="cpu", weights_only=True)
+        every = read_pieces(folder)
         own = self.distiller.state_dict()
-        _check_shapes(saved["weights"], {name: _piece(value) for name, value in own.items()})
-        weights = {name: _like(own[name], piece) for name, piece in saved["weights"].items()}
-        self.distiller.load_state_dict(weights)
-        for parameter, state in zip(self._trained, saved["optimizer"], strict=True):
-            if state:
+        self.distiller.load_state_dict(weights_of(every, own, self.accelerator.process_index))
+        states = zip(*(saved["optimizer"] for saved in every), strict=True)
+        for parameter, saved in zip(self._trained, states, strict=True):
+            if state := state_of(saved, parameter):
                 self.optimizer.state[parameter] = {
-                    key: _like(parameter, piece) if piece.dim() else self._count(piece)
-                    for key, piece in state.items()
+                    key: value if value.dim() else self._count(value) for key, value in state.items()
                 }
 
     def _count(self, steps: Tensor) -> Tensor:
         """Where AdamW itself keeps the number of its steps: beside the weights if it is fused."""
         return steps.to(self.accelerator.device) if self.optimizer.param_groups[0].get("fused") else steps
-
-    def _file(self, folder: Path) -> Path:
-        return folder / f"pieces_{self.accelerator.process_index}.pt"
 
 
 def _within(context: Callable[[], Any], forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -156,33 +154,3 @@ def _length(tensors: list[Tensor], device: torch.device) -> Tensor:
 def _local(value: Any) -> Tensor:
     """This process's piece itself."""
     return value.to_local()
-
-
-def _whole(value: Any) -> Tensor:
-    """A tensor in pieces, put together."""
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
-
-
-def _piece(value: Any) -> Tensor:
-    """This process's piece, in memory of its own, or the whole of what is not in pieces."""
-    return (value.to_local() if hasattr(value, "to_local") else value).detach().clone()
-
-
-def _like(own: Any, piece: Tensor) -> Tensor:
-    """The inverse of `_piece`, for a tensor in pieces as `own` is."""
-    from torch.distributed.tensor import DTensor
-
-    piece = piece.to(own.device)
-    if not isinstance(own, DTensor):
-        return piece
-    return DTensor.from_local(
-        piece, own.device_mesh, own.placements, run_check=False, shape=own.shape, stride=own.stride()
-    )
-
-
-def _check_shapes(there: Mapping[str, Tensor], here: Mapping[str, Tensor]) -> None:
-    """Raises ValueError for the first weight that the checkpoint lacks, or has otherwise."""
-    for name in sorted(there.keys() | here.keys()):
-        shapes = [list(of[name].shape) if name in of else None for of in (there, here)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"{name} is {shapes[0]} there, {shapes[1]} here")

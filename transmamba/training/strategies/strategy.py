@@ -25,12 +25,16 @@ class Strategy(Protocol):
     """Of one stage at a time: `prepare`, any number of steps, `release`.
 
     name:       as recipes/accelerate calls it
+    reads:      names of the strategies whose checkpoints it loads
+    resizes:    whether it loads those of another number of processes
     model:      called as the distiller is; its gradients meet those of the other processes
     distiller:  what is trained: the one that was given, or a copy of it whose weights are spread
     optimizer:  whose `param_groups` hold the rate
     """
 
     name: str
+    reads: frozenset[str]
+    resizes: bool
     accelerator: Accelerator
     distiller: Distiller
     optimizer: Any
@@ -80,9 +84,13 @@ class Strategy(Protocol):
 class Plain:
     """One process, or several with DDP.
 
-    Arithmetic and files are those of Accelerate's `prepare`, `clip_grad_norm_` and `save_state`.
+    Arithmetic and files are those of Accelerate's `prepare`, `clip_grad_norm_` and `save_state`. Weights and
+    optimizer are one file each, whoever wrote it; the generators' states, a file of each process, are what no
+    step depends on.
     """
 
+    reads = frozenset({"plain", "ddp"})
+    resizes = True
     model: Callable[..., Any]
     distiller: Distiller
     optimizer: Any

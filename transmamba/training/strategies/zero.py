@@ -39,9 +39,12 @@ class Zero:
 
     distiller: Distiller
     optimizer: Any
+    # its engine's checkpoints are cut for the number of processes that wrote them
+    resizes = False
 
     def __init__(self, accelerator: Accelerator, stage: int) -> None:
         self.accelerator, self.stage, self.name = accelerator, stage, f"zero{stage}"
+        self.reads = frozenset({self.name})
 
     def prepare(
         self, distiller: Distiller, make: MakeOptimizer, *, clip: float, peek: Callable[[], Batch]
