@@ -28,8 +28,11 @@ from safetensors.torch import load_file
 import transmamba.runs.run
 import transmamba.training.trainer
 from transmamba.config import load as configs
+from transmamba.config.registry import LOSSES
 from transmamba.core.batch import Batch, image_batch
+from transmamba.distillation.distiller import Distiller
 from transmamba.ecosystems.find import save_model
+from transmamba.errors import UserError
 from transmamba.runs.recipe import Recipe
 from transmamba.teachers.load import adapt_teacher
 from transmamba.teachers.teacher import Teacher
@@ -95,6 +98,20 @@ def tiny_student(kind: str = "vim", num_classes: int = 3) -> torch.nn.Module:
     if kind == "vim":
         return timm.create_model("vim_micro_patch2_8", img_size=8, num_classes=num_classes, **VIM)
     return timm.create_model("ssd_vit_micro_patch2_8", num_classes=num_classes, **TEACHER)
+
+
+def classifier_losses() -> list[str]:
+    """Registered losses that a classifier of images can have; the others say at once that it has no
+    embeddings."""
+    found = []
+    for name in sorted(LOSSES):
+        try:
+            Distiller(tiny_student(), tiny_teacher(), (name,))
+        except UserError as error:
+            assert str(error).startswith(f"loss {name} compares embeddings"), error
+        else:
+            found.append(name)
+    return found
 
 
 def tiny_batch(size: int, seed: int = 0, num_classes: int = 3) -> Batch:

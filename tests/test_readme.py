@@ -255,8 +255,8 @@ def test_one_part_of_each_kind_is_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert 0 <= results["student"]["recall"] <= 100
     assert "teacher" not in results, "it knows nothing of captions"
     rows = [row for row in metrics_rows(Path("runs/pairs")) if "loss" in row]
-    assert len(rows) == 12 and {"loss/squared", "loss/contrastive"} <= rows[-1].keys()
-    assert rows[-1]["loss/contrastive"] < rows[4]["loss/contrastive"]
+    assert len(rows) == 12 and {"loss/squared", "loss/matching"} <= rows[-1].keys()
+    assert rows[-1]["loss/matching"] < rows[4]["loss/matching"]
     made = json.loads(Path("runs/pairs/subclone.json").read_text())
     assert made["counts"]["sliced"] == 1 and "image.cls" in json.dumps(made)
     student = find.load_model("runs/pairs")

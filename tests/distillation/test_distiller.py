@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 
-from transmamba.config.registry import LOSSES
 from transmamba.core.batch import Batch
 from transmamba.core.output import Capture
 from transmamba.distillation.build import geometry_of
@@ -222,7 +221,7 @@ def test_drawn_losses_average_to_the_full_one() -> None:
 
 def test_only_feature_losses_look_at_fewer_tokens() -> None:
     batch = harness.tiny_batch(2)
-    names = tuple(name for name in LOSSES if name not in ("feature", "bidirectional"))
+    names = tuple(name for name in harness.classifier_losses() if name not in ("feature", "bidirectional"))
     torch.manual_seed(0)
     part = drawing(0.4, losses=names)
     full = drawing(1.0, losses=names)
@@ -264,9 +263,9 @@ def test_a_batch_is_asked_for() -> None:
 
 
 def test_items_are_known_from_the_batch_alone() -> None:
-    distiller = Distiller(harness.tiny_student(), harness.tiny_teacher(), sorted(LOSSES))
+    distiller = Distiller(harness.tiny_student(), harness.tiny_teacher(), harness.classifier_losses())
     pictures = harness.tiny_batch(2)
-    assert distiller.items(pictures) == dict.fromkeys(sorted(LOSSES), "samples")
+    assert distiller.items(pictures) == dict.fromkeys(harness.classifier_losses(), "samples")
     text = Batch({}, {"tokens": torch.zeros(1, 2)}, torch.zeros(1), {})
     found = distiller.items(text)
     assert (found["cross_entropy"], found["kl"]) == ("answers", "tokens")
@@ -290,7 +289,7 @@ def test_a_teacher_in_bfloat16(kind: str) -> None:
         preprocessing=teacher.preprocessing,
         num_params=teacher.num_params,
     )
-    batch, losses = harness.tiny_batch(4), sorted(LOSSES)
+    batch, losses = harness.tiny_batch(4), harness.classifier_losses()
     exact, rounded = (Distiller(harness.tiny_student(kind), each, losses).eval() for each in (teacher, half))
     rounded.load_state_dict(exact.state_dict())
     inner = half(batch.inputs, {"image": Capture(hidden=frozenset({1}))})

@@ -12,7 +12,6 @@ import harness
 import pytest
 import torch
 
-from transmamba.config.registry import LOSSES
 from transmamba.errors import UserError
 from transmamba.runs.recipe import Recipe
 
@@ -32,7 +31,8 @@ def recipe_of(folder: Path, name: str, student: str, ranks: int = 1, **changes: 
     if student == "ssd_vit":
         model = dict(name="ssd_vit")
     every: list[Any] = [
-        dict(name=loss, standardize=True) if loss == "bidirectional" else loss for loss in sorted(LOSSES)
+        dict(name=loss, standardize=True) if loss == "bidirectional" else loss
+        for loss in harness.classifier_losses()
     ]
     values: dict[str, Any] = dict(
         student=model,

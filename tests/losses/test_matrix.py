@@ -1,4 +1,5 @@
-"""What holds for every registered loss, with both students; a new loss is tested by existing."""
+"""What holds for every registered loss that a classifier can have, with both students; a new loss is tested
+by existing. What compares embeddings is refused here, and tested in `test_embeddings.py`."""
 
 from __future__ import annotations
 
@@ -12,11 +13,15 @@ from torch import Tensor
 
 from transmamba.config.registry import LOSSES
 from transmamba.core.output import Branches, Logits, Output, Stream, Term
+from transmamba.distillation.coupled import couple
 from transmamba.distillation.distiller import Distiller
 from transmamba.distillation.signals import Signals
+from transmamba.errors import UserError
 from transmamba.views.sublayers import map_tensors
 
 STUDENTS = ("vim", "ssd_vit")
+OF_CLASSIFIERS = harness.classifier_losses()
+OF_EMBEDDINGS = ["affinity", "contrastive", "embedding_cosine", "sigmoid"]
 BATCH = 6
 # The least a loss can be: where the student says what the teacher (for cross-entropy: the label) says.
 PERFECT: dict[str, float] = {
@@ -39,11 +44,31 @@ def terms_of(distiller: Distiller, size: int = BATCH) -> Term:
 
 
 def test_every_loss_states_its_least_value() -> None:
-    assert sorted(PERFECT) == sorted(LOSSES), "say in PERFECT what a new loss is for a perfect student"
+    assert sorted(PERFECT) == OF_CLASSIFIERS, "say in PERFECT what a new loss is for a perfect student"
+    assert sorted([*PERFECT, *OF_EMBEDDINGS]) == sorted(LOSSES)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", OF_EMBEDDINGS)
+def test_a_classifier_has_no_embeddings(name: str, kind: str) -> None:
+    with pytest.raises(UserError, match=f"loss {name} compares embeddings, but the student tells 3 classes"):
+        build(name, kind)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "sigmoid"])
+def test_a_student_without_embeddings_is_refused_without_a_teacher_too(name: str) -> None:
+    """Nothing says what such a student gives before it is run: alone, and as part of a step."""
+    distiller, batch = Distiller(harness.tiny_student(), None, (name,)), harness.tiny_batch(BATCH)
+    bank, numbers = distiller(batch, embed=True)
+    message = f"loss {name} reads the image embedding of the student, which gives none"
+    with pytest.raises(UserError, match=message):
+        distiller(batch)
+    with pytest.raises(UserError, match=message):
+        couple(distiller.losses[name], [bank], numbers, [0], 1, first=True)
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_finite_with_an_item_and_labelled_parts(name: str, kind: str) -> None:
     distiller = build(name, kind)
     term = terms_of(distiller)
@@ -56,7 +81,7 @@ def test_finite_with_an_item_and_labelled_parts(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_gradient_reaches_the_student_and_never_the_teacher(name: str, kind: str) -> None:
     vit = harness.tiny_vit()
     distiller = Distiller(harness.tiny_student(kind), vit, (name,))
@@ -72,7 +97,7 @@ def test_gradient_reaches_the_student_and_never_the_teacher(name: str, kind: str
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_sums_not_means(name: str, kind: str) -> None:
     """What 5 and 3 images add up to is what 8 images are: sum and parts."""
     distiller = build(name, kind)
@@ -84,7 +109,7 @@ def test_sums_not_means(name: str, kind: str) -> None:
         torch.testing.assert_close(sum(part.parts for part in parts), whole.parts, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_each_image_counts_alone(name: str) -> None:
     """The sum over a batch is the sum over its images: nothing is coupled across the batch."""
     distiller = build(name)
@@ -93,7 +118,7 @@ def test_each_image_counts_alone(name: str) -> None:
     torch.testing.assert_close(alone, distiller(batch)[name].sum, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_least_for_a_perfect_student(name: str) -> None:
     distiller = build(name)
     term = distiller.losses[name](perfect_signals(distiller, name))
@@ -146,7 +171,7 @@ class Mirror:
 
 def test_the_teacher_gives_no_gradient_even_if_its_tensors_could() -> None:
     """Not because its tensors are constants, but because its pass records nothing."""
-    distiller = Distiller(harness.tiny_student(), harness.tiny_teacher(), sorted(LOSSES))
+    distiller = Distiller(harness.tiny_student(), harness.tiny_teacher(), OF_CLASSIFIERS)
     assert distiller.teacher is not None
     distiller.teacher.view = map_tensors(distiller.teacher.view, lambda t: t.clone().requires_grad_())
     leaves: list[Tensor] = []
@@ -155,7 +180,7 @@ def test_the_teacher_gives_no_gradient_even_if_its_tensors_could() -> None:
     assert len(leaves) > 20 and all(leaf.grad is None for leaf in leaves)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", OF_CLASSIFIERS)
 def test_the_same_in_half_precision_outputs(name: str) -> None:
     """Losses compute in float32 whatever autocast made of the features."""
     distiller = build(name)
@@ -168,7 +193,7 @@ def test_the_same_in_half_precision_outputs(name: str) -> None:
 
 def test_weights_are_not_inside_the_term() -> None:
     """The trainer weighs, once: a loss that did so itself would count twice."""
-    for name in LOSSES:
+    for name in OF_CLASSIFIERS:
         config = LOSSES[name]()
         heavy = Distiller(
             harness.tiny_student(), harness.tiny_teacher(), (replace(config, weight=7.0),)

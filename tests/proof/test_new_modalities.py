@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 from transmamba.training.step import Stepper
 from transmamba.training.strategies import Plain
+from transmamba.views.heads import Embedder
 
 RECIPES: dict[str, dict[str, Any]] = {
     "pairs": dict(
@@ -162,8 +164,24 @@ def words_of(path: Path) -> list[str]:
 # --- coupled losses, however a step is divided ---
 
 
-def gradients(world: int, accumulation: int, path: Path) -> None:
-    """One step of eight pairs in float64, divided so; rank 0 saves losses and gradients."""
+OURS = ("contrastive", "sigmoid", "affinity", "embedding_cosine", "feature")
+
+
+def dual_teacher() -> Any:
+    """Both towers embed, and it has a scale of its own."""
+    teacher, draw = toys.ToyClip().build().to("cpu"), toys.Numbers(2)
+    read = Embedder("first", draw.affine(toys.EMBEDDED, toys.WIDTH))
+    teacher.view = replace(
+        teacher.view, heads={**teacher.view.heads, "text": read}, scalars={"scale": torch.tensor(20.0)}
+    )
+    return teacher
+
+
+def gradients(world: int, accumulation: int, path: Path, ours: bool) -> None:
+    """One step of eight pairs in float64, divided so; rank 0 saves losses and gradients.
+
+    ours: of the registered losses over pairs, with captions of one image in different micro-batches
+    """
     import os
 
     from accelerate import Accelerator
@@ -172,14 +190,14 @@ def gradients(world: int, accumulation: int, path: Path) -> None:
     torch.set_default_dtype(torch.float64)
     torch.manual_seed(0)
     student = toys.ToyDual().build(None)  # type: ignore[arg-type]
-    teacher = toys.ToyClip().build().to("cpu")
+    teacher = dual_teacher()
     teacher.view = toys_double(teacher.view)
     accelerator = Accelerator(
         cpu=True,
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
-    distiller = Distiller(student, teacher, [toys.Contrastive(), "feature"])
+    distiller = Distiller(student, teacher, OURS if ours else [toys.Contrastive(), "feature"])
     strategy = Plain(accelerator)
     strategy.prepare(distiller, lambda given: torch.optim.SGD(given.parameters(), lr=0.0))
     kept: dict[str, Tensor] = {}
@@ -192,6 +210,7 @@ def gradients(world: int, accumulation: int, path: Path) -> None:
     for m in range(accumulation):
         start = (m * world + rank) * size
         batch = toys.Pairs().make(toys.np.arange(start, start + size))
+        batch = replace(batch, targets={"group": batch.index % 3} if ours else {})
         batches.append(batch.map(lambda x: x.double() if x.is_floating_point() else x))
     done = stepper.step(batches, 0)
     if os.environ.get("RANK", "0") == "0":
@@ -204,15 +223,19 @@ def toys_double(view: Any) -> Any:
     return map_tensors(view, lambda x: x.double() if x.is_floating_point() else x)
 
 
+@pytest.mark.parametrize("ours", [False, True], ids=["toy", "ours"])
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 4), (1, 8), (2, 1), (2, 2)])
-def test_a_coupled_loss_is_that_of_the_whole_step(world: int, accumulation: int, tmp_path: Path) -> None:
-    harness.in_ranks(1, gradients, 1, 1, tmp_path / "whole.pt")
-    harness.in_ranks(world, gradients, world, accumulation, tmp_path / "divided.pt")
+def test_a_coupled_loss_is_that_of_the_whole_step(
+    world: int, accumulation: int, ours: bool, tmp_path: Path
+) -> None:
+    harness.in_ranks(1, gradients, 1, 1, tmp_path / "whole.pt", ours)
+    harness.in_ranks(world, gradients, world, accumulation, tmp_path / "divided.pt", ours)
     whole, divided = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "divided"))
     assert whole["means"].keys() == divided["means"].keys()
     for name, value in whole["means"].items():
         assert divided["means"][name] == pytest.approx(value, rel=1e-6), "the log is in float32"
-    assert "student.scale" in whole["gradients"]
+    assert whole["gradients"]["student.scale"].abs() > 1e-3
+    assert (whole["gradients"]["student.bias"].abs() > 1e-3) == ours
     for name, gradient in whole["gradients"].items():
         torch.testing.assert_close(divided["gradients"][name], gradient, rtol=1e-10, atol=1e-12)
 

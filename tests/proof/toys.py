@@ -184,7 +184,7 @@ class ToyStudent(nn.Module):
         super().__init__()
         self.parts_by_name = nn.ModuleDict(towers)
         self.num_classes = classes
-        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.scale, self.bias = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-2.0))
         width = next(iter(towers.values())).width
         self.readouts = nn.ModuleDict({name: nn.Linear(width, classes or EMBEDDED) for name in towers})
 
@@ -193,7 +193,7 @@ class ToyStudent(nn.Module):
         return dict(self.parts_by_name.items())  # type: ignore[arg-type]
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
-        output = Output(scalars={} if self.num_classes else {"scale": self.scale.exp()})
+        output = Output(scalars={} if self.num_classes else {"scale": self.scale.exp(), "bias": self.bias})
         for name, tower in self.towers.items():
             if name not in inputs:
                 continue

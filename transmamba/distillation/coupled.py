@@ -15,21 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..core.output import Output, Term
+from ..core.bank import Bank, bank_of
+from ..core.output import Term
 
 if TYPE_CHECKING:
     from .signals import Signals
-
-# embeddings by tower, the teacher's as `teacher/image`; learnt numbers as `scale`
-Bank = dict[str, Tensor]
-
-
-def bank_of(student: Output, teacher: Output | None) -> tuple[Bank, Bank]:
-    """The embeddings of both models (B, E), and the student's numbers."""
-    embeddings = dict(student.embeddings)
-    if teacher is not None:
-        embeddings |= {f"teacher/{name}": value for name, value in teacher.embeddings.items()}
-    return embeddings, dict(student.scalars)
 
 
 @dataclass(frozen=True)
@@ -69,13 +59,8 @@ def couple(
     first:   whether this rank gives the gradients of the numbers
     """
     with torch.enable_grad():
-        whole = {
-            name: torch.cat([bank[name] for bank in banks])
-            .detach()
-            .requires_grad_(not name.startswith("teacher/"))
-            for name in banks[0]
-        }
-        numbers = {name: number.detach().clone().requires_grad_() for name, number in scalars.items()}
+        whole = {name: _leaf(name, torch.cat([bank[name] for bank in banks])) for name in banks[0]}
+        numbers = {name: _leaf(name, number.clone()) for name, number in scalars.items()}
         value = loss.value(whole, numbers)
         wanted = {name: x for name, x in {**whole, **numbers}.items() if x.requires_grad}
         found = torch.autograd.grad(value, list(wanted.values()), allow_unused=True)
@@ -88,13 +73,18 @@ def couple(
     return [
         Coupling(
             {n: gradients[n][starts[i] : starts[i] + sizes[i]] for n in whole if n in gradients},
-            {n: gradients[n] for n in numbers} if first and m == 0 else {},
+            {n: gradients[n] for n in numbers if n in gradients} if first and m == 0 else {},
             value.detach() / parts,
         )
         for m, i in enumerate(mine)
     ]
 
 
+def _leaf(name: str, x: Tensor) -> Tensor:
+    """Where a gradient ends: one of the student's embeddings or numbers; all else is a constant."""
+    return x.detach().requires_grad_(x.is_floating_point() and not name.startswith("teacher/"))
+
+
 def embeddings(signals: Signals) -> Mapping[str, Tensor]:
     """What a coupled loss reads of one batch."""
-    return bank_of(signals.student, signals.teacher)[0]
+    return bank_of(signals.student, signals.teacher, signals.batch)[0]

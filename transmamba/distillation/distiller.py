@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.bank import bank_of
 from ..core.batch import Batch
 from ..core.output import Captures, Context, Output, Stream, Term, union
 from ..core.tower import Student, run_plain
@@ -21,7 +22,7 @@ from ..teachers.load import adapt_teacher
 from ..teachers.teacher import Teacher
 from .aligner import Aligner
 from .build import build_losses, geometry_of, make_aligners, measure_streams
-from .coupled import Coupling, bank_of
+from .coupled import Coupling
 from .signals import Loss, Signals
 
 T = TypeVar("T")
@@ -129,7 +130,7 @@ class Distiller(nn.Module):
         if free:
             student = self._run_student(batch, free.values(), drawn)
             if embed:
-                return bank_of(student, teacher)
+                return bank_of(student, teacher, batch)
             signals = Signals(student, teacher, batch, self._aligners(), drawn)
             for name, loss in free.items():
                 coupling = (couplings or {}).get(name)

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.bank import Bank
 from ..core.batch import Batch
 from ..core.output import Term
 from ..data.hashing import hash64
-from ..distillation.coupled import Bank, Coupling, couple
+from ..distillation.coupled import Coupling, couple
 from ..distillation.distiller import weighted
 from .cuda_graph import GraphedStep
 from .strategies import Strategy
