@@ -72,7 +72,11 @@ def recipe_of(folder: Path, division: tuple[int, int, int], steps: int) -> Recip
         student__kwargs=dict(harness.VIM),  # no stochastic depth: its draws belong to a micro-batch
         trainer=dict(global_batch=batch * accumulation * ranks, micro_batch=batch, log_every=1, save_every=0),
     )
-    losses = (FirstClasses(), *(LOSSES[name]() for name in sorted(LOSSES)), LOSSES["feature"](weight=0.3))
+    losses = (
+        FirstClasses(),
+        *(LOSSES[name]() for name in harness.classifier_losses()),
+        LOSSES["feature"](weight=0.3),
+    )
     stage = replace(recipe.stages[1], losses=losses, steps=steps, clip=0.0, lr=1e-3)
     return replace(recipe, stages=(stage,))
 

@@ -48,7 +48,10 @@ def terms_agree() -> None:
     accelerator = Accelerator()
     for kind in ("vim", "ssd_vit"):
         distiller = Distiller(
-            harness.tiny_student(kind), harness.tiny_teacher(), sorted(LOSSES), token_fraction=0.6
+            harness.tiny_student(kind),
+            harness.tiny_teacher(),
+            harness.classifier_losses(),
+            token_fraction=0.6,
         )
         batch = harness.tiny_batch(4, seed=accelerator.process_index)
         drawn = distiller.draw_tokens(7, batch.index.device)

@@ -17,7 +17,7 @@ from transmamba.training.optimizer import parameter_groups, set_trainable
 from transmamba.training.stage import Stage
 from transmamba.views.sublayers import map_tensors
 
-LOSS_NAMES = sorted(LOSSES)
+LOSS_NAMES = harness.classifier_losses()
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Readers of pictures with captions, one file each."""
