@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
+from .text import Tokenizer
 
 # What timm assumes for a model that does not say (timm.data.constants).
 _TIMM_MEAN = (0.485, 0.456, 0.406)
@@ -33,6 +34,7 @@ class Preprocessing:
         (resize the long side, pad with the mean, crop); 'center_down' is 'center' but that an odd margin's
         smaller half is cut off first, as transformers does. timm takes it for 'center', one pixel beside it
         in a quarter of all pictures
+    text: of a model that reads texts too, how they become its input
     """
 
     input_size: tuple[int, int, int]
@@ -41,6 +43,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     crop_mode: str = "center"
+    text: Tokenizer | None = None
 
     def __post_init__(self) -> None:
         channels = self.input_size[0]

@@ -3,10 +3,12 @@ need."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -65,8 +67,11 @@ class Student(Protocol):
 
 
 def run_plain(model: Any, inputs: Mapping[str, Tensor]) -> Output:
-    """The logits of a model that is no `Student`, such as any classifier of timm or Hugging Face, from the
-    one input that there is. Raises UserError for several: nothing says which of them it reads."""
+    """What a model that is no `Student` gives: a dual encoder with open_clip's interface (encode_image,
+    encode_text) the embeddings of what there is; any classifier of timm or Hugging Face the logits of the one
+    input that there is. Raises UserError for several: nothing says which of them it reads."""
+    if hasattr(model, "encode_image") and hasattr(model, "encode_text"):
+        return _encoded(model, inputs)
     if len(inputs) != 1:
         raise UserError(
             f"{type(model).__name__} is no student of towers; the batch has {', '.join(inputs) or 'no'} "
@@ -75,6 +80,24 @@ def run_plain(model: Any, inputs: Mapping[str, Tensor]) -> Output:
     (only,) = inputs.values()
     made = model(only)
     return Output(logits=Logits(getattr(made, "logits", made), lambda logits: logits))  # Hugging Face wraps
+
+
+def _encoded(model: Any, inputs: Mapping[str, Tensor]) -> Output:
+    output = Output(scalars=similarity_scalars(model))
+    for tower, encode in (("image", model.encode_image), ("text", model.encode_text)):
+        if tower in inputs:
+            output.embeddings[tower] = F.normalize(encode(inputs[tower]), dim=-1)
+    return output
+
+
+def similarity_scalars(model: Any) -> dict[str, Tensor]:
+    """`scale` and, where there is one, `bias` of a dual encoder's similarities. Without a bias the scale is
+    at most 100, as in CLIP (arXiv 2103.00020, section 2.5)."""
+    bias = getattr(model, "logit_bias", None)
+    log = model.logit_scale.reshape(())
+    if bias is not None:
+        return {"scale": log.exp(), "bias": bias.reshape(())}
+    return {"scale": log.clamp(max=math.log(100)).exp()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,12 @@ MODEL_FILES = (
     "generation_config.json",
     OPEN_CLIP_CONFIG,
     "open_clip_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
 )
 
 

@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..errors import UserError, suggest
 from . import hooks, hub
 from .folders import OPEN_CLIP_CONFIG
 from .open_clip_names import names, require, split
+from .open_clip_tokenizer import OpenClipTokenizer
 from .origin import Origin, origin_of
 from .sources import Source
 
@@ -29,6 +31,7 @@ _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _RESIZE_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _OURS = "transmamba_open_clip"  # on a model: what it was made from
+_CLIP_VOCABULARY = 49408
 
 
 def recognise(source: Source) -> bool:
@@ -46,7 +49,7 @@ def load(source: Source) -> nn.Module:
 
 
 def holds(model: nn.Module) -> bool:
-    return type(model).__module__.partition(".")[0] == library
+    return any(kind.__module__.partition(".")[0] == library for kind in type(model).__mro__)
 
 
 def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "cpu") -> nn.Module:
@@ -54,6 +57,7 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
     one line."""
     require(source.text)
     hooks.register_in("timm")  # an image tower may be a student of ours
+    folder: Path | None = None
     import open_clip
 
     given: dict[str, Any] = dict(load_weights=pretrained, require_pretrained=pretrained, device=device)
@@ -72,7 +76,8 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
                     given |= tagged
                     cfg = {**cfg, "quick_gelu": tagged["force_quick_gelu"] or cfg.get("quick_gelu", False)}
             else:
-                name, cfg = f"local-dir:{_folder(source, pretrained)}", source.config["model_cfg"]
+                folder = _folder(source, pretrained)
+                name, cfg = f"local-dir:{folder}", source.config["model_cfg"]
                 origin = origin_of(source) if pretrained else Origin()
             model: Any = open_clip.create_model(name, **given)
     except UserError:
@@ -80,13 +85,49 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
     except Exception as error:
         said = _wrong_shape(error) or hub.explain(error)
         raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
-    say_made_from(model, cfg, origin)
+    say_made_from(model, cfg, origin, OpenClipTokenizer.of(cfg.get("text_cfg") or {}, folder))
     return model
 
 
-def say_made_from(model: nn.Module, model_cfg: Mapping[str, Any], origin: Origin) -> None:
-    """Write on a model what rebuilds it and whose its weights are, which it does not say itself."""
-    setattr(model, _OURS, (copy.deepcopy(dict(model_cfg)), origin))
+def say_made_from(
+    model: nn.Module, model_cfg: Mapping[str, Any], origin: Origin, tokenizer: Any = None
+) -> None:
+    """Write on a model what rebuilds it, whose its weights are and how its texts are read, which it does not
+    say itself."""
+    setattr(model, _OURS, (copy.deepcopy(dict(model_cfg)), origin, tokenizer))
+
+
+def build_open_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
+    """An untrained model of a model_cfg, in float32. Raises UserError in one line where open_clip cannot
+    build it."""
+    require("a model_cfg")
+    hooks.register_in("timm")
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    given = copy.deepcopy(dict(model_cfg))  # open_clip writes into what it is given
+    custom = given.pop("custom_text", False) or "hf_model_name" in given.get("text_cfg", {})
+    try:
+        with _quietly():
+            return (CustomTextCLIP if custom else CLIP)(**given)
+    except Exception as error:
+        raise UserError(f"open_clip cannot build this model_cfg: {hub.explain(error)}") from error
+
+
+def say_looks(model: nn.Module, preprocessing: Preprocessing) -> None:
+    """Write on a model what its images look like."""
+    built: Any = model
+    built.visual.preprocess_cfg = {**_preprocess_cfg(preprocessing), "size": preprocessing.input_size[1:]}
+
+
+def made_from(model: nn.Module) -> tuple[dict[str, Any] | None, Origin, Any]:
+    """What `say_made_from` wrote: (model_cfg, origin, tokenizer); of a model that was made elsewhere, None,
+    nothing known, and CLIP's own tokenizer where the text tower has its vocabulary."""
+    found: tuple[dict[str, Any] | None, Origin, Any] | None = getattr(model, _OURS, None)
+    if found is not None:
+        return found
+    built: Any = model
+    own = getattr(built, "vocab_size", None) == _CLIP_VOCABULARY
+    return None, Origin(), OpenClipTokenizer(context=built.context_length) if own else None
 
 
 def _tagged(name: str, tag: str | None) -> dict[str, Any]:
@@ -161,7 +202,7 @@ def preprocessing(model: nn.Module) -> Preprocessing:
 
     Raises UserError for what a `Preprocessing` cannot say.
     """
-    return _looks(model)
+    return replace(_looks(model), text=made_from(model)[2])
 
 
 def _looks(built: Any) -> Preprocessing:
@@ -208,8 +249,7 @@ def _channels(values: Any) -> list[float]:
 
 def origin(model: Any) -> Origin:
     """Whose the weights of a model are that was loaded here."""
-    found: Origin = getattr(model, _OURS, (None, Origin()))[1]
-    return found
+    return made_from(model)[1]
 
 
 def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = None) -> None:
@@ -221,10 +261,11 @@ def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = N
     from safetensors.torch import save_file
 
     built: Any = model
-    cfg, _ = getattr(model, _OURS, (None, None))
+    cfg, _, tokenizer = made_from(model)
     if cfg is None:
         raise UserError(
-            "an open_clip model that was made elsewhere does not say its model_cfg; CLIP students come later"
+            "an open_clip model that was made elsewhere does not say its model_cfg; load it by its name or "
+            "folder"
         )
     looks = _preprocess_cfg(preprocessing or _looks(model))
     folder.mkdir(parents=True, exist_ok=True)
@@ -232,11 +273,15 @@ def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = N
     (folder / OPEN_CLIP_CONFIG).write_text(text + "\n", encoding="utf-8")
     state = {name: tensor.contiguous().clone() for name, tensor in built.state_dict().items()}
     save_file(state, folder / _WEIGHTS[0], metadata={"format": "pt"})
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def _preprocess_cfg(preprocessing: Preprocessing) -> dict[str, Any]:
     """Raises UserError for a crop, a border or an interpolation that open_clip does not know."""
-    mode, fills = preprocessing.crop_mode, {round(255 * value) for value in preprocessing.mean}
+    # its centre crop rounds an odd margin as timm's does
+    mode = "center" if preprocessing.crop_mode == "center_down" else preprocessing.crop_mode
+    fills = {round(255 * value) for value in preprocessing.mean}
     for name, wrong in {
         "crop_pct": preprocessing.crop_pct != 1,
         "interpolation": preprocessing.interpolation not in _INTERPOLATIONS,
@@ -254,7 +299,7 @@ def _preprocess_cfg(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 _SNIPPET = """import torch
-import open_clip
+{ours}import open_clip
 
 model, _, transform = open_clip.create_model_and_transforms("hf-hub:OWNER/NAME")
 tokenizer = open_clip.get_tokenizer("hf-hub:OWNER/NAME")
@@ -265,10 +310,11 @@ with torch.no_grad():
 
 def card(model: nn.Module) -> Card:
     found = origin(model)
+    ours = any(type(part).__module__.startswith("transmamba.") for part in model.modules())
     return Card(
         library=library,
         pipeline_tag="zero-shot-image-classification",
-        snippet=_SNIPPET,
+        snippet=_SNIPPET.format(ours="import transmamba  # registers the towers\n" if ours else ""),
         licence=found.licence,
         base_model=found.base_model,
     )

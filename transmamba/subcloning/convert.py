@@ -72,6 +72,8 @@ def convert(
 def carry(student: Any, teacher: Teacher) -> None:
     """What a student has of its teacher beside weights, for whoever saves it: what its images look like, the
     names of the classes it shares, and whose work it is derived from (licence, repository)."""
+    if hasattr(student, "carry"):  # one that keeps it elsewhere than timm's do
+        student.carry(teacher.preprocessing, teacher.licence, teacher.base_model)
     if not hasattr(student, "pretrained_cfg"):
         return
     carried = {**student.pretrained_cfg, **teacher.preprocessing.to_pretrained_cfg()}
@@ -110,11 +112,12 @@ def kinds_of_students() -> list[str]:
 
 
 def student_models() -> list[str]:
-    """The timm names of our students."""
+    """The timm names of our students, without those that say no size of their own."""
     import timm
 
     STUDENTS.names()  # their files register them in timm
-    return [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
+    ours = [*timm.list_models("vim_*"), *timm.list_models("ssd_vit_*")]
+    return [name for name in ours if not name.endswith("_shaped")]
 
 
 def as_teacher(model: nn.Module | Teacher | str | Path, architecture: str | None = None) -> Teacher:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.layout import Grid
+from ..ecosystems.open_clip import made_from
 from ..views.embeddings import ImageEmbedding
 from ..views.heads import Embedder, Pool
 from ..views.sublayers import Affine
@@ -38,7 +39,8 @@ def open_clip_view(model: Any) -> View:
     text = text_of(model)
     if only_runs(text):
         own: Any = copy.deepcopy(text).eval().requires_grad_(False)
-        opaque["text"] = Opaque(own, _embed_text)
+        cfg, _, _ = made_from(model)
+        opaque["text"] = Opaque(own, _embed_text, config=None if cfg is None else cfg.get("text_cfg"))
     else:
         towers["text"], heads["text"] = text_view(text)
     scalars = {"scale": model.logit_scale.detach().exp().reshape(())}

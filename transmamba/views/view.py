@@ -93,11 +93,17 @@ class Opaque:
 
     embed:  (B, E) of the inputs; an nn.Module, or what closes over `module`
     reads:  the input without which it is not run
+    config: what its own library rebuilds it from; None where nothing says so
     """
 
     module: nn.Module
     embed: Callable[[nn.Module, Mapping[str, Tensor]], Tensor]
     reads: str = "text"
+    config: Mapping[str, Any] | None = None
+
+    def copied(self) -> Any:
+        """Its module, to be trained: this one stays as it is."""
+        return copy.deepcopy(self.module).requires_grad_(True)
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, E), of length 1."""

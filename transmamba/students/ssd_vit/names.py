@@ -22,6 +22,7 @@ from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp
 from ...views.view import View
 from ..reading import pool_of, pooled_token
+from ..shape_tag import arguments_of
 from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import SSDVisionTransformer
 
@@ -34,6 +35,7 @@ default_cfgs = generate_default_cfgs(
             ("vit_base_patch16_224", 224, 1000),
             ("vit_mini_patch4_32", 32, 10),
             ("vit_micro_patch2_8", 8, 10),
+            ("vit_shaped", 224, 1000),
         )
     }
 )
@@ -89,6 +91,18 @@ def ssd_vit_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> SSDVision
     return _create("ssd_vit_micro_patch2_8", pretrained, defaults, kwargs)
 
 
+@register_model
+def ssd_vit_shaped(
+    pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any
+) -> SSDVisionTransformer:
+    """Of the shape that its tag says (`students.shape_tag`), for libraries that know a model by its name
+    alone."""
+    if isinstance(pretrained_cfg, str):
+        kwargs, pretrained_cfg = {**arguments_of(pretrained_cfg), **kwargs}, None
+    given = {} if pretrained_cfg is None else {"pretrained_cfg": pretrained_cfg}
+    return _create("ssd_vit_shaped", pretrained, given, kwargs)
+
+
 @STUDENTS.register("ssd_vit")
 @dataclass(frozen=True, kw_only=True)
 class SsdVit:
@@ -106,12 +120,16 @@ class SsdVit:
     def __post_init__(self) -> None:
         check_options(self.kwargs)
 
-    def build(self, spec: StudentSpec) -> nn.Module:
+    def arguments(self, spec: StudentSpec) -> dict[str, Any]:
+        """Of the constructor."""
         arguments = following("ssd_vit", self.model, self.kwargs, shape_of, spec)
         if self.attention_layers:
             arguments["attention_layers"] = list(self.attention_layers)
+        return {**arguments, **self.kwargs}
+
+    def build(self, spec: StudentSpec) -> nn.Module:
         name = self.model or "ssd_vit_small_patch16_224"
-        return create_timm(name, pretrained=False, **{**arguments, **self.kwargs})
+        return create_timm(name, pretrained=False, **self.arguments(spec))
 
     def preprocessing(self) -> Preprocessing:
         """What its images look like where no teacher says so, found out without its weights."""

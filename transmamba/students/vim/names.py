@@ -18,6 +18,7 @@ from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
 from ...views.view import View
 from ..reading import pooled_token
+from ..shape_tag import arguments_of
 from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import VisionMamba
 from .official import checkpoint_filter_fn
@@ -29,6 +30,7 @@ default_cfgs = generate_default_cfgs(
         "vim_base_patch16_224": default_cfg(),
         "vim_mini_patch4_32": default_cfg(32, 10),
         "vim_micro_patch2_8": default_cfg(8, 10),
+        "vim_shaped": default_cfg(),
     }
 )
 
@@ -80,6 +82,16 @@ def vim_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
     return _create("vim_micro_patch2_8", pretrained, defaults, kwargs)
 
 
+@register_model
+def vim_shaped(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> VisionMamba:
+    """Of the shape that its tag says (`students.shape_tag`), for libraries that know a model by its name
+    alone."""
+    if isinstance(pretrained_cfg, str):
+        kwargs, pretrained_cfg = {**arguments_of(pretrained_cfg), **kwargs}, None
+    given = {} if pretrained_cfg is None else {"pretrained_cfg": pretrained_cfg}
+    return _create("vim_shaped", pretrained, given, kwargs)
+
+
 @STUDENTS.register("vim")
 @dataclass(frozen=True, kw_only=True)
 class Vim:
@@ -97,12 +109,16 @@ class Vim:
     def __post_init__(self) -> None:
         check_options(self.kwargs)
 
-    def build(self, spec: StudentSpec) -> nn.Module:
+    def arguments(self, spec: StudentSpec) -> dict[str, Any]:
+        """Of the constructor."""
         shape_of = functools.partial(_shape_of, square="patch_size" not in self.kwargs)
         arguments = following("vim", self.model, self.kwargs, shape_of, spec)
         if spec.view is not None:
             arguments |= _reading_of(spec.view)
-        arguments |= self.kwargs
+        return {**arguments, **self.kwargs}
+
+    def build(self, spec: StudentSpec) -> nn.Module:
+        arguments = self.arguments(spec)
         return create_timm(self.model or name_of_width(arguments["embed_dim"]), pretrained=False, **arguments)
 
     def preprocessing(self) -> Preprocessing:

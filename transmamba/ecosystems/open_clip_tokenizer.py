@@ -1,0 +1,78 @@
+"""open_clip's tokenizers, by what a model's text_cfg says of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.text import Tokens
+from ..errors import UserError
+from . import hub
+
+_CONTEXT = 77  # open_clip's, where text_cfg does not say
+
+
+@dataclass(frozen=True)
+class OpenClipTokenizer:
+    """A `core.text.Tokenizer`: CLIP's own byte pairs, or a tokenizer of transformers as open_clip wraps it.
+
+    name:    of the latter, an id or a folder; None for CLIP's own
+    options: of open_clip's class, beside the context
+    """
+
+    context: int = _CONTEXT
+    name: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, text_cfg: Mapping[str, Any], folder: Path | None = None) -> OpenClipTokenizer:
+        """As open_clip.get_tokenizer chooses it; in a `folder` of a model, another library's lies beside
+        it."""
+        options = dict(text_cfg.get("tokenizer_kwargs") or {})
+        name = text_cfg.get("hf_tokenizer_name") or None
+        if name is not None and text_cfg.get("tokenizer_mode"):
+            options["tokenizer_mode"] = text_cfg["tokenizer_mode"]
+        if name is not None and folder is not None:
+            name = str(folder)
+        context = text_cfg.get("context_length", _CONTEXT)
+        return cls(context, name, tuple(sorted(options.items())))
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        """Raises UserError where the tokenizer cannot be had."""
+        made = _made(self)
+        texts = list(texts)
+        if self.name is not None:
+            whole = made.tokenizer([made.clean_fn(text) for text in texts]).input_ids if texts else []
+            ids = made(texts).long() if texts else torch.zeros(0, self.context, dtype=torch.int64)
+            return Tokens(ids, None, sum(len(row) > self.context for row in whole))
+        rows = [[made.sot_token_id, *made.encode(text), made.eot_token_id] for text in texts]
+        ids = torch.zeros(len(rows), self.context, dtype=torch.int64)
+        for n, row in enumerate(rows):
+            cut = row if len(row) <= self.context else [*row[: self.context - 1], made.eot_token_id]
+            ids[n, : len(cut)] = torch.tensor(cut)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        mask = torch.arange(self.context) < lengths[:, None]
+        return Tokens(ids, mask, int((lengths > self.context).sum()))
+
+    def save(self, folder: Path) -> None:
+        if self.name is not None:
+            _made(self).save_pretrained(str(folder))
+
+
+@functools.lru_cache(maxsize=8)
+def _made(tokenizer: OpenClipTokenizer) -> Any:
+    import open_clip
+
+    options = dict(tokenizer.options)
+    if tokenizer.name is None:
+        return open_clip.SimpleTokenizer(context_length=tokenizer.context, **options)
+    try:
+        with hub.without_waiting():
+            return open_clip.HFTokenizer(tokenizer.name, context_length=tokenizer.context, **options)
+    except Exception as error:
+        raise UserError(f"tokenizer {tokenizer.name!r} could not be loaded: {hub.explain(error)}") from error

@@ -1,0 +1,125 @@
+"""The students `clip`, made after a teacher, and `open_clip`, any model of that library as it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from ...config.registry import STUDENTS
+from ...core.preprocessing import Preprocessing
+from ...core.tower import StudentSpec
+from ...ecosystems import open_clip as library
+from ...ecosystems.open_clip_names import require
+from ...ecosystems.open_clip_tokenizer import OpenClipTokenizer
+from ...ecosystems.origin import Origin
+from ...ecosystems.sources import Source, read_source
+from ...ecosystems.timm import check_options
+from ...errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTower:
+    """kind:   `vim`, `ssd_vit`, or `vit`: with attention, of the teacher's shape its own tower
+    fresh:  start from random weights, whatever `init` says
+    attention_layers: of an ssd_vit, the blocks that keep attention
+    kwargs: of its constructor, as of the student of that kind; they go before the teacher's shape
+    """
+
+    kind: Literal["vim", "ssd_vit", "vit"] = "vim"
+    fresh: bool = False
+    attention_layers: tuple[int, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_options(self.kwargs)
+        if self.attention_layers and self.kind != "ssd_vit":
+            raise UserError(f"attention_layers are for an ssd_vit, not for a {self.kind}; leave them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTower:
+    """kind:  `kept`, the teacher's own (one that no view expresses runs its own code), or `mamba2`, causal
+    fresh: start from random weights, whatever `init` says
+    """
+
+    kind: Literal["kept", "mamba2"] = "kept"
+    fresh: bool = False
+
+
+@STUDENTS.register("clip")
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """An open_clip model after a CLIP or SigLIP teacher, one of its towers or both with Mamba in place of
+    attention. Which weights begin as the teacher's, `init` says, of the text tower and the projections too;
+    what is trained, each stage's `trainable`: image, text, mixers, head (the projections), scale.
+
+    image, text: the towers
+    """
+
+    image: ImageTower = field(default_factory=ImageTower)
+    text: TextTower = field(default_factory=TextTower)
+
+    def build(self, spec: StudentSpec) -> nn.Module:
+        """Raises UserError without a teacher of both towers, and for one whose shape cannot be taken."""
+        require("student clip")
+        if spec.view is None:
+            raise UserError(
+                "student clip takes its shape from a teacher; name one, or write student open_clip and a "
+                "model_cfg"
+            )
+        from .model import ClipStudent
+        from .shapes import model_cfg
+
+        return ClipStudent(model_cfg(self, spec), spec.view, self)
+
+    def preprocessing(self) -> Preprocessing:
+        raise UserError("student clip takes its preprocessing from a teacher; name one")
+
+
+@STUDENTS.register("open_clip")
+@dataclass(frozen=True, kw_only=True)
+class OpenClipModel:
+    """Any open_clip model, to train or to fine-tune as it is: teachers, baselines, converted students.
+
+    model: `NAME` or `NAME/TAG`, a folder or hf-hub:ID with open_clip_config.json
+    model_cfg: in place of it, what open_clip builds a model from (embed_dim, vision_cfg, text_cfg)
+    pretrained: with the weights of `model`
+    """
+
+    model: str | None = None
+    model_cfg: dict[str, Any] | None = None
+    pretrained: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.model_cfg is None):
+            raise UserError("write one of model and model_cfg")
+        if self.pretrained and self.model is None:
+            raise UserError("pretrained goes with a model; leave it out beside model_cfg")
+
+    def build(self, spec: StudentSpec) -> nn.Module:
+        if self.model is not None:
+            return library.create_open_clip(self._source(), pretrained=self.pretrained)
+        return _made(self.model_cfg or {})
+
+    def preprocessing(self) -> Preprocessing:
+        """What its images and texts look like, found out without its weights."""
+        if self.model is not None:
+            source = self._source()
+            return library.preprocessing(library.create_open_clip(source, pretrained=False, device="meta"))
+        return library.preprocessing(_made(self.model_cfg or {}))
+
+    def _source(self) -> Source:
+        assert self.model is not None, "the caller asked"
+        source = read_source(self.model)
+        if not library.recognise(source):
+            raise UserError(f"{self.model!r} is no model of open_clip; write NAME/TAG, a folder or hf-hub:ID")
+        return source
+
+
+def _made(model_cfg: dict[str, Any]) -> nn.Module:
+    """An untrained model of open_clip's. Raises UserError where open_clip cannot build it."""
+    model = library.build_open_clip(model_cfg)
+    library.say_made_from(model, model_cfg, Origin(), OpenClipTokenizer.of(model_cfg.get("text_cfg") or {}))
+    return model
