@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config.registry import TEACHERS
 from ..core.preprocessing import Preprocessing
 from ..ecosystems import transformers as library
+from ..ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from ..ecosystems.origin import Origin, origin_by_name
 from ..ecosystems.processor import hugging_face_preprocessing
 from ..ecosystems.sources import Source
@@ -39,7 +40,8 @@ class HuggingFaceClip(OfModule):
         model: Any = module
         revision = self.revision or getattr(model.config, "_commit_hash", None)
         preprocessing = hugging_face_preprocessing(library.image_config(model.config), self.model, revision)
-        return _teacher(model, self.model, preprocessing, origin_by_name(self.model, self.revision))
+        looks = _reading(model, preprocessing, self.model)
+        return _teacher(model, self.model, looks, origin_by_name(self.model, self.revision))
 
     def load(self) -> nn.Module:
         return library.load_hugging_face(self.model, self.revision)
@@ -60,10 +62,9 @@ class HuggingFaceClip(OfModule):
     @staticmethod
     def describe(module: nn.Module, *, source: str) -> Teacher:
         model: Any = module
-        preprocessing = hugging_face_preprocessing(
-            library.image_config(model.config), library.folder_of(model)
-        )
-        return _teacher(model, source, preprocessing, library.origin(model))
+        folder = library.folder_of(model)
+        looks = hugging_face_preprocessing(library.image_config(model.config), folder)
+        return _teacher(model, source, _reading(model, looks, folder), library.origin(model))
 
     @staticmethod
     def original(module: nn.Module) -> Original:
@@ -79,6 +80,15 @@ class HuggingFaceClip(OfModule):
 
         words = model.config.text_config.max_position_embeddings
         return Original(model, outputs, blocks_of(model), words)
+
+
+def _reading(model: Any, preprocessing: Preprocessing, name: str) -> Preprocessing:
+    """With its own tokenizer, of the folder or the id that it is from; where nothing says from where, without
+    one."""
+    if not name:
+        return preprocessing
+    context = model.config.text_config.max_position_embeddings
+    return replace(preprocessing, text=OpenClipTokenizer(context, name))
 
 
 def _teacher(model: Any, source: str, preprocessing: Preprocessing, origin: Origin) -> Teacher:

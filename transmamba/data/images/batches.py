@@ -35,7 +35,7 @@ class TrainImages:
         self.transform = None if self.array is not None else PictureTransform(preprocessing, augment)
 
     def quick(self, count: int) -> bool:
-        return _quick(self.array, count)
+        return quick(self.array, count)
 
     def batch(self, pairs: Indices) -> Batch:
         """The items `pairs`, (B, 2). Raises UserError when one does not decode."""
@@ -60,7 +60,7 @@ class EvalImages:
         self.transform = preprocessing.eval_transform()
 
     def quick(self, count: int) -> bool:
-        return _quick(self.array, count)
+        return quick(self.array, count)
 
     def batch(self, index: Indices) -> Batch:
         """Images `index`, (B,), perhaps none. Raises UserError when one does not decode."""
@@ -73,5 +73,5 @@ class EvalImages:
         return image_batch(images, torch.from_numpy(self.source.labels[index]), torch.from_numpy(index))
 
 
-def _quick(array: npt.NDArray[np.uint8] | None, count: int) -> bool:
+def quick(array: npt.NDArray[np.uint8] | None, count: int) -> bool:
     return array is not None and count * array[0].size <= _SMALL

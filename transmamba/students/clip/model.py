@@ -47,6 +47,9 @@ class ClipStudent(CustomTextCLIP):
         """What it has of its teacher beside weights."""
         cfg, _, _ = library.made_from(self)
         assert cfg is not None, "said when it was made"
+        name = getattr(preprocessing.text, "name", None)
+        if name is not None:  # of another library: its files lie beside the weights
+            cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], "hf_tokenizer_name": name}}
         library.say_made_from(self, cfg, Origin(licence, base_model), preprocessing.text)
         library.say_looks(self, preprocessing)
 

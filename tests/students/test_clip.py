@@ -1,0 +1,270 @@
+"""The student `clip`: open_clip's own model with Mamba in its image tower, and what it inherits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transmamba.config import load as configs
+from transmamba.config.registry import STUDENTS
+from transmamba.core.output import Capture
+from transmamba.core.tower import Student, StudentSpec
+from transmamba.ecosystems import open_clip as library
+from transmamba.ecosystems.find import save_model
+from transmamba.ecosystems.open_clip_tokenizer import OpenClipTokenizer
+from transmamba.ecosystems.origin import Origin
+from transmamba.errors import UserError
+from transmamba.students.clip.names import Clip, ImageTower, TextTower
+from transmamba.subcloning.convert import carry
+from transmamba.subcloning.subclone import SubcloneConfig, subclone
+from transmamba.teachers.load import adapt_teacher
+from transmamba.teachers.teacher import Teacher
+
+open_clip = pytest.importorskip("open_clip", reason="needs open_clip")
+
+IMAGE = dict(image_size=16, layers=2, width=32, head_width=16, patch_size=4, mlp_ratio=2.0)
+TEXT = dict(context_length=12, vocab_size=49408, width=16, heads=2, layers=2)
+CAPTIONS = ["a red square", "two dogs", "a very long caption that goes on and on and is cut before it ends"]
+UNIFORM = SubcloneConfig(importance="uniform")
+
+
+def made(image: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **more: Any) -> Any:
+    """A CLIP of open_clip's, its weights spread wide enough for texts to differ."""
+    torch.manual_seed(0)
+    cfg = dict(embed_dim=8, vision_cfg={**IMAGE, **(image or {})}, text_cfg={**TEXT, **(text or {})}, **more)
+    model = library.build_open_clip(cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    library.say_made_from(model, cfg, Origin("mit", "owner/teacher"), OpenClipTokenizer.of(cfg["text_cfg"]))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return adapt_teacher(made(quick_gelu=True))
+
+
+def student_of(teacher: Teacher, config: Clip, init: SubcloneConfig = UNIFORM) -> Any:
+    spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing)
+    student = config.build(spec)
+    carry(student, teacher)
+    subclone(student, teacher, init)  # type: ignore[arg-type]
+    return student.eval()
+
+
+def inputs_of(teacher: Teacher) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    assert teacher.preprocessing.text is not None
+    return {"image": torch.randn(3, 3, 16, 16), "text": teacher.preprocessing.text(CAPTIONS).ids}
+
+
+def test_a_vit_of_the_teachers_shape_is_the_teacher(teacher: Teacher) -> None:
+    """Every tensor of both towers in its place, projections and scale too: nothing is left to differ."""
+    student, inputs = student_of(teacher, Clip(image=ImageTower(kind="vit"))), inputs_of(teacher)
+    mine, theirs = student.run(inputs, {}), teacher(inputs)
+    for tower in ("image", "text"):
+        assert (mine.embeddings[tower] - theirs.embeddings[tower]).abs().max() < 1e-5
+    assert mine.scalars["scale"].item() == pytest.approx(theirs.scalars["scale"].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["vim", "ssd_vit"])
+def test_the_kept_text_tower_is_the_teachers(teacher: Teacher, kind: Any) -> None:
+    student, inputs = student_of(teacher, Clip(image=ImageTower(kind=kind))), inputs_of(teacher)
+    assert torch.equal(student.run(inputs, {}).embeddings["text"], teacher(inputs).embeddings["text"])
+
+
+def test_text_towers_of_every_kind_are_kept() -> None:
+    """LayerScale, biased projections, another pooling, no causal mask, tanh GELU: each against open_clip's
+    own code."""
+    kinds: list[dict[str, Any]] = [
+        dict(ls_init_value=0.5, proj_bias=True),
+        dict(pool_type="eos", eos_id=49407),
+        dict(pool_type="last", no_causal_mask=True, proj_bias=True, act_kwargs={"approximate": "tanh"}),
+        dict(proj_type="none", width=8, heads=2, norm_kwargs={"eps": 1e-6}),
+    ]
+    for text in kinds:
+        model = made(text=text)
+        found = adapt_teacher(model)
+        student = student_of(found, Clip())
+        tokens = inputs_of(found)["text"]
+        with torch.no_grad():
+            wanted = F.normalize(model.encode_text(tokens), dim=-1)
+        assert (student.run({"text": tokens}, {}).embeddings["text"] - wanted).abs().max() < 1e-6, text
+
+
+def siglip() -> Any:
+    """With a SigLIP's image tower: attention pooling, no projection, a bias of similarities."""
+    vision = dict(timm_model_name="vit_tiny_patch16_224", timm_pool="avg", timm_proj="none", image_size=16)
+    text = dict(pool_type="last", no_causal_mask=True, proj_bias=True)
+    cfg = dict(embed_dim=192, vision_cfg=vision, text_cfg={**TEXT, **text}, custom_text=True)
+    cfg["init_logit_bias"] = -10.0
+    model: Any = library.build_open_clip(cfg)
+    model.visual.trunk = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=4,
+        depth=2,
+        num_classes=0,
+        class_token=False,
+        global_pool="map",
+    )
+    library.say_made_from(model, cfg, Origin(), OpenClipTokenizer.of(cfg["text_cfg"]))
+    return model.eval()
+
+
+def test_a_siglips_attention_pool_is_inherited_or_refused_by_name() -> None:
+    model = siglip()
+    found = adapt_teacher(model)
+    inputs = inputs_of(found)
+    student = student_of(found, Clip(image=ImageTower(kind="vit")))
+    mine, theirs = student.run(inputs, {}), found(inputs)
+    for tower in ("image", "text"):
+        assert (mine.embeddings[tower] - theirs.embeddings[tower]).abs().max() < 1e-5
+    assert mine.scalars["bias"].item() == -10.0
+    with_pool = student_of(found, Clip(image=ImageTower(kind="ssd_vit")))
+    assert torch.equal(with_pool.visual.trunk.attn_pool.latent, model.visual.trunk.attn_pool.latent)
+    vim = Clip().build(StudentSpec(view=found.view, preprocessing=found.preprocessing))
+    report, _ = subclone(vim, found, UNIFORM)  # type: ignore[arg-type]
+    assert any("attention pool" in drop.why for drop in report.dropped)
+
+
+def test_a_folded_teachers_text_is_kept_too(teacher: Teacher) -> None:
+    folded, inputs = teacher.fold(), inputs_of(teacher)
+    student = student_of(folded, Clip(image=ImageTower(kind="vim")))
+    difference = student.run(inputs, {}).embeddings["text"] - teacher(inputs).embeddings["text"]
+    assert difference.abs().max() < 1e-5
+
+
+def test_a_narrower_tower_keeps_a_projection_to_the_same_embedding(teacher: Teacher) -> None:
+    student = student_of(teacher, Clip(image=ImageTower(kwargs={"embed_dim": 24, "depth": 3})))
+    proj, theirs = student.visual.head.proj.weight, teacher.view.heads["image"].projection.weight  # type: ignore[union-attr]
+    assert proj.shape == (8, 24)
+    # evenly spaced coordinates, larger by the root of what was left out (Samragh et al.)
+    kept = torch.arange(24) * 32 // 24
+    assert torch.allclose(proj, theirs[:, kept] * (32 / 24) ** 0.5, atol=1e-6)
+    assert student.run(inputs_of(teacher), {}).embeddings["image"].shape == (3, 8)
+
+
+def test_fresh_towers_take_nothing(teacher: Teacher) -> None:
+    spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing)
+    for config, begins in (
+        (Clip(image=ImageTower(fresh=True)), "visual."),
+        (Clip(text=TextTower(fresh=True)), "text."),
+    ):
+        student = config.build(spec)
+        before = {name: p.clone() for name, p in student.named_parameters()}
+        report, _ = subclone(student, teacher, UNIFORM)  # type: ignore[arg-type]
+        same = {name for name, p in student.named_parameters() if torch.equal(p, before[name])}
+        assert all(name in same for name in before if name.startswith(begins))
+        assert report.cloned and not any(name.startswith(begins) for name in report.cloned)
+
+
+def test_what_it_captures_is_its_towers(teacher: Teacher) -> None:
+    student, inputs = student_of(teacher, Clip()), inputs_of(teacher)
+    assert isinstance(student, Student) and set(student.towers) == {"image"}
+    every = frozenset(range(student.towers["image"].num_layers))
+    output = student.run(inputs, {"image": Capture(hidden=every, branches=every)})
+    alone = student.visual.trunk.run({"image": inputs["image"]}, {"image": Capture(hidden=every)})
+    for k in every:
+        assert torch.allclose(output.streams["image"].hidden[k], alone.streams["image"].hidden[k], atol=1e-5)
+    assert not student.run({"text": inputs["text"]}, {}).streams
+
+
+def test_groups_and_units_name_its_parameters(teacher: Teacher) -> None:
+    student = student_of(teacher, Clip())
+    names = {name for name, _ in student.named_parameters()}
+    groups = {key: {name for name in names if test(name)} for key, test in student.groups().items()}
+    assert groups["image"] | groups["text"] | groups["scale"] == names
+    assert groups["mixers"] < groups["image"] and groups["head"] and groups["scale"] == {"logit_scale"}
+    decayed = names - student.no_weight_decay()
+    assert not any(name.endswith(("A_log", "A_b_log", ".D", "pos_embed")) for name in decayed)
+
+
+def test_saved_it_is_an_open_clip_model_in_a_fresh_process(teacher: Teacher, tmp_path: Path) -> None:
+    """To the last bit, with the teacher's preprocessing and context, at another size too."""
+    inputs = inputs_of(teacher)
+    expected = {}
+    for kind in ("vim", "ssd_vit"):
+        student = student_of(teacher, Clip(image=ImageTower(kind=kind)))  # type: ignore[arg-type]
+        save_model(student, tmp_path / kind, teacher.preprocessing)
+        made = student.run(inputs, {}).embeddings
+        expected[kind] = {tower: embedding.detach() for tower, embedding in made.items()}
+    torch.save({"inputs": inputs, "expected": expected}, tmp_path / "case.pt")
+    code = f"""
+import torch, transmamba, open_clip
+case = torch.load({str(tmp_path / "case.pt")!r})
+for kind, wanted in case["expected"].items():
+    folder = f"local-dir:{tmp_path}/{{kind}}"
+    model, _, transform = open_clip.create_model_and_transforms(folder)
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(case["inputs"]["image"], normalize=True), wanted["image"])
+        assert torch.equal(model.encode_text(case["inputs"]["text"], normalize=True), wanted["text"])
+    tokens = open_clip.get_tokenizer(folder)({CAPTIONS!r})
+    assert torch.equal(tokens, case["inputs"]["text"])
+    assert transform.transforms[0].size == 16 and transform.transforms[-1].mean[0] == 0.48145466
+    larger, _, transform = open_clip.create_model_and_transforms(folder, force_image_size=32)
+    with torch.no_grad():
+        assert larger.eval().encode_image(torch.randn(2, 3, 32, 32)).shape == (2, 8)
+    assert transform.transforms[0].size == 32
+print("alike")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip().endswith("alike"), done.stderr[-2000:]
+    said = json.loads((tmp_path / "vim" / "open_clip_config.json").read_text())
+    assert said["model_cfg"]["vision_cfg"]["timm_model_name"].startswith("vim_shaped.")
+
+
+def test_without_us_it_is_loud(teacher: Teacher, tmp_path: Path) -> None:
+    save_model(student_of(teacher, Clip()), tmp_path / "s", teacher.preprocessing)
+    code = f"import open_clip; open_clip.create_model('local-dir:{tmp_path / 's'}')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode and "vim_shaped" in done.stderr
+
+
+def test_what_cannot_be_taken_is_refused_by_name(teacher: Teacher) -> None:
+    import harness
+
+    spec = StudentSpec(view=harness.tiny_teacher().view)
+    with pytest.raises(UserError, match="embeds images"):
+        Clip().build(spec)
+    with pytest.raises(UserError, match="takes its shape from a teacher"):
+        Clip().build(StudentSpec())
+    with pytest.raises(UserError, match="ssd_vit keeps the teacher's width"):
+        student_of(teacher, Clip(image=ImageTower(kind="ssd_vit", kwargs={"embed_dim": 24, "num_heads": 2})))
+    with pytest.raises(UserError, match="attention_layers are for an ssd_vit"):
+        ImageTower(attention_layers=(1,))
+
+
+def test_open_clip_models_are_students_as_they_are(teacher: Teacher) -> None:
+    """One that is trained from scratch, such as a teacher: what open_clip's own code gives, and its scale."""
+    cfg = dict(embed_dim=8, vision_cfg=IMAGE, text_cfg=TEXT)
+    config = configs.parse(STUDENTS["open_clip"], {"model_cfg": cfg}, "student")
+    model = config.build(StudentSpec())
+    assert config.preprocessing().text == OpenClipTokenizer(12)
+    from transmamba.core.tower import run_plain
+
+    inputs = inputs_of(teacher)
+    output = run_plain(model, inputs)
+    assert torch.equal(output.embeddings["image"], model.encode_image(inputs["image"], normalize=True))
+    assert output.scalars["scale"].item() == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+    assert run_plain(model, inputs).scalars["scale"].item() == pytest.approx(100.0)
+    for wrong in ({}, {"model": "ViT-B-32", "model_cfg": cfg}):
+        with pytest.raises(Exception, match="one of model and model_cfg"):
+            configs.parse(STUDENTS["open_clip"], wrong, "student")
+    broken = dict(cfg, vision_cfg={**IMAGE, "layres": 2})
+    with pytest.raises(UserError, match="layres"):
+        STUDENTS["open_clip"](model_cfg=broken).build(StudentSpec())

@@ -1,0 +1,119 @@
+"""Data sets of pictures with captions that make whole batches, for training and for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...core.batch import Batch
+from ...core.preprocessing import Preprocessing
+from ...core.text import Tokenizer
+from ..hashing import hash64
+from ..images.arrays import can_index, index_batch, move_batch
+from ..images.augment import Augment, Moves
+from ..images.batches import quick
+from ..images.pictures import PictureTransform
+from .source import PairSource
+
+Indices = npt.NDArray[np.int64]
+
+# Which hash of (seed, ..., epoch, index): augmentation and the order of an epoch use others.
+_CAPTION = 2
+
+
+class TrainPairs:
+    """Augmented batches of `source` by arrays of (epoch, position); a position counts in `indices`, (M,).
+
+    A picture comes once an epoch, with one of its captions, drawn from (seed, epoch, picture).
+
+    tokenizer: None where only pictures are read
+    """
+
+    def __init__(
+        self,
+        source: PairSource,
+        indices: Indices,
+        preprocessing: Preprocessing,
+        tokenizer: Tokenizer | None,
+        augment: Augment,
+        seed: int,
+    ) -> None:
+        self.source, self.indices = source, indices
+        self.preprocessing, self.tokenizer = preprocessing, tokenizer
+        self.augment, self.seed = augment, seed
+        array = source.array()
+        self.array = array if augment.only_moves and can_index(array, preprocessing) else None
+        self.transform = None if self.array is not None else PictureTransform(preprocessing, augment)
+
+    def quick(self, count: int) -> bool:
+        return quick(self.array, count)
+
+    def batch(self, pairs: Indices) -> Batch:
+        """The items `pairs`, (B, 2). Raises UserError when one does not decode."""
+        epoch, index = pairs[:, 0], self.indices[pairs[:, 1]]
+        moves = Moves.draw(self.augment, self.seed, epoch, index)
+        if self.array is not None:
+            images = move_batch(self.array, index, moves, self.preprocessing, self.augment)
+        else:
+            assert self.transform is not None
+            images = self.transform.batch((self.source.image(int(i)) for i in index), moves)
+        captions = None if self.tokenizer is None else self._captions(epoch, index)
+        return pair_batch(images, index, captions, index, self.tokenizer)
+
+    def _captions(self, epoch: Indices, index: Indices) -> list[str]:
+        drawn = hash64(self.seed, _CAPTION, epoch, index)
+        every = [self.source.captions(int(i)) for i in index]
+        return [captions[int(bits) % len(captions)] for captions, bits in zip(every, drawn, strict=True)]
+
+
+class EvalPairs:
+    """Batches of `source` by arrays of picture numbers, through the evaluation transform, with all captions
+    of each picture."""
+
+    def __init__(self, source: PairSource, preprocessing: Preprocessing, tokenizer: Tokenizer | None) -> None:
+        self.source, self.preprocessing, self.tokenizer = source, preprocessing, tokenizer
+        array = source.array()
+        self.array = array if can_index(array, preprocessing) else None
+        self.transform = preprocessing.eval_transform()
+
+    def quick(self, count: int) -> bool:
+        return quick(self.array, count)
+
+    def batch(self, index: Indices) -> Batch:
+        """Pictures `index`, (B,), perhaps none. Raises UserError when one does not decode."""
+        if self.array is not None:
+            images = index_batch(self.array, index, self.preprocessing)
+        elif len(index):
+            images = torch.stack([self.transform(self.source.image(int(i))) for i in index])
+        else:
+            images = torch.zeros(0, *self.preprocessing.input_size)
+        if self.tokenizer is None:
+            return pair_batch(images, index, None, index, None)
+        every = [self.source.captions(int(i)) for i in index]
+        of = np.repeat(index, [len(captions) for captions in every])
+        return pair_batch(
+            images, index, [text for captions in every for text in captions], of, self.tokenizer
+        )
+
+
+def pair_batch(
+    images: Tensor, index: Indices, captions: Sequence[str] | None, of: Indices, tokenizer: Tokenizer | None
+) -> Batch:
+    """Pictures (N, C, H, W) with the numbers (N,), captions (M,) with the number of each one's picture (M,),
+    which is the target `group`."""
+    inputs = {"image": images}
+    targets: dict[str, Tensor] = {}
+    counts = {"samples": len(index)}
+    if captions is not None:
+        assert tokenizer is not None, "captions are for a model that reads texts"
+        tokens = tokenizer(captions)
+        inputs["text"] = tokens.ids
+        if tokens.mask is not None:
+            inputs["text_mask"] = tokens.mask
+        targets["group"] = torch.from_numpy(np.asarray(of, dtype=np.int64))
+        counts["pairs"] = len(captions)
+    return Batch(inputs, targets, torch.from_numpy(np.asarray(index, dtype=np.int64)), counts)

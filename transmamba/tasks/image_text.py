@@ -1,0 +1,232 @@
+"""Pictures and captions: any pair reader, a model's own preprocessing and tokenizer, a resumable stream."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..config.load import Part
+from ..config.registry import PAIRS, TASKS
+from ..core.batch import Batch
+from ..core.preprocessing import Preprocessing
+from ..core.task import Evaluator, Metric, Pass, Steps
+from ..core.text import Tokenizer
+from ..data.hashing import permutation
+from ..data.images.augment import Augment
+from ..data.images.decoding import in_threads, refusal
+from ..data.pairs.batches import EvalPairs, TrainPairs
+from ..data.pairs.source import PairSource
+from ..data.stream import StepSampler, in_order, load
+from ..data.subset import check_fraction, hold_out, stratified_fraction
+from ..errors import UserError
+from ..views.heads import Embedder
+
+Indices = npt.NDArray[np.int64]
+
+logger = logging.getLogger("transmamba.data")
+
+# captions that are looked at to say how many are cut
+_LOOKED_AT = 1000
+
+
+@TASKS.register("image_text")
+@dataclass(frozen=True, kw_only=True)
+class ImageTextConfig:
+    """Pictures of `data`, each with its captions, or with none.
+
+    data:          a pair reader
+    captions:      whether training reads them; without, a tower learns from pictures alone
+    fraction:      share of the training pictures that is used
+    fraction_seed: which pictures that share takes; with one seed, a smaller share lies within a larger one
+    validation:    share of the training pictures held out as evaluation split `validation`, instead of `test`
+    final_split:   what results.json is measured on, once: by default the split that training is watched on
+    split_seed:    which pictures the validation split takes
+    augment:       random changes to training pictures
+    """
+
+    data: Annotated[Any, Part(PAIRS)]
+    captions: bool = True
+    fraction: float = 1.0
+    fraction_seed: int = 0
+    validation: float = 0.0
+    final_split: Literal["validation", "test"] | None = None
+    split_seed: int = 0
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        check_fraction(self.fraction)
+        if not 0.0 <= self.validation < 1.0:
+            raise UserError(f"validation {self.validation}: a share from 0 (none) to below 1, such as 0.1")
+        if self.final_split == "validation" and not self.validation:
+            raise UserError("final_split is 'validation', but validation is 0; hold out a share, such as 0.1")
+
+    def build(self, preprocessing: Preprocessing) -> ImageText:
+        """Reads the data. Raises UserError as the reader does, and for a model that reads no texts where
+        captions are wanted."""
+        return ImageText(self, preprocessing)
+
+
+class ImageText:
+    """The data of one run, as one model sees it. A `core.task.Task`.
+
+    preprocessing: the model's
+    watched:       'validation' if a share of the training data is held out, 'test' otherwise
+    final:         the split that the finished model is measured on
+    train_indices: (num_train,) int64, the pictures trained on, by number in the training source
+    """
+
+    num_classes = None
+
+    def __init__(self, config: ImageTextConfig, preprocessing: Preprocessing) -> None:
+        self.config, self.preprocessing = config, preprocessing
+        self.watched = "validation" if config.validation else "test"
+        self.final = config.final_split or self.watched
+        self._train: PairSource = config.data.build("train")
+        self._test: PairSource | None = None
+        self.train_indices, self._held_out = self._choose()
+        self.num_train = len(self.train_indices)
+        if "test" in (self.watched, self.final):
+            self._source("test")  # so that a missing test split is known before training, not after
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        from ..evaluation.retrieval import RetrievalEvaluator
+
+        return RetrievalEvaluator.METRICS
+
+    def check(self, model: Any, who: str) -> None:
+        """Raises UserError for a teacher that embeds no pictures, or no texts where captions are read."""
+        view = getattr(model, "view", None)
+        if view is not None:
+            towers = {name for name, head in view.heads.items() if isinstance(head, Embedder)}
+            towers |= set(view.opaque)
+            for tower in ("image", "text"):
+                if tower not in towers:
+                    raise UserError(
+                        f"{who} embeds no {tower}; the task image_text compares pictures with texts: choose "
+                        "a CLIP or a SigLIP"
+                    )
+        self._tokenizer()
+
+    def indices(self, split: str) -> Indices:
+        """Numbers of the pictures of 'train' (those trained on), 'validation' or 'test' in their source."""
+        if split == "train":
+            return self.train_indices
+        if split == "validation":
+            if not self.config.validation:
+                raise UserError(
+                    "no validation split: write test, or set task.validation to the share to hold out, "
+                    "such as 0.1"
+                )
+            return self._held_out
+        return np.arange(len(self._source(split)), dtype=np.int64)
+
+    def train_batches(self, steps: Steps) -> Iterator[Batch]:
+        """A rank's micro-batches, from step `start_step` on."""
+        tokenizer = self._tokenizer() if self.config.captions else None
+        pairs = TrainPairs(
+            self._source("train"),
+            self.train_indices,
+            self.preprocessing,
+            tokenizer,
+            self.config.augment,
+            steps.seed,
+        )
+        sampler = StepSampler(num_items=self.num_train, steps=steps)
+        return load(pairs, sampler, steps.micro_batch, workers=steps.workers, pin_memory=steps.pin_memory)
+
+    def eval_batches(self, split: str, passing: Pass) -> Iterator[Batch]:
+        """Pictures `indices(split)[rank::world]` in order, each once, with all their captions."""
+        parts = in_order(self.indices(split), passing.batch_size, passing.rank, passing.world)
+        pairs = EvalPairs(self._source(split), self.preprocessing, self._tokenizer())
+        return load(pairs, parts, passing.batch_size, workers=passing.workers)
+
+    def calibration(self, samples: int, batch_size: int) -> Iterator[Batch]:
+        """A fixed random choice of training pictures (all if there are fewer), as evaluation sees them,
+        without their captions."""
+        chosen = self.train_indices[permutation(self.num_train, self.config.split_seed)[:samples]]
+        pairs = EvalPairs(self._source("train"), self.preprocessing, None)
+        return load(pairs, in_order(chosen, batch_size), batch_size)
+
+    def change(self, batch: Batch, seed: int) -> Batch:
+        return batch
+
+    def evaluators(self, split: str) -> tuple[Evaluator, ...]:
+        from ..evaluation.retrieval import RetrievalEvaluator
+
+        self.indices(split)  # refuses a split that there is not
+        source = self._source(split)
+        return (
+            RetrievalEvaluator(
+                split,
+                partial(self.eval_batches, split),
+                source.captions,
+                partial(self.images, split=split),
+            ),
+        )
+
+    def images(self, indices: Indices, split: str = "test") -> npt.NDArray[np.uint8]:
+        """Pictures to look at, (N, H, W, 3): resized and cropped as for evaluation, not normalised."""
+        source, geometry = self._source(split), self.preprocessing.geometry()
+        if not len(indices):
+            return np.zeros((0, *self.preprocessing.input_size[1:], 3), dtype=np.uint8)
+        return np.stack([np.array(geometry(source.image(int(i))).convert("RGB")) for i in indices])
+
+    def look_through(self) -> Iterator[str]:
+        """Decodes every picture of the evaluation splits, where they lie in files; a line for each that does
+        not decode. Says how many captions are longer than the model reads."""
+        self._say_truncated()
+        for split in dict.fromkeys((self.watched, self.final)):
+            source = self._source(split)
+            if source.array() is not None or getattr(source, "drawn", False):
+                continue
+            check = partial(refusal, load=source.image)
+            refused = in_threads(self.indices(split), check, f"checking {split} pictures")
+            yield from (reason for reason in refused if reason)
+
+    def _say_truncated(self) -> None:
+        """A line where captions are cut, so that nobody finds out from the results."""
+        some = self.train_indices[permutation(self.num_train, self.config.split_seed)[:_LOOKED_AT]]
+        captions = [text for i in some for text in self._source("train").captions(int(i))]
+        tokenizer = self._tokenizer()
+        cut = tokenizer(captions).truncated if captions else 0
+        if cut:
+            logger.warning(
+                "%d of %d training captions that were looked at are longer than the model's %d tokens: they "
+                "are cut there",
+                cut,
+                len(captions),
+                tokenizer.context,
+            )
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.preprocessing.text is None:
+            raise UserError(
+                "this model does not say how its texts are read; the task image_text needs one "
+                "that does, such as a model of open_clip or a Hugging Face CLIP"
+            )
+        return self.preprocessing.text
+
+    def _choose(self) -> tuple[Indices, Indices]:
+        """(trained on, held out): validation first, so that fractions are measured alike."""
+        config, one = self.config, np.zeros(len(self._train), dtype=np.int64)
+        chosen, held_out = np.arange(len(one), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        if config.validation:
+            chosen, held_out = hold_out(one, config.validation, config.split_seed)
+        chosen = chosen[stratified_fraction(one[chosen], config.fraction, config.fraction_seed)]
+        return chosen, held_out
+
+    def _source(self, split: str) -> PairSource:
+        if split not in ("train", "validation", "test"):
+            raise UserError(f"split {split!r}: write train, validation or test")
+        if split != "test":
+            return self._train
+        if self._test is None:
+            self._test = self.config.data.build("test")
+        return self._test
