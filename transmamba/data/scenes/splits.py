@@ -142,8 +142,21 @@ class Scenes(_Numbered):
 
     def caption(self, index: int, variant: int = 0) -> str:
         """One caption; variants 0 to 11 differ in their template (0 to 3 in unseen_templates)."""
-        template = self._template(index, variant, captions.TEMPLATES, captions.HELD_TEMPLATES)
-        return captions.caption(self.program(index), template)
+        return captions.caption(self.program(index), self._wording(index, variant))
+
+    def captions(self, index: int, count: int) -> tuple[str, ...]:
+        """Its variants 0 to count - 1; what is in the picture is drawn once for all of them."""
+        scene = self.program(index)
+        return tuple(captions.caption(scene, self._wording(index, variant)) for variant in range(count))
+
+    @property
+    def variants(self) -> int:
+        """How many captions of a picture differ."""
+        held = self.split == "unseen_templates"
+        return len(captions.HELD_TEMPLATES if held else captions.TEMPLATES)
+
+    def _wording(self, index: int, variant: int) -> str:
+        return self._template(index, variant, captions.TEMPLATES, captions.HELD_TEMPLATES)
 
 
 @dataclass(frozen=True, kw_only=True)
