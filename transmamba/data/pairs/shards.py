@@ -187,9 +187,9 @@ def _members(shard: str) -> dict[str, dict[str, _File]]:
                 content = tar.extractfile(member) if kind in CAPTIONS else None
                 sample[kind] = _File((member.offset_data, member.size), content.read() if content else b"")
             _check_end(file, tar.offset, shard)
-    except UserError:
+    except (UserError, MemoryError):
         raise
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # tarfile's, the system's, or what the client of a store raises
         raise UserError(
             f"{shard} cannot be read as a .tar ({error}); is it whole, and not compressed?"
         ) from None

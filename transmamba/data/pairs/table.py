@@ -48,7 +48,7 @@ class Table:
     and logged: rows without a caption, and those whose picture is not there.
 
     train, test: the files; one may be left out
-    image:       the column with the picture's path, from `root`
+    image:       the column with the picture's path from `root`, or with a list of several pictures' paths
     caption:     the column with the caption, or with a list of them; or several such columns
     root:        the folder of the pictures; where the file lies, if left out
     """
@@ -74,9 +74,10 @@ class Table:
         gathered = Gathered(where)
         with found.open() as file:
             for line, row in rows(file, suffix, (self.image, *spoken), where):
-                picture = _name(row.get(self.image), f"{where}: {line}: {self.image}")
-                captions = [text for key in spoken for text in texts(row.get(key), f"{where}: {line}: {key}")]
-                gathered.add(picture, tuple(captions), line)
+                cells = [(row.get(key), f"{where}: {line}: {key}") for key in (self.image, *spoken)]
+                captions = tuple(text for cell in cells[1:] for text in texts(*cell))
+                for picture in _names(*cells[0]):
+                    gathered.add(picture, captions, line)
         return gathered.build(found.pictures)
 
     def _find(self, path: Path) -> _Found:
@@ -97,10 +98,12 @@ def _is_table(name: str) -> bool:
     return path.suffix.lower() in KINDS and "__MACOSX" not in path.parts and not path.name.startswith(".")
 
 
-def _name(value: Any, where: str) -> str:
-    """The path in a cell; empty where there is none."""
+def _names(value: Any, where: str) -> list[str]:
+    """The paths in a cell; an empty one where there is none."""
     if value is None or isinstance(value, str):
-        return (value or "").strip()
+        return [(value or "").strip()]
+    if isinstance(value, list):
+        return [name for item in value for name in _names(item, where)] or [""]
     if isinstance(value, dict | bytes):
         raise UserError(f"{where} holds pictures, not their paths; such files are read by {{name: datasets}}")
     raise UserError(f"{where}: {value!r:.60} is no path; write text")
