@@ -108,7 +108,7 @@ class ModelRunner:
             module.training = training
 
     def _begin(self, batch: Batch) -> Timed:
-        self._count += 1
+        self._count += len(batch) > 0
         return self.clock.batch(len(batch))
 
     def _work(self, timed: Timed, work: Callable[[], T]) -> T:
@@ -139,8 +139,10 @@ class ModelRunner:
     def _checked(self, batch: Batch, what: str, made: Tensor) -> Tensor:
         """The same; the first batch in which something is not finite is remembered."""
         if self.trouble is None and not torch.isfinite(made).all():
-            low, high = int(batch.index.min()), int(batch.index.max())
-            self.trouble = f"{what} are not finite in batch {self._count} (items {low} to {high})"
+            items = "texts that belong to no item"  # such as descriptions of classes
+            if len(batch):
+                items = f"items {int(batch.index.min())} to {int(batch.index.max())}"
+            self.trouble = f"{what} are not finite in batch {self._count} ({items})"
         return made
 
 

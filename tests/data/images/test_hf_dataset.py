@@ -161,7 +161,7 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "dataset_dict.json").write_text(json.dumps({"splits": ["train"]}))
     for name in ("empty", "broken"):
-        with pytest.raises(UserError, match=f"hf_dataset {tmp_path / name}: cannot be loaded") as caught:
+        with pytest.raises(UserError, match=f"^{tmp_path / name}: cannot be loaded") as caught:
             HfDataset(path=str(tmp_path / name)).build("train")
         assert "\n" not in str(caught.value)
 
@@ -170,7 +170,7 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
     with pytest.raises(
-        UserError, match=r"hf_dataset some/name: cannot be loaded \(Couldn't reach the Hub at all\)"
+        UserError, match=r"^some/name: cannot be loaded \(Couldn't reach the Hub at all\)"
     ):
         HfDataset(path="some/name").build("train")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
 import os
-import tempfile
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ...core.preprocessing import ToChannels
 from ...errors import UserError
+from ..cache import cache_folder, write_whole
 
 OnError = Literal["refuse", "skip"]
 T = TypeVar("T")
@@ -34,10 +36,23 @@ _ADVICE = "; remove it or set on_error: skip"
 
 
 def decode(picture: Path | bytes, name: str) -> Image.Image:
-    """The decoded picture, from a file or from its bytes. Raises UserError with `name` when that fails."""
+    """The decoded picture, from a file or from its bytes; of an animated one the first frame, and one that
+    EXIF says is turned as it is stored, which is how timm and torchvision read classified images. Raises
+    UserError with `name` when that fails."""
+    return _load(picture, name, upright=False, advice=_ADVICE)
+
+
+def decode_upright(picture: Path | bytes, name: str) -> Image.Image:
+    """The same, turned upright as its EXIF orientation says: a caption may tell left from right."""
+    return _load(picture, name, upright=True, advice="")
+
+
+def _load(picture: Path | bytes, name: str, *, upright: bool, advice: str) -> Image.Image:
     try:
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
             image.load()
+            if upright:
+                _turn(image)
             return image
     except MemoryError:
         raise
@@ -45,7 +60,13 @@ def decode(picture: Path | bytes, name: str) -> Image.Image:
         Exception
     ) as error:  # Pillow's plugins raise whatever they meet: OSError, SyntaxError, struct.error ...
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name}: does not decode as an image ({reason}){_ADVICE}") from error
+        raise UserError(f"{name}: does not decode as an image ({reason}){advice}") from error
+
+
+def _turn(image: Image.Image) -> None:
+    """Upright, in place. EXIF that cannot be read says nothing of how the picture lies."""
+    with contextlib.suppress(OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def pixels(image: Image.Image) -> npt.NDArray[np.uint8]:
@@ -76,17 +97,19 @@ def undecodable(count: int, load: Callable[[int], object], identity: str) -> npt
 
 
 def in_threads(
-    items: Sequence[int] | npt.NDArray[np.int64], work: Callable[[int], T], what: str
+    items: Sequence[int] | npt.NDArray[np.int64], work: Callable[[int], T], what: str, *, heavy: bool = False
 ) -> Iterator[T]:
-    """`work` of every item, in order, with a progress bar if they are many.
+    """`work` of every item, in order, with a progress bar if they are many, or `heavy`.
 
     Threads are enough: Pillow decodes and the system looks up files outside the interpreter lock.
     """
-    chunks = [items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK)]
+    size = 1 if heavy else _CHUNK
+    chunks = [items[start : start + size] for start in range(0, len(items), size)]
     pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
     try:
         results = pool.map(lambda chunk: [work(int(item)) for item in chunk], chunks)
-        yield from _with_progress((result for part in results for result in part), len(items), what)
+        done = (result for part in results for result in part)
+        yield from _with_progress(done, len(items), what) if heavy or len(items) >= _LONG else done
     finally:  # one that is refused must not wait for all the others
         pool.shutdown(cancel_futures=True)
 
@@ -101,24 +124,19 @@ def refusal(number: int, load: Callable[[int], object]) -> str | None:
 
 
 def _record(identity: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return Path(base).expanduser() / "transmamba" / "undecodable" / f"{digest}.json"
+    return cache_folder("undecodable") / f"{digest}.json"
 
 
 def _remember(record: Path, broken: list[int]) -> None:
-    # Renamed into place, since the other ranks of this machine may be writing the same record.
     try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=record.parent, delete=False) as partial:
-            json.dump(broken, partial)
-        Path(partial.name).replace(record)
+        write_whole(record, json.dumps(broken).encode())
     except OSError as error:
         logger.info("the list of undecodable images is not kept: %s", error)
 
 
 def _with_progress(results: Iterator[T], total: int, what: str) -> Iterator[T]:
-    if total < _LONG or os.environ.get("RANK", "0") != "0":
+    if os.environ.get("RANK", "0") != "0":
         return results
     from rich.console import Console
     from rich.progress import track

@@ -166,21 +166,37 @@ def _list_files(folder: Path, classes: tuple[str, ...]) -> FileSource:
     above = (*folder.absolute().parents, *folder.resolve().parents)
     known = {_real(entry) for entry in (*above, folder, *(folder / name for name in classes))}
     for number, name in enumerate(classes):
-        found = []
-        for path in _files_below(folder / name, known):
-            suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
-            if suffix in suffixes():
-                found.append(os.fsencode(path))
-            else:
-                left_out[suffix or "without a suffix"] += 1
-        if not found:
-            raise UserError(f"{folder / name}: no images; expected .png, .jpg, .tif ... files")
-        paths += sorted(found)
+        found = pictures_below(folder / name, known, left_out)
+        paths += found
         labels += [number] * len(found)
+    log_left_out(folder, left_out)
+    return FileSource(folder, np.array(paths, dtype=np.bytes_), np.array(labels, dtype=np.int64), classes)
+
+
+def pictures_below(folder: Path, known: set[tuple[int, int]], left_out: Counter[str]) -> list[bytes]:
+    """The pictures in `folder` and below, sorted, by their paths from its parent.
+
+    known:    real folders, as (device, inode), that are not entered
+    left_out: counts the suffixes of other files
+    Raises UserError when there is none.
+    """
+    found = []
+    for path in _files_below(folder, known):
+        suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+        if suffix in suffixes():
+            found.append(os.fsencode(path))
+        else:
+            left_out[suffix or "without a suffix"] += 1
+    if not found:
+        raise UserError(f"{folder}: no images; expected .png, .jpg, .tif ... files")
+    return sorted(found)
+
+
+def log_left_out(folder: Path, left_out: Counter[str]) -> None:
+    """One line of how many files are no pictures, if there are any."""
     if left_out:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())
         logger.warning("%s: left out %d files that are no images: %s", folder, left_out.total(), kinds)
-    return FileSource(folder, np.array(paths, dtype=np.bytes_), np.array(labels, dtype=np.int64), classes)
 
 
 @functools.cache

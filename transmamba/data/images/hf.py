@@ -48,15 +48,13 @@ class HfDataset:
     def build(self, split: str) -> ImageSource:
         """Raises UserError: `datasets` not installed, nothing found, no such split or column, no labels."""
         check_split(split)
-        splits = self._load()
-        image_column = self.image_column or _image_column(splits[next(iter(splits))], self.path)
+        splits = load_splits(self.path, self.config, self.revision)
+        image_column = self.image_column or find_image_column(splits[next(iter(splits))], self.path)
         label_column = self.label_column or _label_column(splits[next(iter(splits))], self.path)
         for column in (image_column, label_column):
-            names = splits[next(iter(splits))].column_names
-            if column not in names:
-                raise UserError(f"{self.path}: no column {column!r}{suggest(column, names)}")
+            check_column(splits[next(iter(splits))], column, self.path)
         values = {name: _column(table, label_column) for name, table in splits.items()}
-        train = self._named(splits, "train_split", self.train_split)
+        train = named_split(self.path, splits, "train_split", self.train_split)
         test = self._test_split(splits, values)
         name = train if split == "train" else test
         if name is None:
@@ -78,42 +76,9 @@ class HfDataset:
         parquet = any(any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
         return HfDataset(path=str(path)) if saved or parquet else None
 
-    def _load(self) -> dict[str, Any]:
-        """The splits by name."""
-        try:
-            import datasets
-        except ImportError:
-            raise UserError("data reader hf_dataset needs datasets: pip install 'transmamba[data]'") from None
-        folder = self._folder()
-        saved = folder is not None and any(
-            (folder / n).is_file() for n in ("dataset_dict.json", "state.json")
-        )
-        try:
-            if saved:
-                loaded = datasets.load_from_disk(str(folder))
-            else:
-                loaded = datasets.load_dataset(str(folder or self.path), self.config, revision=self.revision)
-        except Exception as error:  # whatever the hub, the network and the file formats raise
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(f"hf_dataset {self.path}: cannot be loaded ({reason})") from error
-        if not isinstance(loaded, dict):
-            raise UserError(f"{self.path}: one split without a name; save a DatasetDict with train and test")
-        return dict(loaded)
-
-    def _folder(self) -> Path | None:
-        looks_local = self.path.startswith(("/", "~", ".", "$"))
-        if looks_local or Path(self.path).is_dir():
-            return existing(self.path, "a folder saved by save_to_disk, of parquet files or of class folders")
-        return None
-
-    def _named(self, splits: dict[str, Any], option: str, name: str) -> str:
-        if name not in splits:
-            raise UserError(f"{self.path}: {option} {name!r} is no split{suggest(name, splits)}")
-        return name
-
     def _test_split(self, splits: dict[str, Any], values: dict[str, npt.NDArray[Any]]) -> str | None:
         if self.test_split is not None:
-            return self._named(splits, "test_split", self.test_split)
+            return named_split(self.path, splits, "test_split", self.test_split)
         # Competition data sets publish their test split with -1 for every label.
         labelled = (name for name in TEST_SPLITS if name in splits and not _unlabelled(values[name]))
         return next(labelled, None)
@@ -138,12 +103,7 @@ class EncodedSource:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        row = int(self.rows[index])
-        stored = self.table[row][self.column]
-        name = f"{self.where}: row {row}" + (f" ({stored['path']})" if stored["path"] else "")
-        if stored["bytes"] is not None:
-            return decode(stored["bytes"], name)
-        return decode(Path(stored["path"]), name)
+        return decode(*stored(self.table, self.column, int(self.rows[index]), self.where))
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         return None
@@ -163,16 +123,72 @@ class EncodedSource:
 def _encoded(
     table: Any, column: str, labels: npt.NDArray[np.int64], classes: tuple[str, ...], where: str
 ) -> EncodedSource:
+    raw = undecoded(table, column, where)
+    return EncodedSource(raw, column, np.arange(len(table), dtype=np.int64), labels, classes, where)
+
+
+def load_splits(path: str, config: str | None, revision: str | None) -> dict[str, Any]:
+    """The splits by name of a data set on the hub or in a folder. Raises UserError: `datasets` not installed,
+    nothing there, a split without a name."""
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"reading {path} needs datasets: pip install 'transmamba[data]'") from None
+    folder = _folder(path)
+    saved = folder is not None and any((folder / n).is_file() for n in ("dataset_dict.json", "state.json"))
+    try:
+        if saved:
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(str(folder or path), config, revision=revision)
+    except Exception as error:  # whatever the hub, the network and the file formats raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{path}: cannot be loaded ({reason})") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: one split without a name; save a DatasetDict with train and test")
+    return dict(loaded)
+
+
+def _folder(path: str) -> Path | None:
+    looks_local = path.startswith(("/", "~", ".", "$"))
+    if looks_local or Path(path).is_dir():
+        return existing(path, "a folder saved by save_to_disk, of parquet files or of class folders")
+    return None
+
+
+def named_split(path: str, splits: dict[str, Any], option: str, name: str) -> str:
+    """`name`, which `option` asks for. Raises UserError when there is no such split."""
+    if name not in splits:
+        raise UserError(f"{path}: {option} {name!r} is no split{suggest(name, splits)}")
+    return name
+
+
+def check_column(table: Any, column: str, path: str) -> None:
+    """Raises UserError, naming those there are, when `table` has no such column."""
+    if column not in table.column_names:
+        raise UserError(f"{path}: no column {column!r}{suggest(column, table.column_names)}")
+
+
+def undecoded(table: Any, column: str, where: str) -> Any:
+    """The images of `table` alone, as they are stored. Raises UserError when the column holds no images."""
     import datasets
 
     if not isinstance(table.features[column], datasets.Image):
         raise UserError(f"{where}: column {column!r} holds {table.features[column]}, not images")
     # Undecoded, so that a broken picture is refused in our words, with its row.
-    raw = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    return EncodedSource(raw, column, np.arange(len(table), dtype=np.int64), labels, classes, where)
+    return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
 
 
-def _image_column(table: Any, path: str) -> str:
+def stored(table: Any, column: str, row: int, where: str) -> tuple[Path | bytes, str]:
+    """An encoded image of what `undecoded` gave, and its name."""
+    found = table[row][column] or {"bytes": None, "path": None}
+    name = f"{where}: row {row}" + (f" ({found['path']})" if found["path"] else "")
+    if found["bytes"] is None and not found["path"]:
+        raise UserError(f"{name}: holds no image")
+    return (found["bytes"] if found["bytes"] is not None else Path(found["path"])), name
+
+
+def find_image_column(table: Any, path: str) -> str:
     import datasets
 
     found = [name for name, kind in table.features.items() if isinstance(kind, datasets.Image)]

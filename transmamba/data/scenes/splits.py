@@ -111,11 +111,10 @@ class _Numbered:
     def _is_twin(self, index: int) -> bool:
         return self.split == "swapped_relations" and index % 2 == 1
 
-    def _template(self, index: int, variant: int, train: tuple[str, ...], held: tuple[str, ...]) -> str:
-        """The templates of an item in its own order, round and round; twins have the same."""
+    def _templates(self, index: int, train: tuple[str, ...], held: tuple[str, ...]) -> list[str]:
+        """The templates of an item in its own order; twins have the same."""
         templates = held if self.split == "unseen_templates" else train
-        order = permutation(len(templates), self._draws(_TEMPLATES, index).bits())
-        return templates[order[variant % len(templates)]]
+        return [templates[n] for n in permutation(len(templates), self._draws(_TEMPLATES, index).bits())]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +141,21 @@ class Scenes(_Numbered):
 
     def caption(self, index: int, variant: int = 0) -> str:
         """One caption; variants 0 to 11 differ in their template (0 to 3 in unseen_templates)."""
-        template = self._template(index, variant, captions.TEMPLATES, captions.HELD_TEMPLATES)
-        return captions.caption(self.program(index), template)
+        return captions.caption(self.program(index), self._wordings(index)[variant % self.variants])
+
+    def captions(self, index: int, count: int) -> tuple[str, ...]:
+        """Its variants 0 to count - 1, each once."""
+        scene = self.program(index)
+        return tuple(captions.caption(scene, template) for template in self._wordings(index)[:count])
+
+    @property
+    def variants(self) -> int:
+        """How many captions of a picture differ."""
+        held = self.split == "unseen_templates"
+        return len(captions.HELD_TEMPLATES if held else captions.TEMPLATES)
+
+    def _wordings(self, index: int) -> list[str]:
+        return self._templates(index, captions.TEMPLATES, captions.HELD_TEMPLATES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,5 +185,5 @@ class Clips(_Numbered):
 
     def caption(self, index: int, variant: int = 0) -> str:
         """One caption; variants 0 to 9 differ in their template (0 and 1 in unseen_templates)."""
-        template = self._template(index, variant, clips.TEMPLATES, clips.HELD_TEMPLATES)
-        return clips.caption(self.program(index), template)
+        templates = self._templates(index, clips.TEMPLATES, clips.HELD_TEMPLATES)
+        return clips.caption(self.program(index), templates[variant % len(templates)])

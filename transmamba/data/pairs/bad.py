@@ -1,0 +1,130 @@
+"""Pictures that do not decode: another takes their place, they are counted, and only so many are borne."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...errors import UserError
+from ..hashing import hash64
+from ..images.decoding import refusal
+from .source import PairSource
+
+logger = logging.getLogger("transmamba.data")
+
+Limit = float | int
+
+_UNKNOWN, _GOOD, _BAD = range(3)
+_STREAM = 0xBAD  # sets these hashes apart from others of an index
+_SHOWN = 3
+
+
+def check_limit(limit: Limit) -> None:
+    """Raises UserError unless it is a whole number from 0 or a share from 0.0 to below 1.0."""
+    if limit < 0 or (isinstance(limit, float) and not limit < 1.0):
+        raise UserError(f"limit of bad pictures {limit}: write a share below 1.0, or a whole number from 0")
+
+
+@dataclass(frozen=True)
+class Forgiving:
+    """A source whose pictures that do not decode are each replaced by another, with that one's captions. A
+    `PairSource`.
+
+    Which one takes the place of number i follows from i and the files alone: the first that decodes from a
+    position on that a hash of i gives. So a run that is resumed sees what it would have seen.
+
+    limit: how many distinct pictures of the data set may be bad: a share of all (float), or a number (int).
+           Within it none stops a run; beyond it, the picture that is one too many raises UserError, which
+           lists the first few
+    state: (N,) uint8, what is known of each picture; in shared memory, so that forked and spawned workers of
+           one data loader count together, and their parent sees the count. Each rank counts for itself
+    """
+
+    source: PairSource
+    limit: Limit
+    state: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_limit(self.limit)
+        object.__setattr__(self, "state", torch.zeros(len(self.source), dtype=torch.uint8).share_memory_())
+
+    @property
+    def skipped(self) -> int:
+        return self.source.skipped
+
+    @property
+    def bad(self) -> int:
+        """How many pictures were found so far that do not decode."""
+        return int((self.state == _BAD).sum())
+
+    @property
+    def allowed(self) -> int:
+        """How many may be found; never all of them."""
+        # the nudge undoes rounding, as in 100 * 0.29 = 28.999...
+        asked = int(self.limit * len(self) + 1e-9) if isinstance(self.limit, float) else self.limit
+        return min(asked, len(self) - 1)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def number(self, index: int) -> int:
+        """The number in `source` of the picture that stands at `index`: itself, or what replaces it."""
+        return self._found(index)[0]
+
+    def image(self, index: int) -> Image.Image:
+        """Raises UserError when more than `limit` pictures do not decode."""
+        number, image = self._found(index)
+        return self.source.image(number) if image is None else image
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Those of the picture that `image` gives, which is decoded here unless it was before."""
+        return self.source.captions(self.number(index))
+
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        return self.source.array()
+
+    def _found(self, index: int) -> tuple[int, Image.Image | None]:
+        """What stands at `index`, and its picture if it was decoded to know that."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        number, start = index, int(hash64(_STREAM, index)[0] % len(self))
+        for step in range(len(self) + 1):
+            if self.state[number] == _GOOD:
+                return number, None
+            if self.state[number] == _UNKNOWN:
+                image = self._decoded(number)
+                if image is not None:
+                    return number, image
+            number = (start + step) % len(self)
+        raise AssertionError("allowed is below the number of pictures")
+
+    def _decoded(self, number: int) -> Image.Image | None:
+        """The picture, if it decodes; otherwise it is counted."""
+        try:
+            image = self.source.image(number)
+        except UserError as error:
+            self.state[number] = _BAD
+            self._count(str(error))
+            return None
+        self.state[number] = _GOOD
+        return image
+
+    def _count(self, reason: str) -> None:
+        count = self.bad
+        if count > self.allowed:
+            raise UserError(
+                f"{self._listed()}: more than the limit {self.limit} allows; mend or remove them, or raise it"
+            )
+        if count <= _SHOWN:
+            logger.warning("another picture takes the place of one that is bad: %s", reason)
+
+    def _listed(self) -> str:
+        first = torch.nonzero(self.state == _BAD).flatten()[:_SHOWN].tolist()
+        reasons = "; ".join(filter(None, (refusal(number, self.source.image) for number in first)))
+        return f"{self.bad} of {len(self)} pictures do not decode ({reasons})"

@@ -1,0 +1,87 @@
+"""Drawn scenes with captions, made when asked for: pairs without a download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ...config.registry import PAIRS
+from ...errors import UserError
+from ..images.source import check_split
+from ..scenes import Scenes
+from .source import PairSource
+
+
+@PAIRS.register("scenes")
+@dataclass(frozen=True, kw_only=True)
+class DrawnScenes:
+    """Scenes of coloured shapes, each a function of (seed, split, number), with captions in several wordings.
+
+    side:                         pixels a side
+    count_train, count_test:      pictures of the splits
+    split_train, split_test:      which of the scenes' own splits: train, val, test, or what training never
+        sees: unseen_pairs, unseen_objects, unseen_style, unseen_templates, swapped_relations
+    captions_train, captions_test: captions a picture, each in another wording; there are 12, in
+        unseen_templates 4
+    seed:                         of the drawing
+    """
+
+    side: int = 64
+    count_train: int = 100_000
+    count_test: int = 2_000
+    split_train: str = "train"
+    split_test: str = "test"
+    captions_train: int = 12
+    captions_test: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split_train == self.split_test:
+            raise UserError(
+                f"split_train and split_test are both {self.split_train!r}, so that the test pictures would "
+                "be seen in training; write another"
+            )
+        for split in ("train", "test"):
+            known = self._scenes(split).variants
+            if not 1 <= (asked := getattr(self, f"captions_{split}")) <= known:
+                raise UserError(f"captions_{split} {asked}: write a number from 1 to {known}")
+
+    def build(self, split: str) -> PairSource:
+        """Raises UserError for a side that cannot be drawn."""
+        check_split(split)
+        scenes = self._scenes(split)
+        scenes.picture(0)
+        return ScenePairs(scenes, self.captions_train if split == "train" else self.captions_test)
+
+    def _scenes(self, split: str) -> Scenes:
+        own, count = (
+            (self.split_train, self.count_train) if split == "train" else (self.split_test, self.count_test)
+        )
+        return Scenes(split=own, count=count, side=self.side, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class ScenePairs:
+    """Scenes, drawn when asked for. A `PairSource`.
+
+    wordings: captions a picture
+    """
+
+    scenes: Scenes
+    wordings: int
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self.scenes.picture(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.scenes.captions(index, self.wordings)
+
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        return None

@@ -1,0 +1,103 @@
+"""Where queries find their own items in a gallery: exact ranks, with ties, without the whole matrix of
+similarities in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+TOP = 10
+# cosines are told apart to 6e-8, float32's step below 1: what differs by the order of adding alone is equal
+_STEPS = 2.0**24
+# similarities at a time: memory (some 8 arrays of 8 bytes each), not the result
+_BLOCK = 2**22
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Of (Q,) queries, each of which looks for the first of its own items in a gallery of G.
+
+    above: how many items of others are more alike than the most alike of its own
+    tied:  how many items of others are as alike as that one
+    own:   how many of its own are, that one included
+    top:   (Q, min(10, G)) the most alike items, by their place in the gallery; of equals the first
+
+    `tied` items come in an order that means nothing, so that `expected` and `found` are expectations over all
+    of them: a model that embeds everything alike is as good as chance, in whatever order the data are.
+    above, tied and own are nan where an embedding is not finite.
+    """
+
+    above: Floats
+    tied: Floats
+    own: Floats
+    top: Ints
+
+    def expected(self) -> Floats:
+        """The rank of the first of a query's own items, from 1: `own` items among `own + tied` in a random
+        order have (tied / (own + 1)) others before their first."""
+        return 1 + self.above + self.tied / (self.own + 1)
+
+    def found(self, k: int) -> Floats:
+        """How likely one of a query's own items is among the first k: 1 or 0 where nothing is tied."""
+        missed = np.ones_like(self.above)
+        for drawn in range(k):  # one place after the other goes to another's item
+            others, left = self.tied - drawn, self.tied + self.own - drawn
+            share = np.maximum(others, 0) / np.maximum(left, 1)
+            missed = np.where(drawn < k - self.above, missed * share, missed)
+        return np.where(np.isfinite(self.above), 1 - missed, np.nan)
+
+
+def search(
+    queries: npt.NDArray[np.float32], owners: Ints, gallery: npt.NDArray[np.float32], groups: Ints
+) -> Ranks:
+    """Exhaustive search by cosine.
+
+    queries: (Q, E) of length 1; owners (Q,) the groups of their own items, each of which has one at least
+    gallery: (G, E) of length 1; groups (G,)
+    """
+    if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
+        nothing = np.full(len(queries), np.nan)  # a rank depends on the whole gallery
+        top = np.zeros((len(queries), min(TOP, len(gallery))), dtype=np.int64)
+        return Ranks(nothing, nothing, nothing, top)
+    # in float64, whose order of adding is far below a step
+    items, theirs = torch.from_numpy(gallery).double().T, torch.from_numpy(groups)
+    rows = max(1, _BLOCK // len(gallery))
+    parts = [
+        _block(torch.from_numpy(some).double() @ items, torch.from_numpy(wanted), theirs)
+        for some, wanted in zip(_split(queries, rows), _split(owners, rows), strict=True)
+    ]
+    above, tied, own, top = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return Ranks(above.astype(np.float64), tied.astype(np.float64), own.astype(np.float64), top)
+
+
+def _split(array: npt.NDArray, rows: int) -> list[npt.NDArray]:
+    return [array[start : start + rows] for start in range(0, len(array), rows)]
+
+
+def _block(cosines: Tensor, owners: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(above, tied, own, top) of some queries: cosines (n, G) in float64."""
+    steps = cosines.mul_(_STEPS).round_()
+    mine = owners[:, None] == groups
+    best = steps.masked_fill(~mine, -torch.inf).amax(dim=1, keepdim=True)
+    assert torch.isfinite(best).all(), "a query without an item of its own"
+    equal, above = steps == best, (steps > best).sum(dim=1)
+    own = (equal & mine).sum(dim=1)
+    # whole numbers below 2^53, in which the place decides between equals
+    count = steps.shape[1]
+    order = steps.mul_(count).sub_(torch.arange(count, dtype=steps.dtype))
+    return above, equal.sum(dim=1) - own, own, order.topk(min(TOP, count), dim=1).indices
+
+
+def overlap(a: Ranks, b: Ranks) -> float:
+    """The share of the first ten items that both have, 0..1, a mean over queries; nan where one is."""
+    if not (np.isfinite(a.above).all() and np.isfinite(b.above).all()):
+        return float("nan")
+    shared = sum((a.top == np.roll(b.top, by, axis=1)).sum() for by in range(b.top.shape[1]))
+    return float(shared / b.top.size)
