@@ -101,7 +101,7 @@ def _assembled(recipe: Recipe, accelerator: Any) -> Parts:
     try:
         return assemble(recipe, accelerator)
     except UserError as error:
-        there = model_folder(getattr(recipe.teacher, "model", "")) is not None
+        there = model_folder(getattr(recipe.teacher, "model", None) or "") is not None
         if recipe.teacher_recipe is None or there:  # then something else is wrong
             raise
         raise UserError(f"{error}; the teacher is made by {recipe.teacher_recipe}: run that first") from error
