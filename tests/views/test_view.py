@@ -36,6 +36,7 @@ COVERED = {
     "causal_lm": "teachers/test_decoders.py::test_every_stream_and_the_logits_are_the_model_s",
     "open_clip": "teachers/test_clip_family.py::test_streams_and_embeddings_are_the_library_s",
     "llava": "teachers/test_llava.py::test_every_stream_and_the_logits_are_the_model_s",
+    "stored": "teachers/test_stored.py::test_rows_are_the_teacher_s_outputs_of_the_very_batches",
     "hf_clip": "teachers/test_clip_family.py::test_streams_and_embeddings_are_the_library_s",
 }
 

@@ -5,6 +5,7 @@ All kinds are timed in one process, in turns, so that a busy machine slows them 
 
 from __future__ import annotations
 
+import copy
 import itertools
 import statistics
 import time
@@ -101,7 +102,7 @@ def _assembled(recipe: Recipe, accelerator: Any) -> Parts:
     try:
         return assemble(recipe, accelerator)
     except UserError as error:
-        there = model_folder(getattr(recipe.teacher, "model", "")) is not None
+        there = model_folder(getattr(recipe.teacher, "model", None) or "") is not None
         if recipe.teacher_recipe is None or there:  # then something else is wrong
             raise
         raise UserError(f"{error}; the teacher is made by {recipe.teacher_recipe}: run that first") from error
@@ -114,8 +115,9 @@ def _step_s_batches(pipeline: Pipeline) -> list[Batch]:
 
 
 def _teacher_forward(parts: Parts, micro: Sequence[Batch]) -> Callable[[], object]:
-    teacher, inputs = parts.teacher, list(micro[0].inputs)
-    assert teacher is not None, "the recipe names one"
+    assert parts.teacher is not None, "the recipe names one"
+    # a copy: a stored one leaves the device when a step reads its rows
+    teacher, inputs = copy.copy(parts.teacher), list(micro[0].inputs)
 
     def forward(*tensors: Any) -> None:
         with parts.accelerator.autocast():

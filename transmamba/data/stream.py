@@ -83,6 +83,12 @@ class StepSampler:
         return permutation(self.num_items, self.steps.seed, _ORDER, epoch)
 
 
+def train_stream(source: BatchSource, num_items: int, steps: Steps) -> Iterator[Batch]:
+    """This rank's micro-batches of a source that takes (epoch, position) pairs, from `start_step` on."""
+    sampler = StepSampler(num_items=num_items, steps=steps)
+    return load(source, sampler, steps.micro_batch, workers=steps.workers, pin_memory=steps.pin_memory)
+
+
 def in_order(indices: Indices, batch_size: int, rank: int = 0, world: int = 1) -> list[Indices]:
     """`indices[rank::world]` in batches, each item once; the last batch may be smaller.
 

@@ -63,6 +63,9 @@ class Distiller(nn.Module):
         needy = [name for name, loss in self._losses().items() if loss.needs_teacher]
         if self.teacher is None and needy:
             raise UserError(f"losses {', '.join(needy)} need a teacher; give one, or use cross_entropy alone")
+        if self.teacher is not None:
+            for name, loss in self._losses().items():
+                self.teacher.check_reads(name, loss.teacher_captures())
         if aligners is None and self.teacher is not None and geometry is not None:
             aligners = make_aligners(student, self.teacher, self._losses().values(), kept)
         self.aligners = aligners if aligners is not None else nn.ModuleDict()
@@ -189,7 +192,7 @@ class Distiller(nn.Module):
         reading = [loss for loss in losses if loss.needs_teacher]
         if self.teacher is None or not reading:
             return None
-        return self.teacher(batch.inputs, union([loss.teacher_captures() for loss in reading]))
+        return self.teacher.answer(batch, union([loss.teacher_captures() for loss in reading]))
 
     def _run_student(self, batch: Batch, losses: Iterable[Loss], drawn: Mapping[str, Tensor]) -> Output:
         if not isinstance(self.student, Student):

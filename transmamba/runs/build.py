@@ -19,6 +19,7 @@ from ..subcloning.convert import carry
 from ..teachers.teacher import Teacher
 from ..training.strategies.choose import DEEPSPEED, asked, strategy_of
 from .recipe import Recipe
+from .stored import with_store
 from .teacher import build_teacher
 
 # what `accelerate launch` can set behind a recipe's back, and what to write instead
@@ -51,8 +52,9 @@ class Parts:
     task: Task
 
 
-def assemble(recipe: Recipe, accelerator: Any) -> Parts:
-    """Build what a recipe names. Raises UserError for every mismatch between its parts."""
+def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
+    """Build what a recipe names, and write what a stored teacher lacks. Raises UserError for every mismatch
+    between its parts."""
     torch.manual_seed(recipe.seed)
     teacher = None
     if recipe.teacher is not None:
@@ -62,6 +64,7 @@ def assemble(recipe: Recipe, accelerator: Any) -> Parts:
         task = recipe.task.build(preprocessing)
     if teacher is not None:
         task.check(teacher, "teacher")
+        teacher = with_store(teacher, task, recipe.trainer, accelerator, quiet=quiet)
         if recipe.init is not None and recipe.init.fold:
             teacher = teacher.fold()  # here and not in subcloning, which a resumed run leaves out
     torch.manual_seed(recipe.seed)

@@ -105,8 +105,10 @@ def _remove_run(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def sole(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a run's folder until it ends, however it ends.
+def sole(folder: Path, what: str = "output_dir") -> Iterator[None]:
+    """Keeps other processes out of a folder until this one ends, however it ends.
+
+    what: the user's word for the folder
 
     Raises UserError where one is in it. Where there are no locks, or nothing can be written, all are let in.
     """
@@ -121,7 +123,7 @@ def sole(folder: Path) -> Iterator[None]:
             held.callback(path.unlink, missing_ok=True)
         except BlockingIOError:
             raise UserError(
-                f"output_dir {str(folder)!r} is in use by another process; "
+                f"{what} {str(folder)!r} is in use by another process; "
                 "wait until it has ended, or choose another folder"
             ) from None
         except (ImportError, OSError):  # Windows has no fcntl

@@ -32,6 +32,7 @@ from ..training.stage import Stage, stage_steps
 from ..training.trainer import Trainer
 from .build import Parts
 from .folder import INDICES, SUBCLONE
+from .stored import train_batches
 
 # items from which the teacher's channel statistics are taken
 _NUM_CALIBRATION = 1024
@@ -171,7 +172,9 @@ class Pipeline:
         """This rank's micro-batches of a stage, from its step `start` on."""
         trainer = self.parts.recipe.trainer
         micro, accumulation = trainer.division(self.accelerator.num_processes)
-        return self.parts.task.train_batches(
+        return train_batches(
+            self.parts.task,
+            self.parts.teacher,
             Steps(
                 micro_batch=micro,
                 accumulation=accumulation,
@@ -182,7 +185,7 @@ class Pipeline:
                 num_steps=steps - start,
                 workers=trainer.workers,
                 pin_memory=self.accelerator.device.type == "cuda",
-            )
+            ),
         )
 
     def _evaluate(self, student: nn.Module, tracker: Tracker) -> dict[str, float]:

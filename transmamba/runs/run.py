@@ -78,7 +78,7 @@ class _Run:
                 write_report(self.folder)
             return read_results(self.folder / RESULTS_FILE)
         taught = {} if self.recipe.teacher_recipe is None else self._teach()
-        pipeline = Pipeline(assemble(self.recipe, self.accelerator), self.title)
+        pipeline = Pipeline(assemble(self.recipe, self.accelerator, quiet=self.quiet), self.title)
         trained = pipeline.train(self.folder, self.quiet, check_data=self.check_data, stop=self.stop)
         scratch = None if self.recipe.scratch is None else self._train_from_scratch(pipeline.total_steps)
         measured = self._measure(pipeline, trained.measured)

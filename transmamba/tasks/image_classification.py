@@ -23,7 +23,7 @@ from ..data.images.batches import EvalImages, TrainImages
 from ..data.images.decoding import in_threads, refusal
 from ..data.images.mixing import mix
 from ..data.images.source import ImageSource, Renumbered
-from ..data.stream import StepSampler, in_order, load
+from ..data.stream import in_order, load, train_stream
 from ..data.subset import Partition, check_fraction, hold_out, partition_half, stratified_fraction
 from ..errors import UserError
 
@@ -164,10 +164,12 @@ class ImageClassification:
 
     def train_batches(self, steps: Steps) -> Iterator[Batch]:
         """A rank's micro-batches, from step `start_step` on. Not mixed: see `change`."""
+        return train_stream(self.train_source(steps.seed), self.num_train, steps)
+
+    def train_source(self, seed: int) -> TrainImages:
+        """What makes a batch of (epoch, position) pairs, with the changes that `seed` draws."""
         source, augment = self._source("train"), self.config.augment
-        images = TrainImages(source, self.train_indices, self.preprocessing, augment, steps.seed)
-        sampler = StepSampler(num_items=self.num_train, steps=steps)
-        return load(images, sampler, steps.micro_batch, workers=steps.workers, pin_memory=steps.pin_memory)
+        return TrainImages(source, self.train_indices, self.preprocessing, augment, seed)
 
     def eval_batches(self, split: str, passing: Pass) -> Iterator[Batch]:
         """Images `indices(split)[rank::world]` in order, each once, through the evaluation transform."""

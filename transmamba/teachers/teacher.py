@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.batch import Batch
 from ..core.output import Captures, Logits, Output
 from ..errors import UserError
 from ..views.folding import fold
@@ -98,6 +99,13 @@ class Teacher:
         if output.logits is not None:  # made when they are asked for, without gradients then too
             output.logits = Logits(output.logits.hidden, torch.no_grad()(output.logits.head))
         return output
+
+    def answer(self, batch: Batch, captures: Captures | None = None) -> Output:
+        """What a student learns from it at a training batch: its output, made now or read from a store."""
+        return self(batch.inputs, captures)
+
+    def check_reads(self, loss: str, captures: Captures) -> None:
+        """Raises UserError where a loss reads what its answers lack. One that is run lacks nothing."""
 
     def _check(self, inputs: Mapping[str, Tensor]) -> None:
         reads = self.view.reads

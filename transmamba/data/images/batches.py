@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -10,6 +14,7 @@ from ...core.batch import Batch, image_batch
 from ...core.preprocessing import Preprocessing
 from .arrays import can_index, index_batch, move_batch
 from .augment import Augment, Moves
+from .decoding import pixels
 from .pictures import PictureTransform
 from .source import ImageSource
 
@@ -17,6 +22,8 @@ Indices = npt.NDArray[np.int64]
 
 # A batch indexed out of memory costs less than its way between processes up to about this many values.
 _SMALL = 2**20
+# images that are decoded to tell one data set from another
+_LOOKED_AT = 32
 
 
 class TrainImages:
@@ -36,6 +43,20 @@ class TrainImages:
 
     def quick(self, count: int) -> bool:
         return quick(self.array, count)
+
+    def identity(self) -> dict[str, Any]:
+        """All that its images depend on, as JSON can hold it. Items are known by their number, their labels,
+        and the pixels of a few."""
+        digest = hashlib.sha256(self.indices.tobytes())
+        digest.update(self.source.labels[self.indices].tobytes())
+        for index in self.indices[:: -(-len(self.indices) // _LOOKED_AT)]:
+            digest.update(pixels(self.source.image(int(index))).tobytes())
+        return {
+            "preprocessing": asdict(self.preprocessing),
+            "augment": asdict(self.augment),
+            "seed": self.seed,
+            "items": digest.hexdigest(),
+        }
 
     def batch(self, pairs: Indices) -> Batch:
         """The items `pairs`, (B, 2). Raises UserError when one does not decode."""
