@@ -11,6 +11,10 @@ class UserError(ValueError):
     traceback."""
 
 
+class Inexpressible(UserError):
+    """A model of a library we know, with a part that no canonical view has."""
+
+
 class ConfigError(UserError):
     """All problems of one configuration, printed at once."""
 

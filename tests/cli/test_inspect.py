@@ -91,12 +91,71 @@ def test_the_difference_is_what_acts_beside_the_weights() -> None:
     )
 
 
+def save_bert(folder: Path) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    BertForMaskedLM(BertConfig(**shape, vocab_size=60)).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\nbase_model: a/b\n---\n")
+
+
+def save_gemma2(folder: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24)
+    Gemma2ForCausalLM(Gemma2Config(**shape, head_dim=8, vocab_size=60)).save_pretrained(folder)
+
+
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "eva02_tiny_patch14_224"])
 def test_what_cannot_be_expressed_is_named(command: Callable[..., Any], name: str) -> None:
     done = command("inspect", name)
-    assert done.code == 0 and "cannot be expressed" in done.out and len(done.out.splitlines()) == 1
+    model = timm.create_model(name)
+    counted = f"{sum(p.numel() for p in model.parameters()):,} parameters, float32"
+    assert done.code == 0 and counted in done.out and type(model).__name__ in done.out
+    (said,) = [line for line in done.out.splitlines() if line.startswith("refused ")]
+    assert "cannot be expressed" in said
     found = transmamba.inspect(name)
     assert found.refused is not None and not found.towers
+
+
+@pytest.mark.parametrize(
+    ("save", "kind", "model"),
+    [(save_bert, None, "BertForMaskedLM"), (save_gemma2, "causal_lm", "Gemma2ForCausalLM")],
+)
+def test_what_no_teacher_reads_is_told_as_far_as_it_is_known(
+    save: Callable[[Path], None], kind: str | None, model: str, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A model of a library we know: exit status 0, and 1 where its view was to be checked."""
+    save(tmp_path)
+    once = sum(tensor.numel() for tensor in load_file(tmp_path / "model.safetensors").values())
+    found = json.loads(command("inspect", tmp_path, "--json").out)
+    assert (found["kind"], found["model"], found["parameters"]) == (kind, model, once)
+    assert "cannot be expressed" in found["refused"] and not found["towers"] and found["agrees"] is None
+    if save is save_bert:
+        assert (found["licence"], found["base_model"]) == ("mit", "a/b")
+    for check, code in ((), 0), (("--check",), 1):
+        done = command("inspect", tmp_path, *check)
+        assert done.code == code and "cannot be expressed" in done.out and f"{once:,} parameters" in done.out
+        assert not done.err
+
+
+def test_a_module_that_no_teacher_reads_is_told_alike() -> None:
+    from transformers import BertConfig, BertModel
+
+    bert = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2))
+    found = transmamba.inspect(bert)
+    assert found.kind is None and found.model == "BertModel" and "BertModel" in str(found.refused)
+    assert found.parameters == sum(p.numel() for p in bert.parameters())
+    with pytest.raises(UserError, match="no teacher adapter"):
+        transmamba.inspect(torch.nn.Linear(2, 2))
+
+
+def test_a_type_that_its_library_does_not_know_is_a_mistake(
+    command: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nobody_s"}))
+    done = command("inspect", tmp_path)
+    assert done.code == 2 and "nobody_s" in done.err and len(done.err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_22", "no/such/folder", "file.gguf"])
@@ -244,6 +303,36 @@ def test_transformers_says_nothing_beside(
     finally:
         said.removeHandler(caplog.handler)
     assert not caplog.records
+
+
+def save_gguf(path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(32)
+    writer.add_embedding_length(16)
+    writer.add_feed_forward_length(24)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(20)
+    shapes = {"attn_norm": (16,), "ffn_norm": (16,), "attn_q": (16, 16), "attn_k": (8, 16), "attn_v": (8, 16)}
+    shapes |= {"attn_output": (16, 16), "ffn_gate": (24, 16), "ffn_up": (24, 16), "ffn_down": (16, 24)}
+    shapes = {f"blk.0.{name}": shape for name, shape in shapes.items()}
+    for name, shape in (shapes | {"token_embd": (20, 16), "output": (20, 16), "output_norm": (16,)}).items():
+        writer.add_tensor(f"{name}.weight", torch.randn(*shape).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_is_read_without_a_bar(command: Callable[..., Any], tmp_path: Path) -> None:
+    """tqdm's own, which transformers does not switch off with its others."""
+    save_gguf(tmp_path / "m.gguf")
+    done = command("inspect", tmp_path / "m.gguf", "--check")
+    assert done.code == 0 and not done.err, done.err
+    assert "2,608 parameters" in done.out
 
 
 def test_an_empty_tokenizer_is_none(tmp_path: Path) -> None:

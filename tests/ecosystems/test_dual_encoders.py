@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from transmamba import load_teacher
+from transmamba import inspect, load_teacher
 from transmamba.ecosystems import transformers as library
 from transmamba.ecosystems.find import load_model, preprocessing_of, save_model
 from transmamba.ecosystems.processor import hugging_face_preprocessing
@@ -60,6 +61,21 @@ def test_what_is_missing_is_one_line(saved: Path) -> None:
     with pytest.raises(UserError, match=r"lacks text_model\.encoder\.layers\.0\.mlp.* and 1 more") as error:
         load_teacher(saved)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_a_tower_that_its_config_says_nothing_of_is_one_line(part: str, saved: Path) -> None:
+    """transformers would make the default one without a word; older configurations have it elsewhere."""
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, part: None}))
+    for read in (load_teacher, inspect, load_model):
+        with pytest.raises(UserError, match=f"{part} is null") as error:
+            read(saved)
+        assert "\n" not in str(error.value) and str(saved) in str(error.value)
+    if config["model_type"] == "clip":
+        older = {**config, part: None, f"{part}_dict": config[part]}
+        (saved / "config.json").write_text(json.dumps(older))
+        assert load_teacher(saved).view.towers["image"].width == 16
 
 
 def test_pickled_weights_are_refused(saved: Path) -> None:

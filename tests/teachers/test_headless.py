@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from transmamba import Distiller, adapt_teacher, convert, load_teacher
@@ -111,8 +112,6 @@ def test_a_trained_head_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     backbone("ViTModel").save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     gone = next(name for name in state if name.endswith("layernorm_before.weight"))
@@ -149,6 +148,32 @@ def test_a_config_that_disagrees_with_its_weights_is_refused(
     if "num_hidden_layers" in change:
         with pytest.raises(UserError, match=said):
             load_hugging_face(str(tmp_path), num_classes=3)
+
+
+@pytest.mark.parametrize("kind", ["ViTForImageClassification", "ViTModel", "Dinov2Model"])
+def test_a_head_alone_is_made_anew_for_other_classes(kind: str, tmp_path: Path) -> None:
+    """Everything else is the checkpoint's: what is missing or of another shape is named, all in one line."""
+    original = backbone(kind)
+    original.save_pretrained(tmp_path)
+    model: Any = load_hugging_face(str(tmp_path), num_classes=7)
+    assert model.classifier.weight.shape[0] == 7
+    theirs = original.state_dict()
+    for name, tensor in model.base_model.state_dict().items():
+        found = [theirs[key] for key in (name, f"{model.base_model_prefix}.{name}") if key in theirs]
+        torch.testing.assert_close([tensor], found)
+
+    state = load_file(tmp_path / "model.safetensors")
+    embedding, norm = (
+        next(key for key in state if end in key) for end in ("position_embeddings", "layernorm.weight")
+    )
+    spoilt = {**state, embedding: state[embedding][:, :-1].clone()}
+    del spoilt[norm]
+    save_file(spoilt, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError) as error:
+        load_hugging_face(str(tmp_path), num_classes=7)
+    said = str(error.value)
+    assert "position_embeddings is (1, " in said and "it lacks " in said and "layernorm.weight" in said
+    assert "classifier" not in said and "\n" not in said
 
 
 @pytest.mark.parametrize("student", ["vim", "ssd_vit"])

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,21 @@ def test_folded_it_is_the_same_and_neither_tower_has_norms_with_weights(name: st
         norms = [sublayer.norm for sublayer in tower.sublayers]
         assert norms and all(norm.weight is None and norm.bias is None for norm in norms)
     assert not any(sublayer.norm.rms for sublayer in folded.view.towers["image"].sublayers)
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+@pytest.mark.parametrize("read", [inspect, load_teacher])
+def test_a_part_that_its_config_says_nothing_of_is_one_line(part: str, read: Any, tmp_path: Path) -> None:
+    """transformers would make a Llama of 7 billion numbers of it."""
+    make("LLaVA 1.5 (CLIP, Llama)").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change in (None, {}, "absent"):
+        changed = {name: value for name, value in config.items() if name != part}
+        changed |= {} if change == "absent" else {part: change}
+        (tmp_path / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=rf"{part} is (null|\{{\}})") as error:
+            read(tmp_path)
+        assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_a_norm_before_the_connector_is_folded_into_it() -> None:

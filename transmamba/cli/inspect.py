@@ -49,14 +49,15 @@ def _unlike(found: Inspection) -> str:
 
 def lines_of(found: Inspection) -> Iterator[str]:
     """What a terminal shows."""
-    if found.refused is not None:
-        yield f"{found.source} ({found.kind}): {found.refused}"
-        return
-    yield f"{found.source} ({found.kind}): {found.parameters:,} parameters, {found.precision}"
+    counted = f": {found.parameters:,} parameters, {found.precision}" if found.parameters else ""
+    yield f"{found.source} ({found.kind or found.model}){counted}"
     for name, tower in found.towers.items():
         yield ""
         yield from _tower(name, tower)
-    yield ""
+    if found.refused is not None:
+        yield f"refused        {found.refused.removeprefix('teacher ')}"
+    else:
+        yield ""
     if found.scalars:
         numbers = {name: "-" if value is None else f"{value:.4g}" for name, value in found.scalars.items()}
         yield f"scalars        {_pairs(numbers)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,8 @@ from .sources import GGUF, Source
 # tensors that older versions saved and newer ones compute
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 _NAMED = 3
+# model_type of several parts -> where its config.json says what each of them is
+_PARTS = dict.fromkeys(("clip", "siglip", "llava"), ("text_config", "vision_config"))
 
 
 def is_gguf(source: Source) -> bool:
@@ -44,11 +47,27 @@ def read_config(source: Source) -> Any:
     from transformers import AutoConfig
 
     name, given = _arguments(source)
+    refuse_unsaid_parts(source.text, source.config)
     with explained(source.text):
         config = AutoConfig.from_pretrained(name, **given)
     if not is_gguf(source) and getattr(config, "quantization_config", None):
         raise UserError(f"{source.text!r} is quantised; a teacher needs weights of plain numbers")
     return config
+
+
+def refuse_unsaid_parts(name: str, config: Mapping[str, Any]) -> None:
+    """Raises UserError where config.json, as it is written, says nothing of a model's tower or decoder:
+    transformers would make one by its defaults, for LLaVA a Llama of 7 billion numbers."""
+    kind = config.get("model_type")
+    parts = _PARTS.get(kind, ()) if isinstance(kind, str) else ()
+    # configurations of before 2023 have `text_config_dict` as well
+    unsaid = [part for part in parts if not (config.get(part) or config.get(f"{part}_dict"))]
+    if unsaid:
+        shown = " and ".join(f"{part} is {json.dumps(config.get(part))}" for part in unsaid)
+        raise UserError(
+            f"Hugging Face model {name!r} (model_type={kind}): {shown} in its config.json, which would mean "
+            "the sizes of another model; write its model_type and sizes there"
+        )
 
 
 def empty_decoder(source: Source, loader: Any = None) -> nn.Module:
@@ -75,7 +94,7 @@ def load_decoder(source: Source, loader: Any = None) -> nn.Module:
     name, given = _arguments(source)
     if not is_gguf(source):
         given |= {"use_safetensors": True}
-    with explained(source.text):
+    with explained(source.text), _quiet_gguf():
         model, found = (loader or AutoModelForCausalLM).from_pretrained(
             name, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **given
         )
@@ -91,11 +110,16 @@ def load_decoder(source: Source, loader: Any = None) -> nn.Module:
 def refuse_other_shapes(name: str, found: Mapping[str, Any]) -> None:
     """Raises UserError for tensors of other shapes than the configuration says, by what was found out on
     loading with `ignore_mismatched_sizes`: without that transformers tells of them in a table alone."""
-    wrong = sorted(found["mismatched_keys"])
+    if found["mismatched_keys"]:
+        raise UserError(f"Hugging Face model {name!r}: {other_shapes(found['mismatched_keys'])}")
+
+
+def other_shapes(found: Iterable[tuple[str, Any, Any]]) -> str:
+    """The first of these (name, shape there, shape by the configuration), and how many more there are."""
+    wrong = sorted(found)
     said = [f"{key} is {tuple(there)}, its config says {tuple(mine)}" for key, there, mine in wrong[:_NAMED]]
     more = f" and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
-    if wrong:
-        raise UserError(f"Hugging Face model {name!r}: {'; '.join(said)}{more}")
+    return f"{'; '.join(said)}{more}"
 
 
 def unplaced(names: Iterable[str]) -> str:
@@ -142,6 +166,24 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _quiet_gguf() -> Iterator[None]:
+    """Within it the bar over a GGUF's tensors, tqdm's own, is one that transformers switches off with its
+    others."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+    from transformers.utils import logging
+
+    plain = getattr(reader, "tqdm", None)
+    if plain is None:  # a version whose bars are all transformers' own
+        yield
+        return
+    reader.tqdm = logging.tqdm
+    try:
+        yield
+    finally:
+        reader.tqdm = plain
 
 
 @contextlib.contextmanager

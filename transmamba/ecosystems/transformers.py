@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from ..core.card import Card
 from ..core.preprocessing import Preprocessing
-from ..errors import UserError
+from ..errors import Inexpressible, UserError
 from . import decoders
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
@@ -27,6 +27,8 @@ _DINOV2 = ("dinov2", "dinov2_with_registers")
 DUAL_ENCODERS = ("clip", "siglip")
 # made anew by each load of a backbone, and read by nobody who takes its last stream
 _UNREAD = ("mask_token", "pooler.")
+# what goes with the number of classes: its tensors are made anew where that differs
+_HEADS = ("classifier", "cls_classifier", "distillation_classifier")
 # a tensor of a Transformer's block, by its name
 _IN_A_BLOCK = re.compile(r"\blayers?\.\d+\.")
 # model_type -> timm's model of the same weights
@@ -94,30 +96,56 @@ def load_hugging_face(name: str, revision: str | None = None, num_classes: int |
 def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
     """The same on the meta device, without weights: of the class that its configuration names, else of a
     classifier. Raises UserError in one line."""
-    import transformers
-
     with decoders.explained(name, tried="read"):
-        config = transformers.AutoConfig.from_pretrained(name, revision=revision)
+        config = _read_config(name, revision)
         dual = config.model_type in DUAL_ENCODERS
         if config.model_type not in MODEL_TYPES and not dual:
             raise unknown_type(name, config.model_type)
         usual = "AutoModel" if dual else "AutoModelForImageClassification"
-        named = (config.architectures or [usual])[0]
-        kind = getattr(transformers, named if hasattr(transformers, named) and not dual else usual)
-        with torch.device("meta"):
-            made: Any = (kind._from_config if hasattr(kind, "_from_config") else kind.from_config)(config)
+        return _empty(config, usual if dual else _class_named(config, usual))
+
+
+def empty_of_any_type(source: Source) -> nn.Module:
+    """A model of any type that transformers knows, on the meta device, so that something can be said of it.
+    Raises UserError in one line."""
+    config = decoders.read_config(source)
+    with decoders.explained(source.text, tried="read"):
+        return _empty(config, _class_named(config, "AutoModel"))
+
+
+def _class_named(config: Any, usual: str) -> str:
+    """The class that a configuration names, where transformers has it."""
+    import transformers
+
+    named = (config.architectures or [usual])[0]
+    return named if hasattr(transformers, named) else usual
+
+
+def _empty(config: Any, name: str) -> nn.Module:
+    import transformers
+
+    kind = getattr(transformers, name)
+    with torch.device("meta"):
+        made: Any = (kind._from_config if hasattr(kind, "_from_config") else kind.from_config)(config)
     return made.eval()
+
+
+def _read_config(name: str, revision: str | None) -> Any:
+    from transformers import AutoConfig, PretrainedConfig
+
+    written, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    decoders.refuse_unsaid_parts(name, written)
+    return AutoConfig.from_pretrained(name, revision=revision)
 
 
 def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     from transformers import (
-        AutoConfig,
         AutoModel,
         AutoModelForImageClassification,
         DeiTForImageClassificationWithTeacher,
     )
 
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = _read_config(name, revision)
     dual = config.model_type in DUAL_ENCODERS and num_classes is None
     if config.model_type not in MODEL_TYPES and not dual:
         raise unknown_type(name, config.model_type)
@@ -128,6 +156,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
     given |= dict(ignore_mismatched_sizes=True)  # told below, or made anew
     if num_classes is not None:
         model, found = loader.from_pretrained(name, num_labels=num_classes, **given)
+        _refuse_drawn(name, found, but=_HEADS)
         _refuse_left_over(name, found)
         return model
     model, found = (AutoModel if dual else loader).from_pretrained(name, **given)
@@ -136,13 +165,27 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
         logger.warning("%s has no trained classifier: it is taken without a head, for its features", name)
         pooler = {} if config.model_type in _DINOV2 else {"add_pooling_layer": False}
         model, found = AutoModel.from_pretrained(name, **pooler, **given)
-    decoders.refuse_other_shapes(name, found)
+    _refuse_drawn(name, found)
     _refuse_left_over(name, found)
-    missing = [key for key in found["missing_keys"] if not any(word in key for word in _UNREAD)]
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"Hugging Face model {name!r} lacks {', '.join(sorted(missing)[:3])}{more}")
     return model
+
+
+def _refuse_drawn(name: str, found: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+    """Raises UserError for tensors that loading has filled with random numbers, being of another shape or
+    missing.
+
+    but: the submodules that are meant to be made anew
+    """
+    wrong = [each for each in found["mismatched_keys"] if each[0].split(".")[0] not in but]
+    missing = [
+        key
+        for key in found["missing_keys"]
+        if key.split(".")[0] not in but and not any(word in key for word in _UNREAD)
+    ]
+    shapes, lacking = decoders.other_shapes(wrong), decoders.unplaced(missing)
+    said = "; it ".join(([shapes] if shapes else []) + ([f"lacks {lacking}"] if lacking else []))
+    if said:
+        raise UserError(f"Hugging Face model {name!r}{':' if shapes else ''} {said}")
 
 
 def _refuse_left_over(name: str, found: Mapping[str, Any]) -> None:
@@ -154,12 +197,16 @@ def _refuse_left_over(name: str, found: Mapping[str, Any]) -> None:
 
 
 def unknown_type(name: str, model_type: str) -> UserError:
-    """What to write instead of a model that no view can express."""
+    """What to write instead of a model that no view can express: Inexpressible where transformers knows its
+    type, so that it could be read."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
     model_type = str(model_type)  # a config by another hand may hold anything there
+    kind = Inexpressible if model_type in CONFIG_MAPPING_NAMES else UserError
     elsewhere, lacking = _ELSEWHERE.get(model_type), _LACKING.get(model_type)
     hint = f"; timm has the same weights, write {elsewhere}" if elsewhere else ""
     why = f"it has {lacking}, and " if lacking else ""
-    return UserError(
+    return kind(
         f"teacher {name!r} (model_type={model_type}) cannot be expressed: {why}only ViT, DeiT and DINOv2 are "
         f"known, CLIP and SigLIP, and decoders such as Llama{hint}"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,16 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..ecosystems import decoders, hub
-from ..ecosystems.origin import origin_of
+from ..ecosystems import decoders, hub, transformers
+from ..ecosystems.find import card_of
+from ..ecosystems.origin import Origin, origin_of
 from ..ecosystems.sources import Source, read_source
-from ..errors import UserError
+from ..errors import Inexpressible, UserError
 from ..subcloning.convert import build_student, kinds_of_students
 from ..teachers.check import Fails, Unlike, bar, differences
 from ..teachers.describe import towers_of
 from ..teachers.load import part_holding, part_reading
 from ..teachers.of_module import OfModule
-from ..teachers.teacher import Inexpressible, Teacher
+from ..teachers.teacher import Teacher
 
 # what transformers writes is larger where nobody set one
 _NO_LIMIT = 10**9
@@ -30,8 +33,9 @@ class Inspection:
     """What `inspect` found.
 
     source:      as it was asked for
-    kind:        the registered teacher that reads it
-    refused:     the part that no view can express, and why; the rest is empty then
+    kind:        the registered teacher that reads it; None for a model of a library we know that none reads
+    model:       its class in its library, or the type of model that its configuration names
+    refused:     the part that no view can express, and why; there are no towers, inputs and students then
     towers:      by name, as teachers.describe has them
     parameters:  of the whole model
     precision:   of its tensors; of a configuration alone, what a new model of it would have
@@ -43,6 +47,7 @@ class Inspection:
 
     source: str
     kind: str | None = None
+    model: str | None = None
     refused: str | None = None
     towers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scalars: Mapping[str, float | None] = field(default_factory=dict)
@@ -84,21 +89,24 @@ def inspect(
     Without `check` its configuration is all that is read. Raises UserError for what is no model at all, and
     with `check` for one that does not run.
     """
-    if isinstance(source, nn.Module):
-        name, part, found = type(source).__name__, part_holding(source), None
-    else:
-        name, found = str(source), read_source(str(source), architecture)
-        part = part_reading(found)
-    shown = part[0]
+    held = source if isinstance(source, nn.Module) else None
+    found = read_source(str(source), architecture) if held is None else None
+    name = str(source) if held is None else type(held).__name__
+    kind: str | None = None
+    part: Any = None
+    module = held
     try:
-        module, teacher = _described(source, name, part[1], check)
+        kind, part = part_reading(found) if found is not None else part_holding(source)  # type: ignore[arg-type]
+        module = _module(part, check) if held is None else held
+        teacher = _described(part, module, None if held is None else name)
     except Inexpressible as error:
-        return Inspection(source=name, kind=shown, refused=str(error))
-    apart = _differences(teacher, part[1], module) if check else {}
+        return _refused(name, kind, module or _empty(part, found), found, str(error))
+    apart = _differences(teacher, part, module) if check else {}
     origin = None if found is None or teacher.licence else origin_of(found)
     return Inspection(
         source=name,
-        kind=shown,
+        kind=kind,
+        model=None if module is None else type(module).__name__,
         towers=towers_of(teacher.view),
         scalars={k: None if v.is_meta else v.flatten().tolist()[0] for k, v in teacher.view.scalars.items()},
         parameters=teacher.num_params,
@@ -112,16 +120,51 @@ def inspect(
     )
 
 
-def _described(source: Any, name: str, part: Any, check: bool) -> tuple[nn.Module | None, Teacher]:
-    """The module, with weights where it is to be checked, and what its part says of it. A part that offers
-    no more than `build` or `adapt` is asked for that."""
-    if isinstance(source, nn.Module):
-        known = issubclass(part, OfModule)
-        return source, (part.describe if known else part.adapt)(source, source=name)
+def _module(part: Any, check: bool) -> nn.Module | None:
+    """With weights where it is to be checked; None of a part that offers no more than `build`."""
     if not isinstance(part, OfModule):
-        return None, part.build()
-    module = part.load() if check else part.empty()
-    return module, part.described(module)
+        return None
+    return part.load() if check else part.empty()
+
+
+def _described(part: Any, module: nn.Module | None, held: str | None) -> Teacher:
+    """What its part says of a module; `held` is the name of one that nobody loaded here."""
+    if held is not None:
+        known = issubclass(part, OfModule)
+        return (part.describe if known else part.adapt)(module, source=held)
+    return part.build() if module is None else part.described(module)
+
+
+def _empty(part: Any, found: Source | None) -> nn.Module | None:
+    """A model that has no view, without weights, as its part or its library makes it; None where neither
+    can."""
+    ways = [part.empty] if isinstance(part, OfModule) else []
+    if found is not None and transformers.recognise(found):
+        ways.append(functools.partial(transformers.empty_of_any_type, found))
+    for make in ways:
+        with contextlib.suppress(UserError):
+            return make()
+    return None
+
+
+def _refused(
+    name: str, kind: str | None, module: nn.Module | None, found: Source | None, why: str
+) -> Inspection:
+    """What is known all the same of a model with a part that no view expresses."""
+    origin = Origin() if found is None else origin_of(found)
+    card = None if module is None else card_of(module)
+    tensors = [] if module is None else list(module.parameters())
+    typed = "" if found is None else str(found.config.get("model_type", ""))
+    return Inspection(
+        source=name,
+        kind=kind,
+        model=(typed or None) if module is None else type(module).__name__,
+        refused=why,
+        parameters=sum(tensor.numel() for tensor in tensors),
+        precision=str(tensors[0].dtype).removeprefix("torch.") if tensors else "",
+        licence=origin.licence or (card.licence if card else None),
+        base_model=origin.base_model or (card.base_model if card else None),
+    )
 
 
 def _differences(teacher: Teacher, part: Any, module: nn.Module | None) -> dict[str, float]:

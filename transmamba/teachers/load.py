@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from ..config.registry import TEACHERS
-from ..ecosystems.find import ecosystem_of
+from ..ecosystems.find import ECOSYSTEMS, ecosystem_of
 from ..ecosystems.sources import Source, read_source
 from ..ecosystems.transformers import unknown_type
 from ..ecosystems.weights import read_weights
-from ..errors import UserError
+from ..errors import Inexpressible, UserError
 from .teacher import Teacher
 
 
@@ -25,12 +25,14 @@ def adapt_teacher(module: nn.Module) -> Teacher:
 
 
 def part_holding(module: nn.Module) -> tuple[str, Any]:
-    """The first registered teacher, by name, that reads modules of this class. Raises UserError for none."""
+    """The first registered teacher, by name, that reads modules of this class. Raises UserError for none:
+    Inexpressible where it is a model of a library we know."""
     for name in TEACHERS:
         part = TEACHERS[name]
         if hasattr(part, "accepts") and part.accepts(module):
             return name, part
-    raise UserError(
+    ours = any(ecosystem.holds(module) for ecosystem in ECOSYSTEMS)
+    raise (Inexpressible if ours else UserError)(
         f"no teacher adapter for {type(module).__module__}.{type(module).__qualname__}; "
         "known: timm VisionTransformer, transformers ViT, DeiT, DINOv2, CLIP, SigLIP, Llama and its kin, "
         "GPT-2 and LLaVA, open_clip CLIP "
@@ -55,7 +57,7 @@ def load_teacher(source: str | Path, architecture: str | None = None) -> Teacher
 
 def part_reading(source: Source) -> tuple[str, Any]:
     """The first registered teacher, by name, that recognises a source, made for it. Raises UserError with
-    what was tried."""
+    what was tried, Inexpressible where it is a model of a library we know."""
     for name in TEACHERS:
         part = TEACHERS[name]
         recognised = part.recognise(source) if hasattr(part, "recognise") else None

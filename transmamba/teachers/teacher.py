@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.batch import Batch
 from ..core.output import Captures, Logits, Output
-from ..errors import UserError
+from ..errors import Inexpressible, UserError
 from ..views.folding import fold
 from ..views.sublayers import map_tensors
 from ..views.view import View
@@ -118,10 +118,6 @@ class Teacher:
         device = inputs[known[0]].device
         if device != self.device:  # it follows its inputs: no module moves it along
             self.view = self.view.to(device)
-
-
-class Inexpressible(UserError):
-    """A model with a part that no canonical view has."""
 
 
 def refuse(what: str, why: str, **values: Any) -> Inexpressible:
