@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from transmamba.api import student_models
-from transmamba.config.registry import LOSSES, READERS, STUDENTS, TASKS, TEACHERS, Registry
+from transmamba.config.registry import LOSSES, PAIRS, READERS, STUDENTS, TASKS, TEACHERS, Registry
 from transmamba.config.retired import RETIRED
 from transmamba.data.images.augment import Augment
 from transmamba.reporting.tracking import WandbConfig
@@ -47,6 +47,7 @@ PARTS: tuple[tuple[str, Registry], ...] = (
     ("losses, each", LOSSES),
     ("task", TASKS),
     ("task.data", READERS),
+    ("task.data, pictures with captions", PAIRS),
 )
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): +(.*)")
 

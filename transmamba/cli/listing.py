@@ -10,7 +10,7 @@ from ..errors import UserError
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "kind", nargs="?", help="teachers, students, losses, tasks or readers; all if left out"
+        "kind", nargs="?", help="teachers, students, losses, tasks, readers or pairs; all if left out"
     )
 
 
@@ -23,6 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
         "losses": registry.LOSSES,
         "tasks": registry.TASKS,
         "readers": registry.READERS,
+        "pairs": registry.PAIRS,
     }
     if arguments.kind is not None and arguments.kind not in kinds:
         raise UserError(f"unknown kind {arguments.kind!r}; write one of {', '.join(kinds)}")

@@ -169,9 +169,7 @@ def test_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("Couldn't reach the Hub\nat all")
 
     monkeypatch.setattr(datasets, "load_dataset", offline)
-    with pytest.raises(
-        UserError, match=r"^some/name: cannot be loaded \(Couldn't reach the Hub at all\)"
-    ):
+    with pytest.raises(UserError, match=r"^some/name: cannot be loaded \(Couldn't reach the Hub at all\)"):
         HfDataset(path="some/name").build("train")
 
 

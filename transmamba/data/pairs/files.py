@@ -40,14 +40,17 @@ def expand(patterns: str | Sequence[str]) -> list[str]:
 def braces(pattern: str) -> list[str]:
     """A pattern with each `{first..last}` and `{one,other}` filled in, as shells do it."""
     match = _BRACES.search(pattern)
-    if match is None:
+    if match is None and "{" not in pattern:
         return [pattern]
-    options = match[1].split(",") if "," in match[1] else []
-    if span := _SPAN.fullmatch(match[1]):
-        width = max(map(len, span.groups())) if any(n.startswith("0") for n in span.groups()) else 0
-        options = [f"{n:0{width}d}" for n in range(int(span[1]), int(span[2]) + 1)]
-    if not options:
-        raise UserError(f"{pattern}: {match[0]} names nothing; write {{0000..0123}} or {{a,b}}")
+    options: list[str] = []
+    if match is not None and "{" not in pattern[: match.start()]:  # none within others
+        options = match[1].split(",") if "," in match[1] else []
+        if span := _SPAN.fullmatch(match[1]):
+            width = max(map(len, span.groups())) if any(n.startswith("0") for n in span.groups()) else 0
+            options = [f"{n:0{width}d}" for n in range(int(span[1]), int(span[2]) + 1)]
+    if match is None or not options:
+        part = match[0] if match is not None else pattern[pattern.index("{") :]
+        raise UserError(f"{pattern}: {part} names nothing; write {{0000..0123}} or {{a,b}}")
     before, after = pattern[: match.start()], pattern[match.end() :]
     return [filled for option in options for filled in braces(before + option + after)]
 

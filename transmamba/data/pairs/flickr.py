@@ -113,10 +113,10 @@ def _karpathy(found: Any, wanted: tuple[str, ...], path: Path) -> Iterator[Pair]
 def _lines(path: Path, gathered: Gathered) -> Iterator[Pair]:
     """Each line of the two older kinds; those that are none are left out."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); expected {LAYOUT}") from None
-    bars = bool(lines) and _BARS.fullmatch(lines[0]) is not None
+    bars = _BARS.fullmatch(lines[0]) is not None
     form = _BARRED if bars else _TOKEN
     found = False
     for number, line in enumerate(lines[bars:], 1 + bars):
@@ -126,14 +126,13 @@ def _lines(path: Path, gathered: Gathered) -> Iterator[Pair]:
         elif line.strip():
             gathered.left_out.add("in a line of another form", f"line {number}")
     if not found:
-        first = f" (first: {lines[0]:.60})" if lines else ""
-        raise UserError(f"{path}: no line of a form that is known{first}; expected {LAYOUT}")
+        raise UserError(f"{path}: no line of a form that is known (first: {lines[0]:.60}); expected {LAYOUT}")
 
 
 def _names(path: str) -> frozenset[str]:
     """The names in a list of pictures, one a line."""
     file = existing(path, "a file with the name of one picture a line")
-    names = frozenset(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    names = frozenset(line.strip() for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
     if not names:
         raise UserError(f"{file}: names no picture; write the name of one a line")
     return names

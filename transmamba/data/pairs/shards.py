@@ -154,7 +154,7 @@ def spoken(content: bytes, in_json: bool, caption_key: str) -> tuple[str, ...]:
     damaged."""
     text = content.decode("utf-8-sig")
     if not in_json:
-        return texts(text.splitlines(), "")
+        return texts(text.split("\n"), "")
     found: Any = json.loads(text)
     if not isinstance(found, dict) or caption_key not in found:
         keys = ", ".join(found) if isinstance(found, dict) else "no object"

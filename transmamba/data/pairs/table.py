@@ -13,9 +13,10 @@ from ...config.registry import PAIRS
 from ...errors import UserError
 from ..images.source import existing
 from .captions import texts
+from .files import opened
 from .rows import KINDS, rows
 from .source import PairSource, need_a_split, of_split
-from .stored import Archive, Folder, Gathered, Place
+from .stored import UNREADABLE, Archive, Folder, Gathered, Place
 
 LAYOUT = f"a file of pairs ({', '.join(KINDS)}), or a .zip with one and its pictures"
 
@@ -30,12 +31,15 @@ class _Found:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        if self.archive is not None:
+        if self.archive is None:
+            with opened(str(self.file)) as file:
+                yield file
+            return
+        try:
             with self.archive.opened().open(str(self.file)) as file:
                 yield file
-        else:
-            with Path(self.file).open("rb") as file:
-                yield file
+        except UNREADABLE as error:
+            raise UserError(f"{self.archive}: {self.file} cannot be read ({error})") from None
 
 
 @PAIRS.register("table")

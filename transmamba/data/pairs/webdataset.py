@@ -31,8 +31,8 @@ class WebDataset:
     in NAME.txt, one a line, or in NAME.json.
 
     Shards lie in folders, or wherever fsspec reads: https://, s3:// (needs s3fs), gs:// (gcsfs), hf://. Each
-    is read through once, and where everything is in it is kept in a small file. Left out, counted and
-    logged: samples without a picture or without captions. A shard that is cut short is refused.
+    is read through once, and where everything is in it is kept in a small file. Samples without a picture or
+    without captions are left out, counted and logged; a shard that is cut short is refused.
 
     train, test: paths of shards: {0000..0123}, {a,b}, * and $VARIABLE are filled in; one path, or a list;
         one of the splits may be left out
