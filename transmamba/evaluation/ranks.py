@@ -69,20 +69,20 @@ def search(
     # in float64, whose order of adding is far below a step
     items, theirs = torch.from_numpy(gallery).double().T, torch.from_numpy(groups)
     rows = max(1, _BLOCK // len(gallery))
-    parts = [
-        _block(torch.from_numpy(some).double() @ items, torch.from_numpy(wanted), theirs)
-        for some, wanted in zip(_split(queries, rows), _split(owners, rows), strict=True)
-    ]
-    above, tied, own, top = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return Ranks(above.astype(np.float64), tied.astype(np.float64), own.astype(np.float64), top)
+    # made before the blocks: small pieces kept in between would leave holes that no later block fits in
+    counts = torch.empty(3, len(queries), dtype=torch.float64)
+    top = torch.empty(len(queries), min(TOP, len(gallery)), dtype=torch.int64)
+    for start in range(0, len(queries), rows):
+        part = slice(start, start + rows)
+        cosines = torch.from_numpy(queries[part]).double() @ items
+        found, top[part] = _block(cosines, torch.from_numpy(owners[part]), theirs)
+        counts[:, part] = found
+    above, tied, own = counts.numpy()
+    return Ranks(above, tied, own, top.numpy())
 
 
-def _split(array: npt.NDArray, rows: int) -> list[npt.NDArray]:
-    return [array[start : start + rows] for start in range(0, len(array), rows)]
-
-
-def _block(cosines: Tensor, owners: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(above, tied, own, top) of some queries: cosines (n, G) in float64."""
+def _block(cosines: Tensor, owners: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """(above, tied, own) (3, n) of some queries, and `top` (n, min(10, G)): cosines (n, G) in float64."""
     steps = cosines.mul_(_STEPS).round_()
     mine = owners[:, None] == groups
     best = steps.masked_fill(~mine, -torch.inf).amax(dim=1, keepdim=True)
@@ -92,7 +92,8 @@ def _block(cosines: Tensor, owners: Tensor, groups: Tensor) -> tuple[Tensor, Ten
     # whole numbers below 2^53, in which the place decides between equals
     count = steps.shape[1]
     order = steps.mul_(count).sub_(torch.arange(count, dtype=steps.dtype))
-    return above, equal.sum(dim=1) - own, own, order.topk(min(TOP, count), dim=1).indices
+    top = order.topk(min(TOP, count), dim=1).indices
+    return torch.stack((above, equal.sum(dim=1) - own, own)), top
 
 
 def overlap(a: Ranks, b: Ranks) -> float:
