@@ -16,6 +16,9 @@ from ..views.placed import skeletons
 from ..views.sublayers import Affine, Attention, Norm
 from ..views.view import Tower, View
 
+# those that teachers have, by timm's names
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
+
 
 def pool_of(view: View) -> Pool | None:
     """What its image head reads; None without one."""
@@ -77,7 +80,7 @@ def activation_name(act: Callable[[Tensor], Tensor], student: str) -> str:
     from timm.layers import get_act_fn
 
     grid = torch.linspace(-4, 4, 65, device="cpu")
-    for name in ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu"):
+    for name in ACTIVATIONS:
         if torch.allclose(act(grid), get_act_fn(name)(grid), atol=1e-6):
             return name
     raise UserError(

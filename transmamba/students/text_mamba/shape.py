@@ -14,7 +14,7 @@ from ...views.heads import Embedder, EndOfText, Head
 from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp, Norm
 from ...views.view import Tower, View
-from ..reading import activation_name, check_heads
+from ..reading import ACTIVATIONS, activation_name, check_heads
 
 # open_clip's own fields of text_cfg; all others of a shape stand under `transmamba` there
 OPEN_CLIP_FIELDS = ("context_length", "vocab_size", "width", "heads", "layers")
@@ -64,9 +64,13 @@ class TextShape:
             problems.append(f"width is {self.width}, no multiple of heads, {self.heads}")
         if not problems and self.proj_type == "none" and self.embed_dim != self.width:
             problems.append(f"embed_dim is {self.embed_dim}, without a projection; write {self.width}")
-        for name, known in dict(
-            pool_type=("argmax", "eos", "last"), proj_type=("linear", "none"), norm=("layernorm", "rmsnorm")
-        ).items():
+        words = dict(
+            pool_type=("argmax", "eos", "last"),
+            proj_type=("linear", "none"),
+            norm=("layernorm", "rmsnorm"),
+            act=ACTIVATIONS,
+        )
+        for name, known in words.items():
             if getattr(self, name) not in known:
                 problems.append(f"{name} is {getattr(self, name)!r}; write {' or '.join(known)}")
         if (self.pool_type == "eos") != (self.eos_id is not None):
