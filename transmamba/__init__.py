@@ -1,7 +1,8 @@
 """transmamba turns a pretrained Transformer into a Mamba student.
 
 Importing it costs no torch: a public name is imported when it is first used. With it timm knows the students,
-whichever of both is imported first: `timm.create_model("vim_tiny_patch16_224")`.
+and open_clip the text towers among them, whichever is imported first:
+`timm.create_model("vim_tiny_patch16_224")`.
 """
 
 from __future__ import annotations

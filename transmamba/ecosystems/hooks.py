@@ -18,7 +18,10 @@ from types import ModuleType
 from typing import Any
 
 # library -> modules of ours that register themselves in it when they are imported
-REGISTER_IN = {"timm": ("transmamba.students",)}
+REGISTER_IN = {
+    "timm": ("transmamba.students",),
+    "open_clip": ("transmamba.students.text_mamba.hook",),
+}
 
 
 def register_in(library: str) -> None:

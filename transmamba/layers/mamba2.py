@@ -1,9 +1,9 @@
-"""A bidirectional Mamba-2 mixer in the place of softmax attention, with attention's heads.
+"""Mamba-2 mixers in the place of softmax attention, with attention's heads.
 
 [proposal, not the paper's] C takes the queries' place, B the keys', x the values', the output projection
-stays;
-the state size is the head size. Both directions share all that attention shares: the projections, a centred
-convolution and delta; only the decays are their own. Shapes: B images, L tokens, D = H * P channels, H heads.
+stays; the state size is the head size. The two directions share all that attention shares: the projections, a
+centred convolution and delta; only the decays are their own. `causal.py` has the mixer of one direction.
+Shapes: B images, L tokens, D = H * P channels, H heads.
 """
 
 from __future__ import annotations
@@ -20,11 +20,66 @@ from .bidirectional import NEUTRAL_GATE
 from .mixed import Mixed
 
 
-class BidirectionalSSD(nn.Module):
-    """Drop-in for timm's `Attention` in a vision transformer block.
+class SSDMixer(nn.Module):
+    """What mixers of one direction and of two share: attention's projections, gate, delta, where they begin.
 
-    `length` sets where delta starts: 1 / length, so that a sum over the image begins as an average.
+    length: sets where delta starts: 1 / length, so that a sum over so many tokens begins as an average
+    taps:   of the convolution; `own` is the one that reads the token itself
+    decays: names of the parameters (H,) that hold a direction's decay rates
     """
+
+    A_log: nn.Parameter
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        length: int,
+        taps: int,
+        own: int,
+        decays: tuple[str, ...],
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)  # C, B, x in the order of q, k, v
+        self.conv1d = nn.Conv1d(3 * dim, 3 * dim, taps, padding=own, groups=3 * dim)
+        self.gate = nn.Linear(dim, dim)
+        self.dt_proj = nn.Linear(dim, num_heads)
+        for name in decays:
+            self.register_parameter(name, nn.Parameter(torch.empty(num_heads)))
+        self.proj = nn.Linear(dim, dim, bias=proj_bias)
+        self.length, self.own, self.decays = length, own, decays
+        self.neutral_()
+
+    @torch.no_grad()
+    def neutral_(self) -> None:
+        """Identity convolution, open gate, delta = 1 / length, decays of 1/4 to 4 lengths."""
+        self.conv1d.weight.zero_()
+        self.conv1d.weight[:, 0, self.own] = 1.0
+        nn.init.zeros_(self.conv1d.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, NEUTRAL_GATE)
+        nn.init.zeros_(self.dt_proj.weight)
+        nn.init.constant_(self.dt_proj.bias, math.log(math.expm1(1 / self.length)))
+        rates = torch.logspace(-2, 2, self.num_heads, base=2) if self.num_heads > 1 else torch.ones(1)
+        for name in self.decays:
+            self.get_parameter(name).copy_(rates.log())
+
+    def heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """C, B and x, each (B, L, H, P), of what the convolution made (B, L, 3D)."""
+        C, B, x = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in mixed.chunk(3, dim=-1))
+        return C, B, x
+
+
+class BidirectionalSSD(SSDMixer):
+    """Drop-in for timm's `Attention` in a vision transformer block; `length` is an image's."""
+
+    A_b_log: nn.Parameter
 
     def __init__(
         self,
@@ -36,33 +91,16 @@ class BidirectionalSSD(nn.Module):
         proj_bias: bool = True,
         conv_kernel: int = 3,
     ) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
-        self.num_heads, self.head_dim = num_heads, dim // num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)  # C, B, x in the order of q, k, v
-        self.conv1d = nn.Conv1d(3 * dim, 3 * dim, conv_kernel, padding=conv_kernel // 2, groups=3 * dim)
-        self.gate = nn.Linear(dim, dim)
-        self.dt_proj = nn.Linear(dim, num_heads)
-        self.A_log = nn.Parameter(torch.empty(num_heads))
-        self.A_b_log = nn.Parameter(torch.empty(num_heads))
-        self.proj = nn.Linear(dim, dim, bias=proj_bias)
-        self.length = length
-        self.neutral_()
-
-    @torch.no_grad()
-    def neutral_(self) -> None:
-        """Identity convolution, open gate, delta = 1 / length, decays of 1/4 to 4 image lengths."""
-        self.conv1d.weight.zero_()
-        self.conv1d.weight[:, 0, self.conv1d.kernel_size[0] // 2] = 1.0
-        nn.init.zeros_(self.conv1d.bias)  # type: ignore[arg-type]
-        nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, NEUTRAL_GATE)
-        nn.init.zeros_(self.dt_proj.weight)
-        nn.init.constant_(self.dt_proj.bias, math.log(math.expm1(1 / self.length)))
-        rates = torch.logspace(-2, 2, self.num_heads, base=2) if self.num_heads > 1 else torch.ones(1)
-        self.A_log.copy_(rates.log())
-        self.A_b_log.copy_(rates.log())
+        super().__init__(
+            dim,
+            num_heads,
+            length=length,
+            taps=conv_kernel,
+            own=conv_kernel // 2,
+            decays=("A_log", "A_b_log"),
+            qkv_bias=qkv_bias,
+            proj_bias=proj_bias,
+        )
 
     def _convolve(self, x: Tensor) -> Tensor:
         """`conv1d` of x (B, L, 3D), channels last throughout, which nn.Conv1d is not.
@@ -76,8 +114,7 @@ class BidirectionalSSD(nn.Module):
 
     def forward(self, u: Tensor, *, branches: bool = False, tokens: Tensor | None = None) -> Mixed:
         """u (B, L, D) -> `Mixed`; `branches` asks for its `half`, on `tokens` (positions) or on all."""
-        mixed = self._convolve(self.qkv(u))
-        C, B, x = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in mixed.chunk(3, dim=-1))
+        C, B, x = self.heads(self._convolve(self.qkv(u)))
         gate = F.silu(self.gate(u))
         y: Any = bidirectional_ssd(
             x,

@@ -1,18 +1,23 @@
-"""How a teacher's image tower is read at its end, and what of it an image student has no place for."""
+"""How a teacher's tower is read: what is pooled at its end, which activation it has, its linears and norms as
+`Take`s, and what of it a student has no place for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from ..core.layout import Grid
 from ..errors import UserError
-from ..subcloning.plan import Dropped
+from ..subcloning.plan import Dropped, Take
 from ..views.heads import AttentionPool, Classifier, Embedder, Pool
 from ..views.placed import skeletons
-from ..views.sublayers import Attention
+from ..views.sublayers import Affine, Attention, Norm
 from ..views.view import Tower, View
+
+# those that teachers have, by timm's names
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
 
 
 def pool_of(view: View) -> Pool | None:
@@ -68,3 +73,35 @@ def check_heads(tower: Tower, student: str) -> None:
                 f"{student} takes values head by head, but the teacher's {name} has {sublayer.heads} heads "
                 f"of q on {sublayer.kv_heads} of k and v; choose another teacher"
             )
+
+
+def activation_name(act: Callable[[Tensor], Tensor], student: str) -> str:
+    """timm's name of an activation, found by what it computes. Raises UserError for one without a name."""
+    from timm.layers import get_act_fn
+
+    grid = torch.linspace(-4, 4, 65, device="cpu")
+    for name in ACTIVATIONS:
+        if torch.allclose(act(grid), get_act_fn(name)(grid), atol=1e-6):
+            return name
+    raise UserError(
+        f"{student} copies the teacher's MLPs, but their activation has no name in timm; choose another "
+        "student or teacher"
+    )
+
+
+def take_affine(
+    target: str, source: str, affine: Affine, layer: int | None = None, into: slice | None = None
+) -> Iterator[Take]:
+    """Its weight and, where it has one, its bias; `into` are the rows of the target."""
+    for name, tensor in (("weight", affine.weight), ("bias", affine.bias)):
+        if tensor is not None:
+            yield Take(
+                target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, into=into, layer=layer
+            )
+
+
+def take_norm(target: str, source: str, norm: Norm, layer: int | None = None) -> Iterator[Take]:
+    """Its weight and bias, those that it has."""
+    for name, tensor in (("weight", norm.weight), ("bias", norm.bias)):
+        if tensor is not None:
+            yield Take(target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, layer=layer)

@@ -20,9 +20,10 @@ from ..core.text import Tokenizer
 from ..data.hashing import permutation
 from ..data.images.augment import Augment
 from ..data.images.decoding import in_threads, refusal
+from ..data.pairs.bad import Forgiving, check_limit
 from ..data.pairs.batches import EvalPairs, TrainPairs
 from ..data.pairs.source import PairSource
-from ..data.stream import StepSampler, in_order, load
+from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, hold_out, stratified_fraction
 from ..errors import UserError
 from ..views.heads import Embedder
@@ -48,6 +49,8 @@ class ImageTextConfig:
     final_split:   what results.json is measured on, once: by default the split that training is watched on
     split_seed:    which pictures the validation split takes
     augment:       random changes to training pictures
+    bad_limit:     how many training pictures may fail to decode, a share or a number: another takes the place
+                   of each
     """
 
     data: Annotated[Any, Part(PAIRS)]
@@ -58,9 +61,11 @@ class ImageTextConfig:
     final_split: Literal["validation", "test"] | None = None
     split_seed: int = 0
     augment: Augment = field(default_factory=Augment)
+    bad_limit: float = 0.01
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
+        check_limit(self.bad_limit)
         if not 0.0 <= self.validation < 1.0:
             raise UserError(f"validation {self.validation}: a share from 0 (none) to below 1, such as 0.1")
         if self.final_split == "validation" and not self.validation:
@@ -129,17 +134,13 @@ class ImageText:
 
     def train_batches(self, steps: Steps) -> Iterator[Batch]:
         """A rank's micro-batches, from step `start_step` on."""
+        return train_stream(self.train_source(steps.seed), self.num_train, steps)
+
+    def train_source(self, seed: int) -> TrainPairs:
+        """What makes a batch of (epoch, position) pairs, with the changes that `seed` draws."""
         tokenizer = self._tokenizer() if self.config.captions else None
-        pairs = TrainPairs(
-            self._source("train"),
-            self.train_indices,
-            self.preprocessing,
-            tokenizer,
-            self.config.augment,
-            steps.seed,
-        )
-        sampler = StepSampler(num_items=self.num_train, steps=steps)
-        return load(pairs, sampler, steps.micro_batch, workers=steps.workers, pin_memory=steps.pin_memory)
+        source, augment = Forgiving(self._source("train"), self.config.bad_limit), self.config.augment
+        return TrainPairs(source, self.train_indices, self.preprocessing, tokenizer, augment, seed)
 
     def eval_batches(self, split: str, passing: Pass) -> Iterator[Batch]:
         """Pictures `indices(split)[rank::world]` in order, each once, with all their captions."""

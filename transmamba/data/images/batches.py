@@ -23,7 +23,7 @@ Indices = npt.NDArray[np.int64]
 # A batch indexed out of memory costs less than its way between processes up to about this many values.
 _SMALL = 2**20
 # images that are decoded to tell one data set from another
-_LOOKED_AT = 32
+LOOKED_AT = 32
 
 
 class TrainImages:
@@ -49,7 +49,7 @@ class TrainImages:
         and the pixels of a few."""
         digest = hashlib.sha256(self.indices.tobytes())
         digest.update(self.source.labels[self.indices].tobytes())
-        for index in self.indices[:: -(-len(self.indices) // _LOOKED_AT)]:
+        for index in self.indices[:: -(-len(self.indices) // LOOKED_AT)]:
             digest.update(pixels(self.source.image(int(index))).tobytes())
         return {
             "preprocessing": asdict(self.preprocessing),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +18,8 @@ from ...core.text import Tokenizer
 from ..hashing import hash64
 from ..images.arrays import can_index, index_batch, move_batch
 from ..images.augment import Augment, Moves
-from ..images.batches import quick
+from ..images.batches import LOOKED_AT, quick
+from ..images.decoding import pixels
 from ..images.pictures import PictureTransform
 from .source import PairSource
 
@@ -51,6 +55,21 @@ class TrainPairs:
 
     def quick(self, count: int) -> bool:
         return quick(self.array, count)
+
+    def identity(self) -> dict[str, Any]:
+        """All that its batches depend on, as JSON can hold it. Pictures are known by their number, and by the
+        pixels and captions of a few."""
+        digest = hashlib.sha256(self.indices.tobytes())
+        for index in self.indices[:: -(-len(self.indices) // LOOKED_AT)]:
+            digest.update(pixels(self.source.image(int(index))).tobytes())
+            digest.update("\n".join(self.source.captions(int(index))).encode())
+        return {
+            "preprocessing": asdict(self.preprocessing),
+            "augment": asdict(self.augment),
+            "seed": self.seed,
+            "captions": self.tokenizer is not None,
+            "items": digest.hexdigest(),
+        }
 
     def batch(self, pairs: Indices) -> Batch:
         """The items `pairs`, (B, 2). Raises UserError when one does not decode."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from torch import Tensor, nn
 
-from ...core.output import Captures, Output
+from ...core.output import Capture, Captures, Output
 from ...core.preprocessing import Preprocessing
 from ...core.tower import Tower, similarity_scalars
 from ...ecosystems import open_clip as library
@@ -22,12 +22,13 @@ from ...ecosystems.origin import Origin
 from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..text_mamba import TextMamba
 from .plan import plan_projection, plan_scalars, plan_text
 
 if TYPE_CHECKING:
     from .names import Clip
 
-_TRUNK = "visual.trunk."
+_TRUNK, _TEXT = "visual.trunk.", "text."
 
 
 class ClipStudent(CustomTextCLIP):
@@ -55,7 +56,10 @@ class ClipStudent(CustomTextCLIP):
 
     def no_weight_decay(self) -> set[str]:
         trunk: Any = self.visual.trunk
-        return super().no_weight_decay() | {_TRUNK + name for name in trunk.no_weight_decay()}
+        own = {_TRUNK + name for name in trunk.no_weight_decay()}
+        if isinstance(self.text, TextMamba):
+            own |= {_TEXT + name for name in self.text.no_weight_decay()}
+        return super().no_weight_decay() | own
 
     # --- the student's interface
     # ------------------------------------------------------------------------------
@@ -63,7 +67,7 @@ class ClipStudent(CustomTextCLIP):
     @property
     def towers(self) -> dict[str, Tower]:
         trunk: Any = self.visual.trunk
-        return {"image": trunk}
+        return {"image": trunk, **({"text": self.text} if isinstance(self.text, TextMamba) else {})}
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
         output = Output(scalars=similarity_scalars(self))
@@ -74,10 +78,16 @@ class ClipStudent(CustomTextCLIP):
             output.streams["image"] = made.streams["image"]
             output.embeddings["image"] = F.normalize(self.visual.head(made.logits()), dim=-1)
         if "text" in inputs:
-            read = self.text(inputs["text"])
-            read = read[0] if isinstance(read, tuple) else read
-            output.embeddings["text"] = F.normalize(read, dim=-1)
+            output.embeddings["text"] = F.normalize(self._read(inputs, captures, output), dim=-1)
         return output
+
+    def _read(self, inputs: Mapping[str, Tensor], captures: Captures, output: Output) -> Tensor:
+        """(B, E) of the texts, and their stream where the tower is ours."""
+        if isinstance(self.text, TextMamba):
+            output.streams["text"], hidden = self.text.run(inputs, captures.get("text", Capture()))
+            return self.text.embed(hidden, inputs)
+        read = self.text(inputs["text"])
+        return read[0] if isinstance(read, tuple) else read
 
     def plan(self, view: View, select: Mapping[str, Selection]) -> Iterator[Take | Dropped]:
         if self.config.image.fresh:
@@ -86,6 +96,8 @@ class ClipStudent(CustomTextCLIP):
             yield from self._plan_image(view, select)
         if self.config.text.fresh:
             yield Dropped(source="text", why="student.text.fresh: the tower starts from random weights")
+        elif isinstance(self.text, TextMamba):
+            yield from self.text.plan(view.towers["text"], view.heads["text"], _TEXT)
         elif "text" in view.towers:
             yield from plan_text(self.text, view.towers["text"], view.heads["text"])
         yield from plan_scalars(view)
@@ -105,11 +117,15 @@ class ClipStudent(CustomTextCLIP):
         return {
             "image": lambda name: name.startswith("visual."),
             "text": lambda name: name.startswith("text."),
-            "mixers": lambda name: name.startswith(_TRUNK) and mixers(name.removeprefix(_TRUNK)),
+            "mixers": lambda name: (
+                (name.startswith(_TRUNK) and mixers(name.removeprefix(_TRUNK)))
+                or (isinstance(self.text, TextMamba) and name.startswith(_TEXT) and ".attn." in name)
+            ),
             "head": lambda name: name.startswith(("visual.head.", "text.text_projection", "text.proj")),
             "scale": lambda name: name in ("logit_scale", "logit_bias"),
         }
 
     def units(self) -> list[nn.Module]:
         trunk: Any = self.visual.trunk
-        return [*trunk.units(), self.text]
+        text = self.text.blocks if isinstance(self.text, TextMamba) else [self.text]
+        return [*trunk.units(), *text]

@@ -42,10 +42,16 @@ class ImageTower:
 class TextTower:
     """kind:  `kept`, the teacher's own (one that no view expresses runs its own code), or `mamba2`, causal
     fresh: start from random weights, whatever `init` says
+    kwargs: of mamba2, in place of the teacher's shape: layers, context_length
     """
 
     kind: Literal["kept", "mamba2"] = "kept"
     fresh: bool = False
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kwargs and self.kind != "mamba2":
+            raise UserError(f"kwargs are for mamba2; a {self.kind} tower has the teacher's shape, leave them out")
 
 
 @STUDENTS.register("clip")

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from ...core.layout import Sequence
 from ...core.tower import StudentSpec
-from ...errors import UserError
+from ...errors import UserError, suggest
 from ...views.embeddings import TokenEmbedding
 from ...views.heads import Embedder, EndOfText
 from ...views.sublayers import Attention, Mlp
 from ...views.view import Tower, View
+from ..reading import activation_name
 from ..shape_tag import named
-from ..ssd_vit.names import SsdVit, activation_name
+from ..ssd_vit.names import SsdVit
+from ..text_mamba.shape import TextShape, text_shape
 from ..vim.names import Vim
 from .plan import reads_layer_norms
 
@@ -90,8 +92,20 @@ def _text_cfg(config: TextTower, view: View) -> tuple[dict[str, Any], bool]:
     tower, head = view.towers["text"], view.heads["text"]
     assert isinstance(head, Embedder), "the caller has looked"
     if config.kind == "mamba2":
-        raise UserError("student.text.kind mamba2 comes later")
+        return _converted(config, view), False
     return _kept(tower, head)
+
+
+def _converted(config: TextTower, view: View) -> dict[str, Any]:
+    """Of our text tower. Raises UserError for an option that it has not."""
+    arguments = text_shape(view)
+    unknown = [key for key in config.kwargs if key not in arguments]
+    if unknown:
+        raise UserError(f"student.text.kwargs.{unknown[0]} is unknown{suggest(unknown[0], arguments)}")
+    try:
+        return TextShape(**{**arguments, **config.kwargs}).text_cfg()
+    except ValueError as error:
+        raise UserError(f"student.text.kwargs: {error}") from error
 
 
 def _kept(tower: Tower, head: Embedder) -> tuple[dict[str, Any], bool]:

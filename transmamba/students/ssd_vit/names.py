@@ -21,7 +21,7 @@ from ...views.heads import AttentionPool, Classifier, Embedder, Head
 from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp
 from ...views.view import View
-from ..reading import pool_of, pooled_token
+from ..reading import activation_name, pool_of, pooled_token
 from ..shape_tag import arguments_of
 from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import SSDVisionTransformer
@@ -173,7 +173,7 @@ def shape_of(view: View) -> dict[str, Any]:
         final_norm=tower.norm is not None or _norm_after_pooling(head),
         fc_norm=_norm_after_pooling(head),
         init_values=1.0 if attention.scale is not None else None,
-        act_layer=activation_name(mlp.act),
+        act_layer=_activation(mlp.act),
         norm_layer="rmsnorm" if attention.norm.rms else None,
         norm_eps=None if eps == {1e-6} else eps.pop(),
         **more,
@@ -195,7 +195,7 @@ def is_like(pool: AttentionPool, attention: Attention, mlp: Mlp) -> bool:
         and norm is not None
         and (norm.rms, norm.eps) == (attention.norm.rms, attention.norm.eps)
         and pool.q_norm is pool.k_norm is None
-        and activation_name(pool.act) == activation_name(mlp.act)
+        and _activation(pool.act) == _activation(mlp.act)
     )
 
 
@@ -211,15 +211,7 @@ def _norm_after_pooling(head: Head | None) -> bool:
     return isinstance(head, Classifier | Embedder) and head.norm is not None
 
 
-def activation_name(act: Callable[[Tensor], Tensor]) -> str | None:
-    """timm's name of an activation, found by what it computes; None for GELU, timm's default.
-
-    Raises UserError for one that timm's vision transformer cannot be given by name.
-    """
-    from timm.layers import get_act_fn
-
-    grid = torch.linspace(-4, 4, 65, device="cpu")
-    for name in ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu"):
-        if torch.allclose(act(grid), get_act_fn(name)(grid), atol=1e-6):
-            return None if name == "gelu" else name
-    raise UserError("ssd_vit copies the teacher's MLPs, but their activation has no name in timm; choose vim")
+def _activation(act: Callable[[Tensor], Tensor]) -> str | None:
+    """timm's name of it; None for GELU, timm's default."""
+    name = activation_name(act, "ssd_vit")
+    return None if name == "gelu" else name

@@ -13,9 +13,9 @@ import torch
 from ...errors import UserError
 from ...subcloning.plan import Dropped, Take
 from ...views.heads import AttentionPool, Classifier, Embedder
-from ...views.sublayers import Affine, Attention, Mlp, Norm
+from ...views.sublayers import Affine, Attention, Mlp
 from ...views.view import Tower, View
-from ..reading import check_heads, pool_dropped, pool_of, rope_dropped
+from ..reading import check_heads, pool_dropped, pool_of, rope_dropped, take_affine, take_norm
 from ..timm_arguments import image_embedding
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
     yield Take(target="patch_embed.proj.weight", source="embedding.weight", tensor=embedding.weight)
     yield from _bias("patch_embed.proj.bias", "embedding.bias", Affine(embedding.weight, embedding.bias))
     if embedding.patch_norm is not None:
-        yield from _norm("patch_embed.norm", "embedding.patch_norm", embedding.patch_norm)
+        yield from take_norm("patch_embed.norm", "embedding.patch_norm", embedding.patch_norm)
     if embedding.norm is not None:
-        yield from _norm("norm_pre", "embedding.norm", embedding.norm)
+        yield from take_norm("norm_pre", "embedding.norm", embedding.norm)
     rows = [name for name, _ in theirs.special]
     for name, _ in mine.special:
         if name not in rows:
@@ -79,10 +79,10 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
             source = source[len(mine.special) :]
         yield Take(target="pos_embed", source="embedding.position", tensor=position, index=(source,))
     if tower.norm is not None:
-        yield from _norm("norm", "norm", tower.norm)
+        yield from take_norm("norm", "norm", tower.norm)
     yield from _pool(student, view)
     if isinstance(head, Classifier | Embedder) and head.norm is not None:
-        yield from _norm("fc_norm", "norm", head.norm)
+        yield from take_norm("fc_norm", "norm", head.norm)
     if isinstance(head, Embedder) and head.projection is not None:
         yield Dropped(source="head.projection", why="the student classifies, the teacher embeds")
     if not isinstance(head, Classifier):
@@ -130,12 +130,6 @@ def _bias(target: str, source: str, affine: Affine, layer: int | None = None) ->
         yield Take(target=target, source=source, tensor=affine.bias, layer=layer)
 
 
-def _norm(target: str, source: str, norm: Norm, layer: int | None = None) -> Iterator[Take]:
-    for name, tensor in (("weight", norm.weight), ("bias", norm.bias)):
-        if tensor is not None:
-            yield Take(target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, layer=layer)
-
-
 def _check_plain(attention: Attention, source: str) -> None:
     """Raises UserError for what timm's attention, which a block may keep, does not do."""
     more = dict(
@@ -167,19 +161,12 @@ def plan_block(student: SSDVisionTransformer, tower: Tower, k: int, t: int) -> I
         )
     for name, norm in (("norm1", attention.norm), ("norm2", mlp.norm)):
         kind = "attention" if name == "norm1" else "mlp"
-        yield from _norm(f"{into}.{name}", f"{source}.{kind}.norm", norm, layer=k)
+        yield from take_norm(f"{into}.{name}", f"{source}.{kind}.norm", norm, layer=k)
     for third, name in enumerate(("q", "k", "v")):
-        projection: Affine = getattr(attention, name)
         rows = slice(third * tower.width, (third + 1) * tower.width)
-        for part, tensor in (("weight", projection.weight), ("bias", projection.bias)):
-            if tensor is not None:
-                yield Take(
-                    target=f"{into}.attn.qkv.{part}",
-                    source=f"{source}.attention.{name}.{part}",
-                    tensor=tensor,
-                    into=rows,
-                    layer=k,
-                )
+        yield from take_affine(
+            f"{into}.attn.qkv", f"{source}.attention.{name}", getattr(attention, name), k, rows
+        )
     linears = [
         ("attn.proj", "attention.o", attention.o),
         ("mlp.fc1" if mlp.gate is None else "mlp.fc1_x", "mlp.up", mlp.up),
@@ -188,16 +175,13 @@ def plan_block(student: SSDVisionTransformer, tower: Tower, k: int, t: int) -> I
     if mlp.gate is not None:
         linears.append(("mlp.fc1_g", "mlp.gate", mlp.gate))
     for target, name, affine in linears:
-        yield Take(
-            target=f"{into}.{target}.weight", source=f"{source}.{name}.weight", tensor=affine.weight, layer=k
-        )
-        yield from _bias(f"{into}.{target}.bias", f"{source}.{name}.bias", affine, layer=k)
+        yield from take_affine(f"{into}.{target}", f"{source}.{name}", affine, k)
     for target, scale in (("ls1", attention.scale), ("ls2", mlp.scale)):
         if scale is not None:
             yield Take(target=f"{into}.{target}.gamma", source=f"{source}.{target}", tensor=scale, layer=k)
     for name, per_head in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
         if per_head is not None and k in student.attention_layers:
-            yield from _norm(f"{into}.attn.{name}", f"{source}.attention.{name}", per_head, layer=k)
+            yield from take_norm(f"{into}.attn.{name}", f"{source}.attention.{name}", per_head, layer=k)
         elif per_head is not None:
             yield Dropped(
                 source=f"{source}.attention.{name}",
