@@ -235,7 +235,8 @@ def test_a_coupled_loss_is_that_of_the_whole_step(
     for name, value in whole["means"].items():
         assert divided["means"][name] == pytest.approx(value, rel=1e-6), "the log is in float32"
     assert whole["gradients"]["student.scale"].abs() > 1e-3
-    assert (whole["gradients"]["student.bias"].abs() > 1e-3) == ours
+    # in one batch, a number that the loss does not read has no gradient at all
+    assert (whole["gradients"].get("student.bias", torch.zeros(())).abs() > 1e-3) == ours
     for name, gradient in whole["gradients"].items():
         torch.testing.assert_close(divided["gradients"][name], gradient, rtol=1e-10, atol=1e-12)
 

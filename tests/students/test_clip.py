@@ -268,3 +268,28 @@ def test_open_clip_models_are_students_as_they_are(teacher: Teacher) -> None:
     broken = dict(cfg, vision_cfg={**IMAGE, "layres": 2})
     with pytest.raises(UserError, match="layres"):
         STUDENTS["open_clip"](model_cfg=broken).build(StudentSpec())
+
+
+def test_a_converted_text_tower_inherits_and_reloads(teacher: Teacher, tmp_path: Path) -> None:
+    student = student_of(teacher, Clip(text=TextTower(kind="mamba2")))
+    inputs = inputs_of(teacher)
+    assert set(student.towers) == {"image", "text"}
+    assert torch.equal(student.text.token_embedding.weight, teacher.view.towers["text"].embedding.weight)
+    output = student.run(inputs, {"text": Capture(hidden=frozenset((0, 1)))})
+    assert set(output.streams["text"].hidden) == {0, 1}
+    # nothing behind a text's end reaches its vector
+    padded = dict(inputs, text=inputs["text"].clone())
+    behind = torch.arange(12) > padded["text"].argmax(dim=1, keepdim=True)
+    padded["text"][behind] = 7
+    assert behind.any() and torch.equal(student.run(padded, {}).embeddings["text"], output.embeddings["text"])
+    mixers = student.groups()["mixers"]
+    assert any(mixers(name) for name, _ in student.text.named_parameters(prefix="text"))
+    save_model(student, tmp_path / "s", teacher.preprocessing)
+    loaded = open_clip.create_model(f"local-dir:{tmp_path / 's'}").eval()
+    assert torch.equal(loaded.encode_text(inputs["text"], normalize=True), output.embeddings["text"])
+    shallow = Clip(text=TextTower(kind="mamba2", kwargs={"layers": 1}))
+    assert len(student_of(teacher, shallow).text.blocks) == 1
+    with pytest.raises(UserError, match=r"text\.kwargs\.layres is unknown.*layers"):
+        student_of(teacher, Clip(text=TextTower(kind="mamba2", kwargs={"layres": 1})))
+    with pytest.raises(UserError, match="kwargs are for mamba2"):
+        TextTower(kwargs={"layers": 1})

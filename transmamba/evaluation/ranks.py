@@ -64,13 +64,13 @@ def search(
     """
     if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
         nothing = np.full(len(queries), np.nan)  # a rank depends on the whole gallery
-        top = np.zeros((len(queries), min(TOP, len(gallery))), dtype=np.int64)
-        return Ranks(nothing, nothing, nothing, top)
+        unranked = np.zeros((len(queries), min(TOP, len(gallery))), dtype=np.int64)
+        return Ranks(nothing, nothing, nothing, unranked)
     # in float64, whose order of adding is far below a step
     items, theirs = torch.from_numpy(gallery).double().T, torch.from_numpy(groups)
     rows = max(1, _BLOCK // len(gallery))
     # made before the blocks: small pieces kept in between would leave holes that no later block fits in
-    counts = torch.empty(3, len(queries), dtype=torch.float64)
+    counts: Tensor = torch.empty(3, len(queries), dtype=torch.float64)
     top = torch.empty(len(queries), min(TOP, len(gallery)), dtype=torch.int64)
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)

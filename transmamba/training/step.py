@@ -72,7 +72,7 @@ class Stepper:
         device = self.accelerator.device
         counts, items = self._count(micro)
         drawn = self.distiller.draw_tokens(number, device)
-        couplings = self._couple(micro, number) if self.distiller.coupled else [{}] * len(micro)
+        couplings = self._couple(micro, number) if self._divided(micro) else [{}] * len(micro)
         sums: dict[str, Tensor] = {}
         parts: dict[str, Tensor] = {}
         for m, batch in enumerate(micro):
@@ -115,6 +115,11 @@ class Stepper:
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, "sum")
         return counts, mine
+
+    def _divided(self, micro: Sequence[Batch]) -> bool:
+        """Whether a loss compares items that this step has in several places: in one batch it sees all."""
+        several = len(micro) > 1 or self.accelerator.num_processes > 1
+        return several and bool(self.distiller.coupled)
 
     def _couple(self, micro: Sequence[Batch], number: int) -> list[dict[str, Coupling]]:
         """Each coupled loss of the whole step, as each of this rank's micro-batches takes part in it."""

@@ -21,6 +21,7 @@ from ...ecosystems import open_clip as library
 from ...ecosystems.origin import Origin
 from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection
+from ...views.heads import Embedder
 from ...views.view import View
 from ..text_mamba import TextMamba
 from .plan import plan_projection, plan_scalars, plan_text
@@ -97,7 +98,9 @@ class ClipStudent(CustomTextCLIP):
         if self.config.text.fresh:
             yield Dropped(source="text", why="student.text.fresh: the tower starts from random weights")
         elif isinstance(self.text, TextMamba):
-            yield from self.text.plan(view.towers["text"], view.heads["text"], _TEXT)
+            head = view.heads["text"]
+            assert isinstance(head, Embedder), "seen when the shape was taken"
+            yield from self.text.plan(view.towers["text"], head, _TEXT)
         elif "text" in view.towers:
             yield from plan_text(self.text, view.towers["text"], view.heads["text"])
         yield from plan_scalars(view)

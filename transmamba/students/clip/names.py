@@ -51,7 +51,9 @@ class TextTower:
 
     def __post_init__(self) -> None:
         if self.kwargs and self.kind != "mamba2":
-            raise UserError(f"kwargs are for mamba2; a {self.kind} tower has the teacher's shape, leave them out")
+            raise UserError(
+                f"kwargs are for mamba2; a {self.kind} tower has the teacher's shape, leave them out"
+            )
 
 
 @STUDENTS.register("clip")

@@ -128,8 +128,8 @@ def _kept(tower: Tower, head: Embedder) -> tuple[dict[str, Any], bool]:
                 f"the teacher's text tower has {what}, which open_clip's cannot have; choose another teacher"
             )
     assert embedding.positions is not None, "just seen"
-    act = activation_name(mlp.act)
-    if act not in (None, "gelu_tanh", "quick_gelu"):
+    act = activation_name(mlp.act, "student clip")
+    if act not in ("gelu", "gelu_tanh", "quick_gelu"):
         raise UserError(f"the teacher's text tower has the activation {act}, which open_clip's cannot")
     found: dict[str, Any] = {
         "context_length": len(embedding.positions),
