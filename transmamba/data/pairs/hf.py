@@ -42,8 +42,8 @@ class DatasetPairs:
     train_split:    name of the training split
     test_split:     name of the test split; the first of test, validation, valid, val if left out
     image_column:   detected from the column types if left out
-    caption_column: with a text or a list of texts a row; one, or a list of such columns; the first of caption, captions,
-        text, sentence, sentences if left out
+    caption_column: with a text or a list of texts a row; one, or a list of such columns; the first of
+        caption, captions, text, sentence, sentences if left out
     """
 
     path: str
