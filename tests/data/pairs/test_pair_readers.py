@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,25 @@ def test_a_source_reaches_a_process_that_is_not_forked(reader: Any) -> None:
     source = reader.build("train")
     everything(source)  # what is opened by then must not be in the way
     assert everything(pickle.loads(pickle.dumps(source))) == everything(source)
+
+
+def in_a_child(source: PairSource, numbers: list[int], answers: Any) -> None:
+    answers.put([(n, np.asarray(source.image(n)).tobytes()) for n in numbers])
+
+
+def test_forked_processes_do_not_disturb_each_other(reader: Any) -> None:
+    source = reader.build("train")
+    expected = everything(source)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    orders = [[*range(6)] * 30, [*reversed(range(6))] * 30]
+    children = [context.Process(target=in_a_child, args=(source, order, answers)) for order in orders]
+    for child in children:
+        child.start()
+    for _ in children:
+        assert all(expected[n][0] == picture for n, picture in answers.get())
+    for child in children:
+        child.join()
 
 
 def test_the_splits_differ_and_there_are_two(reader: Any) -> None:

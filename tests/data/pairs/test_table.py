@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import multiprocessing
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +94,43 @@ def test_rows_of_one_picture_are_brought_together(suffix: str, pictures: Path) -
     check(read(pictures / f"pairs.{suffix}"))
 
 
+@pytest.fixture
+def archive(pictures: Path) -> Any:
+    lines(pictures / "pairs.jsonl")
+    with zipfile.ZipFile(pictures / "all.zip", "w") as archive:
+        for name in (*NAMES, "pairs.jsonl"):
+            archive.write(pictures / name, name)
+    return read(pictures / "all.zip")
+
+
+def read_often(source: Any, answers: Any) -> None:
+    expected = [pixels(number, 90, 90).tobytes() for number in range(3)]
+    try:
+        found = {np.asarray(source.image(n)).tobytes() == expected[n] for n in [*range(3)] * 100}
+        answers.put(found)
+    except UserError as error:
+        answers.put({str(error)})
+
+
+def test_an_archive_is_opened_by_each_process_for_itself(pictures: Path, archive: Any) -> None:
+    check(archive)
+    check(pickle.loads(pickle.dumps(archive)))
+    with zipfile.ZipFile(pictures / "large.zip", "w") as large:  # larger than what is read ahead
+        for number, name in enumerate(NAMES):
+            large.writestr(name, encoded(pixels(number, 90, 90)))
+        large.write(pictures / "pairs.jsonl", "pairs.jsonl")
+    source = read(pictures / "large.zip")
+    source.image(0)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    children = [context.Process(target=read_often, args=(source, answers)) for _ in range(3)]
+    for child in children:
+        child.start()
+    assert [answers.get() for _ in children] == [{True}] * 3
+    for child in children:
+        child.join()
+
+
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_zip_holds_the_table_and_its_pictures(suffix: str, pictures: Path) -> None:
     WRITERS[suffix](pictures / f"pairs.{suffix}")
@@ -131,6 +170,11 @@ def test_several_columns_and_lists_of_captions_and_of_pictures(pictures: Path) -
         "train"
     )
     assert [source.captions(n) for n in range(3)] == [("three", "one", "two"), ("both",), ("both",)]
+
+
+def test_what_is_no_text_for_a_tokenizer_is_made_one(pictures: Path) -> None:
+    (pictures / "pairs.jsonl").write_text(r'{"picture": "a.png", "said": "half \ud83d of one, \ud83d\ude00"}')
+    assert read(pictures / "pairs.jsonl").captions(0) == ("half ? of one, \U0001f600",)
 
 
 def test_what_is_left_out_is_counted_and_said_once(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -206,11 +250,7 @@ def test_mistakes_of_archives_folders_and_keys(pictures: Path) -> None:
         Table(train="x.csv", caption=())
 
 
-def test_damage_in_an_archive_is_the_picture_s_own(pictures: Path) -> None:
-    lines(pictures / "pairs.jsonl")
-    with zipfile.ZipFile(pictures / "all.zip", "w") as archive:
-        for name in (*NAMES, "pairs.jsonl"):
-            archive.write(pictures / name, name)
+def test_damage_in_an_archive_is_the_picture_s_own(pictures: Path, archive: Any) -> None:
     whole = (pictures / "all.zip").read_bytes()
     at = whole.index((pictures / "a.png").read_bytes())
     (pictures / "all.zip").write_bytes(whole[: at + 40] + b"\xff\xff\xff" + whole[at + 43 :])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import multiprocessing
 import os
 import tarfile
 from collections.abc import Iterator
@@ -223,25 +222,6 @@ def test_a_store_that_stumbles_is_asked_again(remote: str, monkeypatch: pytest.M
     left[0] = 3
     with pytest.raises(UserError, match=r"train-000.tar cannot be read \(503 slow down and more\)"):
         source.image(2)
-
-
-def in_a_child(source: Any, numbers: list[int], answers: Any) -> None:
-    answers.put([(n, np.asarray(source.image(n)).tobytes(), source.captions(n)) for n in numbers])
-
-
-def test_forked_processes_do_not_disturb_each_other(two: str) -> None:
-    source = read(two)
-    expected = everything(source)
-    context = multiprocessing.get_context("fork")
-    answers = context.SimpleQueue()
-    orders = [list(range(6)) * 20, list(range(5, -1, -1)) * 20]
-    children = [context.Process(target=in_a_child, args=(source, order, answers)) for order in orders]
-    for child in children:
-        child.start()
-    found = [answers.get() for _ in children]
-    for child in children:
-        child.join()
-    assert all(expected[n] == (picture, said) for answer in found for n, picture, said in answer)
 
 
 # --- damage ---

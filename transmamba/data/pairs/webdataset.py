@@ -30,9 +30,10 @@ class WebDataset:
     """Tar shards with the files of a sample under one name: NAME.jpg (or .jpeg, .png, .webp) and its captions
     in NAME.txt, one a line, or in NAME.json.
 
-    Shards lie in folders, or wherever fsspec reads: https://, s3:// (needs s3fs), gs:// (gcsfs), hf://. Each
-    is read through once, and where everything is in it is kept in a small file. Samples without a picture or
-    without captions are left out, counted and logged; a shard that is cut short is refused.
+    Shards lie in folders, or wherever fsspec reads: https:// (needs aiohttp), s3:// (s3fs), gs://
+    (gcsfs), hf://. Each is read through once, and where everything is in it is kept in a small file. Samples
+    without a picture or without captions are left out, counted and logged; a shard that is cut short is
+    refused.
 
     train, test: paths of shards: {0000..0123}, {a,b}, * and $VARIABLE are filled in; one path, or a list;
         one of the splits may be left out
