@@ -71,14 +71,14 @@ def search(
     rows = max(1, _BLOCK // len(gallery))
     # made before the blocks: small pieces kept in between would leave holes that no later block fits in
     counts = torch.empty(3, len(queries), dtype=torch.float64)
-    top = torch.empty(len(queries), min(TOP, len(gallery)), dtype=torch.int64)
+    first = torch.empty(len(queries), min(TOP, len(gallery)), dtype=torch.int64)
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)
         cosines = torch.from_numpy(queries[part]).double() @ items
-        found, top[part] = _block(cosines, torch.from_numpy(owners[part]), theirs)
+        found, first[part] = _block(cosines, torch.from_numpy(owners[part]), theirs)
         counts[:, part] = found
     above, tied, own = counts.numpy()
-    return Ranks(above, tied, own, top.numpy())
+    return Ranks(above, tied, own, first.numpy())
 
 
 def _block(cosines: Tensor, owners: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
