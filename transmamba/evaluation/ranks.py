@@ -64,21 +64,21 @@ def search(
     """
     if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
         nothing = np.full(len(queries), np.nan)  # a rank depends on the whole gallery
-        unranked = np.zeros((len(queries), min(TOP, len(gallery))), dtype=np.int64)
-        return Ranks(nothing, nothing, nothing, unranked)
+        top = np.zeros((len(queries), min(TOP, len(gallery))), dtype=np.int64)
+        return Ranks(nothing, nothing, nothing, top)
     # in float64, whose order of adding is far below a step
     items, theirs = torch.from_numpy(gallery).double().T, torch.from_numpy(groups)
     rows = max(1, _BLOCK // len(gallery))
     # made before the blocks: small pieces kept in between would leave holes that no later block fits in
-    counts: Tensor = torch.empty(3, len(queries), dtype=torch.float64)
-    top = torch.empty(len(queries), min(TOP, len(gallery)), dtype=torch.int64)
+    counts = torch.empty(3, len(queries), dtype=torch.float64)
+    first = torch.empty(len(queries), min(TOP, len(gallery)), dtype=torch.int64)
     for start in range(0, len(queries), rows):
         part = slice(start, start + rows)
         cosines = torch.from_numpy(queries[part]).double() @ items
-        found, top[part] = _block(cosines, torch.from_numpy(owners[part]), theirs)
+        found, first[part] = _block(cosines, torch.from_numpy(owners[part]), theirs)
         counts[:, part] = found
     above, tied, own = counts.numpy()
-    return Ranks(above, tied, own, top.numpy())
+    return Ranks(above, tied, own, first.numpy())
 
 
 def _block(cosines: Tensor, owners: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
