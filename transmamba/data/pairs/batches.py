@@ -134,5 +134,6 @@ def pair_batch(
         if tokens.mask is not None:
             inputs["text_mask"] = tokens.mask
         targets["group"] = torch.from_numpy(np.asarray(of, dtype=np.int64))
-        counts["pairs"] = len(captions)
+        real = tokens.ids.numel() if tokens.mask is None else int(tokens.mask.sum())
+        counts |= {"pairs": len(captions), "tokens": real}
     return Batch(inputs, targets, torch.from_numpy(np.asarray(index, dtype=np.int64)), counts)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ...core.layout import Sequence
 from ...core.tower import StudentSpec
+from ...ecosystems.timm import create_timm
 from ...errors import UserError, suggest
 from ...views.embeddings import TokenEmbedding
 from ...views.heads import Embedder, EndOfText
@@ -66,6 +69,8 @@ def _vision_cfg(config: ImageTower, spec: StudentSpec, embed_dim: int) -> dict[s
     if len(set(arguments["img_size"])) == 1:
         arguments["img_size"] = arguments["img_size"][0]
     arguments = {key: value for key, value in arguments.items() if value is not None}
+    with torch.device("meta"):  # what its constructor refuses is said in its own words
+        create_timm(name, pretrained=False, num_classes=0, **arguments)
     head = spec.view.heads["image"]
     # without a projection the teacher's width is its embedding's; a student of another needs one
     projects = head.projection is not None or arguments["embed_dim"] != embed_dim
