@@ -14,8 +14,6 @@ import pytest
 
 from transmamba.runs.recipe import Recipe
 
-pytestmark = pytest.mark.xdist_group("continued")  # which share the uninterrupted runs
-
 LAST = 5  # the checkpoint that is continued: two steps of the second stage are in it
 DRAWS = dict(student__kwargs=dict(harness.VIM, drop_path_rate=0.3), task__mixup=0.5)
 NO_DRAWS = dict(student__kwargs=dict(harness.VIM))

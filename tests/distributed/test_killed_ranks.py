@@ -23,8 +23,6 @@ from transmamba.runs.recipe import Recipe
 STRATEGIES = {"ddp": {}, "fsdp2": harness.FSDP2}
 RANKS = 2
 
-pytestmark = pytest.mark.xdist_group("killed ranks")  # which share the uninterrupted runs
-
 
 def recipe_of(folder: Path, run: Path) -> Recipe:
     """Adaptive weights, and a loss with nets of its own; saved at every second step."""

@@ -21,8 +21,6 @@ STRATEGIES = ("fsdp2", "zero2", "zero3")
 # of ZeRO's two, whose strategy is one class, the one that cuts the weights too
 MOST = ("fsdp2", "zero3", pytest.param("zero2", marks=pytest.mark.slow))
 
-pytestmark = pytest.mark.xdist_group("sharded")  # which share the uninterrupted runs
-
 
 def recipe_of(folder: Path, name: str, student: str, ranks: int = 1, **changes: Any) -> Recipe:
     """Mixers alone; every registered loss at once, its features standardised and its tokens drawn; one that

@@ -16,8 +16,6 @@ from safetensors.torch import load_file
 
 from transmamba.runs.recipe import Recipe
 
-pytestmark = pytest.mark.xdist_group("two processes")  # which share two runs
-
 
 def recipe_of(folder: Path, name: str, batch: int, **changes: Any) -> Recipe:
     """No stochastic depth, whose draws belong to a micro-batch; 11 test images, not divisible by 2."""

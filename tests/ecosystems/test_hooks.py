@@ -113,7 +113,6 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return found
 
 
-@pytest.mark.xdist_group("hooks")
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_timm_knows_our_students(case: str, failed: dict[str, str]) -> None:
     assert not failed[case], failed[case]

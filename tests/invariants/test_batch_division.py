@@ -64,7 +64,6 @@ def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
         yield replace(batch, counts={**batch.counts, "first": first})
 
 
-pytestmark = pytest.mark.xdist_group("batch division")  # which share a run for each division
 STEPS = 3  # the first of them with running means of before, the others with their own
 
 

@@ -23,8 +23,6 @@ import transmamba.runs.run
 import transmamba.training.checkpoint
 from transmamba.runs.recipe import Recipe
 
-pytestmark = pytest.mark.xdist_group("resume")  # which share the uninterrupted run
-
 STAGES = (5, 8)
 SAVED = [3, 5, 8, 11, 13]  # every third step of a stage, and its end
 

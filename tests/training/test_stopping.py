@@ -60,9 +60,6 @@ def train(
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-pytestmark = pytest.mark.xdist_group("stopping")  # which share the run that nobody disturbs
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[Any]]:
     """Weights and log of a run that nobody asked anything."""
