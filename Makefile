@@ -9,6 +9,8 @@ VENV ?= .venv
 THREADS ?= 1
 # Test processes, of one thread each.
 WORKERS ?= 2
+# Whole files, so that what a file's tests share is made once; in their order, for the longest is one of few tests.
+SHARES := --dist loadfile --no-loadscope-reorder
 PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -23,10 +25,10 @@ demo: $(VENV)/.installed-demo
 		scripts/demo.py $(if $(OVERWRITE),--overwrite)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "not slow" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(SHARES) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(SHARES) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check

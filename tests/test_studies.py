@@ -21,9 +21,14 @@ STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
 
 
 @functools.cache
+def study_of(path: Path) -> studies.Study:
+    return studies.Study(yaml.safe_load(path.read_text()))
+
+
+@functools.cache
 def recipes_of(path: Path) -> dict[str, Recipe]:
     """Every run of a study by its name."""
-    study = studies.Study(yaml.safe_load(path.read_text()))
+    study = study_of(path)
     overrides: dict[str, tuple[str, ...]] = {}
     for cell in study.cells:
         for run in study.chain(cell):
@@ -92,7 +97,7 @@ def test_what_a_part_of_the_start_leaves_out() -> None:
 
 
 def test_a_cell_waits_for_the_teacher_of_its_setting_alone() -> None:
-    study = studies.Study(yaml.safe_load(STUDIES[0].read_text()))
+    study = study_of(STUDIES[0])
     for cell in study.cells:
         *first, own = [run.name for run in study.chain(cell)]
         head = f"{cell['fraction']}.{cell['seed']}"

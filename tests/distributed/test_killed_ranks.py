@@ -102,18 +102,19 @@ def ended(processes: list[BaseProcess], doomed: list[BaseProcess]) -> bool:
     return any(killed)
 
 
-def kill_and_resume(whole: tuple[str, Path], run: Path, doomed: list[int], kills: int, seed: int) -> None:
-    """Killed at so many random moments, within saving at every second; then resumed to its end."""
+def kill_and_resume(whole: tuple[str, Path], run: Path, doomed: list[list[int]], seed: int) -> None:
+    """Those ranks killed at random moments, launch by launch, within saving at every second; then resumed to
+    its end."""
     strategy, folder = whole
     chance = random.Random(seed)
-    for number in range(kills):
+    for number, ranks in enumerate(doomed):
         processes = harness.start_ranks(RANKS, launched, STRATEGIES[strategy], recipe_of(folder, run))
         if number % 2:
             _wait_for_saving(processes, run)
             time.sleep(chance.uniform(0, 0.05))
         else:
             processes[0].join(chance.uniform(1.5, 4.0))
-        ended(processes, [processes[rank] for rank in doomed])
+        ended(processes, [processes[rank] for rank in ranks])
         assert_untorn(run)
     resume(strategy, folder, run)
 
@@ -125,12 +126,9 @@ def _wait_for_saving(processes: list[BaseProcess], run: Path, limit: float = 10)
             return
 
 
-def test_one_rank_is_killed(whole: tuple[str, Path], tmp_path: Path) -> None:
-    kill_and_resume(whole, tmp_path / "run", doomed=[1], kills=3, seed=0)
-
-
-def test_all_ranks_are_killed(whole: tuple[str, Path], tmp_path: Path) -> None:
-    kill_and_resume(whole, tmp_path / "run", doomed=[0, 1], kills=3, seed=1)
+def test_killed_at_random(whole: tuple[str, Path], tmp_path: Path) -> None:
+    """One rank first, then both."""
+    kill_and_resume(whole, tmp_path / "run", doomed=[[1], [0, 1]], seed=0)
 
 
 def test_killed_within_saving(whole: tuple[str, Path], tmp_path: Path) -> None:
@@ -152,4 +150,4 @@ def test_killed_within_saving(whole: tuple[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize("doomed", [[0], [1], [0, 1]])
 def test_killed_many_times(whole: tuple[str, Path], tmp_path: Path, doomed: list[int]) -> None:
     for seed in range(5):
-        kill_and_resume(whole, tmp_path / f"run{seed}", doomed, kills=4, seed=seed)
+        kill_and_resume(whole, tmp_path / f"run{seed}", [doomed] * 4, seed=seed)

@@ -152,8 +152,8 @@ def _listed(folder: Path) -> set[str]:
         return set()
 
 
-def test_killed_five_times(whole: Path, tmp_path: Path) -> None:
-    finished, _ = kill_and_resume(whole, tmp_path, kills=5, seed=0)
+def test_killed_three_times(whole: Path, tmp_path: Path) -> None:
+    finished, _ = kill_and_resume(whole, tmp_path, kills=3, seed=0)
     assert finished >= 1
 
 
@@ -169,8 +169,9 @@ def test_killed_fifty_times(whole: Path, tmp_path: Path) -> None:
 _EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 
 
-def run_until_operation(recipe: Recipe, number: int, log: Path) -> None:
-    """Runs, and dies just before file operation `number` (from 0) below output_dir; what they are: `log`."""
+def run_until_operation(recipe: Recipe, dies: int | str | None, log: Path) -> None:
+    """Runs, and dies just before file operation number `dies` (from 0) below output_dir, or before the first
+    of that name; what they are: `log`."""
     run, operations = recipe.output_dir, 0
     with log.open("w", buffering=1) as names:
 
@@ -181,10 +182,11 @@ def run_until_operation(recipe: Recipe, number: int, log: Path) -> None:
             path = _absolute(event, arguments)
             if not path.startswith(run) or (event == "open" and _reads(arguments)):
                 return
-            if operations == number:
+            name = f"{event} {path.removeprefix(run)}"
+            if dies in (operations, name):
                 os.kill(os.getpid(), signal.SIGKILL)
             operations += 1
-            names.write(f"{event} {path.removeprefix(run)}\n")
+            names.write(f"{name}\n")
 
         sys.addaudithook(watch)
         _audit_fsync(run)
@@ -218,29 +220,32 @@ def _audit_fsync(run: str) -> None:
 def operations_of(whole: Path, folder: Path) -> list[str]:
     log = folder / "operations"
     recipe = again(whole, folder / "counted")
-    harness.finish(harness.start(run_until_operation, recipe, -1, log))
+    harness.finish(harness.start(run_until_operation, recipe, None, log))
     return log.read_text().splitlines()
 
 
-def die_at(whole: Path, folder: Path, number: int) -> None:
-    run = folder / f"run{number}"
-    process = harness.start(run_until_operation, again(whole, run), number, folder / f"log{number}")
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+def die_at(whole: Path, folder: Path, *each: int | str) -> None:
+    """Dies there, and there again where it goes on, and so on; then it goes on to its end."""
+    run = folder / "run"
+    for dies in each:
+        process = harness.start(run_until_operation, again(whole, run), dies, folder / "log")
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL, dies
     harness.finish(harness.start(harness.run_quietly, again(whole, run)))
     assert_same(run, whole / "run")
     shutil.rmtree(run)
 
 
 def test_killed_at_file_operations(whole: Path, tmp_path: Path) -> None:
-    """At one operation of each kind: the first file of all, then around the third checkpoint."""
+    """At one operation of each kind, one death after the other: the first file of all; within the removal of
+    the first checkpoint; and of a later one within its files, before it counts as whole, and just after."""
     operations = operations_of(whole, tmp_path)
-    third = [i for i, name in enumerate(operations) if "step-00000008" in name]
-    renamed = next(i for i in third if operations[i].startswith("os.rename"))
-    removal = [i for i, name in enumerate(operations) if "step-00000003" in name and "remove" in name]
-    chosen = {1, third[0] + 1, renamed, renamed + 1, removal[-1]}
-    for number in sorted(chosen):
-        die_at(whole, tmp_path, number)
+    removal = [name for name in operations if "step-00000003" in name and "remove" in name]
+    later = [i for i, name in enumerate(operations) if "step-00000008" in name]
+    begun = next(operations[i] for i in later if operations[i].endswith("manifest.json"))
+    renamed = next(i for i in later if operations[i].startswith("os.rename"))
+    after = next(name for name in operations[renamed + 1 :] if name.startswith("os.rename"))
+    die_at(whole, tmp_path, 1, removal[-1], begun, operations[renamed], after)
 
 
 @pytest.mark.slow
@@ -272,7 +277,7 @@ def stop_at(recipe: Recipe, step: int, log_every: int) -> None:
     raise AssertionError("the run did not stop")
 
 
-@pytest.mark.parametrize("step", [1, 5, 7])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 5, 7])
 def test_sigterm_saves_and_resumes(whole: Path, recipe: Recipe, step: int) -> None:
     """Between two log lines too: what they sum up is part of the checkpoint."""
     run = Path(recipe.output_dir)

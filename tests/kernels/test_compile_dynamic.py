@@ -113,8 +113,16 @@ def compiled(op: Callable[..., Any]) -> tuple[Callable[..., Any], CompileCounter
     return torch.compile(op, backend=counter, dynamic=True, fullgraph=True), counter
 
 
-@pytest.mark.parametrize("shapes", [LENGTHS, BATCHES], ids=["lengths", "batches"])
-@pytest.mark.parametrize("name", CASES)
+# packed rows are cut by what they hold, not by their number
+BY_BATCH = [
+    pytest.param(name, BATCHES, id=f"{name}-batches", marks=[pytest.mark.slow] * ("packed" in name))
+    for name in CASES
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"), [*[pytest.param(name, LENGTHS, id=f"{name}-lengths") for name in CASES], *BY_BATCH]
+)
 def test_one_graph_for_all_sizes(monkeypatch, name, shapes):
     """In small buffers, so that the scans are cut into many chunks and rows, as at larger sizes."""
     monkeypatch.setattr(blocks, "CPU_BUFFER", 1 << 11)

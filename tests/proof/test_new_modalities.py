@@ -264,8 +264,17 @@ def launched(environment: dict[str, str], kind: str, folder: Path, micro: int) -
         harness.run_quietly(recipe_of(kind, folder, micro_batch=micro))
 
 
-@pytest.mark.parametrize("strategy", SHARDED)
-@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize(
+    ("kind", "strategy"),
+    [
+        ("pairs", "fsdp2"),
+        ("text", "zero3"),
+        *[
+            pytest.param(*both, marks=pytest.mark.slow)
+            for both in (("text", "fsdp2"), ("pairs", "zero3"), ("text", "zero2"), ("pairs", "zero2"))
+        ],
+    ],
+)
 def test_sharded_is_plain(kind: str, strategy: str, tmp_path: Path) -> None:
     """A coupled loss, a learnt number and rows of text too."""
     world, environment = SHARDED[strategy]

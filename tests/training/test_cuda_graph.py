@@ -111,7 +111,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
 
 @pytest.mark.parametrize(
     ("accumulation", "student"),
-    [(1, "vim"), (2, "vim"), (6, "vim"), (2, "full method"), (1, "ssd_vit"), (1, "hybrid")],
+    [
+        (2, "full method"),  # of a vim
+        (4, "vim"),  # recorded within its first step
+        (1, "ssd_vit"),
+        (1, "hybrid"),
+        *[pytest.param(accumulation, "vim", marks=pytest.mark.slow) for accumulation in (1, 2, 6)],
+    ],
 )
 def test_a_recorded_run_is_the_run(
     tmp_path: Path, stand_in: type[StandIn], accumulation: int, student: str

@@ -3,7 +3,8 @@
 The interpreter has to be chosen before the kernels are imported, so these files need a process with
 TRITON_INTERPRET=1 and TRANSMAMBA_KERNELS=triton; ../test_interpreter.py starts it. On a GPU they run as they
 are, at full sizes. A test that asks for `length` runs at every length there is; `size(full, small)` picks
-the rest.
+the rest. `quick(case, ...)` names the combinations of a matrix that tell its code paths apart, each by some
+of its parameters; in the interpreter the others are slow, and all of them where there is no case.
 """
 
 from __future__ import annotations
@@ -26,12 +27,25 @@ Results = dict[str, Tensor]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if COMPILED or INTERPRETED:
+    if COMPILED:
         return
     here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here):
+        if not item.path.is_relative_to(here):
+            continue
+        if not INTERPRETED:
             item.add_marker(pytest.mark.skip(reason="no GPU, and TRITON_INTERPRET is not 1"))
+        elif not is_quick(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """Whether the item has the parameters of a case of its mark; without a mark it is."""
+    mark = item.get_closest_marker("quick")
+    if mark is None:
+        return True
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    return any(all(given[name] == value for name, value in case.items()) for case in mark.args)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -18,6 +18,9 @@ PLAIN: dict[str, Any] = {
 }
 
 
+EVERYTHING = ("bias", "initial_state", "seq_idx", "lengths")
+
+
 def make(
     length: int, taps: int, names: tuple[str, ...] = (), batch: int = 2, channels: int = 5
 ) -> dict[str, Any]:
@@ -55,6 +58,11 @@ def both(
     return ahead, loop(x=x, weight=weight_b, bias=bias_b, reverse=True, **rest)
 
 
+@pytest.mark.quick(
+    dict(length=18, activation=None, reverse=False),
+    dict(length=18, activation="silu", reverse=True),
+    dict(length=1, activation="silu", reverse=False),
+)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("activation", [None, "silu"])
 def test_agrees_at_every_length(agree_on_device, size, length, activation, reverse):
@@ -62,32 +70,31 @@ def test_agrees_at_every_length(agree_on_device, size, length, activation, rever
     agree_on_device(causal_conv1d, loop, {**arguments, "activation": activation, "reverse": reverse})
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("initial_state",),
-        ("bias", "seq_idx"),
-        ("bias", "lengths"),
-        ("bias", "initial_state", "seq_idx", "lengths"),
-    ],
+@pytest.mark.quick(
+    dict(length=18, names=("initial_state",), reverse=True),
+    dict(length=18, names=("bias", "seq_idx"), reverse=False),
+    dict(length=18, names=EVERYTHING),
+    dict(length=1, names=EVERYTHING, reverse=False),
 )
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("names", [("initial_state",), ("bias", "seq_idx"), ("bias", "lengths"), EVERYTHING])
 def test_state_packing_and_padding(agree_on_device, size, length, names, reverse):
     arguments = make(length, 4, names, batch=3, channels=size(200, 5))
     flags = {"activation": "silu", "reverse": reverse, "return_final_state": True}
     agree_on_device(causal_conv1d, loop, {**arguments, **flags})
 
 
+@pytest.mark.quick(dict(taps=1), dict(taps=2), dict(taps=8))
 @pytest.mark.parametrize("taps", [1, 2, 3, 8])
 def test_other_widths(agree_on_device, taps):
-    names = ("bias", "initial_state", "seq_idx", "lengths")
     flags = {"activation": "silu", "return_final_state": taps > 1}
-    arguments = make(13, taps, names)
+    arguments = make(13, taps, EVERYTHING)
     if taps == 1:
         del arguments["initial_state"]
     agree_on_device(causal_conv1d, loop, {**arguments, **flags})
 
 
+@pytest.mark.quick(dict(length=18, names=()), dict(names=("seq_idx", "lengths")))
 @pytest.mark.parametrize("names", [(), ("seq_idx",), ("lengths",), ("seq_idx", "lengths")])
 def test_both_directions(agree_on_device, size, length, names):
     arguments = make(length, 4, ("bias", "weight_b", "bias_b", *names), channels=size(200, 5))
@@ -100,6 +107,7 @@ def test_both_directions_without_bias(agree_on_device):
     )
 
 
+@pytest.mark.quick(dict(dtype=torch.bfloat16))
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_with_full_filters(agree_on_device, size, dtype):
     arguments = make(size(197, 13), 4, ("bias", "weight_b", "bias_b"), channels=size(768, 32))
@@ -133,6 +141,7 @@ def test_half_of_a_projection(agree_on_device, device):
     torch.testing.assert_close(x.grad.cpu(), plain.grad)
 
 
+@pytest.mark.quick()
 def test_backward_is_deterministic(device, size):
     a = {k: v.to(device) for k, v in make(size(197, 13), 4, ("bias",), channels=size(768, 32)).items()}
     found = []
@@ -175,6 +184,7 @@ def test_compiles_whole(device, monkeypatch):
             torch.testing.assert_close(p, q)
 
 
+@pytest.mark.quick(dict(names=("initial_state", "seq_idx", "lengths")))
 @pytest.mark.parametrize("names", [("bias",), ("initial_state", "seq_idx", "lengths")])
 def test_registered_ops(device, monkeypatch, names):
     import transmamba_kernels.bidirectional_conv1d.gpu  # noqa: F401  registers both

@@ -30,6 +30,8 @@ def of(name: str, **more: Any) -> dict[str, Any]:
     return {n: v.float() if isinstance(v, Tensor) else v for n, v in arguments.items()}
 
 
+# those that keep states are below, with states
+@pytest.mark.quick(dict(name="selective_scan"), *[dict(name=name) for name in ALL if "bidirectional" in name])
 @pytest.mark.parametrize("name", ALL)
 def test_negative_ids(agree_on_device, name):
     op = ALL[name][0]
@@ -46,6 +48,7 @@ def test_states_at_negative_ids(agree_on_device, name, reverse):
     agree_on_device(op, loop(op), arguments, forward=2e-5)
 
 
+@pytest.mark.quick(dict(name="bidirectional_conv1d"), dict(name="causal_conv1d, reversed"))
 @pytest.mark.parametrize("name", [name for name in ALL if "conv1d" in name])
 def test_what_padding_holds_is_not_read(device, name):
     """By the convolutions; the scans need it finite."""

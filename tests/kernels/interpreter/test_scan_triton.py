@@ -61,12 +61,24 @@ def loop(**arguments: Any) -> Any:
     return (y, state) if full["return_final_state"] else y
 
 
+# of channels in a program: however few there are it is one of many, or the other way round
+MANY, FEW = (0, 0), (10**6, 10**6)
 SHORT = (1, 2, 63, 64, 65, 197) if COMPILED else (1, 18)
 
 
+@pytest.mark.quick(
+    dict(length=18, few=MANY, options=""),
+    dict(length=18, few=MANY, options="zDbhfr"),
+    dict(length=18, few=MANY, options="zDbhfs"),
+    dict(length=18, few=FEW, options="zDb"),
+    dict(length=18, few=FEW, options="zDbhf"),
+    dict(length=18, few=FEW, options="Dhfsr"),
+    dict(length=1, few=MANY, options="zDbhfs"),
+    dict(length=1, few=FEW, options="zDbhfr"),
+)
 @pytest.mark.parametrize("length", SHORT)
 @pytest.mark.parametrize("options", ["", "zDb", "zDbhf", "zDbhfr", "zDbhfs", "Dhfsr"])
-@pytest.mark.parametrize("few", [(0, 0), (10**6, 10**6)], ids=["many", "few"])
+@pytest.mark.parametrize("few", [MANY, FEW], ids=["many", "few"])
 def test_all_options(agree_on_device, size, length, options, few, monkeypatch):
     monkeypatch.setattr(launch, "FEW", few)
     arguments = draw(length, *size((96, 16), (20, 3)), options)
@@ -80,6 +92,10 @@ def test_long_sequences(agree_on_device, length, options):
     agree_on_device(selective_scan, loop, draw(length, 32, 16, options), 1e-5, 1e-4)
 
 
+@pytest.mark.quick(
+    dict(length=18, dtype=torch.bfloat16, options="zDb"),
+    dict(length=18, dtype=torch.float16, options="zDbhfr"),
+)
 @pytest.mark.parametrize("length", SHORT)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", ["zDb", "zDbhfr"])
@@ -97,7 +113,7 @@ def test_shapes(agree_on_device, size, channels, states, groups):
 @pytest.mark.parametrize("options", ["zb", "zbhfr"])
 def test_segments_join(agree_on_device, size, options, monkeypatch):
     """Few channels: time is cut, and the states between the segments travel."""
-    arguments = draw(size(4096, 150), size(32, 4), size(16, 2), options, batch=1)
+    arguments = draw(size(4096, 100), size(32, 3), size(16, 2), options, batch=1)
     scan = plan.Scan.make(*(arguments[k] for k in ("u", "delta", "A", "B", "C")), *[None] * 4, True, False)
     if COMPILED:
         scan = scan._replace(u=scan.u.cuda())
@@ -114,6 +130,12 @@ def test_the_forward_is_cut_only_where_warps_are_few():
     assert [plan.Cut.make(scan, backward=backward).segments for backward in (False, True)] == [1, 2]
 
 
+@pytest.mark.quick(
+    dict(length=2, options="zDbhfr"),
+    dict(length=5, options="zDbhf"),
+    dict(length=7, options="zDbhfr"),
+    dict(length=18, options="zDbhf"),
+)
 @pytest.mark.parametrize("options", ["zDbhf", "zDbhfr"])
 @pytest.mark.parametrize("length", [2, 5, 7, 18])
 def test_a_sequence_of_one_token_comes_last(agree_on_device, length, options):
@@ -125,7 +147,7 @@ def test_a_sequence_of_one_token_comes_last(agree_on_device, length, options):
 
 def test_packed_rows_are_not_cut(agree_on_device, size, monkeypatch):
     monkeypatch.setattr(plan, "CHUNKS_A_SEGMENT", 2)
-    arguments = draw(size(1000, 100), 4, 2, "bhfs", batch=1)
+    arguments = draw(size(1000, 70), 3, 2, "bhfs", batch=1)
     agree_on_device(selective_scan, loop, arguments, 1e-5, 1e-4)
 
 
@@ -133,7 +155,7 @@ def test_fewer_programs_than_blocks(agree_on_device, size, monkeypatch):
     """A backward program takes one block after the other through the same memory."""
     monkeypatch.setattr(plan, "processors", lambda device: 1)
     monkeypatch.setattr(plan, "WARPS_PER_PROCESSOR", 1)
-    agree_on_device(selective_scan, loop, draw(size(197, 18), 72, 4, "zDb"), 1e-5, 1e-4)
+    agree_on_device(selective_scan, loop, draw(size(197, 17), 72, 2, "zDb", batch=1), 1e-5, 1e-4)
 
 
 @pytest.mark.parametrize(("step", "decay"), [(20.0, -16.0), (1e-4, -1.0), (20.0, -1e-6)])
@@ -158,6 +180,7 @@ def test_strided_inputs(device, size):
     assert torch.equal(selective_scan(**arguments), selective_scan(**{**arguments, **views}))
 
 
+@pytest.mark.quick()
 def test_backward_is_deterministic(device, size):
     found = []
     for _ in range(2):
@@ -185,7 +208,7 @@ def test_saves_at_most_three_bytes_an_element(length, channels, groups):
 @pytest.mark.parametrize("channels", [32, 512])
 def test_saves_what_it_says(device, size, channels):
     """With the rows of B and C, and where these are too large without them."""
-    length, states = size((197, 16), (20, 1))
+    length, states = size((197, 16), (17, 1))
     arguments = rounded(draw(length, channels, states, "zDb"), torch.bfloat16)
     leaves = {k: v.to(device).requires_grad_() if isinstance(v, Tensor) else v for k, v in arguments.items()}
     inputs = {leaf.untyped_storage().data_ptr() for leaf in leaves.values() if isinstance(leaf, Tensor)}
@@ -219,7 +242,7 @@ def test_an_output_that_nobody_uses(agree_on_device, size, used):
 
 
 def test_opcheck(device):
-    arguments = draw(9, 4, 4, "zDbhf")
+    arguments = draw(3, 4, 2, "zDbhf", batch=1)
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     tensors = [arguments[k].to(device).requires_grad_() for k in names]
     torch.library.opcheck(
@@ -271,6 +294,7 @@ def two_loops(**arguments: Any) -> Any:
     )
 
 
+@pytest.mark.quick(dict(branches=False, gated=False), dict(branches=True, gated=True))
 @pytest.mark.parametrize("branches", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
 def test_both_directions(agree_on_device, size, branches, gated):
@@ -290,7 +314,7 @@ def test_padding_starts_no_scan(agree_on_device, device, size):
 
 
 def test_opcheck_both(device):
-    arguments = both(6, 4, 4, True)
+    arguments = both(3, 4, 2, True)
     names = ("u", "delta", "A", "B", "C", "D", "delta_bias")
     tensors = [arguments[n + s].to(device).requires_grad_() for n in names for s in ("", "_b")]
     z = arguments["z"].to(device).requires_grad_()

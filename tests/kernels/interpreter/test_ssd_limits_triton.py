@@ -11,6 +11,7 @@ from torch import Tensor
 from transmamba_kernels import bidirectional_ssd, ssd_scan
 
 
+@pytest.mark.quick(dict(axis="tokens"), dict(axis="heads", ways="fused"))
 @pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize("axis", ["heads", "tokens"])
 def test_offsets_beyond_32_bits(agree_on_device, device, axis):
@@ -83,6 +84,7 @@ def test_sums_behind_a_strong_decay_are_exact(device):
     agree_behind(ssd_scan, loop, arguments, 9, device)
 
 
+@pytest.mark.quick(dict(op=ssd_scan, ways="fused"), dict(op=bidirectional_ssd, ways="sweep"))
 @pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(("op", "truth"), [(ssd_scan, loop), (bidirectional_ssd, two_loops)])
 def test_a_reset_leaves_nothing_of_a_huge_state(device, op, truth):
@@ -92,6 +94,12 @@ def test_a_reset_leaves_nothing_of_a_huge_state(device, op, truth):
     agree_behind(op, truth, arguments, 20, device)
 
 
+@pytest.mark.quick(
+    dict(op=ssd_scan, scale=10, ways="fused"),
+    dict(op=ssd_scan, scale=1000, ways="sweep"),
+    dict(op=bidirectional_ssd, scale=10, ways="sweep"),
+    dict(op=bidirectional_ssd, scale=1000, ways="fused"),
+)
 @pytest.mark.usefixtures("ways")
 @pytest.mark.parametrize(("op", "truth"), [(ssd_scan, loop), (bidirectional_ssd, two_loops)])
 @pytest.mark.parametrize(("scale", "strongest"), [(10, 16), (1000, 1)])

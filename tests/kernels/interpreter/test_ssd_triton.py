@@ -97,18 +97,29 @@ def short_chunks(monkeypatch):
     monkeypatch.setattr(launch, "overrides", {"forward": cut, "backward": cut})
 
 
+@pytest.mark.quick(dict(length=18), dict(length=1, names=OPTIONS[2]))
 @pytest.mark.parametrize("names", OPTIONS)
 def test_scan_agrees_with_loop(agree_on_device, short_chunks, size, length, names):
     agree_on_device(ssd_scan, loop, make(length, names, **shape(size, depth=128)), **CLOSE)
 
 
+@pytest.mark.quick(
+    dict(length=18, names=BOTH[1]),
+    dict(length=18, names=(), ways="fused"),
+    dict(length=1, names=BOTH[1], ways="sweep"),
+)
 @pytest.mark.parametrize("names", BOTH)
 def test_both_ways_agree_with_two_loops(agree_on_device, ways, size, length, names):
     agree_on_device(bidirectional_ssd, two_loops, make(length, names, **shape(size)), **CLOSE)
 
 
+@pytest.mark.quick(
+    dict(ways="fused", tokens=None, names=()),
+    dict(ways="fused", tokens=[1, -16, 17], names=BOTH[1]),
+    dict(ways="sweep", tokens=None, names=BOTH[1]),
+)
 @pytest.mark.parametrize("tokens", [None, [1, -16, 17]])
-@pytest.mark.parametrize("names", [(), ("A_b", "delta_b", "delta_bias", "seq_idx", "lengths")])
+@pytest.mark.parametrize("names", BOTH)
 def test_branches(agree_on_device, ways, size, tokens, names):
     arguments = make(size(197, 18), (*names, "delta_softplus", "return_branches"), **shape(size))
     if tokens:
@@ -116,6 +127,7 @@ def test_branches(agree_on_device, ways, size, tokens, names):
     agree_on_device(bidirectional_ssd, two_loops, arguments, **CLOSE)
 
 
+@pytest.mark.quick(dict(ways="fused", groups=4), dict(ways="sweep", groups=2))
 @pytest.mark.parametrize("groups", [2, 4])
 def test_groups(agree_on_device, ways, size, groups):
     arguments = make(size(197, 18), ("D",), heads=4, groups=groups, batch=1, **shape(size))
@@ -124,6 +136,7 @@ def test_groups(agree_on_device, ways, size, groups):
     agree_on_device(bidirectional_ssd, two_loops, arguments, **CLOSE)
 
 
+@pytest.mark.quick(dict(dtype=torch.bfloat16))
 @pytest.mark.parametrize(
     ("width", "depth"),
     [(64, 128), (40, 100), (128, 128), (64, 256), (16, 16), (32, 64), (64, 32)] if COMPILED else [(20, 24)],
@@ -151,6 +164,9 @@ def test_beyond_the_tiles(agree_on_device):
     agree_on_device(bidirectional_ssd, two_loops, make(5, width=136, depth=8), **CLOSE)
 
 
+@pytest.mark.quick(
+    dict(ways="fused", delta=20.0), dict(ways="fused", delta=0.0), dict(ways="sweep", delta=1e-4)
+)
 @pytest.mark.parametrize(("delta", "rate"), [(20.0, -16.0), (1e-4, -16.0), (1e-4, -1e-3), (0.0, -1.0)])
 def test_extreme_decays(agree_on_device, ways, size, delta, rate):
     arguments = make(size(1000, 34), batch=1, **shape(size))
@@ -196,6 +212,7 @@ def test_padding_is_zero(device, size, op):
             assert end == 0 or tensor[row, :end].any(), name
 
 
+@pytest.mark.quick()
 @pytest.mark.parametrize("op", [ssd_scan, bidirectional_ssd])
 def test_the_same_bits_twice(device, ways, size, op):
     a = {n: v.to(device) for n, v in make(size(785, 34), heads=size(6, 2), batch=1, **shape(size)).items()}
@@ -208,6 +225,7 @@ def test_the_same_bits_twice(device, ways, size, op):
     assert all(torch.equal(p, q) for p, q in zip(run(), run(), strict=True))
 
 
+@pytest.mark.quick(dict(names=("initial_state", "seq_idx", "lengths")))
 @pytest.mark.parametrize("names", [("D", "z"), ("initial_state", "seq_idx", "lengths")])
 def test_registered_ops(device, monkeypatch, names):
     import transmamba_kernels.bidirectional_ssd.gpu  # noqa: F401  registers both
@@ -222,6 +240,9 @@ def test_registered_ops(device, monkeypatch, names):
     )
 
 
+@pytest.mark.quick(
+    dict(split=True, names=("delta_bias", "seq_idx", "lengths")), dict(split=False, names=("A_b", "delta_b"))
+)
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("names", [("A_b", "delta_b"), ("delta_bias", "seq_idx", "lengths")])
 def test_registered_op_both_ways(device, monkeypatch, names, split):
@@ -235,11 +256,12 @@ def test_registered_op_both_ways(device, monkeypatch, names, split):
     torch.library.opcheck(op.default, (*(a.get(n) for n in order), True))
 
 
+@pytest.mark.quick(dict(used=(1,)))
 @pytest.mark.parametrize("used", [(0, 1, 2), (1,), (0,)])
-def test_branches_compile(device, monkeypatch, used):
+def test_branches_compile(device, size, monkeypatch, used):
     """As one graph, some outputs of which nobody uses."""
     monkeypatch.undo()
-    a = {n: v.to(device) for n, v in make(18, ("A_b", "delta_bias")).items()}
+    a = {n: v.to(device) for n, v in make(size(18, 5), ("A_b", "delta_bias")).items()}
 
     def run(**tensors: Tensor) -> Tensor:
         found = bidirectional_ssd(**tensors, delta_softplus=True, return_branches=True)
@@ -254,6 +276,7 @@ def test_branches_compile(device, monkeypatch, used):
         torch.testing.assert_close(p, q)
 
 
+@pytest.mark.quick(dict(ways="fused", steps="far apart"), dict(ways="sweep", steps="signed"))
 @pytest.mark.parametrize("steps", ["signed", "far apart"])
 def test_branches_with_step_sizes_that_cancel(agree_on_device, ways, size, steps):
     """A token's own term has two step sizes: of both signs, and of which one drowns in the other."""
