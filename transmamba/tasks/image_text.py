@@ -63,7 +63,7 @@ class ImageTextConfig:
     final_split: Literal["validation", "test"] | None = None
     split_seed: int = 0
     augment: Augment = field(default_factory=Augment)
-    bad_limit: float = 0.01
+    bad_limit: float | int = 0.01
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)

@@ -79,8 +79,9 @@ class TrainPairs:
         """The items `pairs`, (B, 2). Raises UserError when one does not decode."""
         epoch, index = pairs[:, 0], self.indices[pairs[:, 1]]
         moves = Moves.draw(self.augment, self.seed, epoch, index)
+        visual = self._visual(index, moves)  # first: what is decoded here, captions need not decode again
         captions = None if self.tokenizer is None else self._captions(epoch, index)
-        return pair_batch(self._visual(index, moves), index, captions, index, self.tokenizer)
+        return pair_batch(visual, index, captions, index, self.tokenizer)
 
     def _visual(self, index: Indices, moves: Moves) -> dict[str, Tensor]:
         """The inputs that hold pictures, of items (B,)."""
