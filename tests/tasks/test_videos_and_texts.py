@@ -171,3 +171,26 @@ def test_a_loss_over_tokens_stops_a_run_in_one_line(clip: Any, tmp_path: Path) -
     )
     with pytest.raises(UserError, match="reads the image tower's tokens"):
         run_quietly(configs.parse(Recipe, values, "tiny"))
+
+
+@pytest.mark.parametrize("name", ["clip_msrvtt", "clip_didemo"])
+def test_the_recipes_train_a_converted_clip(clip: Any, tmp_path: Path, name: str) -> None:
+    """Two steps on clips, with a student that was saved; all other settings but the size as they are."""
+    save_model(clip, tmp_path / "teacher")
+    teacher = adapt_teacher(clip)
+    save_model(student_of(teacher), tmp_path / "student", teacher.preprocessing)
+    recipe = configs.load(
+        Recipe,
+        Path(__file__).parents[2] / "recipes" / "configs" / f"{name}.yaml",
+        [
+            f"output_dir={tmp_path / 'run'}",
+            f"task.data={CLIPS}",
+            f"teacher.model={tmp_path / 'teacher'}",
+            f"student.model={tmp_path / 'student'}",
+            *("stages.0.epochs=null", "stages.0.steps=2"),
+            *("trainer.global_batch=4", "trainer.micro_batch=2", "trainer.workers=0"),
+            *("trainer.precision=no", "trainer.eval_every=0", "trainer.save_every=0"),
+        ],
+    )
+    results = run_quietly(recipe)
+    assert np.isfinite(results["student"]["mean_recall"]) and "image_cosine" in results["agreement"]
