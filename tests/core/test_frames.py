@@ -61,7 +61,7 @@ def test_what_videos_do_not_have_is_refused() -> None:
         Capture(branches=frozenset({0})),
         Capture(mixers={0: frozenset({"output"})}),
     ):
-        with pytest.raises(UserError, match="reads the image tower's tokens.*embedding_cosine"):
+        with pytest.raises(UserError, match=r"reads the image tower's tokens.*embedding_cosine"):
             embed_frames(inputs, {"image": capture}, embeds)
     assert torch.equal(embed_frames(inputs, {"image": Capture()}, embeds), embed_frames(inputs, {}, embeds))
     with pytest.raises(UserError, match="both image and frames"):

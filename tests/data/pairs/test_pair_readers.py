@@ -1,4 +1,4 @@
-"""Every registered reader of pictures with captions (of videos: test_video_readers.py) keeps the contract of a `PairSource`, whatever pictures it meets."""
+"""Every reader of pictures with captions keeps the contract of a `PairSource`, whatever pictures it meets."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_what_is_missing_is_left_out_and_told(tmp_path: Path, caplog: pytest.Log
         caplog.clear()
         for path in (tmp_path / name / "clips").iterdir():
             path.unlink()
-        with pytest.raises(UserError, match="none of its 4 videos is in .*do captions and videos belong"):
+        with pytest.raises(UserError, match=r"none of its 4 videos is in .*do captions and videos belong"):
             PAIRS[name](**options).build("train")
 
 
@@ -174,9 +174,7 @@ def test_files_of_another_kind_are_told(tmp_path: Path) -> None:
 
 def test_clips_are_the_clips_and_shuffled_ones_their_frames_in_another_order() -> None:
     options: dict[str, Any] = dict(side=16, frames=6, count_test=20, captions_test=3, seed=2)
-    plain, shuffled = (
-        PAIRS["scene_clips"](**options, shuffled=flag).build("test") for flag in (False, True)
-    )
+    plain, shuffled = (PAIRS["scene_clips"](**options, shuffled=flag).build("test") for flag in (False, True))
     clips = Clips(split="test", count=20, side=16, seed=2, frames=6)
     moved = 0
     for n in range(20):
