@@ -50,8 +50,9 @@ def recalls(folder: Path) -> dict[str, float]:
         text = model.encode_text(texts, normalize=True).double().numpy()
     found = {}
     for way, queries, gallery in (("i2t", image, text), ("t2i", text, image)):
-        ranks = [int(np.sum(gallery @ q > gallery[n] @ q)) for n, q in enumerate(queries)]
-        found |= {f"{way}_r{k}": 100 * float(np.mean(np.array(ranks) < k)) for k in (1, 5)}
+        cosines = queries @ gallery.T
+        ranks = np.array([np.sum(row > row[n]) for n, row in enumerate(cosines)])
+        found |= {f"{way}_r{k}": 100 * float(np.mean(ranks < k)) for k in (1, 5)}
     return found
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 class Batch:
     """One micro-batch: what goes in, what should come out, how much of it there is.
 
-    inputs:  image (N, C, H, W) float32, normalised for the model; text (B, L) int64 with text_mask (B, L)
+    inputs:  image (N, C, H, W) float32, normalised for the model; frames (B, T, C, H, W) of videos with
+        frames_mask (B, T) bool, True where a frame is real; text (B, L) int64 with text_mask (B, L)
         bool or text_segment (B, L) int32, and whatever else a tower takes. An input that is absent: its tower
         is not run
     targets: classes (B,) int64 or (B, K) float32 after mixup; tokens (B, L), already shifted, -100 where

@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .frames import embed_frames
 from .layout import Layout
 from .output import Capture, Captures, Context, Logits, Output
 
@@ -87,6 +89,8 @@ def _encoded(model: Any, inputs: Mapping[str, Tensor]) -> Output:
     for tower, encode in (("image", model.encode_image), ("text", model.encode_text)):
         if tower in inputs:
             output.embeddings[tower] = F.normalize(encode(inputs[tower]), dim=-1)
+    if "frames" in inputs:
+        output.embeddings["image"] = embed_frames(inputs, {}, partial(_encoded, model))
     return output
 
 

@@ -1,4 +1,4 @@
-"""Pictures and captions: any pair reader, a model's own preprocessing and tokenizer, a resumable stream."""
+"""Pictures or videos and captions: any pair reader, a model's own preprocessing, a resumable stream."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..config.load import Part
 from ..config.registry import PAIRS, TASKS
 from ..core.batch import Batch
+from ..core.frames import as_images
 from ..core.preprocessing import Preprocessing
 from ..core.task import Evaluator, Metric, Pass, Steps
 from ..core.text import Tokenizer
@@ -22,7 +23,7 @@ from ..data.images.augment import Augment
 from ..data.images.decoding import in_threads, refusal
 from ..data.pairs.bad import Forgiving, check_limit
 from ..data.pairs.batches import EvalPairs, TrainPairs
-from ..data.pairs.source import PairSource
+from ..data.pairs.source import PairSource, video_source
 from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, hold_out, stratified_fraction
 from ..errors import UserError
@@ -39,9 +40,10 @@ _LOOKED_AT = 1000
 @TASKS.register("image_text")
 @dataclass(frozen=True, kw_only=True)
 class ImageTextConfig:
-    """Pictures of `data`, each with its captions, or with none.
+    """Pictures of `data`, each with its captions, or with none; or videos, for a reader of those: the mean of
+    their frames' embeddings is a video's.
 
-    data:          a pair reader
+    data:          a pair reader, of pictures or of videos
     captions:      whether training reads them; without, a tower learns from pictures alone
     fraction:      share of the training pictures that is used
     fraction_seed: which pictures that share takes; with one seed, a smaller share lies within a larger one
@@ -61,7 +63,7 @@ class ImageTextConfig:
     final_split: Literal["validation", "test"] | None = None
     split_seed: int = 0
     augment: Augment = field(default_factory=Augment)
-    bad_limit: float = 0.01
+    bad_limit: float | int = 0.01
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -101,9 +103,13 @@ class ImageText:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        from ..evaluation.retrieval import RetrievalEvaluator
+        from ..evaluation.retrieval import metrics_for
 
-        return RetrievalEvaluator.METRICS
+        return metrics_for(self._visual)
+
+    @property
+    def _visual(self) -> str:
+        return "image" if video_source(self._train) is None else "video"
 
     def check(self, model: Any, who: str) -> None:
         """Raises UserError for a teacher that embeds no pictures, or no texts where captions are read."""
@@ -150,10 +156,15 @@ class ImageText:
 
     def calibration(self, samples: int, batch_size: int) -> Iterator[Batch]:
         """A fixed random choice of training pictures (all if there are fewer), as evaluation sees them,
-        without their captions."""
+        without their captions; of videos the frames of so many that they are about `samples` pictures."""
+        source = self._source("train")
+        videos = video_source(source)
+        frames = 1 if videos is None else videos.num_frames
+        samples, batch_size = -(-samples // frames), max(1, batch_size // frames)
         chosen = self.train_indices[permutation(self.num_train, self.config.split_seed)[:samples]]
-        pairs = EvalPairs(self._source("train"), self.preprocessing, None)
-        return load(pairs, in_order(chosen, batch_size), batch_size)
+        pairs = EvalPairs(source, self.preprocessing, None)
+        batches = load(pairs, in_order(chosen, batch_size), batch_size)
+        return batches if videos is None else map(as_images, batches)
 
     def change(self, batch: Batch, seed: int) -> Batch:
         return batch
@@ -169,11 +180,13 @@ class ImageText:
                 partial(self.eval_batches, split),
                 source.captions,
                 partial(self.images, split=split),
+                self._visual,
             ),
         )
 
     def images(self, indices: Indices, split: str = "test") -> npt.NDArray[np.uint8]:
-        """Pictures to look at, (N, H, W, 3): resized and cropped as for evaluation, not normalised."""
+        """Pictures to look at, of a video its middle frame, (N, H, W, 3): resized and cropped as for
+        evaluation, not normalised."""
         source, geometry = self._source(split), self.preprocessing.geometry()
         if not len(indices):
             return np.zeros((0, *self.preprocessing.input_size[1:], 3), dtype=np.uint8)

@@ -109,7 +109,7 @@ class Teacher:
 
     def _check(self, inputs: Mapping[str, Tensor]) -> None:
         reads = self.view.reads
-        known = [name for name in inputs if name in reads]
+        known = [name for name in inputs if name in reads or (name == "frames" and "image" in reads)]
         if not known:
             raise UserError(
                 f"teacher {self.source} reads {', '.join(sorted(reads))}; the batch has "

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.frames import embed_frames
 from ..core.layout import Layout
 from ..core.output import Capture, Captures, Logits, Output, Stream
 from .embeddings import Embedding, Spliced
@@ -175,7 +176,8 @@ class View:
         captures: Captures | None = None,
         observe: Callable[[str, int, str, Tensor], None] | None = None,
     ) -> Output:
-        """One forward pass with what `captures` names; a tower whose input is absent is not run.
+        """One forward pass with what `captures` names; a tower whose input is absent is not run. Of `frames`
+        there is an embedding of each video, and no stream.
 
         `observe(tower, sublayer, name, tensor)` is called with every inner tensor, for importance scores.
         """
@@ -190,6 +192,8 @@ class View:
         for name, opaque in self.opaque.items():
             if opaque.reads in inputs:
                 output.embeddings[name] = opaque(inputs)
+        if "frames" in inputs:
+            output.embeddings["image"] = embed_frames(inputs, captures or {}, self.run)
         return output
 
     def _spliced(self, tower: Tower, ends: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ whole batch at once, `pictures` applies everything to one picture at a time, and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,15 @@ class Moves:
     left: npt.NDArray[np.int64]
     mirror: npt.NDArray[np.bool_]
     seed: npt.NDArray[np.uint64]
+
+    def repeated(self, counts: Sequence[int]) -> Moves:
+        """Each one so many times: the frames of a video move alike."""
+        return Moves(
+            top=np.repeat(self.top, counts),
+            left=np.repeat(self.left, counts),
+            mirror=np.repeat(self.mirror, counts),
+            seed=np.repeat(self.seed, counts),
+        )
 
     @classmethod
     def draw(

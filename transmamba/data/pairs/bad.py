@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import UserError
 from ..hashing import hash64
 from ..images.decoding import refusal
-from .source import PairSource
+from .source import PairSource, middle, video_source
 
 logger = logging.getLogger("transmamba.data")
 
@@ -34,7 +34,7 @@ def check_limit(limit: Limit) -> None:
 @dataclass(frozen=True)
 class Forgiving:
     """A source whose pictures that do not decode are each replaced by another, with that one's captions. A
-    `PairSource`.
+    `PairSource`, and a `VideoSource` where the source is one: a video is good when its frames decode.
 
     Which one takes the place of number i follows from i and the files alone: the first that decodes from a
     position on that a hash of i gives. So a run that is resumed sees what it would have seen.
@@ -77,10 +77,20 @@ class Forgiving:
         """The number in `source` of the picture that stands at `index`: itself, or what replaces it."""
         return self._found(index)[0]
 
+    @property
+    def num_frames(self) -> int | None:
+        """Of a video; None where the source has pictures."""
+        videos = video_source(self.source)
+        return None if videos is None else videos.num_frames
+
     def image(self, index: int) -> Image.Image:
         """Raises UserError when more than `limit` pictures do not decode."""
-        number, image = self._found(index)
-        return self.source.image(number) if image is None else image
+        return middle(self._decoded_at(index))
+
+    def frames(self, index: int) -> list[Image.Image]:
+        """Of the video at `index`. Raises UserError as `image` does."""
+        assert self.num_frames is not None, "asked of videos alone"
+        return self._decoded_at(index)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """Those of the picture that `image` gives, which is decoded here unless it was before."""
@@ -89,8 +99,17 @@ class Forgiving:
     def array(self) -> npt.NDArray[np.uint8] | None:
         return self.source.array()
 
-    def _found(self, index: int) -> tuple[int, Image.Image | None]:
-        """What stands at `index`, and its picture if it was decoded to know that."""
+    def _decoded_at(self, index: int) -> list[Image.Image]:
+        number, pictures = self._found(index)
+        return self._load(number) if pictures is None else pictures
+
+    def _load(self, number: int) -> list[Image.Image]:
+        """The frames of a video, or the one picture."""
+        videos = video_source(self.source)
+        return [self.source.image(number)] if videos is None else videos.frames(number)
+
+    def _found(self, index: int) -> tuple[int, list[Image.Image] | None]:
+        """What stands at `index`, and its pictures if they were decoded to know that."""
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         number, start = index, int(hash64(_STREAM, index)[0] % len(self))
@@ -98,22 +117,22 @@ class Forgiving:
             if self.state[number] == _GOOD:
                 return number, None
             if self.state[number] == _UNKNOWN:
-                image = self._decoded(number)
-                if image is not None:
-                    return number, image
+                pictures = self._decoded(number)
+                if pictures is not None:
+                    return number, pictures
             number = (start + step) % len(self)
         raise AssertionError("allowed is below the number of pictures")
 
-    def _decoded(self, number: int) -> Image.Image | None:
-        """The picture, if it decodes; otherwise it is counted."""
+    def _decoded(self, number: int) -> list[Image.Image] | None:
+        """Its pictures, if they decode; otherwise it is counted."""
         try:
-            image = self.source.image(number)
+            pictures = self._load(number)
         except UserError as error:
             self.state[number] = _BAD
             self._count(str(error))
             return None
         self.state[number] = _GOOD
-        return image
+        return pictures
 
     def _count(self, reason: str) -> None:
         count = self.bad
@@ -122,9 +141,13 @@ class Forgiving:
                 f"{self._listed()}: more than the limit {self.limit} allows; mend or remove them, or raise it"
             )
         if count <= _SHOWN:
-            logger.warning("another picture takes the place of one that is bad: %s", reason)
+            logger.warning("another %s takes the place of one that is bad: %s", self._what, reason)
 
     def _listed(self) -> str:
         first = torch.nonzero(self.state == _BAD).flatten()[:_SHOWN].tolist()
-        reasons = "; ".join(filter(None, (refusal(number, self.source.image) for number in first)))
-        return f"{self.bad} of {len(self)} pictures do not decode ({reasons})"
+        reasons = "; ".join(filter(None, (refusal(number, self._load) for number in first)))
+        return f"{self.bad} of {len(self)} {self._what}s do not decode ({reasons})"
+
+    @property
+    def _what(self) -> str:
+        return "picture" if self.num_frames is None else "video"

@@ -1,15 +1,17 @@
-"""Data sets of pictures with captions that make whole batches, for training and for evaluation."""
+"""Data sets of pictures or videos with captions that make whole batches, for training and for evaluation."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...core.batch import Batch
@@ -21,7 +23,7 @@ from ..images.augment import Augment, Moves
 from ..images.batches import LOOKED_AT, quick
 from ..images.decoding import pixels
 from ..images.pictures import PictureTransform
-from .source import PairSource
+from .source import PairSource, video_source
 
 Indices = npt.NDArray[np.int64]
 
@@ -32,7 +34,8 @@ _CAPTION = 2
 class TrainPairs:
     """Augmented batches of `source` by arrays of (epoch, position); a position counts in `indices`, (M,).
 
-    A picture comes once an epoch, with one of its captions, drawn from (seed, epoch, picture).
+    A picture comes once an epoch, with one of its captions, drawn from (seed, epoch, picture). So does a
+    video, whose frames are all changed alike.
 
     tokenizer: None where only pictures are read
     """
@@ -46,7 +49,7 @@ class TrainPairs:
         augment: Augment,
         seed: int,
     ) -> None:
-        self.source, self.indices = source, indices
+        self.source, self.indices, self.videos = source, indices, video_source(source)
         self.preprocessing, self.tokenizer = preprocessing, tokenizer
         self.augment, self.seed = augment, seed
         array = source.array()
@@ -61,7 +64,8 @@ class TrainPairs:
         pixels and captions of a few."""
         digest = hashlib.sha256(self.indices.tobytes())
         for index in self.indices[:: -(-len(self.indices) // LOOKED_AT)]:
-            digest.update(pixels(self.source.image(int(index))).tobytes())
+            for picture in self._pictures(int(index)):
+                digest.update(pixels(picture).tobytes())
             digest.update("\n".join(self.source.captions(int(index))).encode())
         return {
             "preprocessing": asdict(self.preprocessing),
@@ -69,19 +73,30 @@ class TrainPairs:
             "seed": self.seed,
             "captions": self.tokenizer is not None,
             "items": digest.hexdigest(),
-        }
+        } | ({} if self.videos is None else {"frames": self.videos.num_frames})
 
     def batch(self, pairs: Indices) -> Batch:
         """The items `pairs`, (B, 2). Raises UserError when one does not decode."""
         epoch, index = pairs[:, 0], self.indices[pairs[:, 1]]
         moves = Moves.draw(self.augment, self.seed, epoch, index)
-        if self.array is not None:
-            images = move_batch(self.array, index, moves, self.preprocessing, self.augment)
-        else:
-            assert self.transform is not None
-            images = self.transform.batch((self.source.image(int(i)) for i in index), moves)
+        visual = self._visual(index, moves)  # first: what is decoded here, captions need not decode again
         captions = None if self.tokenizer is None else self._captions(epoch, index)
-        return pair_batch(images, index, captions, index, self.tokenizer)
+        return pair_batch(visual, index, captions, index, self.tokenizer)
+
+    def _visual(self, index: Indices, moves: Moves) -> dict[str, Tensor]:
+        """The inputs that hold pictures, of items (B,)."""
+        if self.array is not None:
+            return {"image": move_batch(self.array, index, moves, self.preprocessing, self.augment)}
+        assert self.transform is not None
+        if self.videos is None:
+            return {"image": self.transform.batch((self.source.image(int(i)) for i in index), moves)}
+        clips = [self.videos.frames(int(i)) for i in index]
+        counts = [len(clip) for clip in clips]
+        images = self.transform.batch(chain.from_iterable(clips), moves.repeated(counts))
+        return frame_inputs(images, counts, self.videos.num_frames)
+
+    def _pictures(self, index: int) -> list[Image.Image]:
+        return [self.source.image(index)] if self.videos is None else self.videos.frames(index)
 
     def _captions(self, epoch: Indices, index: Indices) -> list[str]:
         drawn = hash64(self.seed, _CAPTION, epoch, index)
@@ -95,6 +110,7 @@ class EvalPairs:
 
     def __init__(self, source: PairSource, preprocessing: Preprocessing, tokenizer: Tokenizer | None) -> None:
         self.source, self.preprocessing, self.tokenizer = source, preprocessing, tokenizer
+        self.videos = video_source(source)
         array = source.array()
         self.array = array if can_index(array, preprocessing) else None
         self.transform = preprocessing.eval_transform()
@@ -104,27 +120,55 @@ class EvalPairs:
 
     def batch(self, index: Indices) -> Batch:
         """Pictures `index`, (B,), perhaps none. Raises UserError when one does not decode."""
-        if self.array is not None:
-            images = index_batch(self.array, index, self.preprocessing)
-        elif len(index):
-            images = torch.stack([self.transform(self.source.image(int(i))) for i in index])
-        else:
-            images = torch.zeros(0, *self.preprocessing.input_size)
+        visual = self._visual(index)
         if self.tokenizer is None:
-            return pair_batch(images, index, None, index, None)
+            return pair_batch(visual, index, None, index, None)
         every = [self.source.captions(int(i)) for i in index]
         of = np.repeat(index, [len(captions) for captions in every])
         return pair_batch(
-            images, index, [text for captions in every for text in captions], of, self.tokenizer
+            visual, index, [text for captions in every for text in captions], of, self.tokenizer
         )
+
+    def _visual(self, index: Indices) -> dict[str, Tensor]:
+        if self.array is not None:
+            return {"image": index_batch(self.array, index, self.preprocessing)}
+        if self.videos is None:
+            return {"image": self._transformed([self.source.image(int(i)) for i in index])}
+        clips = [self.videos.frames(int(i)) for i in index]
+        images = self._transformed([frame for clip in clips for frame in clip])
+        return frame_inputs(images, [len(clip) for clip in clips], self.videos.num_frames)
+
+    def _transformed(self, pictures: Sequence[Image.Image]) -> Tensor:
+        if not pictures:
+            return torch.zeros(0, *self.preprocessing.input_size)
+        return torch.stack([self.transform(picture) for picture in pictures])
+
+
+def frame_inputs(images: Tensor, counts: Sequence[int], most: int) -> dict[str, Tensor]:
+    """`frames` (B, T, C, H, W), zeros behind the end of a video, and their mask (B, T), with T = most.
+
+    images: (N, C, H, W), the frames of one video after another; counts: of each video, (B,)
+    """
+    assert all(0 < count <= most for count in counts) and sum(counts) == len(images), "as a VideoSource says"
+    mask = torch.arange(most) < torch.tensor(counts, dtype=torch.int64)[:, None]
+    frames = images.new_zeros(len(counts), most, *images.shape[1:])
+    frames[mask] = images
+    return {"frames": frames, "frames_mask": mask}
 
 
 def pair_batch(
-    images: Tensor, index: Indices, captions: Sequence[str] | None, of: Indices, tokenizer: Tokenizer | None
+    visual: Mapping[str, Tensor],
+    index: Indices,
+    captions: Sequence[str] | None,
+    of: Indices,
+    tokenizer: Tokenizer | None,
 ) -> Batch:
-    """Pictures (N, C, H, W) with the numbers (N,), captions (M,) with the number of each one's picture (M,),
-    which is the target `group`."""
-    inputs = {"image": images}
+    """Pictures or videos with the numbers (N,), captions (M,) with the number of each one's picture (M,),
+    which is the target `group`.
+
+    visual: the inputs `image` (N, C, H, W), or `frames` and their mask
+    """
+    inputs = dict(visual)
     targets: dict[str, Tensor] = {}
     counts = {"samples": len(index)}
     if captions is not None:

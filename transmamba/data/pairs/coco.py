@@ -18,6 +18,7 @@ from .captions import EMPTY, texts
 from .source import PairSource
 from .stored import Folder, Gathered
 
+EXPECTED = "COCO's caption file, such as captions_train2017.json"
 LAYOUT = "annotations/captions_train2017.json, train2017/ and the same for val2017"
 
 
@@ -50,8 +51,8 @@ class Coco:
         pictures = Folder(existing(str(root / folder), f"a folder of pictures; the layout is {LAYOUT}"))
         found = read_json(path)
         return _gather(
-            _records(found, "images", ("id", "file_name"), path),
-            _records(found, "annotations", ("image_id", "caption"), path),
+            records(found, "images", ("id", "file_name"), path, EXPECTED),
+            records(found, "annotations", ("image_id", "caption"), path, EXPECTED),
             path,
         ).build(pictures)
 
@@ -75,21 +76,22 @@ def _gather(images: list[Any], annotations: list[Any], path: Path) -> Gathered:
     return gathered
 
 
-def _records(found: Any, key: str, fields: tuple[str, ...], path: Path) -> list[Any]:
-    """The list `key` of a caption file; each record has the `fields`."""
-    records = found.get(key) if isinstance(found, Mapping) else None
-    if not isinstance(records, list):
+def records(found: Any, key: str, fields: tuple[str, ...], path: Path, expected: str) -> list[Any]:
+    """The list `key` of a caption file; each record has the `fields`. Raises UserError otherwise, saying what
+    is expected."""
+    listed = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(listed, list):
         what = ", ".join(map(str, found)) if isinstance(found, Mapping) else f"a {type(found).__name__}"
-        raise UserError(f"{path}: no list {key!r}, only {what}; expected COCO's caption file")
-    for number, record in enumerate(records):
+        raise UserError(f"{path}: no list {key!r}, only {what}; expected {expected}")
+    for number, record in enumerate(listed):
         keys = list(record) if isinstance(record, Mapping) else []
         for field in fields:
             if field not in keys:
                 raise UserError(
                     f"{path}: {key} {number} has no {field!r}, only {', '.join(keys) or 'other values'}; "
-                    "expected a caption file such as captions_train2017.json"
+                    f"expected {expected}"
                 )
-    return records
+    return listed
 
 
 def read_json(path: Path) -> Any:

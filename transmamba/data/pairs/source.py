@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,36 @@ class PairSource(Protocol):
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         """All pictures, (N, H, W, C), when they are in memory and of one size; None otherwise."""
+
+
+class VideoSource(PairSource, Protocol):
+    """Videos and captions. Their `image` is the middle one of the frames, to look at.
+
+    num_frames: how many frames of a video there are at most
+    """
+
+    @property
+    def num_frames(self) -> int: ...
+
+    def frames(self, index: int) -> list[Image.Image]:
+        """Frames of the video in order, upright: `num_frames`, or all where it has fewer, never none. Raises
+        UserError naming it when they do not decode."""
+
+
+def video_source(source: PairSource) -> VideoSource | None:
+    """The same, where its items are videos; None where they are pictures."""
+    return cast(VideoSource, source) if getattr(source, "num_frames", None) is not None else None
+
+
+def check_frames(frames: int) -> None:
+    """Raises UserError unless a reader of videos may take so many frames of each."""
+    if frames < 1:
+        raise UserError(f"frames {frames}: write how many frames of a video are read, at least 1")
+
+
+def middle(frames: Sequence[Image.Image]) -> Image.Image:
+    """The one that stands for a video where one picture is shown."""
+    return frames[len(frames) // 2]
 
 
 def of_split(split: str, train: Value | None, test: Value | None, reader: str) -> Value:

@@ -113,17 +113,20 @@ class StoredPairs:
 
 
 class Gathered:
-    """Pairs as they stand in the file `where`, in its order; those of one picture are brought together."""
+    """Pairs as they stand in the file `where`, in its order; those of one picture are brought together.
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    what: in words, what has the captions: a picture, a video
+    """
+
+    def __init__(self, where: str, what: str = "picture") -> None:
+        self.where, self.what = where, what
         self.left_out = LeftOut()
         self._captions: dict[str, list[str]] = {}
 
     def add(self, picture: str, captions: tuple[str, ...], line: str) -> None:
         """One pair, or several of one picture. line: where it stands, for what is said of it."""
         if not picture:
-            self.left_out.add("without the name of a picture", line)
+            self.left_out.add(f"without the name of a {self.what}", line)
         elif not captions:
             self.left_out.add(EMPTY, line)
         else:
@@ -133,16 +136,16 @@ class Gathered:
         """Logs what is left out. Raises UserError when no pair is left, or none of the pictures is in
         `place`."""
         names = list(self._captions)
-        there = list(in_threads(range(len(names)), lambda n: place.has(names[n]), "looking up pictures"))
+        there = list(in_threads(range(len(names)), lambda n: place.has(names[n]), f"looking up {self.what}s"))
         if names and not any(there):
             raise UserError(
-                f"{self.where}: none of its {len(names)} pictures is in {place} "
-                f"(first: {names[0]}){_advice(names[0])}"
+                f"{self.where}: none of its {len(names)} {self.what}s is in {place} "
+                f"(first: {names[0]}){_advice(names[0], self.what)}"
             )
         for name, found in zip(names, there, strict=True):
             if not found:
                 captions = self._captions.pop(name)
-                self.left_out.add("whose picture is not there", f"{place}/{name}", len(captions))
+                self.left_out.add(f"whose {self.what} is not there", f"{place}/{name}", len(captions))
         if not self._captions:
             raise self.left_out.nothing(self.where)
         self.left_out.log(self.where)
@@ -150,7 +153,7 @@ class Gathered:
         return StoredPairs(place, kept, Captions.pack(self._captions.values()), self.left_out.total)
 
 
-def _advice(name: str) -> str:
+def _advice(name: str, what: str) -> str:
     if "://" in name:
-        return "; these are addresses: download the pictures and write their paths"
-    return "; do captions and pictures belong together?"
+        return f"; these are addresses: download the {what}s and write their paths"
+    return f"; do captions and {what}s belong together?"

@@ -74,14 +74,9 @@ class Table:
         found = self._find(path)
         where = f"{path}/{found.file}" if found.archive is not None else str(path)
         suffix = PurePosixPath(found.file).suffix.lower()
-        spoken = (self.caption,) if isinstance(self.caption, str) else self.caption
         gathered = Gathered(where)
         with found.open() as file:
-            for line, row in rows(file, suffix, (self.image, *spoken), where):
-                cells = [(row.get(key), f"{where}: {line}: {key}") for key in (self.image, *spoken)]
-                captions = tuple(text for cell in cells[1:] for text in texts(*cell))
-                for picture in _names(*cells[0]):
-                    gathered.add(picture, captions, line)
+            gather(gathered, file, suffix, self.image, self.caption)
         return gathered.build(found.pictures)
 
     def _find(self, path: Path) -> _Found:
@@ -95,6 +90,20 @@ class Table:
             raise UserError(f"{path}: {listed}; expected one of the kinds {', '.join(KINDS)}")
         inside = os.path.dirname(tables[0])  # noqa: PTH120
         return _Found(tables[0], root or Archive(path, inside), archive)
+
+
+def gather(
+    gathered: Gathered, file: IO[bytes], suffix: str, picture: str, caption: str | tuple[str, ...]
+) -> None:
+    """Adds the pairs of a table, one of KINDS by its suffix: columns as of `Table`. Raises UserError on a
+    column that is missing and on a damaged line."""
+    spoken = (caption,) if isinstance(caption, str) else caption
+    where = gathered.where
+    for line, row in rows(file, suffix, (picture, *spoken), where):
+        cells = [(row.get(key), f"{where}: {line}: {key}") for key in (picture, *spoken)]
+        captions = tuple(text for cell in cells[1:] for text in texts(*cell))
+        for name in _names(*cells[0]):
+            gathered.add(name, captions, line)
 
 
 def _is_table(name: str) -> bool:

@@ -183,6 +183,12 @@ class Clips(_Numbered):
         scenes = self.program(index).frames(self.frames)
         return np.stack([render(scene, self.side if side is None else side) for scene in scenes])
 
+    @property
+    def variants(self) -> int:
+        """How many captions of a clip differ."""
+        held = self.split == "unseen_templates"
+        return len(clips.HELD_TEMPLATES if held else clips.TEMPLATES)
+
     def caption(self, index: int, variant: int = 0) -> str:
         """One caption; variants 0 to 9 differ in their template (0 and 1 in unseen_templates)."""
         templates = self._templates(index, clips.TEMPLATES, clips.HELD_TEMPLATES)

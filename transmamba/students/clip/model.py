@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from open_clip.model import CustomTextCLIP
 from torch import Tensor, nn
 
+from ...core.frames import embed_frames
 from ...core.output import Capture, Captures, Output
 from ...core.preprocessing import Preprocessing
 from ...core.tower import Tower, similarity_scalars
@@ -78,6 +80,8 @@ class ClipStudent(CustomTextCLIP):
             assert made.logits is not None, "a trunk's pooled token"
             output.streams["image"] = made.streams["image"]
             output.embeddings["image"] = F.normalize(self.visual.head(made.logits()), dim=-1)
+        if "frames" in inputs:
+            output.embeddings["image"] = embed_frames(inputs, captures, partial(self.run, captures={}))
         if "text" in inputs:
             output.embeddings["text"] = F.normalize(self._read(inputs, captures, output), dim=-1)
         return output

@@ -1,0 +1,196 @@
+"""The task image_text on videos: student, teacher and open_clip's own model from batches to results."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import metrics_rows, run_quietly
+from video_clips import write_video
+
+from transmamba.config import load as configs
+from transmamba.config.registry import TASKS
+from transmamba.core.output import Capture
+from transmamba.core.task import Pass, Steps
+from transmamba.core.tower import StudentSpec, run_plain
+from transmamba.ecosystems import open_clip as library
+from transmamba.ecosystems.find import save_model
+from transmamba.ecosystems.open_clip_tokenizer import OpenClipTokenizer
+from transmamba.ecosystems.origin import Origin
+from transmamba.errors import UserError
+from transmamba.evaluation.run import ModelRunner, measure
+from transmamba.runs.recipe import Recipe
+from transmamba.students.clip.names import Clip
+from transmamba.subcloning.convert import carry
+from transmamba.teachers.load import adapt_teacher
+
+pytest.importorskip("open_clip", reason="needs open_clip")
+
+CFG: dict[str, Any] = dict(
+    embed_dim=8,
+    vision_cfg=dict(image_size=16, layers=2, width=32, head_width=16, patch_size=8, mlp_ratio=2.0),
+    text_cfg=dict(context_length=40, vocab_size=49408, width=16, heads=2, layers=1),
+)
+CLIPS: dict[str, Any] = dict(name="scene_clips", side=16, frames=3, count_train=12, count_test=6)
+
+
+@pytest.fixture(scope="module")
+def clip() -> Any:
+    torch.manual_seed(0)
+    model = library.build_open_clip(CFG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    library.say_made_from(model, CFG, Origin(), OpenClipTokenizer.of(CFG["text_cfg"]))
+    return model.eval()
+
+
+def task_of(clip: Any, **data: Any) -> Any:
+    values = {"data": {**CLIPS, **data}}
+    return configs.parse(TASKS["image_text"], values, "task").build(adapt_teacher(clip).preprocessing)
+
+
+def student_of(teacher: Any) -> Any:
+    torch.manual_seed(1)
+    student = Clip().build(StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing))
+    carry(student, teacher)
+    return student.eval()
+
+
+def test_all_models_embed_a_video_by_the_mean_of_its_frames(clip: Any) -> None:
+    teacher, task = adapt_teacher(clip), task_of(clip)
+    student = student_of(teacher)
+    (batch,) = task.eval_batches("test", Pass(batch_size=8))
+    frames = batch.inputs["frames"]
+    assert frames.shape == (6, 3, 3, 16, 16) and "image" not in batch.inputs
+    with torch.no_grad():
+        for model, of_images in (
+            (teacher, clip.encode_image),
+            (student, student.encode_image),
+            (lambda inputs: run_plain(clip, inputs), clip.encode_image),
+        ):
+            call = getattr(model, "run", None)
+            made = call(batch.inputs, {}) if call else model(batch.inputs)
+            for row in range(6):
+                each = F.normalize(of_images(frames[row]).double(), dim=-1)
+                wanted = F.normalize(each.mean(dim=0), dim=0)
+                assert (made.embeddings["image"][row] - wanted).abs().max() < 1e-5
+            assert made.embeddings["text"].shape == (6, 8) and "image" not in made.streams
+
+
+def test_losses_that_read_tokens_are_refused(clip: Any) -> None:
+    teacher, task = adapt_teacher(clip), task_of(clip)
+    (batch,) = task.eval_batches("test", Pass(batch_size=8))
+    for model in (teacher, student_of(teacher).run):
+        with pytest.raises(UserError, match="reads the image tower's tokens"):
+            model(batch.inputs, {"image": Capture(hidden=frozenset({0}))})
+
+
+def test_calibration_is_frames_as_images(clip: Any) -> None:
+    task = task_of(clip)
+    batches = list(task.calibration(10, 6))
+    images = torch.cat([batch.inputs["image"] for batch in batches])
+    assert images.shape == (12, 3, 16, 16) and [len(batch) for batch in batches] == [6, 6]
+    assert all(batch.counts == {"samples": 6} and not batch.targets for batch in batches)
+    transform = task.preprocessing.eval_transform()
+    source = task.config.data.build("train")
+    first = int(batches[0].index[0])
+    assert torch.equal(images[:3], torch.stack([transform(frame) for frame in source.frames(first)]))
+
+
+def test_a_mean_does_not_see_the_order_of_frames(clip: Any) -> None:
+    """The control: shuffled clips are measured as those in order are, to the last place of every query."""
+    found = []
+    for shuffled in (False, True):
+        task = task_of(clip, shuffled=shuffled, count_test=20)
+        measured = measure(
+            task.evaluators("test"), {"student": ModelRunner(clip, torch.device("cpu"))}, Pass(batch_size=8)
+        )
+        found.append(measured.metrics("student"))
+    assert found[0] == pytest.approx(found[1]) and found[0]["t2i_mean_rank"] > 1
+    labels = [metric.label for metric in task_of(clip).metrics]
+    assert "text to video R@1 %" in labels and not any("image" in label for label in labels)
+
+
+def test_training_skips_bad_videos_and_evaluation_names_them(
+    clip: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for n in range(6):
+        write_video(tmp_path / f"{n}.mp4", 4, first=3 * n)
+    (tmp_path / "3.mp4").write_bytes((tmp_path / "3.mp4").read_bytes()[:200])
+    (tmp_path / "pairs.csv").write_text("video,caption\n" + "".join(f"{n}.mp4,film {n}\n" for n in range(6)))
+    table = str(tmp_path / "pairs.csv")
+    values = {"data": dict(name="videos", train=table, test=table, frames=2), "bad_limit": 1}
+    task = configs.parse(TASKS["image_text"], values, "task").build(adapt_teacher(clip).preprocessing)
+    steps = Steps(num_steps=2, micro_batch=6, seed=0)
+    with caplog.at_level(logging.WARNING, "transmamba.data"):
+        batches = list(task.train_batches(steps))
+    assert [batch.inputs["frames"].shape for batch in batches] == [(6, 2, 3, 16, 16)] * 2
+    assert "another video takes the place" in caplog.text and "3.mp4" in caplog.text
+    reasons = list(task.look_through())
+    assert len(reasons) == 1 and "3.mp4" in reasons[0]
+    with pytest.raises(UserError, match=r"3\.mp4"):
+        list(task.eval_batches("test", Pass(batch_size=6)))
+
+
+@pytest.mark.parametrize("losses", [["embedding_cosine", "contrastive"]])
+def test_two_steps_and_results(clip: Any, tmp_path: Path, losses: list[str]) -> None:
+    save_model(clip, tmp_path / "teacher")
+    values: dict[str, Any] = dict(
+        output_dir=str(tmp_path / "run"),
+        task=dict(name="image_text", data=CLIPS),
+        teacher=dict(name="open_clip", model=str(tmp_path / "teacher")),
+        student=dict(name="clip"),
+        init=dict(layers="all", calibration_images=6),
+        stages=[dict(name="distill", losses=losses, steps=2, lr=1e-3)],
+        trainer=dict(global_batch=4, micro_batch=2, log_every=1, eval_batch_size=4, workers=0),
+    )
+    results = run_quietly(configs.parse(Recipe, values, "tiny"))
+    assert np.isfinite(results["student"]["mean_recall"]) and 0 < results["agreement"]["image_cosine"] <= 1
+    rows = metrics_rows(tmp_path / "run")
+    assert sum("loss" in row for row in rows) == 2
+    assert (tmp_path / "run" / "student" / "open_clip_config.json").is_file()
+
+
+def test_a_loss_over_tokens_stops_a_run_in_one_line(clip: Any, tmp_path: Path) -> None:
+    save_model(clip, tmp_path / "teacher")
+    values: dict[str, Any] = dict(
+        output_dir=str(tmp_path / "run"),
+        task=dict(name="image_text", data=CLIPS),
+        teacher=dict(name="open_clip", model=str(tmp_path / "teacher")),
+        student=dict(name="clip"),
+        init=None,
+        stages=[dict(name="distill", losses=["feature"], steps=2, lr=1e-3)],
+        trainer=dict(global_batch=4, workers=0),
+    )
+    with pytest.raises(UserError, match="reads the image tower's tokens"):
+        run_quietly(configs.parse(Recipe, values, "tiny"))
+
+
+@pytest.mark.parametrize("name", ["clip_msrvtt", "clip_didemo"])
+def test_the_recipes_train_a_converted_clip(clip: Any, tmp_path: Path, name: str) -> None:
+    """Two steps on clips, with a student that was saved; all other settings but the size as they are."""
+    save_model(clip, tmp_path / "teacher")
+    teacher = adapt_teacher(clip)
+    save_model(student_of(teacher), tmp_path / "student", teacher.preprocessing)
+    recipe = configs.load(
+        Recipe,
+        Path(__file__).parents[2] / "recipes" / "configs" / f"{name}.yaml",
+        [
+            f"output_dir={tmp_path / 'run'}",
+            f"task.data={CLIPS}",
+            f"teacher.model={tmp_path / 'teacher'}",
+            f"student.model={tmp_path / 'student'}",
+            *("stages.0.epochs=null", "stages.0.steps=2"),
+            *("trainer.global_batch=4", "trainer.micro_batch=2", "trainer.workers=0"),
+            *("trainer.precision=no", "trainer.eval_every=0", "trainer.save_every=0"),
+        ],
+    )
+    results = run_quietly(recipe)
+    assert np.isfinite(results["student"]["mean_recall"]) and "image_cosine" in results["agreement"]

@@ -1,0 +1,110 @@
+"""Drawn clips with captions, made when asked for: videos without a download, in order or shuffled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ...config.registry import PAIRS
+from ...errors import UserError
+from ..hashing import permutation
+from ..images.source import check_split
+from ..scenes import Clips
+from .source import PairSource, middle
+
+_SHUFFLE = 0xF4A3E5  # sets this hash of (seed, index) apart from others
+
+
+@PAIRS.register("scene_clips")
+@dataclass(frozen=True, kw_only=True)
+class DrawnClips:
+    """Clips of coloured shapes in which two things happen one after the other, each a function of (seed,
+    split, number), with captions that say in which order.
+
+    side:                         pixels a side
+    frames:                       of a clip, at least 3
+    count_train, count_test:      clips of the splits
+    split_train, split_test:      which of the clips' own splits: train, val, test, or what training never
+        sees: unseen_pairs, unseen_objects, unseen_style, unseen_templates, swapped_relations
+    captions_train, captions_test: captions a clip, each in another wording; there are 10, in
+        unseen_templates 2
+    seed:                         of the drawing
+    shuffled:                     each clip's frames in an order that follows from (seed, number): the control
+        that tells whether a model sees their order; a mean over frames does not
+    """
+
+    side: int = 64
+    frames: int = 8
+    count_train: int = 20_000
+    count_test: int = 1_000
+    split_train: str = "train"
+    split_test: str = "test"
+    captions_train: int = 10
+    captions_test: int = 1
+    seed: int = 0
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.split_train == self.split_test:
+            raise UserError(
+                f"split_train and split_test are both {self.split_train!r}, so that the test clips would be "
+                "seen in training; write another"
+            )
+        for split in ("train", "test"):
+            known = self._clips(split).variants
+            if not 1 <= (asked := getattr(self, f"captions_{split}")) <= known:
+                raise UserError(f"captions_{split} {asked}: write a number from 1 to {known}")
+
+    def build(self, split: str) -> PairSource:
+        """Raises UserError for a side that cannot be drawn."""
+        check_split(split)
+        clips = self._clips(split)
+        clips.pictures(0)
+        wordings = self.captions_train if split == "train" else self.captions_test
+        return ClipPairs(clips, wordings, self.shuffled)
+
+    def _clips(self, split: str) -> Clips:
+        own, count = (
+            (self.split_train, self.count_train) if split == "train" else (self.split_test, self.count_test)
+        )
+        return Clips(split=own, count=count, side=self.side, seed=self.seed, frames=self.frames)
+
+
+@dataclass(frozen=True)
+class ClipPairs:
+    """Clips, drawn when asked for. A `VideoSource`.
+
+    wordings: captions a clip
+    drawn:    so that none needs to be looked through
+    """
+
+    clips: Clips
+    wordings: int
+    shuffled: bool = False
+    skipped: int = 0
+    drawn: bool = True
+
+    @property
+    def num_frames(self) -> int:
+        return self.clips.frames
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def frames(self, index: int) -> list[Image.Image]:
+        pictures = self.clips.pictures(index)
+        if self.shuffled:
+            pictures = pictures[permutation(len(pictures), self.clips.seed, _SHUFFLE, index)]
+        return [Image.fromarray(picture) for picture in pictures]
+
+    def image(self, index: int) -> Image.Image:
+        return middle(self.frames(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return tuple(self.clips.caption(index, variant) for variant in range(self.wordings))
+
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        return None
