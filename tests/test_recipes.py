@@ -20,7 +20,11 @@ import torch
 from harness import run_quietly
 
 from transmamba.config import load as configs
+from transmamba.config.registry import STUDENTS, TEACHERS
+from transmamba.core.tower import StudentSpec
 from transmamba.data.images.synthetic import Synthetic
+from transmamba.data.pairs.scene_clips import DrawnClips
+from transmamba.data.pairs.scenes import DrawnScenes
 from transmamba.ecosystems.find import save_model
 from transmamba.runs.recipe import Recipe
 from transmamba.teachers.timm_vit import TimmVit
@@ -36,6 +40,11 @@ SMALL = {
     "cifar10_vit": ["student.kwargs.embed_dim=24", "student.kwargs.depth=2"],
     "cifar10_vit_to_vim": SMALL_VIM,
 }
+SMALL_CLIP: dict[str, Any] = dict(
+    embed_dim=16,
+    vision_cfg=dict(image_size=32, patch_size=16, layers=2, width=32, head_width=16),
+    text_cfg=dict(context_length=64, vocab_size=49408, width=16, heads=2, layers=1),
+)
 
 
 def name_of(path: Path) -> str:
@@ -67,7 +76,59 @@ def test_recipe_says_how_it_is_run(path: Path) -> None:
         assert (ROOT / launcher).is_file()
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+PAIRED = [path for path in RECIPES if path.stem.startswith("clip_")]
+
+
+@pytest.mark.parametrize("path", PAIRED, ids=name_of)
+def test_recipe_of_pairs_trains(path: Path, tmp_path: Path) -> None:
+    """Two steps a stage on drawn scenes or clips, with a small CLIP in the place of models to be loaded."""
+    recipe = load(path, f"output_dir={tmp_path / 'run'}")
+    loaded = path.stem not in ("clip_scenes_vit", "clip_debug_vit")
+    model_cfg = SMALL_CLIP if loaded else {**recipe.student.model_cfg, "embed_dim": 16}
+    size = model_cfg["vision_cfg"]["image_size"]
+    data: Any = DrawnScenes(side=size, count_train=12, count_test=4)
+    if getattr(recipe.task.data, "name", "") in ("msrvtt", "didemo"):
+        data = DrawnClips(side=size, count_train=12, count_test=4, frames=3)
+    if loaded:
+        torch.manual_seed(0)
+        model = STUDENTS["open_clip"](model_cfg=model_cfg).build(StudentSpec())
+        save_model(model, tmp_path / "clip")
+    student: Any = recipe.student
+    if not loaded:
+        student = STUDENTS["open_clip"](model_cfg=model_cfg)
+    elif student.name == "open_clip":
+        student = dataclasses.replace(student, model=str(tmp_path / "clip"))
+    stages = tuple(
+        dataclasses.replace(stage, steps=2, epochs=None, percent=None, samples=None)
+        for stage in recipe.stages
+    )
+    _, accumulation = recipe.trainer.division(processes=1)
+    trainer = dataclasses.replace(
+        recipe.trainer,
+        global_batch=2 * accumulation,
+        micro_batch=2 if recipe.trainer.micro_batch else None,
+        workers=0,
+        eval_batch_size=4,
+        eval_every=0,
+        precision="no",
+    )
+    recipe = dataclasses.replace(
+        recipe,
+        task=dataclasses.replace(recipe.task, data=data),
+        student=student,
+        teacher=None if recipe.teacher is None else TEACHERS["open_clip"](model=str(tmp_path / "clip")),
+        teacher_recipe=None,
+        init=recipe.init and dataclasses.replace(recipe.init, calibration_images=4),
+        stages=stages,
+        trainer=trainer,
+        wandb=None,
+    )
+    results = run_quietly(recipe)
+    assert np.isfinite(results["student"]["mean_recall"])
+    assert (tmp_path / "run" / "student" / "open_clip_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path not in PAIRED], ids=name_of)
 def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps a stage on random images of its own shape, all other settings but the size as they are."""
     monkeypatch.setenv("WANDB_MODE", "offline")
