@@ -213,7 +213,9 @@ class ImageText:
 
     def look_through(self) -> Iterator[str]:
         """Decodes every picture of the evaluation splits, where they lie in files; a line for each that does
-        not decode. Says how many captions are longer than the model reads."""
+        not decode. Says how many captions are longer than the model reads; raises UserError where none
+        is there to be read."""
+        self._check_captions()
         self._say_truncated()
         for split in dict.fromkeys((self.watched, self.final)):
             source = self._source(split)
