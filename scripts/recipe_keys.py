@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 import sys
+import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +18,6 @@ import yaml
 from transmamba.api import student_models
 from transmamba.config.registry import LOSSES, PAIRS, READERS, STUDENTS, TASKS, TEACHERS, Registry
 from transmamba.config.retired import RETIRED
-from transmamba.data.images.augment import Augment
 from transmamba.reporting.tracking import WandbConfig
 from transmamba.runs.recipe import Recipe, Scratch
 from transmamba.subcloning.subclone import SubcloneConfig
@@ -64,8 +64,9 @@ def page() -> str:
             parts.append(f"timm names of ours, for `vim` and `ssd_vit`: {names}.\n")
         for name in registry:
             parts += [f"### `{name}`\n", *described(registry[name])]
-            if registry is TASKS:
-                parts += ["### `task.augment`\n", *described(Augment)]
+            for field, below, several in nested(registry[name]):
+                each = ", each" if several else ""
+                parts += [f"### `{title}.{field}`{each}\n", *described(below)]
     parts += ["## Keys that are gone\n", *gone()]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -87,6 +88,15 @@ def described(part: Any) -> Iterator[str]:
         yield "\n".join(["| key | default | |", "|---|---|---|", *rows, ""])
 
 
+def nested(part: Any) -> Iterator[tuple[str, type, bool]]:
+    """The fields of a part that are mappings of keys of their own: (field, its class, whether a list of
+    them)."""
+    for field, hint in typing.get_type_hints(part).items():
+        below = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+        if isinstance(below, type) and dataclasses.is_dataclass(below):
+            yield field, below, below is not hint
+
+
 def entries(text: str) -> tuple[str, Mapping[str, str]]:
     """A docstring's words about the whole, and those about its keys: `key: ...` or `key, key: ...`, whose
     further lines are indented."""
@@ -104,7 +114,7 @@ def entries(text: str) -> tuple[str, Mapping[str, str]]:
             current = []
             whole.append(line)
     cells = {key: meaning.replace("|", "\\|") for key, meaning in found.items()}
-    return "\n".join(whole).strip(), cells
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(whole)).strip(), cells
 
 
 def default(field: dataclasses.Field[Any]) -> str:

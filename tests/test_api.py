@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import tiny_clip
 import torch
 import torch.nn.functional as F
 from harness import TEACHER, VIM, tiny_batch, tiny_recipe, tiny_student, tiny_vit
@@ -427,6 +428,15 @@ def test_push_uploads_weights_config_and_card(hub: Hub, run_folder: Path) -> Non
     assert {"config.json", "model.safetensors", "README.md"} <= set(hub.files)
     for name, content in hub.files.items():
         assert content == (folder / name).read_bytes()
+
+
+def test_push_takes_a_clip(hub: Hub, tmp_path: Path) -> None:
+    """Whose weights are in open_clip_model.safetensors."""
+    pytest.importorskip("open_clip")
+    student, _ = transmamba.convert(tiny_clip.made(), "clip")
+    transmamba.save_student(student, tmp_path / "run/student")
+    transmamba.push_to_hub(tmp_path / "run", "me/model", token="right")
+    assert {"open_clip_config.json", "open_clip_model.safetensors"} <= set(hub.files)
 
 
 def test_push_says_in_one_line_why_the_hub_refused(hub: Hub, run_folder: Path) -> None:

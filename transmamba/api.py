@@ -10,7 +10,7 @@ from torch import nn
 
 from .core.preprocessing import Preprocessing
 from .ecosystems.find import load_model, save_model
-from .ecosystems.folders import model_folder
+from .ecosystems.folders import OPEN_CLIP_CONFIG, model_folder
 from .errors import UserError
 from .evaluation.cost import find_device
 from .runs.evaluate import prepare
@@ -31,6 +31,8 @@ __all__ = [
     "save_student",
     "student_models",
 ]
+
+_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
 
 
 def distill(
@@ -53,9 +55,12 @@ def distill(
 
 
 def load_student(path: str | Path) -> nn.Module:
-    """The student in RUN or STUDENT, in evaluation mode. Raises UserError when there is none."""
+    """The student in RUN or STUDENT, in evaluation mode: a timm model, or an open_clip model (of a student
+    `clip`). Raises UserError when there is none."""
     if model_folder(path) is None:
-        raise UserError(f"{path}: no student there; write a run folder or a folder with config.json")
+        raise UserError(
+            f"{path}: no student there; write a run folder or a folder with config.json or {OPEN_CLIP_CONFIG}"
+        )
     return load_model(path)
 
 
@@ -102,8 +107,10 @@ def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token:
     from huggingface_hub import HfApi
 
     folder = model_folder(path)
-    if folder is None or not (folder / "model.safetensors").is_file():
-        raise UserError(f"{path}: no student there; write a run folder or a folder with model.safetensors")
+    if folder is None or not any((folder / name).is_file() for name in _WEIGHTS):
+        raise UserError(
+            f"{path}: no student there; write a run folder or a folder with {' or '.join(_WEIGHTS)}"
+        )
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -123,7 +130,8 @@ def save_student(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write a student as its library does; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it.
+    """Write a student as its library does; `timm.create_model("local-dir:FOLDER", pretrained=True)` loads it,
+    and a CLIP `open_clip.create_model_and_transforms("local-dir:FOLDER")`, after `import transmamba`.
 
     Raises UserError where the folder is not empty; with `overwrite`, where what is there is no model.
     """

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def test_a_border_of_the_mean_s_colour_is_said(tmp_path: Path) -> None:
     looks = ecosystem.preprocessing(model)
     assert looks.crop_mode == "border" and looks.mean == (0.5,) * 3
     ecosystem.save(model, tmp_path)
-    assert ecosystem.preprocessing(load_model(tmp_path)) == looks
+    loaded = ecosystem.preprocessing(load_model(tmp_path))
+    assert replace(loaded, text=None) == replace(looks, text=None)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from tiny_clip import IMAGE, TEXT, made
 from torch import Tensor
 
 from transmamba.config import load as configs
@@ -31,23 +32,8 @@ from transmamba.teachers.teacher import Teacher
 
 open_clip = pytest.importorskip("open_clip", reason="needs open_clip")
 
-IMAGE = dict(image_size=16, layers=2, width=32, head_width=16, patch_size=4, mlp_ratio=2.0)
-TEXT = dict(context_length=12, vocab_size=49408, width=16, heads=2, layers=2)
 CAPTIONS = ["a red square", "two dogs", "a very long caption that goes on and on and is cut before it ends"]
 UNIFORM = SubcloneConfig(importance="uniform")
-
-
-def made(image: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **more: Any) -> Any:
-    """A CLIP of open_clip's, its weights spread wide enough for texts to differ."""
-    torch.manual_seed(0)
-    cfg = dict(embed_dim=8, vision_cfg={**IMAGE, **(image or {})}, text_cfg={**TEXT, **(text or {})}, **more)
-    model = library.build_open_clip(cfg)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    library.say_made_from(model, cfg, Origin("mit", "owner/teacher"), OpenClipTokenizer.of(cfg["text_cfg"]))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

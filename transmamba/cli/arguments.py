@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import load as configs
-from ..config.registry import READERS, TASKS
+from ..config.registry import PAIRS, READERS, TASKS, Registry
 from ..errors import UserError
 from ..runs.saved import run_of, saved_part
 from .words import pairs
+
+# what is known there by looking
+_LAYOUTS = {
+    "readers": "expected train/CLASS/*.jpg and test/CLASS/*.jpg, or ",
+    "pairs": "expected a table (.csv, .jsonl, .parquet ...), tar shards or a folder of pictures, or ",
+}
 
 
 def task_of(
@@ -23,7 +30,8 @@ def task_of(
     reader's. Raises UserError where neither is given.
     """
     if data is not None:
-        return configs.parse(TASKS[task], {"data": _reader(data, pairs(options))}, "--data")
+        reader = _reader(data, pairs(options), readers_of(task))
+        return configs.parse(TASKS[task], {"data": reader}, "--data")
     folder = None if run is None else run_of(run)
     if folder is None:
         raise UserError(
@@ -35,16 +43,26 @@ def task_of(
     return configs.parse(TASKS[saved.pop("name")], saved, f"{folder}, task")
 
 
-def _reader(data: str, options: dict[str, Any]) -> dict[str, Any]:
+def readers_of(task: str) -> Registry:
+    """The readers that a registered task's `data` is one of. Raises UserError for a task without data of its
+    own."""
+    hint = typing.get_type_hints(TASKS[task], include_extras=True).get("data")
+    found = [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, configs.Part)]
+    if not found:
+        raise UserError(f"the task {task} reads no data that --data could name; leave --data out")
+    return found[0].registry
+
+
+def _reader(data: str, options: dict[str, Any], readers: Registry) -> dict[str, Any]:
     """A reader's name and options: of that name, or as the reader that knows what is there sees it."""
     values, said = {"name": data}, {"name"}
     path = Path(data).expanduser()
-    if data not in READERS:
+    if data not in readers:
         if not path.exists():
             if path.name != data:
                 raise UserError(f"--data {data}: no such file or folder; write one, or a reader's name")
             return {**options, "name": data}  # the registry says which names there are
-        found = recognised(path)
+        found = recognised(path, readers)
         values = configs.dump(found)
         said |= {field.name for field in dataclasses.fields(found) if _is_set(found, field)}
     for key in options.keys() & said:
@@ -52,12 +70,12 @@ def _reader(data: str, options: dict[str, Any]) -> dict[str, Any]:
     return {**values, **options}
 
 
-def recognised(path: Path) -> Any:
+def recognised(path: Path, readers: Registry = READERS) -> Any:
     """The configuration of the one reader that knows what `path` holds. Raises UserError where none or
     several do."""
     found = {}
-    for name in READERS:
-        reader = READERS[name]
+    for name in readers:
+        reader = readers[name]
         config = reader.recognise(path) if hasattr(reader, "recognise") else None
         if config is not None:
             found[name] = config
@@ -66,12 +84,18 @@ def recognised(path: Path) -> Any:
     if found:
         raise UserError(
             f"--data {path}: {' and '.join(found)} can both read that; write --data {next(iter(found))} and "
-            "its options (transmamba list readers)"
+            f"its options (transmamba list {_listed(readers)})"
         )
+    layout = _LAYOUTS.get(_listed(readers), "")
     raise UserError(
-        f"--data {path}: no reader knows what is there; expected train/CLASS/*.jpg and test/CLASS/*.jpg, or "
-        "write --data READER and its options (transmamba list readers)"
+        f"--data {path}: no reader knows what is there; {layout}write --data READER and its options "
+        f"(transmamba list {_listed(readers)})"
     )
+
+
+def _listed(readers: Registry) -> str:
+    """What `transmamba list` calls them."""
+    return "pairs" if readers is PAIRS else "readers"
 
 
 def _is_set(config: Any, field: dataclasses.Field[Any]) -> bool:

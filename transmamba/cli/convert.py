@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .words import below, pairs
+from .words import below, nested
 
 if TYPE_CHECKING:
     from ..subcloning.subclone import SubcloneConfig
@@ -29,7 +29,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--student",
         default="vim",
-        help="vim (if left out) or ssd_vit, of the teacher's shape, or a timm name",
+        help="vim (if left out) or ssd_vit, of the teacher's shape, a timm name, or clip: both towers of a "
+        "CLIP or SigLIP",
     )
     parser.add_argument("--architecture", metavar="NAME", help="of a teacher that is a file of weights alone")
     parser.add_argument("--data", help="images to rank coordinates by and to average: see evaluate")
@@ -43,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="key=value",
         help="init.KEY=... as in a recipe; data.KEY=... for the reader; others for the student, such as "
-        "gate_bias=true",
+        "gate_bias=true, or of a clip image.kind=ssd_vit",
     )
 
 
@@ -55,15 +56,16 @@ def run(arguments: argparse.Namespace) -> int:
     reader, init = below("data.", options), below("init.", options)
     if reader and arguments.data is None:
         raise UserError(f"data.{reader[0]} is the reader's, and there is none; write --data and its name")
+    task = "image_text" if arguments.student == "clip" else "image_classification"  # whose readers are meant
     named = {} if arguments.architecture is None else {"architecture": arguments.architecture}
     report = convert_checkpoint(
         arguments.teacher,
         Path(arguments.out),
         student=arguments.student,
-        data=task_of(arguments.data, reader) if arguments.data else None,
+        data=task_of(arguments.data, reader, task) if arguments.data else None,
         init=_init(arguments, init),
         overwrite=arguments.overwrite,
-        options=pairs([word for word in options if not word.startswith(("data.", "init."))]),
+        options=nested([word for word in options if not word.startswith(("data.", "init."))]),
         **named,
     )
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)

@@ -9,11 +9,16 @@ from pathlib import Path
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="RUN, STUDENT, a timm name, a Hugging Face id or a file of weights")
-    parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
-    parser.add_argument("--task", default="image_classification")
     parser.add_argument(
-        "--data", help="a reader's name, a folder, or an .npz; left out: what RUN was trained on"
+        "model",
+        help="RUN, STUDENT, a timm name, a Hugging Face id, an open_clip NAME/TAG or a file of weights",
+    )
+    parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
+    parser.add_argument(
+        "--task", default="image_classification", help="image_classification (if left out) or image_text"
+    )
+    parser.add_argument(
+        "--data", help="a name of the task's readers, a folder or a file; left out: what RUN was trained on"
     )
     parser.add_argument("--teacher", help="measured beside it, with their agreement")
     parser.add_argument(

@@ -41,6 +41,32 @@ def pairs(options: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def nested(options: Sequence[str]) -> dict[str, Any]:
+    """key=value words with dots in their keys, as mappings within each other: `image.kind=vim`. Raises
+    UserError for what is none, and for a key that is both a value and has values below it."""
+    from ..config.file import apply_override
+
+    found: dict[str, Any] = {}
+    for option in options:
+        key, equals, _ = option.partition("=")
+        if not equals:
+            raise UserError(f"option {option!r} is no key=value")
+        steps = key.split(".")
+        place: Any = found
+        for depth, step in enumerate(steps[:-1]):
+            place = place.get(step) if isinstance(place, dict) else place
+            if place is None:
+                break
+            if not isinstance(place, dict):
+                above = ".".join(steps[: depth + 1])
+                raise UserError(f"option {option!r}: {above} is {place!r} already; write one of the two")
+        try:
+            apply_override(found, option)
+        except ValueError as error:
+            raise UserError(f"option {option!r}: {error}") from error
+    return found
+
+
 def below(prefix: str, options: Sequence[str]) -> list[str]:
     """Those of `options` that begin with `prefix`, without it."""
     return [word.removeprefix(prefix) for word in options if word.startswith(prefix)]

@@ -19,8 +19,9 @@ from ..core.preprocessing import Preprocessing
 from ..errors import UserError, suggest
 from . import hooks, hub
 from .folders import OPEN_CLIP_CONFIG
+from .open_clip_looks import looks_of, preprocess_cfg
 from .open_clip_names import names, require, split
-from .open_clip_tokenizer import OpenClipTokenizer
+from .open_clip_tokenizer import CLIP_VOCABULARY, OpenClipTokenizer
 from .origin import Origin, origin_of
 from .sources import Source
 
@@ -28,10 +29,7 @@ library = "open_clip"
 
 # of a repository, in the order in which open_clip prefers them; the last is read without running any of it
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_RESIZE_MODES = {"shortest": "center", "squash": "squash", "longest": "border"}
-_INTERPOLATIONS = ("bicubic", "bilinear")
 _OURS = "transmamba_open_clip"  # on a model: what it was made from
-_CLIP_VOCABULARY = 49408
 
 
 def recognise(source: Source) -> bool:
@@ -116,7 +114,7 @@ def build_open_clip(model_cfg: Mapping[str, Any]) -> nn.Module:
 def say_looks(model: nn.Module, preprocessing: Preprocessing) -> None:
     """Write on a model what its images look like."""
     built: Any = model
-    built.visual.preprocess_cfg = {**_preprocess_cfg(preprocessing), "size": preprocessing.input_size[1:]}
+    built.visual.preprocess_cfg = {**preprocess_cfg(preprocessing), "size": preprocessing.input_size[1:]}
 
 
 def made_from(model: nn.Module) -> tuple[dict[str, Any] | None, Origin, Any]:
@@ -126,7 +124,7 @@ def made_from(model: nn.Module) -> tuple[dict[str, Any] | None, Origin, Any]:
     if found is not None:
         return found
     built: Any = model
-    own = getattr(built, "vocab_size", None) == _CLIP_VOCABULARY
+    own = getattr(built, "vocab_size", None) == CLIP_VOCABULARY
     return None, Origin(), OpenClipTokenizer(context=built.context_length) if own else None
 
 
@@ -202,49 +200,7 @@ def preprocessing(model: nn.Module) -> Preprocessing:
 
     Raises UserError for what a `Preprocessing` cannot say.
     """
-    return replace(_looks(model), text=made_from(model)[2])
-
-
-def _looks(built: Any) -> Preprocessing:
-    import open_clip
-
-    config = {
-        **vars(open_clip.transform.PreprocessCfg()),
-        "size": getattr(built.visual, "image_size", 224),
-        **getattr(built.visual, "preprocess_cfg", {}),
-    }
-    try:
-        return _preprocessing(config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(f"open_clip's preprocess_cfg cannot be expressed: {error}") from error
-
-
-def _preprocessing(config: Mapping[str, Any]) -> Preprocessing:
-    size, mode = config["size"], config["resize_mode"] or "shortest"
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    mean, std = (tuple(_channels(config[name])) for name in ("mean", "std"))
-    interpolation = config["interpolation"] or "bicubic"
-    if interpolation not in (*_INTERPOLATIONS, "random"):
-        raise ValueError(f"interpolation {interpolation!r} is none of bicubic, bilinear")
-    if mode not in _RESIZE_MODES:
-        raise ValueError(f"resize_mode {mode!r} is none of {', '.join(_RESIZE_MODES)}")
-    fill = config["fill_color"]
-    if mode == "longest" and any(round(255 * value) != fill for value in mean):
-        raise ValueError(f"resize_mode longest with fill_color {fill}: only the mean is filled in")
-    # open_clip's transform takes no other for a short side that is not one of a square
-    always_bicubic = interpolation == "random" or (mode == "shortest" and height != width)
-    return Preprocessing(
-        (3, height, width),
-        mean,
-        std,
-        "bicubic" if always_bicubic else interpolation,
-        1.0,
-        _RESIZE_MODES[mode],
-    )
-
-
-def _channels(values: Any) -> list[float]:
-    return [float(value) for value in (values if isinstance(values, list | tuple) else [values] * 3)]
+    return replace(looks_of(model), text=made_from(model)[2])
 
 
 def origin(model: Any) -> Origin:
@@ -267,7 +223,7 @@ def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = N
             "an open_clip model that was made elsewhere does not say its model_cfg; load it by its name or "
             "folder"
         )
-    looks = _preprocess_cfg(preprocessing or _looks(model))
+    looks = preprocess_cfg(preprocessing or looks_of(model))
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"model_cfg": cfg, "preprocess_cfg": looks}, indent=2)
     (folder / OPEN_CLIP_CONFIG).write_text(text + "\n", encoding="utf-8")
@@ -275,27 +231,6 @@ def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = N
     save_file(state, folder / _WEIGHTS[0], metadata={"format": "pt"})
     if tokenizer is not None:
         tokenizer.save(folder)
-
-
-def _preprocess_cfg(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Raises UserError for a crop, a border or an interpolation that open_clip does not know."""
-    # its centre crop rounds an odd margin as timm's does
-    mode = "center" if preprocessing.crop_mode == "center_down" else preprocessing.crop_mode
-    fills = {round(255 * value) for value in preprocessing.mean}
-    for name, wrong in {
-        "crop_pct": preprocessing.crop_pct != 1,
-        "interpolation": preprocessing.interpolation not in _INTERPOLATIONS,
-        "crop_mode": mode == "border" and len(fills) > 1,
-    }.items():
-        if wrong:
-            raise UserError(f"open_clip cannot say {name}={getattr(preprocessing, name)!r}")
-    return {
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "interpolation": preprocessing.interpolation,
-        "resize_mode": {ours: theirs for theirs, ours in _RESIZE_MODES.items()}[mode],
-        **({"fill_color": fills.pop()} if mode == "border" else {}),
-    }
 
 
 _SNIPPET = """import torch

@@ -15,6 +15,7 @@ from ..errors import UserError
 from . import hub
 
 _CONTEXT = 77  # open_clip's, where text_cfg does not say
+CLIP_VOCABULARY = 49408
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,17 @@ class OpenClipTokenizer:
     options: tuple[tuple[str, Any], ...] = ()
 
     @classmethod
-    def of(cls, text_cfg: Mapping[str, Any], folder: Path | None = None) -> OpenClipTokenizer:
+    def of(cls, text_cfg: Mapping[str, Any], folder: Path | None = None) -> OpenClipTokenizer | None:
         """As open_clip.get_tokenizer chooses it; in a `folder` of a model, another library's lies beside
-        it."""
+        it. None where it would choose CLIP's own for a tower that has not its words."""
         options = dict(text_cfg.get("tokenizer_kwargs") or {})
         name = text_cfg.get("hf_tokenizer_name") or None
         if name is not None and text_cfg.get("tokenizer_mode"):
             options["tokenizer_mode"] = text_cfg["tokenizer_mode"]
         if name is not None and folder is not None:
             name = str(folder)
+        if name is None and text_cfg.get("vocab_size", CLIP_VOCABULARY) < CLIP_VOCABULARY:
+            return None
         context = text_cfg.get("context_length", _CONTEXT)
         return cls(context, name, tuple(sorted(options.items())))
 

@@ -81,6 +81,7 @@ class ZeroShotEvaluator:
     templates:   each with one {c} or {}
     tokenize:    texts to the inputs of the text tower: `text` (M, L), and `text_mask` where it has one
     pictures:    of items by their number in the split's source, (N, H, W, 3) uint8
+    name:        tells several such evaluators apart: its keys are then zero_shot_NAME_top1
     """
 
     METRICS: ClassVar[tuple[Metric, ...]] = metrics_for("zero_shot", "zero-shot")
@@ -91,7 +92,16 @@ class ZeroShotEvaluator:
     templates: Sequence[str]
     tokenize: Callable[[Sequence[str]], Mapping[str, Tensor]]
     pictures: Callable[[Ints], npt.NDArray[np.uint8]]
-    metrics: tuple[Metric, ...] = METRICS
+    name: str = ""
+
+    @staticmethod
+    def metrics_of(name: str) -> tuple[Metric, ...]:
+        """Of the evaluator of that name."""
+        return metrics_for(*_called(name)) if name else ZeroShotEvaluator.METRICS
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return self.metrics_of(self.name)
 
     def __post_init__(self) -> None:
         assert self.templates and all(len(_PLACE.findall(each)) == 1 for each in self.templates)
@@ -142,4 +152,9 @@ class ZeroShotEvaluator:
     @property
     def _named(self) -> NamedClassification:
         plain = ClassificationEvaluator(self.split, self.batches, self.class_names, self.pictures)
-        return NamedClassification("zero_shot", "zero-shot", plain)
+        return NamedClassification(*_called(self.name), plain)
+
+
+def _called(name: str) -> tuple[str, str]:
+    """What keys and headings begin with."""
+    return (f"zero_shot_{name}", f"zero-shot {name}") if name else ("zero_shot", "zero-shot")

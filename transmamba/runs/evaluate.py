@@ -109,6 +109,11 @@ def prepare(
             theirs.check(model, "model")
             built.check(taught, "teacher")  # both by both, so that both number the classes alike
         theirs.check(taught, "teacher")
+    elif all(getattr(evaluator, "pairwise", False) for evaluator in built.evaluators(split)):
+        raise UserError(
+            f"{source} alone: this data says nothing of one model; name a teacher to compare it with "
+            "(--teacher)"
+        )
     return Evaluation(
         model=model.to(target),
         teacher=taught,

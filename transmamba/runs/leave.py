@@ -10,7 +10,7 @@ from ..core.task import Task
 from ..ecosystems.find import card_of
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..evaluation.run import Measured
-from ..reporting.metrics import write_results
+from ..reporting.metrics import as_saved, write_results
 from ..reporting.model_card import write_model_card
 from ..reporting.samples import write_samples
 from .pipeline import Pipeline
@@ -22,9 +22,10 @@ def leave(folder: Path, pipeline: Pipeline, results: dict[str, Any], measured: M
     """Everything, and last results.json, whose presence says that the run is finished."""
     task, config = pipeline.parts.task, configs.dump(pipeline.parts.recipe)
     write_samples(folder, measured, _NUM_SAMPLES)
+    shown = as_saved(results, task.metrics, splits_of(task))
     card = card_of(pipeline.parts.student)
     if card is not None:
-        write_model_card(folder / STUDENT_FOLDER, card, results=results, config=config)
+        write_model_card(folder / STUDENT_FOLDER, card, results=shown, config=config)
     write_results(folder, results, task.metrics, splits_of(task))
 
 

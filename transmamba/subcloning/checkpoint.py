@@ -73,7 +73,7 @@ def convert_checkpoint(
         report.save(folder / "subclone.json")
         config = {"teacher": {"name": "auto", "model": teacher}}
         card = card_of(model)
-        assert card is not None, "timm has saved it"
+        assert card is not None, "its library has saved it"
         write_model_card(folder, card, results={}, config=config)
     return report
 

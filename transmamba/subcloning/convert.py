@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..config import load as configs
 from ..config.registry import STUDENTS
 from ..core.batch import Batch, image_batch
 from ..core.tower import Student, StudentSpec
@@ -19,8 +21,8 @@ from ..teachers.teacher import Teacher
 from .report import Report
 from .subclone import SubcloneConfig, first_items, subclone
 
-# registered students that are any classifier of a library: fine-tuned, not converted to
-_TRAINED_AS_THEY_ARE = ("timm", "hf_vit")
+# registered students that are any model of a library: fine-tuned, not converted to
+_TRAINED_AS_THEY_ARE = ("timm", "hf_vit", "open_clip")
 
 
 def convert(
@@ -35,15 +37,17 @@ def convert(
     """A Mamba student that starts from the teacher's weights, without training, and the report of what it
     took. The teacher is left as it is.
 
-    model:   a timm or transformers ViT/DeiT you hold, or its name, id or folder
-    student: `vim` or `ssd_vit` for one of the teacher's own shape, a timm name of ours, or a student module
+    model:   a timm or transformers ViT/DeiT or a CLIP you hold, or its name, id or folder
+    student: `vim` or `ssd_vit` for one of the teacher's own shape, a timm name of ours, `clip` for both
+        towers of a CLIP or SigLIP, or a student module
     init:    how it starts; left out: every layer from the teacher, and the importance that `calibration`
         allows
     calibration: batches, or image tensors (B, C, H, W), as the teacher reads them. The first
         `init.calibration_images` items rank coordinates by activation (without any, evenly spaced ones are
         kept) and serve `init.average`
     num_classes: of the student; left out: the teacher's, and none (features alone) where it has no head
-    kwargs:  for the student's constructor (embed_dim, depth, gate_bias ...)
+    kwargs:  for the student's constructor (embed_dim, depth, gate_bias ...); of a clip its `image` and
+        `text`, as a recipe's student has them: image={"kind": "ssd_vit", "kwargs": {"depth": 6}}
 
     Raises UserError for an unknown name or shapes that cannot meet.
     """
@@ -62,7 +66,7 @@ def convert(
         raise UserError(f"{given}: the student is made already; give them to its constructor")
     if not isinstance(student, Student):
         raise UserError(
-            f"{type(student).__name__} is no Mamba student; write vim, ssd_vit, or a timm name of ours"
+            f"{type(student).__name__} is no Mamba student; write vim, ssd_vit, clip, or a timm name of ours"
         )
     report, _ = subclone(student, teacher, init, first_items(batches, init.calibration_images))
     carry(student, teacher)
@@ -91,19 +95,30 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
     spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing, num_classes=classes)
     if name in _TRAINED_AS_THEY_ARE:
         raise UserError(
-            f"student {name!r} takes no teacher's weights; write vim or ssd_vit, or a timm name of ours"
+            f"student {name!r} takes no teacher's weights; write vim, ssd_vit or clip, or a timm name of ours"
         )
     kind = "ssd_vit" if name.startswith("ssd_vit_") else "vim"
     try:
         if name in STUDENTS:
-            return STUDENTS[name](kwargs=kwargs).build(spec)
+            return _configured(name, num_classes, kwargs).build(spec)
         if name in student_models():
             return STUDENTS[kind](model=name, kwargs=kwargs).build(spec)
     except UserError:
         raise
     except ValueError as error:  # what a configuration says of its own values
         raise UserError(str(error)) from error
-    raise UserError(f"unknown student {name!r}{suggest(name, [*student_models(), 'vim', 'ssd_vit'])}")
+    raise UserError(f"unknown student {name!r}{suggest(name, [*student_models(), *kinds_of_students()])}")
+
+
+def _configured(name: str, num_classes: int | None, options: Mapping[str, Any]) -> Any:
+    """A registered student's configuration: options are its constructor's where it has `kwargs`, its own
+    where it has none. Raises UserError (ConfigError) naming those that are wrong."""
+    fields = {field.name for field in dataclasses.fields(STUDENTS[name])}
+    if "kwargs" in fields:
+        return STUDENTS[name](kwargs=dict(options))
+    if num_classes is not None:
+        raise UserError(f"num_classes is {num_classes}, but a {name} tells no classes apart; leave it out")
+    return configs.parse(STUDENTS[name], configs.dump(dict(options)), f"student {name}")
 
 
 def kinds_of_students() -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..ecosystems.folders import MODEL_FILES, model_folder
+from ..ecosystems.folders import MODEL_FILES, OPEN_CLIP_CONFIG, model_folder
 from ..errors import UserError
 
 
@@ -52,7 +52,7 @@ def check_place(out: Path, overwrite: bool) -> None:
         raise UserError(
             f"{out}: is not empty; write another folder, or --overwrite (in Python overwrite=True)"
         )
-    if not (out / "config.json").is_file():
+    if not any((out / name).is_file() for name in ("config.json", OPEN_CLIP_CONFIG)):
         raise UserError(
             f"{out}: holds no model (no config.json), so it is not overwritten; write another folder"
         )

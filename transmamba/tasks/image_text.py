@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..config.load import Part
-from ..config.registry import PAIRS, TASKS
+from ..config.registry import PAIRS, READERS, TASKS
 from ..core.batch import Batch
 from ..core.frames import as_images
 from ..core.preprocessing import Preprocessing
@@ -26,8 +26,9 @@ from ..data.pairs.batches import EvalPairs, TrainPairs
 from ..data.pairs.source import PairSource, video_source
 from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, hold_out, stratified_fraction
-from ..errors import UserError
+from ..errors import UserError, refuse_all
 from ..views.heads import Embedder
+from .labelled_sets import LabelledSets, ZeroShot
 
 Indices = npt.NDArray[np.int64]
 
@@ -53,6 +54,11 @@ class ImageTextConfig:
     augment:       random changes to training pictures
     bad_limit:     how many training pictures may fail to decode, a share or a number: another takes the place
                    of each
+    zero_shot:     data sets on which the final split's models also classify, from the classes' names alone
+    probe:         a reader of images with classes, on which a linear classifier of the embeddings is fitted
+                   (its train split) and measured (test), with the final split too
+
+    A split without any caption has no retrieval: there the embeddings of student and teacher are compared.
     """
 
     data: Annotated[Any, Part(PAIRS)]
@@ -64,6 +70,8 @@ class ImageTextConfig:
     split_seed: int = 0
     augment: Augment = field(default_factory=Augment)
     bad_limit: float | int = 0.01
+    zero_shot: tuple[ZeroShot, ...] = ()
+    probe: Annotated[Any, Part(READERS)] | None = None
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -72,10 +80,13 @@ class ImageTextConfig:
             raise UserError(f"validation {self.validation}: a share from 0 (none) to below 1, such as 0.1")
         if self.final_split == "validation" and not self.validation:
             raise UserError("final_split is 'validation', but validation is 0; hold out a share, such as 0.1")
+        names = [each.name for each in self.zero_shot]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        refuse_all([f"zero_shot has two named {name!r}; give each a name of its own" for name in twice])
 
     def build(self, preprocessing: Preprocessing) -> ImageText:
-        """Reads the data. Raises UserError as the reader does, and for a model that reads no texts where
-        captions are wanted."""
+        """Reads the data. Raises UserError as the readers do, but for the training data: where they cannot be
+        had, that is said when they are asked for, and a model is evaluated without them."""
         return ImageText(self, preprocessing)
 
 
@@ -94,18 +105,35 @@ class ImageText:
         self.config, self.preprocessing = config, preprocessing
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
-        self._train: PairSource = config.data.build("train")
-        self._test: PairSource | None = None
-        self.train_indices, self._held_out = self._choose()
-        self.num_train = len(self.train_indices)
+        self._sources: dict[str, PairSource] = {}
+        self._captioned: dict[str, bool] = {}
+        try:
+            self._source("train")
+        except UserError:  # said when it is asked for: whoever evaluates may have a test split alone
+            if config.validation:
+                raise
         if "test" in (self.watched, self.final):
             self._source("test")  # so that a missing test split is known before training, not after
+        self.labelled = LabelledSets(config.zero_shot, config.probe, preprocessing)
+
+    @property
+    def train_indices(self) -> Indices:
+        return self._chosen[0]
+
+    @property
+    def num_train(self) -> int:
+        return len(self.train_indices)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
+        from ..evaluation.agreement import AgreementEvaluator
         from ..evaluation.retrieval import metrics_for
 
-        return metrics_for(self._visual)
+        captioned = [self._has_captions(split) for split in (self.watched, self.final)]
+        found = [*(metrics_for(self._visual) if any(captioned) else ()), *self.labelled.metrics]
+        known = {metric.key for metric in found}
+        alone = AgreementEvaluator.METRICS if not all(captioned) else ()
+        return (*found, *(metric for metric in alone if metric.key not in known))
 
     @property
     def _visual(self) -> str:
@@ -135,7 +163,7 @@ class ImageText:
                     "no validation split: write test, or set task.validation to the share to hold out, "
                     "such as 0.1"
                 )
-            return self._held_out
+            return self._chosen[1]
         return np.arange(len(self._source(split)), dtype=np.int64)
 
     def train_batches(self, steps: Steps) -> Iterator[Batch]:
@@ -143,15 +171,19 @@ class ImageText:
         return train_stream(self.train_source(steps.seed), self.num_train, steps)
 
     def train_source(self, seed: int) -> TrainPairs:
-        """What makes a batch of (epoch, position) pairs, with the changes that `seed` draws."""
+        """What makes a batch of (epoch, position) pairs, with the changes that `seed` draws. Raises UserError
+        where captions are to be read and there are none."""
+        self._check_captions()
         tokenizer = self._tokenizer() if self.config.captions else None
         source, augment = Forgiving(self._source("train"), self.config.bad_limit), self.config.augment
         return TrainPairs(source, self.train_indices, self.preprocessing, tokenizer, augment, seed)
 
     def eval_batches(self, split: str, passing: Pass) -> Iterator[Batch]:
-        """Pictures `indices(split)[rank::world]` in order, each once, with all their captions."""
+        """Pictures `indices(split)[rank::world]` in order, each once, with all their captions, if the split
+        has any."""
         parts = in_order(self.indices(split), passing.batch_size, passing.rank, passing.world)
-        pairs = EvalPairs(self._source(split), self.preprocessing, self._tokenizer())
+        tokenizer = self._tokenizer() if self._has_captions(split) else None
+        pairs = EvalPairs(self._source(split), self.preprocessing, tokenizer)
         return load(pairs, parts, passing.batch_size, workers=passing.workers)
 
     def calibration(self, samples: int, batch_size: int) -> Iterator[Batch]:
@@ -170,19 +202,18 @@ class ImageText:
         return batch
 
     def evaluators(self, split: str) -> tuple[Evaluator, ...]:
+        """Of pairs retrieval, of pictures alone how alike two models are; with the final split, what is
+        measured on other data."""
+        from ..evaluation.agreement import AgreementEvaluator
         from ..evaluation.retrieval import RetrievalEvaluator
 
         self.indices(split)  # refuses a split that there is not
-        source = self._source(split)
-        return (
-            RetrievalEvaluator(
-                split,
-                partial(self.eval_batches, split),
-                source.captions,
-                partial(self.images, split=split),
-                self._visual,
-            ),
-        )
+        batches, pictures = partial(self.eval_batches, split), partial(self.images, split=split)
+        others = self.labelled.evaluators(self._tokenizer()) if split == self.final else ()
+        if self._has_captions(split):
+            captions = self._source(split).captions
+            return (RetrievalEvaluator(split, batches, captions, pictures, self._visual), *others)
+        return (*others, AgreementEvaluator(split, batches, pictures))
 
     def images(self, indices: Indices, split: str = "test") -> npt.NDArray[np.uint8]:
         """Pictures to look at, of a video its middle frame, (N, H, W, 3): resized and cropped as for
@@ -194,7 +225,9 @@ class ImageText:
 
     def look_through(self) -> Iterator[str]:
         """Decodes every picture of the evaluation splits, where they lie in files; a line for each that does
-        not decode. Says how many captions are longer than the model reads."""
+        not decode. Says how many captions are longer than the model reads; raises UserError where none
+        is there to be read."""
+        self._check_captions()
         self._say_truncated()
         for split in dict.fromkeys((self.watched, self.final)):
             source = self._source(split)
@@ -203,9 +236,25 @@ class ImageText:
             check = partial(refusal, load=source.image)
             refused = in_threads(self.indices(split), check, f"checking {split} pictures")
             yield from (reason for reason in refused if reason)
+        yield from self.labelled.look_through()
+
+    def _has_captions(self, split: str) -> bool:
+        """Whether any picture of a split has one."""
+        if split not in self._captioned:
+            source = self._source(split)
+            self._captioned[split] = any(source.captions(int(i)) for i in self.indices(split))
+        return self._captioned[split]
+
+    def _check_captions(self) -> None:
+        if self.config.captions and not self._has_captions("train"):
+            raise UserError(
+                "no training picture has a caption; write task.captions: false, and losses that need none"
+            )
 
     def _say_truncated(self) -> None:
         """A line where captions are cut, so that nobody finds out from the results."""
+        if not self.config.captions:
+            return
         some = self.train_indices[permutation(self.num_train, self.config.split_seed)[:_LOOKED_AT]]
         captions = [text for i in some for text in self._source("train").captions(int(i))]
         tokenizer = self._tokenizer()
@@ -227,9 +276,10 @@ class ImageText:
             )
         return self.preprocessing.text
 
-    def _choose(self) -> tuple[Indices, Indices]:
+    @cached_property
+    def _chosen(self) -> tuple[Indices, Indices]:
         """(trained on, held out): validation first, so that fractions are measured alike."""
-        config, one = self.config, np.zeros(len(self._train), dtype=np.int64)
+        config, one = self.config, np.zeros(len(self._source("train")), dtype=np.int64)
         chosen, held_out = np.arange(len(one), dtype=np.int64), np.zeros(0, dtype=np.int64)
         if config.validation:
             chosen, held_out = hold_out(one, config.validation, config.split_seed)
@@ -239,8 +289,7 @@ class ImageText:
     def _source(self, split: str) -> PairSource:
         if split not in ("train", "validation", "test"):
             raise UserError(f"split {split!r}: write train, validation or test")
-        if split != "test":
-            return self._train
-        if self._test is None:
-            self._test = self.config.data.build("test")
-        return self._test
+        own = "test" if split == "test" else "train"
+        if own not in self._sources:
+            self._sources[own] = self.config.data.build(own)
+        return self._sources[own]

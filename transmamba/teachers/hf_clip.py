@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from .check import Original
 from .hf_clip_view import KINDS, blocks_of, dual_encoder_view
 from .of_module import OfModule
 from .teacher import Teacher
+
+# a folder's tokenizer is in one of them
+_TOKENIZERS = ("tokenizer.json", "vocab.json", "spiece.model")
 
 
 @TEACHERS.register("hf_clip")
@@ -83,9 +87,10 @@ class HuggingFaceClip(OfModule):
 
 
 def _reading(model: Any, preprocessing: Preprocessing, name: str) -> Preprocessing:
-    """With its own tokenizer, of the folder or the id that it is from; where nothing says from where, without
-    one."""
-    if not name:
+    """With its own tokenizer, of the folder or the id that it is from; where nothing says from where, or the
+    folder holds none, without one."""
+    folder = Path(name).expanduser()
+    if not name or (folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZERS)):
         return preprocessing
     context = model.config.text_config.max_position_embeddings
     return replace(preprocessing, text=OpenClipTokenizer(context, name))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...core.batch import Batch
 from ...core.preprocessing import Preprocessing
 from ...core.text import Tokenizer
+from ...errors import UserError
 from ..hashing import hash64
 from ..images.arrays import can_index, index_batch, move_batch
 from ..images.augment import Augment, Moves
@@ -61,12 +62,13 @@ class TrainPairs:
 
     def identity(self) -> dict[str, Any]:
         """All that its batches depend on, as JSON can hold it. Pictures are known by their number, and by the
-        pixels and captions of a few."""
+        pixels and, where they are read, captions of a few."""
         digest = hashlib.sha256(self.indices.tobytes())
         for index in self.indices[:: -(-len(self.indices) // LOOKED_AT)]:
             for picture in self._pictures(int(index)):
                 digest.update(pixels(picture).tobytes())
-            digest.update("\n".join(self.source.captions(int(index))).encode())
+            if self.tokenizer is not None:
+                digest.update("\n".join(self.source.captions(int(index))).encode())
         return {
             "preprocessing": asdict(self.preprocessing),
             "augment": asdict(self.augment),
@@ -101,6 +103,12 @@ class TrainPairs:
     def _captions(self, epoch: Indices, index: Indices) -> list[str]:
         drawn = hash64(self.seed, _CAPTION, epoch, index)
         every = [self.source.captions(int(i)) for i in index]
+        for number, captions in zip(index, every, strict=True):
+            if not captions:
+                raise UserError(
+                    f"training picture {number} has no caption; leave such pictures out, or write "
+                    "task.captions: false"
+                )
         return [captions[int(bits) % len(captions)] for captions, bits in zip(every, drawn, strict=True)]
 
 

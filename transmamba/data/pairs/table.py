@@ -79,6 +79,12 @@ class Table:
             gather(gathered, file, suffix, self.image, self.caption)
         return gathered.build(found.pictures)
 
+    @staticmethod
+    def recognise(path: Path) -> Table | None:
+        """Of a file of one of the kinds, which is then both splits: what is measured or looked at is one."""
+        known = path.is_file() and path.suffix.lower() in (*KINDS, ".zip")
+        return Table(train=str(path), test=str(path)) if known else None
+
     def _find(self, path: Path) -> _Found:
         root = Folder(existing(self.root, "the folder of the pictures")) if self.root is not None else None
         if path.suffix.lower() != ".zip":

@@ -68,6 +68,19 @@ class WebDataset:
         )
         return _joined(shards, found, self.caption_key, patterns)
 
+    @staticmethod
+    def recognise(path: Path) -> WebDataset | None:
+        """Of a .tar, or a folder with some, which is then both splits: what is measured or looked at is
+        one. Shards may lie in its train/ and test/."""
+        splits = [path / split for split in ("train", "test")]
+        if all(any(folder.glob("*.tar")) for folder in splits):
+            train, test = (str(folder / "*.tar") for folder in splits)
+            return WebDataset(train=train, test=test)
+        if path.is_file() and path.suffix.lower() == ".tar":
+            return WebDataset(train=str(path), test=str(path))
+        shards = str(path / "*.tar")
+        return WebDataset(train=shards, test=shards) if any(path.glob("*.tar")) else None
+
 
 @dataclass(frozen=True)
 class ShardPairs:

@@ -21,7 +21,9 @@ from ...errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTower:
-    """kind:   `vim`, `ssd_vit`, or `vit`: with attention, of the teacher's shape its own tower
+    """What becomes of the image tower.
+
+    kind:   `vim`, `ssd_vit`, or `vit`: with attention, of the teacher's shape its own tower
     fresh:  start from random weights, whatever `init` says
     attention_layers: of an ssd_vit, the blocks that keep attention
     kwargs: of its constructor, as of the student of that kind; they go before the teacher's shape
@@ -40,7 +42,9 @@ class ImageTower:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """kind:  `kept`, the teacher's own (one that no view expresses runs its own code), or `mamba2`, causal
+    """What becomes of the text tower.
+
+    kind:  `kept`, the teacher's own (one that no view expresses runs its own code), or `mamba2`, causal
     fresh: start from random weights, whatever `init` says
     kwargs: of mamba2, in place of the teacher's shape: layers, context_length
     """
@@ -63,7 +67,8 @@ class Clip:
     attention. Which weights begin as the teacher's, `init` says, of the text tower and the projections too;
     what is trained, each stage's `trainable`: image, text, mixers, head (the projections), scale.
 
-    image, text: the towers
+    image: its image tower
+    text:  its text tower
     """
 
     image: ImageTower = field(default_factory=ImageTower)

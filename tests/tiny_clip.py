@@ -1,0 +1,27 @@
+"""A CLIP of open_clip's so small that converting it takes no time, for the tests of dual encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from transmamba.ecosystems import open_clip as library
+from transmamba.ecosystems.open_clip_tokenizer import OpenClipTokenizer
+from transmamba.ecosystems.origin import Origin
+
+IMAGE = dict(image_size=16, layers=2, width=32, head_width=16, patch_size=4, mlp_ratio=2.0)
+TEXT = dict(context_length=12, vocab_size=49408, width=16, heads=2, layers=2)
+
+
+def made(image: dict[str, Any] | None = None, text: dict[str, Any] | None = None, **more: Any) -> Any:
+    """A CLIP of open_clip's, its weights spread wide enough for texts to differ."""
+    torch.manual_seed(0)
+    cfg = dict(embed_dim=8, vision_cfg={**IMAGE, **(image or {})}, text_cfg={**TEXT, **(text or {})}, **more)
+    model = library.build_open_clip(cfg)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    library.say_made_from(model, cfg, Origin("mit", "owner/teacher"), OpenClipTokenizer.of(cfg["text_cfg"]))
+    return model.eval()
