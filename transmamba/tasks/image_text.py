@@ -137,7 +137,7 @@ class ImageText:
 
     @property
     def _visual(self) -> str:
-        return "image" if video_source(self._train) is None else "video"
+        return "image" if video_source(self._source(self.final)) is None else "video"
 
     def check(self, model: Any, who: str) -> None:
         """Raises UserError for a teacher that embeds no pictures, or no texts where captions are read."""
