@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -275,7 +276,88 @@ def test_a_converted_text_tower_inherits_and_reloads(teacher: Teacher, tmp_path:
     assert torch.equal(loaded.encode_text(inputs["text"], normalize=True), output.embeddings["text"])
     shallow = Clip(text=TextTower(kind="mamba2", kwargs={"layers": 1}))
     assert len(student_of(teacher, shallow).text.blocks) == 1
-    with pytest.raises(UserError, match=r"text\.kwargs\.layres is unknown.*layers"):
-        student_of(teacher, Clip(text=TextTower(kind="mamba2", kwargs={"layres": 1})))
+    for wrong in ("layres", "context_length", "width"):
+        with pytest.raises(UserError, match=rf"text\.kwargs\.{wrong}: all but `layers`"):
+            student_of(teacher, Clip(text=TextTower(kind="mamba2", kwargs={wrong: 8})))
     with pytest.raises(UserError, match="kwargs are for mamba2"):
         TextTower(kwargs={"layers": 1})
+
+
+def test_a_mask_is_said_only_where_padding_is_not_read() -> None:
+    """A tower that reads what stands behind a text's end gives other vectors with a mask than its own code
+    does."""
+    for text, masked in (
+        ({}, True),
+        ({"no_causal_mask": True}, False),
+        ({"pool_type": "last"}, False),
+        ({"pool_type": "eos", "eos_id": 49407}, True),
+    ):
+        model = made(text=text)
+        found = adapt_teacher(model)
+        tokenizer = found.preprocessing.text
+        assert tokenizer is not None
+        tokens = tokenizer(CAPTIONS)
+        assert (tokens.mask is not None) == masked, text
+        inputs = {"text": tokens.ids} | ({"text_mask": tokens.mask} if tokens.mask is not None else {})
+        with torch.no_grad():
+            wanted = model.encode_text(tokens.ids, normalize=True)
+        assert (found(inputs).embeddings["text"] - wanted).abs().max() < 1e-5, text
+
+
+def word_tokenizer(folder: Path) -> None:
+    """A tokenizer of transformers with some words, as another library's tower brings it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[SEP]", "a", "red", "square", "two", "dogs", "very", "long", "caption"]
+    made = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(folder)
+
+
+def test_another_librarys_tokenizer_travels_with_its_options(tmp_path: Path) -> None:
+    word_tokenizer(tmp_path / "words")
+    model = made(text=dict(vocab_size=11, pool_type="last", no_causal_mask=True))
+    options = (("clean", "canonicalize"),)
+    words = OpenClipTokenizer(12, str(tmp_path / "words"), options, masked=False)
+    cfg, origin, _ = library.made_from(model)
+    assert cfg is not None
+    library.say_made_from(model, cfg, origin, words)
+    found = adapt_teacher(model)
+    student = student_of(found, Clip())
+    save_model(student, tmp_path / "s", found.preprocessing)
+    theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path / 's'}")
+    captions = ["a red, square!", "two dogs"]
+    tokens = words(captions)
+    assert tokens.mask is None and torch.equal(theirs(captions), tokens.ids)
+    assert tokens.ids[0, :3].tolist() == [3, 4, 5], "punctuation is cleaned away"
+    assert words(["a " * 30]).truncated == 1
+    from transmamba.ecosystems.sources import read_source
+
+    again = library.preprocessing(library.create_open_clip(read_source(str(tmp_path / "s")))).text
+    assert isinstance(again, OpenClipTokenizer) and again.options == options and not again.masked
+    # text_cfg's name is no path of this machine
+    said = json.loads((tmp_path / "s" / "open_clip_config.json").read_text())
+    assert said["model_cfg"]["text_cfg"]["hf_tokenizer_name"] == "owner/teacher"
+
+
+def test_a_learnt_scale_comes_back() -> None:
+    from transmamba.core.tower import run_plain
+
+    model = made()
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+    scale = run_plain(model, {"text": torch.zeros(1, 12, dtype=torch.int64)}).scalars["scale"]
+    scale.backward()
+    assert scale.item() == pytest.approx(100.0) and model.logit_scale.grad.item() > 0
+    assert model.logit_scale.item() == pytest.approx(math.log(100))
+
+
+def test_texts_that_are_read_otherwise_are_refused(teacher: Teacher) -> None:
+    cfg = dict(embed_dim=8, vision_cfg=IMAGE, text_cfg={**TEXT, "context_length": 7})
+    spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing)
+    with pytest.raises(UserError, match=r"of 7 tokens .* the teacher of 12"):
+        STUDENTS["open_clip"](model_cfg=cfg).build(spec)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,13 +96,16 @@ def _encoded(model: Any, inputs: Mapping[str, Tensor]) -> Output:
 
 
 def similarity_scalars(model: Any) -> dict[str, Tensor]:
-    """`scale` and, where there is one, `bias` of a dual encoder's similarities. Without a bias the scale is
-    at most 100, as in CLIP (arXiv 2103.00020, section 2.5)."""
-    bias = getattr(model, "logit_bias", None)
-    log = model.logit_scale.reshape(())
+    """`scale` and, where there is one, `bias` of a dual encoder's similarities. Without a bias a scale that
+    is learnt is brought back to 100 at most, as in CLIP (arXiv 2103.00020, section 2.5): the number itself,
+    for one that were only read so would have no gradient to come back by."""
+    bias, log = getattr(model, "logit_bias", None), model.logit_scale
     if bias is not None:
-        return {"scale": log.exp(), "bias": bias.reshape(())}
-    return {"scale": log.clamp(max=math.log(100)).exp()}
+        return {"scale": log.reshape(()).exp(), "bias": bias.reshape(())}
+    if log.requires_grad:
+        with torch.no_grad():
+            log.clamp_(max=math.log(100))
+    return {"scale": log.reshape(()).exp()}
 
 
 @dataclass(frozen=True, kw_only=True)

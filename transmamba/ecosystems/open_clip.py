@@ -83,7 +83,7 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
     except Exception as error:
         said = _wrong_shape(error) or hub.explain(error)
         raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
-    say_made_from(model, cfg, origin, OpenClipTokenizer.of(cfg.get("text_cfg") or {}, folder))
+    say_made_from(model, cfg, origin, OpenClipTokenizer.of(cfg.get("text_cfg") or {}, source.folder))
     return model
 
 
@@ -124,8 +124,12 @@ def made_from(model: nn.Module) -> tuple[dict[str, Any] | None, Origin, Any]:
     if found is not None:
         return found
     built: Any = model
-    own = getattr(built, "vocab_size", None) == CLIP_VOCABULARY
-    return None, Origin(), OpenClipTokenizer(context=built.context_length) if own else None
+    if getattr(built, "vocab_size", None) != CLIP_VOCABULARY:
+        return None, Origin(), None
+    text = getattr(built, "text", built)
+    how = getattr(text, "text_pool_type", None) or getattr(text, "pool_type", None)
+    masked = getattr(text, "attn_mask", None) is not None and how in ("argmax", "eos")
+    return None, Origin(), OpenClipTokenizer(context=built.context_length, masked=masked)
 
 
 def _tagged(name: str, tag: str | None) -> dict[str, Any]:

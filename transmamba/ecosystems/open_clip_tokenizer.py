@@ -24,11 +24,14 @@ class OpenClipTokenizer:
 
     name:    of the latter, an id or a folder; None for CLIP's own
     options: of open_clip's class, beside the context
+    masked:  whether it says which tokens are real: where the tower reads the tokens behind a text's end too,
+        a mask would make it another
     """
 
     context: int = _CONTEXT
     name: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
+    masked: bool = True
 
     @classmethod
     def of(cls, text_cfg: Mapping[str, Any], folder: Path | None = None) -> OpenClipTokenizer | None:
@@ -43,7 +46,23 @@ class OpenClipTokenizer:
         if name is None and text_cfg.get("vocab_size", CLIP_VOCABULARY) < CLIP_VOCABULARY:
             return None
         context = text_cfg.get("context_length", _CONTEXT)
-        return cls(context, name, tuple(sorted(options.items())))
+        causal = not text_cfg.get("no_causal_mask")
+        at_end = text_cfg.get("pool_type", "argmax") in ("argmax", "eos")
+        ours = text_cfg.get("transmamba")  # our own text tower, which is causal
+        at_end = at_end if ours is None else ours.get("pool_type", "argmax") in ("argmax", "eos")
+        return cls(context, name, tuple(sorted(options.items())), causal and at_end)
+
+    def text_cfg(self, base_model: str | None = None) -> dict[str, Any]:
+        """What text_cfg says of it, so that open_clip.get_tokenizer makes it again, from files that lie
+        beside it; `base_model` is where they are from on the Hub."""
+        options = dict(self.options)
+        found: dict[str, Any] = {}
+        if self.name is not None:
+            local = Path(self.name).expanduser().is_dir()
+            found["hf_tokenizer_name"] = (base_model or Path(self.name).name) if local else self.name
+            if mode := options.pop("tokenizer_mode", None):
+                found["tokenizer_mode"] = mode
+        return {**found, **({"tokenizer_kwargs": options} if options else {})}
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Raises UserError where the tokenizer cannot be had."""
@@ -59,7 +78,7 @@ class OpenClipTokenizer:
             cut = row if len(row) <= self.context else [*row[: self.context - 1], made.eot_token_id]
             ids[n, : len(cut)] = torch.tensor(cut)
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-        mask = torch.arange(self.context) < lengths[:, None]
+        mask = torch.arange(self.context) < lengths[:, None] if self.masked else None
         return Tokens(ids, mask, int((lengths > self.context).sum()))
 
     def save(self, folder: Path) -> None:
@@ -69,13 +88,13 @@ class OpenClipTokenizer:
 
 @functools.lru_cache(maxsize=8)
 def _made(tokenizer: OpenClipTokenizer) -> Any:
-    import open_clip
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
     options = dict(tokenizer.options)
     if tokenizer.name is None:
-        return open_clip.SimpleTokenizer(context_length=tokenizer.context, **options)
+        return SimpleTokenizer(context_length=tokenizer.context, **options)
     try:
         with hub.without_waiting():
-            return open_clip.HFTokenizer(tokenizer.name, context_length=tokenizer.context, **options)
+            return HFTokenizer(tokenizer.name, context_length=tokenizer.context, **options)
     except Exception as error:
         raise UserError(f"tokenizer {tokenizer.name!r} could not be loaded: {hub.explain(error)}") from error

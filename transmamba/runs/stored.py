@@ -46,6 +46,7 @@ def with_store(
     }
     display = Display(quiet=quiet or not accelerator.is_main_process)
     store = Store.open(folder)
+    accelerator.wait_for_everyone()  # all have seen the same, before one begins it
     if store is not None:
         _refuse_another(store, wanted)
         _check(store, accelerator, display)

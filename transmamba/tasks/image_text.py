@@ -145,13 +145,20 @@ class ImageText:
         if view is not None:
             towers = {name for name, head in view.heads.items() if isinstance(head, Embedder)}
             towers |= set(view.opaque)
-            for tower in ("image", "text"):
+            for tower in ("image", "text") if self._reads_texts else ("image",):
                 if tower not in towers:
                     raise UserError(
                         f"{who} embeds no {tower}; the task image_text compares pictures with texts: choose "
                         "a CLIP or a SigLIP"
                     )
-        self._tokenizer()
+        if self._reads_texts:
+            self._tokenizer()
+
+    @property
+    def _reads_texts(self) -> bool:
+        """In training or in measurements."""
+        measured = any(self._has_captions(split) for split in (self.watched, self.final))
+        return self.config.captions or measured or bool(self.config.zero_shot)
 
     def indices(self, split: str) -> Indices:
         """Numbers of the pictures of 'train' (those trained on), 'validation' or 'test' in their source."""
@@ -175,8 +182,12 @@ class ImageText:
         where captions are to be read and there are none."""
         self._check_captions()
         tokenizer = self._tokenizer() if self.config.captions else None
-        source, augment = Forgiving(self._source("train"), self.config.bad_limit), self.config.augment
-        return TrainPairs(source, self.train_indices, self.preprocessing, tokenizer, augment, seed)
+        augment = self.config.augment
+        return TrainPairs(self._forgiving(), self.train_indices, self.preprocessing, tokenizer, augment, seed)
+
+    def _forgiving(self) -> Forgiving:
+        """The training pictures, one that is bad replaced by another of them."""
+        return Forgiving(self._source("train"), self.config.bad_limit, self.train_indices)
 
     def eval_batches(self, split: str, passing: Pass) -> Iterator[Batch]:
         """Pictures `indices(split)[rank::world]` in order, each once, with all their captions, if the split
@@ -194,7 +205,7 @@ class ImageText:
         frames = 1 if videos is None else videos.num_frames
         samples, batch_size = -(-samples // frames), max(1, batch_size // frames)
         chosen = self.train_indices[permutation(self.num_train, self.config.split_seed)[:samples]]
-        pairs = EvalPairs(source, self.preprocessing, None)
+        pairs = EvalPairs(self._forgiving(), self.preprocessing, None)
         batches = load(pairs, in_order(chosen, batch_size), batch_size)
         return batches if videos is None else map(as_images, batches)
 
@@ -209,7 +220,7 @@ class ImageText:
 
         self.indices(split)  # refuses a split that there is not
         batches, pictures = partial(self.eval_batches, split), partial(self.images, split=split)
-        others = self.labelled.evaluators(self._tokenizer()) if split == self.final else ()
+        others = self.labelled.evaluators(self.preprocessing.text) if split == self.final else ()
         if self._has_captions(split):
             captions = self._source(split).captions
             return (RetrievalEvaluator(split, batches, captions, pictures, self._visual), *others)

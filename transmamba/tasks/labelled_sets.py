@@ -62,8 +62,11 @@ class LabelledSets:
         found = [metric for each, _ in self.zero_shot for metric in ZeroShotEvaluator.metrics_of(each.name)]
         return (*found, *(LinearProbeEvaluator.METRICS if self.probe is not None else ()))
 
-    def evaluators(self, tokenizer: Tokenizer) -> tuple[Evaluator, ...]:
-        return (*self._classified(tokenizer), *self._probed())
+    def evaluators(self, tokenizer: Tokenizer | None) -> tuple[Evaluator, ...]:
+        """tokenizer: None for a model that reads no texts, where there are no zero-shot sets"""
+        classified = () if tokenizer is None else tuple(self._classified(tokenizer))
+        assert tokenizer is not None or not self.zero_shot, "checked by the task"
+        return (*classified, *self._probed())
 
     def _classified(self, tokenizer: Tokenizer) -> Iterator[Evaluator]:
         from ..evaluation.zero_shot import ZeroShotEvaluator

@@ -32,7 +32,12 @@ def check_stage(distiller: Distiller, stage: Stage) -> None:
         raise UserError(
             f"stage {stage.name}: trainable {stage.trainable!r} names no parameter of the student"
         )
-    if stage.groups == ("head",) and not all(loss.reads_logits for loss in distiller.losses.values()):
+    classifies = getattr(distiller.student, "num_classes", None)
+    if (
+        stage.groups == ("head",)
+        and classifies
+        and not all(loss.reads_logits for loss in distiller.losses.values())
+    ):
         raise UserError(
             f"stage {stage.name}: trainable head needs losses on the logits alone: cross_entropy, kl"
         )

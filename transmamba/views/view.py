@@ -102,10 +102,6 @@ class Opaque:
     reads: str = "text"
     config: Mapping[str, Any] | None = None
 
-    def copied(self) -> Any:
-        """Its module, to be trained: this one stays as it is."""
-        return copy.deepcopy(self.module).requires_grad_(True)
-
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """(B, E), of length 1."""
         return torch.nn.functional.normalize(self.embed(self.module, inputs), dim=-1)

@@ -168,3 +168,14 @@ def test_spawned_workers_count_together() -> None:
     there = pickle.loads(ForkingPickler.dumps(source))
     look(there, range(50))
     assert source.bad == there.bad == 4
+
+
+def test_only_pictures_that_are_trained_on_take_a_bad_ones_place() -> None:
+    among = np.array([n for n in range(100) if n % 7], dtype=np.int64)  # the others are held out
+    source = Forgiving(Numbered(100, BROKEN), 0.1, among)
+    places = [shown(source, int(n)) for n in among if n in BROKEN]
+    assert places and all(number % 7 and number not in BROKEN for number in places)
+    # with almost all of them bad, every one of the rest may be
+    few = Forgiving(Numbered(10, frozenset({1, 2})), 5, np.array([1, 2, 3]))
+    assert [shown(few, n) for n in (1, 2, 3)] == [3, 3, 3]
+    assert few.allowed == 2

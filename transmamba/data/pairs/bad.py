@@ -42,12 +42,14 @@ class Forgiving:
     limit: how many distinct pictures of the data set may be bad: a share of all (float), or a number (int).
            Within it none stops a run; beyond it, the picture that is one too many raises UserError, which
            lists the first few
+    among: the numbers that may take a bad one's place, such as those trained on; None for all
     state: (N,) uint8, what is known of each picture; in shared memory, so that forked and spawned workers of
            one data loader count together, and their parent sees the count. Each rank counts for itself
     """
 
     source: PairSource
     limit: Limit
+    among: npt.NDArray[np.int64] | None = None
     state: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -68,7 +70,7 @@ class Forgiving:
         """How many may be found; never all of them."""
         # the nudge undoes rounding, as in 100 * 0.29 = 28.999...
         asked = int(self.limit * len(self) + 1e-9) if isinstance(self.limit, float) else self.limit
-        return min(asked, len(self) - 1)
+        return min(asked, (len(self) if self.among is None else len(self.among)) - 1)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -112,15 +114,16 @@ class Forgiving:
         """What stands at `index`, and its pictures if they were decoded to know that."""
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
-        number, start = index, int(hash64(_STREAM, index)[0] % len(self))
-        for step in range(len(self) + 1):
+        among = np.arange(len(self)) if self.among is None else self.among
+        number, start = index, int(hash64(_STREAM, index)[0] % len(among))
+        for step in range(len(among) + 1):
             if self.state[number] == _GOOD:
                 return number, None
             if self.state[number] == _UNKNOWN:
                 pictures = self._decoded(number)
                 if pictures is not None:
                     return number, pictures
-            number = (start + step) % len(self)
+            number = int(among[(start + step) % len(among)])
         raise AssertionError("allowed is below the number of pictures")
 
     def _decoded(self, number: int) -> list[Image.Image] | None:

@@ -83,7 +83,10 @@ class TrainPairs:
         moves = Moves.draw(self.augment, self.seed, epoch, index)
         visual = self._visual(index, moves)  # first: what is decoded here, captions need not decode again
         captions = None if self.tokenizer is None else self._captions(epoch, index)
-        return pair_batch(visual, index, captions, index, self.tokenizer)
+        # a bad picture's place is taken by another, whose captions are no wrong answers to it
+        number = getattr(self.source, "number", int)
+        of = index if captions is None else np.array([number(int(i)) for i in index], dtype=np.int64)
+        return pair_batch(visual, index, captions, of, self.tokenizer)
 
     def _visual(self, index: Indices, moves: Moves) -> dict[str, Tensor]:
         """The inputs that hold pictures, of items (B,)."""

@@ -6,6 +6,7 @@ saved.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,7 @@ from ...core.output import Capture, Captures, Output
 from ...core.preprocessing import Preprocessing
 from ...core.tower import Tower, similarity_scalars
 from ...ecosystems import open_clip as library
+from ...ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from ...ecosystems.origin import Origin
 from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection
@@ -36,24 +38,21 @@ _TRUNK, _TEXT = "visual.trunk.", "text."
 
 class ClipStudent(CustomTextCLIP):
     """model_cfg: what open_clip builds it from
-    view:      the teacher's
     config:    which of its towers are what, and begin as what
     """
 
-    def __init__(self, model_cfg: Mapping[str, Any], view: View, config: Clip) -> None:
-        super().__init__(**{key: value for key, value in model_cfg.items() if key != "custom_text"})
+    def __init__(self, model_cfg: Mapping[str, Any], config: Clip) -> None:
+        given = copy.deepcopy({key: value for key, value in model_cfg.items() if key != "custom_text"})
+        super().__init__(**given)
         self.config = config
-        if "text" in view.opaque:
-            self.text = view.opaque["text"].copied()
         library.say_made_from(self, model_cfg, Origin())
 
     def carry(self, preprocessing: Preprocessing, licence: str | None, base_model: str | None) -> None:
         """What it has of its teacher beside weights."""
         cfg, _, _ = library.made_from(self)
         assert cfg is not None, "said when it was made"
-        name = getattr(preprocessing.text, "name", None)
-        if name is not None:  # of another library: its files lie beside the weights
-            cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], "hf_tokenizer_name": name}}
+        if isinstance(preprocessing.text, OpenClipTokenizer):
+            cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], **preprocessing.text.text_cfg(base_model)}}
         library.say_made_from(self, cfg, Origin(licence, base_model), preprocessing.text)
         library.say_looks(self, preprocessing)
 
@@ -105,6 +104,9 @@ class ClipStudent(CustomTextCLIP):
             head = view.heads["text"]
             assert isinstance(head, Embedder), "seen when the shape was taken"
             yield from self.text.plan(view.towers["text"], head, _TEXT)
+        elif "text" in view.opaque:  # its own code, so its own names
+            for name, tensor in view.opaque["text"].module.named_parameters(prefix="text"):
+                yield Take(target=name, source=name, tensor=tensor)
         elif "text" in view.towers:
             yield from plan_text(self.text, view.towers["text"], view.heads["text"])
         yield from plan_scalars(view)

@@ -10,6 +10,7 @@ from torch import nn
 from ...config.registry import STUDENTS
 from ...core.preprocessing import Preprocessing
 from ...core.tower import StudentSpec
+from ...ecosystems import hub
 from ...ecosystems import open_clip as library
 from ...ecosystems.open_clip_names import require
 from ...ecosystems.open_clip_tokenizer import OpenClipTokenizer
@@ -46,7 +47,7 @@ class TextTower:
 
     kind:  `kept`, the teacher's own (one that no view expresses runs its own code), or `mamba2`, causal
     fresh: start from random weights, whatever `init` says
-    kwargs: of mamba2, in place of the teacher's shape: layers, context_length
+    kwargs: of mamba2, in place of the teacher's number: layers
     """
 
     kind: Literal["kept", "mamba2"] = "kept"
@@ -85,7 +86,11 @@ class Clip:
         from .model import ClipStudent
         from .shapes import model_cfg
 
-        return ClipStudent(model_cfg(self, spec), spec.view, self)
+        cfg = model_cfg(self, spec)
+        try:
+            return ClipStudent(cfg, self)
+        except Exception as error:
+            raise UserError(f"open_clip cannot build this student: {hub.explain(error)}") from error
 
     def preprocessing(self) -> Preprocessing:
         raise UserError("student clip takes its preprocessing from a teacher; name one")
@@ -113,8 +118,12 @@ class OpenClipModel:
 
     def build(self, spec: StudentSpec) -> nn.Module:
         if self.model is not None:
-            return library.create_open_clip(self._source(), pretrained=self.pretrained)
-        return _made(self.model_cfg or {})
+            model = library.create_open_clip(self._source(), pretrained=self.pretrained)
+        else:
+            model = _made(self.model_cfg or {})
+        if spec.preprocessing is not None:
+            _check_alike(library.preprocessing(model).text, spec.preprocessing.text)
+        return model
 
     def preprocessing(self) -> Preprocessing:
         """What its images and texts look like, found out without its weights."""
@@ -129,6 +138,19 @@ class OpenClipModel:
         if not library.recognise(source):
             raise UserError(f"{self.model!r} is no model of open_clip; write NAME/TAG, a folder or hf-hub:ID")
         return source
+
+
+def _check_alike(mine: Any, theirs: Any) -> None:
+    """Raises UserError where a teacher's texts, which both are given, are not read as the student's are:
+    another tokenizer's numbers mean other words."""
+    if mine is None or theirs is None:
+        return
+    if mine.context != theirs.context or (mine.name is None) != (theirs.name is None):
+        raise UserError(
+            f"student open_clip reads texts of {mine.context} tokens by the tokenizer of "
+            f"{mine.name or 'CLIP'}, the teacher of {theirs.context} by that of {theirs.name or 'CLIP'}; "
+            "choose a teacher that reads alike"
+        )
 
 
 def _made(model_cfg: dict[str, Any]) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from ...core.layout import Sequence
 from ...core.tower import StudentSpec
 from ...ecosystems.timm import create_timm
-from ...errors import UserError, suggest
+from ...errors import UserError
 from ...views.embeddings import TokenEmbedding
 from ...views.heads import Embedder, EndOfText
 from ...views.sublayers import Attention, Mlp
@@ -93,7 +93,8 @@ def _text_cfg(config: TextTower, view: View) -> tuple[dict[str, Any], bool]:
             raise UserError("student.text.kind mamba2: the teacher's text tower is run, not read; keep it")
         if known is None:
             raise UserError("the teacher does not say what rebuilds its text tower; load it by its folder")
-        return dict(known), False
+        # its weights are the teacher's, or nobody's: none are fetched for it
+        return {**known, "hf_model_pretrained": False}, False
     tower, head = view.towers["text"], view.heads["text"]
     assert isinstance(head, Embedder), "the caller has looked"
     if config.kind == "mamba2":
@@ -104,9 +105,12 @@ def _text_cfg(config: TextTower, view: View) -> tuple[dict[str, Any], bool]:
 def _converted(config: TextTower, view: View) -> dict[str, Any]:
     """Of our text tower. Raises UserError for an option that it has not."""
     arguments = text_shape(view)
-    unknown = [key for key in config.kwargs if key not in arguments]
+    unknown = [key for key in config.kwargs if key != "layers"]
     if unknown:
-        raise UserError(f"student.text.kwargs.{unknown[0]} is unknown{suggest(unknown[0], arguments)}")
+        raise UserError(
+            f"student.text.kwargs.{unknown[0]}: all but `layers` follows the teacher, whose weights and "
+            "tokenizer it takes; leave it out"
+        )
     try:
         return TextShape(**{**arguments, **config.kwargs}).text_cfg()
     except ValueError as error:
