@@ -287,3 +287,31 @@ def test_a_probe_s_splits_have_the_same_classes(table: Path, tmp_path: Path) -> 
             Image.fromarray(pixels).save(tmp_path / "classes" / split / name / "0.png")
     with pytest.raises(UserError):
         task_of(table, probe={"name": "image_folder", "root": str(tmp_path / "classes")})
+
+
+def test_calibration_bears_bad_pictures_too(table: Path) -> None:
+    (table.parent / "3.png").write_bytes(b"no picture")
+    task = task_of(table, bad_limit=1)
+    found = list(task.calibration(PICTURES, 3))
+    assert sum(len(batch) for batch in found) == PICTURES
+    with pytest.raises(UserError, match="1 of 7 pictures do not decode"):
+        list(task_of(table, bad_limit=0).calibration(PICTURES, 3))
+
+
+def test_a_bad_pictures_substitute_keeps_its_own_group(table: Path) -> None:
+    """Its captions are no wrong answers to the picture that also comes by itself."""
+    (table.parent / "3.png").write_bytes(b"no picture")
+    task = task_of(table, bad_limit=1)
+    for batch in batches(task):
+        captions, groups = said(batch), batch.targets["group"].tolist()
+        assert [int(text.split()[0]) for text in captions] == groups and 3 not in groups
+
+
+def test_pictures_alone_need_no_tokenizer(tmp_path: Path) -> None:
+    for n in range(4):
+        Image.new("RGB", (8, 8), (n, 0, 0)).save(tmp_path / f"{n}.png")
+    values = {"data": {"name": "pictures", "train": str(tmp_path), "test": str(tmp_path)}, "captions": False}
+    task = configs.parse(ImageTextConfig, values, "task").build(NO_TEXT)
+    task.check(SimpleNamespace(), "student")
+    assert isinstance(task.evaluators("test")[0], AgreementEvaluator)
+    assert set(batches(task)[0].inputs) == {"image"}

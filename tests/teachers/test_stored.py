@@ -391,11 +391,16 @@ def test_a_loss_on_what_is_not_stored_is_refused(folder: Path, loss: str, messag
     assert not (Path(recipe.output_dir) / "checkpoints").exists(), "before training"
 
 
-def test_wrong_configurations_are_told(written: Path) -> None:
+def test_wrong_configurations_are_told(written: Path, tmp_path: Path) -> None:
+    shutil.copytree(written / "teacher", tmp_path / "teacher")
     with pytest.raises(UserError, match=r"image has no sublayer 4; write numbers from 0 to 3"):
         write(stored(written, dict(hidden=dict(image=[4]))))
     with pytest.raises(UserError, match=r"the teacher has no 'imgae'; did you mean 'image'"):
         write(stored(written, dict(hidden=dict(imgae=[1]))))
+    folding = dict(init=dict(layers="all", importance="uniform", fold=True))
+    with pytest.raises(UserError, match=r"init\.fold changes the tokens that teacher\.hidden stores"):
+        opened(stored(tmp_path, dict(hidden=dict(image=[3])), **folding))
+    assert not (tmp_path / "store").exists()
     with pytest.raises(UserError, match=r"teacher\.views: 0; write at least 1"):
         stored(written, dict(views=0))
     with pytest.raises(UserError, match="teacher_placement is sharded"):

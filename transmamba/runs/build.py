@@ -64,8 +64,9 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
         task = recipe.task.build(preprocessing)
     if teacher is not None:
         task.check(teacher, "teacher")
-        teacher = with_store(teacher, task, recipe.trainer, accelerator, quiet=quiet)
-        if recipe.init is not None and recipe.init.fold:
+        folded = recipe.init is not None and recipe.init.fold
+        teacher = with_store(teacher, task, recipe.trainer, accelerator, folded=folded, quiet=quiet)
+        if folded:
             teacher = teacher.fold()  # here and not in subcloning, which a resumed run leaves out
     torch.manual_seed(recipe.seed)
     spec = StudentSpec(

@@ -26,16 +26,29 @@ _NAMED = 3
 
 
 def with_store(
-    teacher: Teacher, task: Task, trainer: TrainerConfig, accelerator: Any, *, quiet: bool = False
+    teacher: Teacher,
+    task: Task,
+    trainer: TrainerConfig,
+    accelerator: Any,
+    *,
+    folded: bool = False,
+    quiet: bool = False,
 ) -> Teacher:
     """A stored teacher that answers from its store, which is written first as far as it is missing, by all
     processes together; any other teacher as it is.
+
+    folded: whether the teacher will be, whose token sequences are then others
 
     Raises UserError for a store of something else, for a damaged one, and for a task whose batches cannot be
     looked up.
     """
     if not isinstance(teacher, StoredTeacher):
         return teacher
+    if folded and teacher.config.hidden:
+        raise UserError(
+            "init.fold changes the tokens that teacher.hidden stores; write init.fold=false, or leave "
+            "teacher.hidden out"
+        )
     source, folder = _source(task, teacher), Path(teacher.config.folder).expanduser()
     _refuse_mixing(task, source)
     wanted = {

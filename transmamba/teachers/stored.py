@@ -112,15 +112,6 @@ class StoredTeacher(Teacher):
         other.placement = placement
         return other
 
-    def fold(self) -> Teacher:
-        """Raises UserError where token sequences are stored: those of the folded teacher are centred."""
-        if self.config.hidden:
-            raise UserError(
-                "init.fold changes the tokens that teacher.hidden stores; write init.fold=false, or leave "
-                "teacher.hidden out"
-            )
-        return super().fold()
-
     def with_store(self, store: Store) -> StoredTeacher:
         """The same that answers from there."""
         other = self._with(self.view)
