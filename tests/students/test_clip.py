@@ -17,7 +17,7 @@ from tiny_clip import IMAGE, TEXT, made
 from torch import Tensor
 
 from transmamba.config import load as configs
-from transmamba.config.registry import STUDENTS
+from transmamba.config.registry import LOSSES, STUDENTS
 from transmamba.core.output import Capture
 from transmamba.core.tower import Student, StudentSpec
 from transmamba.ecosystems import open_clip as library
@@ -228,7 +228,9 @@ def test_what_cannot_be_taken_is_refused_by_name(teacher: Teacher) -> None:
         Clip().build(spec)
     with pytest.raises(UserError, match="takes its shape from a teacher"):
         Clip().build(StudentSpec())
-    with pytest.raises(UserError, match="ssd_vit keeps the teacher's width"):
+    with pytest.raises(
+        UserError, match=r"width 32.* set student\.image\.kwargs\.embed_dim=32, or write student"
+    ):
         student_of(teacher, Clip(image=ImageTower(kind="ssd_vit", kwargs={"embed_dim": 24, "num_heads": 2})))
     with pytest.raises(UserError, match="attention_layers are for an ssd_vit"):
         ImageTower(attention_layers=(1,))
@@ -361,3 +363,25 @@ def test_texts_that_are_read_otherwise_are_refused(teacher: Teacher) -> None:
     spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing)
     with pytest.raises(UserError, match=r"of 7 tokens .* the teacher of 12"):
         STUDENTS["open_clip"](model_cfg=cfg).build(spec)
+
+
+def test_what_nothing_can_train_is_refused_before_training(teacher: Teacher) -> None:
+    """Pictures alone: losses that read texts, and a converted text tower."""
+    from transmamba.distillation.distiller import Distiller
+    from transmamba.training.optimizer import check_stage
+    from transmamba.training.stage import Stage
+
+    kept, converted = student_of(teacher, Clip()), student_of(teacher, Clip(text=TextTower(kind="mamba2")))
+    for student, loss, said in (
+        (kept, "affinity", "loss affinity reads text, but training batches have image alone"),
+        (kept, "contrastive", "loss contrastive reads text"),
+        (converted, "mixer", "loss mixer/text reads text"),
+        (converted, "embedding_cosine", "text tower is converted, but training batches have image alone"),
+    ):
+        stage = Stage(name="one", losses=(LOSSES[loss](),), steps=1)
+        distiller = Distiller(student, teacher, (loss,))
+        with pytest.raises(UserError, match=said):
+            check_stage(distiller, stage, ("image",))
+        check_stage(distiller, stage, ("image", "text"))
+    alone = Distiller(kept, teacher, (LOSSES["embedding_cosine"](tower="image"), "mixer"))
+    check_stage(alone, Stage(name="one", losses=(LOSSES["mixer"](),), steps=1), ("image",))

@@ -69,6 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         **named,
     )
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)
+    if any(drop.source == "head.projection" for drop in report.dropped):
+        print(
+            "only the image tower, without its projection to the embedding: --student clip keeps both towers",
+            file=sys.stderr,
+        )
     print(f"written: {arguments.out}", file=sys.stderr)
     return 0
 

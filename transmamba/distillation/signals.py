@@ -202,6 +202,11 @@ class Loss(nn.Module):
         self.stream = "" if stream is None else stream.name
         self._item = "samples" if stream is None else stream.item
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Towers without whose input it has nothing to compare."""
+        return (self.stream,) if self.stream else ()
+
     def item(self, batch: Batch) -> str:
         """What this loss counts in such a batch: a key of `Batch.counts`."""
         return self._item

@@ -44,6 +44,10 @@ class EmbeddingCosineLoss(Loss):
         super().__init__(config.weight)
         self.tower = config.tower
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.tower is None else (self.tower,)
+
     def forward(self, signals: Signals) -> Term:
         """Raises UserError where no tower, or not the one that was asked for, is embedded by both models, or
         where their embeddings differ in width."""

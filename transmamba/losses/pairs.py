@@ -30,6 +30,10 @@ class PairLoss(Loss):
         super().__init__(weight)
         self.name = name
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ("image", "text")
+
     def item(self, batch: Batch) -> str:
         return "pairs" if "pairs" in batch.counts else "samples"
 

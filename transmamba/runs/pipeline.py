@@ -106,7 +106,7 @@ class Pipeline:
                 np.save(folder / INDICES, task.train_indices)
             self._initialise(folder, resumed, tracker)
             for index in range(len(self.stages)):  # every stage's mistakes, before the first is trained
-                check_stage(self.distiller(index), self.stages[index][0])
+                check_stage(self.distiller(index), self.stages[index][0], getattr(task, "inputs", None))
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
             trainer.run(self.distiller, self.stages)
             if self.accelerator.is_main_process:

@@ -117,6 +117,11 @@ class ImageText:
         self.labelled = LabelledSets(config.zero_shot, config.probe, preprocessing)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """What training batches have for towers to read; a video's frames are images."""
+        return ("image", "text") if self.config.captions else ("image",)
+
+    @property
     def train_indices(self) -> Indices:
         return self._chosen[0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,13 @@ def learning_rate(stage: Stage, step: int, steps: int) -> float:
     return end + (stage.lr - end) * 0.5 * (1 + math.cos(math.pi * position))
 
 
-def check_stage(distiller: Distiller, stage: Stage) -> None:
-    """Raises UserError where the stage's losses cannot train what it names."""
+def check_stage(distiller: Distiller, stage: Stage, inputs: Sequence[str] | None = None) -> None:
+    """Raises UserError where the stage's losses cannot train what it names, or read what is not there.
+
+    inputs: those that training batches have; None where nobody says
+    """
+    if inputs is not None:
+        _check_inputs(distiller, stage, inputs)
     names = trained_names(distiller, stage)
     if not names:
         raise UserError(
@@ -40,6 +45,26 @@ def check_stage(distiller: Distiller, stage: Stage) -> None:
     ):
         raise UserError(
             f"stage {stage.name}: trainable head needs losses on the logits alone: cross_entropy, kl"
+        )
+
+
+def _check_inputs(distiller: Distiller, stage: Stage, inputs: Sequence[str]) -> None:
+    """Raises UserError for a loss over a tower without an input, and for a converted tower that nothing can
+    train."""
+    there, losses = ", ".join(inputs), dict[str, Any](distiller.losses.items())
+    for name, loss in losses.items():
+        missing = [tower for tower in loss.reads if tower in ("image", "text") and tower not in inputs]
+        if missing:
+            raise UserError(
+                f"stage {stage.name}: loss {name} reads {' and '.join(missing)}, but training batches have "
+                f"{there} alone; drop the loss, name another stream or tower, or train with captions"
+            )
+    towers = distiller.student.towers if isinstance(distiller.student, Student) else {}
+    idle = [tower for tower in towers if tower in ("image", "text") and tower not in inputs]
+    if idle:
+        raise UserError(
+            f"the student's {' and '.join(idle)} tower is converted, but training batches have {there} "
+            "alone, so nothing trains it; keep the teacher's, or train with captions"
         )
 
 

@@ -141,7 +141,8 @@ class Forgiving:
         count = self.bad
         if count > self.allowed:
             raise UserError(
-                f"{self._listed()}: more than the limit {self.limit} allows; mend or remove them, or raise it"
+                f"{self._listed()}: more than the limit {self.limit} allows (task.bad_limit); mend or remove "
+                "them, or raise it"
             )
         if count <= _SHOWN:
             logger.warning("another %s takes the place of one that is bad: %s", self._what, reason)
