@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -24,6 +23,7 @@ from ..data.images.decoding import in_threads, refusal
 from ..data.pairs.bad import Forgiving, check_limit
 from ..data.pairs.batches import EvalPairs, TrainPairs
 from ..data.pairs.source import PairSource, video_source
+from ..data.pairs.truncated import say_truncated
 from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, hold_out, stratified_fraction
 from ..errors import UserError, refuse_all
@@ -31,8 +31,6 @@ from ..views.heads import Embedder
 from .labelled_sets import LabelledSets, ZeroShot
 
 Indices = npt.NDArray[np.int64]
-
-logger = logging.getLogger("transmamba.data")
 
 # captions that are looked at to say how many are cut
 _LOOKED_AT = 1000
@@ -268,21 +266,10 @@ class ImageText:
             )
 
     def _say_truncated(self) -> None:
-        """A line where captions are cut, so that nobody finds out from the results."""
-        if not self.config.captions:
-            return
-        some = self.train_indices[permutation(self.num_train, self.config.split_seed)[:_LOOKED_AT]]
-        captions = [text for i in some for text in self._source("train").captions(int(i))]
-        tokenizer = self._tokenizer()
-        cut = tokenizer(captions).truncated if captions else 0
-        if cut:
-            logger.warning(
-                "%d of %d training captions that were looked at are longer than the model's %d tokens: they "
-                "are cut there",
-                cut,
-                len(captions),
-                tokenizer.context,
-            )
+        if self.config.captions:
+            some = self.train_indices[permutation(self.num_train, self.config.split_seed)[:_LOOKED_AT]]
+            source = self._source("train")
+            say_truncated([text for i in some for text in source.captions(int(i))], self._tokenizer())
 
     def _tokenizer(self) -> Tokenizer:
         if self.preprocessing.text is None:
