@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +272,26 @@ def _moved(there: dict[str, bytes], old: Path, new: Path) -> dict[str, bytes]:
 def test_two_processes_write_what_one_does(written: Path, tmp_path: Path) -> None:
     shutil.copytree(written / "teacher", tmp_path / "teacher")
     harness.in_ranks(2, write, stored(tmp_path))
+    assert files(tmp_path / "store") == _moved(files(written / "store"), written, tmp_path)
+
+
+def write_late(recipe: Recipe) -> None:
+    """Rank 1 comes to look at the store when rank 0 could long have begun it."""
+    look = Store.open
+
+    def late(folder: Path) -> Store | None:
+        if os.environ.get("RANK") == "1":
+            time.sleep(1.5)
+        return look(folder)
+
+    Store.open = late  # type: ignore[method-assign, assignment]
+    write(recipe)
+
+
+def test_a_late_process_sees_what_the_others_saw(written: Path, tmp_path: Path) -> None:
+    """All look before one begins: else they would wait for each other in different places."""
+    shutil.copytree(written / "teacher", tmp_path / "teacher")
+    harness.in_ranks(2, write_late, stored(tmp_path))
     assert files(tmp_path / "store") == _moved(files(written / "store"), written, tmp_path)
 
 
