@@ -120,7 +120,7 @@ def test_the_global_generators_are_left_alone(workers: int) -> None:
 @pytest.mark.parametrize("augment", [PLAIN, MOVES, Augment(hflip=True), Augment(crop_padding=3)])
 def test_indexing_a_batch_equals_going_through_pictures(augment: Augment, channels: int) -> None:
     fast, general = (_dataset(augment, general=general, channels=channels) for general in (False, True))
-    assert fast.array is not None and general.array is None
+    assert fast.images.array is not None and general.images.array is None
     assert fast.quick(8) and not general.quick(8) and not fast.quick(2**20)
     _assert_same(_train(fast), _train(general))
 
@@ -143,7 +143,7 @@ def test_grayscale_pictures_feed_a_colour_model() -> None:
     slow = TrainImages(
         NotAnArray(gray.pixels, gray.labels, gray.classes), np.arange(23), _preprocessing(3), MOVES, 0
     )
-    assert fast.array is not None and slow.array is None
+    assert fast.images.array is not None and slow.images.array is None
     _assert_same(_train(fast), _train(slow))
 
 
@@ -193,7 +193,7 @@ def test_grayscale_models_can_be_augmented(name: str) -> None:
 def test_pictures_of_another_size_are_resized_as_for_evaluation() -> None:
     small = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, crop_pct=0.8)
     dataset = TrainImages(_arrays(), np.arange(23), small, PLAIN, 0)
-    assert dataset.array is None
+    assert dataset.images.array is None
     (batch,) = _train(dataset, num_steps=1)
     for image, index in zip(batch.inputs["image"], batch.index, strict=True):
         assert torch.equal(image, small.eval_transform()(_arrays().image(int(index))))

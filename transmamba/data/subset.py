@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -64,6 +65,23 @@ def fold_of(labels: Labels, folds: int, seed: int) -> npt.NDArray[np.int64]:
 def check_fraction(fraction: float) -> None:
     if not 0.0 < fraction <= 1.0:
         raise UserError(f"fraction {fraction}: must be above 0 and at most 1 (0.1 is a tenth of each class)")
+
+
+def check_held_out(validation: float, final_split: str | None) -> None:
+    """Raises UserError for a share that cannot be held out, and where results are of one that is not."""
+    if not 0.0 <= validation < 1.0:
+        raise UserError(f"validation {validation}: a share from 0 (none) to below 1, such as 0.1")
+    if final_split == "validation" and not validation:
+        raise UserError("final_split is 'validation', but validation is 0; hold out a share, such as 0.1")
+
+
+def held_out_of(positions: Sequence[int] | Positions) -> Positions:
+    """The positions that are held out. Raises UserError where there are none."""
+    if not len(positions):
+        raise UserError(
+            "no validation split: write test, or set task.validation to the share to hold out, such as 0.1"
+        )
+    return np.asarray(positions, dtype=np.int64)
 
 
 def _share(size: Labels, fraction: float) -> Labels:

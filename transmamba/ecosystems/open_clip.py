@@ -23,7 +23,7 @@ from .open_clip_looks import looks_of, preprocess_cfg
 from .open_clip_names import names, require, split
 from .open_clip_tokenizer import CLIP_VOCABULARY, OpenClipTokenizer
 from .origin import Origin, origin_of
-from .sources import Source
+from .sources import Source, read_source
 
 library = "open_clip"
 
@@ -40,6 +40,14 @@ def recognise(source: Source) -> bool:
 
         return source.text in names() and not timm.is_model(source.text)  # both have vit_medium_patch16_...
     return "model_cfg" in source.config
+
+
+def source_of(model: str) -> Source:
+    """What a name, a folder or an id means. Raises UserError for what is no model of open_clip."""
+    source = read_source(model)
+    if not recognise(source):
+        raise UserError(f"{model!r} is no model of open_clip; write NAME/TAG, a folder or hf-hub:ID")
+    return source
 
 
 def load(source: Source) -> nn.Module:

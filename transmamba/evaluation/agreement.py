@@ -13,6 +13,7 @@ from ..core.batch import Batch
 from ..core.task import Answer, Metric, Outcome, Pass, Runner, Sample
 from ..errors import UserError
 from .embedded import Embeddings, embedded
+from .once import once
 from .ranks import Ints
 
 
@@ -58,10 +59,7 @@ class AgreementEvaluator:
         kept = [tally for tally in tallies if any(map(len, tally.index))]
         if not kept:
             raise UserError(f"the {self.split} split is empty; there is nothing to measure")
-        # in the split's order however it was shared out; a picture that two processes had counts once
-        index, chosen = np.unique(
-            np.concatenate([part for tally in kept for part in tally.index]), return_index=True
-        )
+        index, chosen = once([part for tally in kept for part in tally.index])
         return {
             name: Outcome(
                 metrics={},

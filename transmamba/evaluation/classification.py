@@ -19,6 +19,7 @@ from ..core.batch import Batch
 from ..core.task import Metric, Outcome, Pass, Runner, Sample
 from ..errors import UserError
 from .classification_exhibits import Answers, choose, exhibits, groups, sample
+from .once import once
 
 ECE_BINS = 15
 Floats = npt.NDArray[np.float64]
@@ -109,10 +110,7 @@ class ClassificationEvaluator:
         ]  # a process may have no share of a small split
         if not kept:
             raise UserError(f"the {self.split} split is empty; there is nothing to measure")
-        # in the split's order however it was shared out; an item that two processes had counts once
-        index, chosen = np.unique(
-            np.concatenate([part for tally in kept for part in tally.index]), return_index=True
-        )
+        index, chosen = once([part for tally in kept for part in tally.index])
         labels = np.concatenate([part for tally in kept for part in tally.labels])[chosen]
         outcomes = {}
         for name in kept[0].scores:

@@ -24,6 +24,7 @@ from .classification import ClassificationEvaluator, Ints, Scores, Tally
 from .classification_named import NamedClassification, metrics_for
 from .embedded import Embeddings, embedded
 from .logistic import HELD_OUT, Trial, best_of, fit, try_out
+from .once import once
 
 _TRAINING = "training"
 _ROWS = 4096
@@ -58,7 +59,7 @@ class Items:
         kept = [part for part in parts if any(map(len, part.index))]
         if not kept:
             return None
-        index, chosen = np.unique(_joined([part.index for part in kept]), return_index=True)
+        index, chosen = once([array for part in kept for array in part.index])
         embeddings = {
             name: _joined([part.embeddings[name] for part in kept])[chosen] for name in kept[0].embeddings
         }

@@ -19,6 +19,7 @@ from ..core.task import Listing, Metric, Outcome, Pass, Runner, Sample
 from ..errors import UserError
 from .classification_exhibits import Answers, choose, groups
 from .embedded import Embeddings, embedded
+from .once import once
 from .ranks import Floats, Ints, Ranks, overlap, search
 from .retrieval_exhibits import Found, distribution, sample
 
@@ -184,7 +185,7 @@ def _in_order(index: Sequence[Ints], groups: Sequence[Ints]) -> tuple[Ints, Ints
     A picture that came twice counts once, with the captions of the batch where it came first; the captions of
     a picture stay in their order.
     """
-    numbers, first = np.unique(np.concatenate(index), return_index=True)
+    numbers, first = once(index)
     batch = np.repeat(np.arange(len(index)), [len(part) for part in index])[first]
     group = np.concatenate(groups)
     came = np.repeat(np.arange(len(groups)), [len(part) for part in groups])

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.layout import Grid
 from ..errors import UserError
 from ..subcloning.plan import Dropped, Take
+from ..views.embeddings import ImageEmbedding
 from ..views.heads import AttentionPool, Classifier, Embedder, Pool
 from ..views.placed import skeletons
 from ..views.sublayers import Affine, Attention, Norm
@@ -63,6 +64,16 @@ def rope_dropped(attention: Attention, source: str, layer: int) -> Iterator[Drop
     """Rotary positions, which no scan has."""
     if attention.rope is not None:
         yield Dropped(source=f"{source}.rope", why="a scan has an order, no rotary positions", layer=layer)
+
+
+def suits_layer_norms(tower: Tower) -> bool:
+    """Whether LayerNorms do what the tower's norms do: they are LayerNorms, or its stream is centred, as
+    folding leaves it."""
+    if not tower.sublayers[0].norm.rms:
+        return True
+    weight = tower.embedding.weight  # of patches (D, C, height, width), of tokens (V, D)
+    means = weight.mean(dim=0 if isinstance(tower.embedding, ImageEmbedding) else 1)
+    return bool(means.abs().max() < 1e-4 * weight.abs().max())
 
 
 def check_heads(tower: Tower, student: str) -> None:

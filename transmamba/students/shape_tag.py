@@ -47,6 +47,14 @@ def arguments_of(tag: str) -> dict[str, Any]:
     return found
 
 
+def told(pretrained_cfg: Any, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what timm is told, the model's arguments) of what an entry point is given: timm's pretrained_cfg is a
+    tag, or one of timm's own, or None."""
+    if isinstance(pretrained_cfg, str):
+        return {}, {**arguments_of(pretrained_cfg), **kwargs}
+    return {} if pretrained_cfg is None else {"pretrained_cfg": pretrained_cfg}, dict(kwargs)
+
+
 def _read(text: str) -> Any:
     if text in _WORDS:
         return _WORDS[text]

@@ -19,12 +19,20 @@ from ..core.task import Evaluator, Metric, Pass, Steps
 from ..data.classes import count_of, disagreement, joined, names_of, numbered_as_text
 from ..data.hashing import permutation
 from ..data.images.augment import Augment
-from ..data.images.batches import EvalImages, TrainImages
-from ..data.images.decoding import in_threads, refusal
+from ..data.images.batches import EvalImages, TrainImages, shown
+from ..data.images.decoding import refusals
 from ..data.images.mixing import mix
 from ..data.images.source import ImageSource, Renumbered
 from ..data.stream import in_order, load, train_stream
-from ..data.subset import Partition, check_fraction, hold_out, partition_half, stratified_fraction
+from ..data.subset import (
+    Partition,
+    check_fraction,
+    check_held_out,
+    held_out_of,
+    hold_out,
+    partition_half,
+    stratified_fraction,
+)
 from ..errors import UserError
 
 Indices = npt.NDArray[np.int64]
@@ -62,10 +70,7 @@ class ImageClassificationConfig:
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
-        if not 0.0 <= self.validation < 1.0:
-            raise UserError(f"validation {self.validation}: a share from 0 (none) to below 1, such as 0.1")
-        if self.final_split == "validation" and not self.validation:
-            raise UserError("final_split is 'validation', but validation is 0; hold out a share, such as 0.1")
+        check_held_out(self.validation, self.final_split)
         if self.mixup < 0.0 or self.cutmix < 0.0:
             raise UserError(
                 f"mixup {self.mixup}, cutmix {self.cutmix}: must be 0 (never) or above, such as 0.8"
@@ -150,12 +155,7 @@ class ImageClassification:
         if split == "train":
             return self.train_indices
         if split == "validation":
-            if not self.config.validation:
-                raise UserError(
-                    "no validation split: write test, or set task.validation to the share to hold out, "
-                    "such as 0.1"
-                )
-            return self._held_out
+            return held_out_of(self._held_out)
         return np.arange(len(self._source(split)), dtype=np.int64)
 
     def labels(self, split: str) -> npt.NDArray[np.int64]:
@@ -215,20 +215,14 @@ class ImageClassification:
 
         indices: numbers in the split's source, such as `Batch.index`
         """
-        source, geometry = self._source(split), self.preprocessing.geometry()
-        if not len(indices):
-            return np.zeros((0, *self.preprocessing.input_size[1:], 3), dtype=np.uint8)
-        return np.stack([np.array(geometry(source.image(int(i))).convert("RGB")) for i in indices])
+        return shown(self._source(split), indices, self.preprocessing)
 
     def look_through(self) -> Iterator[str]:
         """Decodes every image of the evaluation splits; a line for each that does not decode."""
         for split in dict.fromkeys((self.watched, self.final)):
             source = self._source(split)
-            if source.array() is not None:
-                continue
-            check = partial(refusal, load=source.image)
-            refused = in_threads(self.indices(split), check, f"checking {split} images")
-            yield from (reason for reason in refused if reason)
+            if source.array() is None:
+                yield from refusals(self.indices(split), source.image, f"checking {split} images")
 
     def _choose(self) -> tuple[Indices, Indices]:
         """(trained on, held out): validation first, so that halves and fractions are measured alike."""

@@ -19,13 +19,14 @@ from ..core.task import Evaluator, Metric, Pass, Steps
 from ..core.text import Tokenizer
 from ..data.hashing import permutation
 from ..data.images.augment import Augment
-from ..data.images.decoding import in_threads, refusal
+from ..data.images.batches import shown
+from ..data.images.decoding import refusals
 from ..data.pairs.bad import Forgiving, check_limit
 from ..data.pairs.batches import EvalPairs, TrainPairs
 from ..data.pairs.source import PairSource, video_source
 from ..data.pairs.truncated import say_truncated
 from ..data.stream import in_order, load, train_stream
-from ..data.subset import check_fraction, hold_out, stratified_fraction
+from ..data.subset import check_fraction, check_held_out, held_out_of, hold_out, stratified_fraction
 from ..errors import UserError, refuse_all
 from ..views.heads import Embedder
 from .labelled_sets import LabelledSets, ZeroShot
@@ -74,10 +75,7 @@ class ImageTextConfig:
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
         check_limit(self.bad_limit)
-        if not 0.0 <= self.validation < 1.0:
-            raise UserError(f"validation {self.validation}: a share from 0 (none) to below 1, such as 0.1")
-        if self.final_split == "validation" and not self.validation:
-            raise UserError("final_split is 'validation', but validation is 0; hold out a share, such as 0.1")
+        check_held_out(self.validation, self.final_split)
         names = [each.name for each in self.zero_shot]
         twice = sorted({name for name in names if names.count(name) > 1})
         refuse_all([f"zero_shot has two named {name!r}; give each a name of its own" for name in twice])
@@ -168,12 +166,7 @@ class ImageText:
         if split == "train":
             return self.train_indices
         if split == "validation":
-            if not self.config.validation:
-                raise UserError(
-                    "no validation split: write test, or set task.validation to the share to hold out, "
-                    "such as 0.1"
-                )
-            return self._chosen[1]
+            return held_out_of(self._chosen[1] if self.config.validation else ())
         return np.arange(len(self._source(split)), dtype=np.int64)
 
     def train_batches(self, steps: Steps) -> Iterator[Batch]:
@@ -232,10 +225,7 @@ class ImageText:
     def images(self, indices: Indices, split: str = "test") -> npt.NDArray[np.uint8]:
         """Pictures to look at, of a video its middle frame, (N, H, W, 3): resized and cropped as for
         evaluation, not normalised."""
-        source, geometry = self._source(split), self.preprocessing.geometry()
-        if not len(indices):
-            return np.zeros((0, *self.preprocessing.input_size[1:], 3), dtype=np.uint8)
-        return np.stack([np.array(geometry(source.image(int(i))).convert("RGB")) for i in indices])
+        return shown(self._source(split), indices, self.preprocessing)
 
     def look_through(self) -> Iterator[str]:
         """Decodes every picture of the evaluation splits, where they lie in files; a line for each that does
@@ -245,11 +235,8 @@ class ImageText:
         self._say_truncated()
         for split in dict.fromkeys((self.watched, self.final)):
             source = self._source(split)
-            if source.array() is not None or getattr(source, "drawn", False):
-                continue
-            check = partial(refusal, load=source.image)
-            refused = in_threads(self.indices(split), check, f"checking {split} pictures")
-            yield from (reason for reason in refused if reason)
+            if source.array() is None and not getattr(source, "drawn", False):
+                yield from refusals(self.indices(split), source.image, f"checking {split} pictures")
         yield from self.labelled.look_through()
 
     def _has_captions(self, split: str) -> bool:

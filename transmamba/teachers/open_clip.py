@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..config.registry import TEACHERS
 from ..core.preprocessing import Preprocessing
 from ..ecosystems import open_clip as library
-from ..ecosystems.sources import Source, read_source
+from ..ecosystems.sources import Source
 from ..errors import UserError
 from ..views.view import View
 from .check import Original
@@ -43,10 +43,7 @@ class OpenClip(OfModule):
         return library.create_open_clip(self._source(), pretrained=False, device="meta")
 
     def _source(self) -> Source:
-        source = read_source(self.model)
-        if not library.recognise(source):
-            raise UserError(f"{self.model!r} is no model of open_clip; write NAME/TAG, a folder or hf-hub:ID")
-        return source
+        return library.source_of(self.model)
 
     @staticmethod
     def recognise(source: Source) -> OpenClip | None:

@@ -37,12 +37,9 @@ def check_stage(distiller: Distiller, stage: Stage, inputs: Sequence[str] | None
         raise UserError(
             f"stage {stage.name}: trainable {stage.trainable!r} names no parameter of the student"
         )
-    classifies = getattr(distiller.student, "num_classes", None)
-    if (
-        stage.groups == ("head",)
-        and classifies
-        and not all(loss.reads_logits for loss in distiller.losses.values())
-    ):
+    # of a student that embeds, the head is what embedding losses read
+    alone = stage.groups == ("head",) and getattr(distiller.student, "num_classes", None)
+    if alone and not all(loss.reads_logits for loss in distiller.losses.values()):
         raise UserError(
             f"stage {stage.name}: trainable head needs losses on the logits alone: cross_entropy, kl"
         )
@@ -52,15 +49,17 @@ def _check_inputs(distiller: Distiller, stage: Stage, inputs: Sequence[str]) -> 
     """Raises UserError for a loss over a tower without an input, and for a converted tower that nothing can
     train."""
     there, losses = ", ".join(inputs), dict[str, Any](distiller.losses.items())
+    taught = {} if distiller.teacher is None else distiller.teacher.view.towers
+    read = {name: tower.embedding.reads for name, tower in taught.items()}
     for name, loss in losses.items():
-        missing = [tower for tower in loss.reads if tower in ("image", "text") and tower not in inputs]
+        missing = [tower for tower in loss.reads if read.get(tower, tower) not in inputs]
         if missing:
             raise UserError(
                 f"stage {stage.name}: loss {name} reads {' and '.join(missing)}, but training batches have "
                 f"{there} alone; drop the loss, name another stream or tower, or train with captions"
             )
     towers = distiller.student.towers if isinstance(distiller.student, Student) else {}
-    idle = [tower for tower in towers if tower in ("image", "text") and tower not in inputs]
+    idle = [tower for tower in towers if tower in read and read[tower] not in inputs]
     if idle:
         raise UserError(
             f"the student's {' and '.join(idle)} tower is converted, but training batches have {there} "

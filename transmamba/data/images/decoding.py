@@ -123,6 +123,14 @@ def refusal(number: int, load: Callable[[int], object]) -> str | None:
     return None
 
 
+def refusals(
+    items: Sequence[int] | npt.NDArray[np.int64], load: Callable[[int], object], what: str
+) -> Iterator[str]:
+    """A line for each of these pictures that `load` refuses, in order."""
+    refused = in_threads(items, lambda number: refusal(number, load), what)
+    yield from (reason for reason in refused if reason)
+
+
 def _record(identity: str) -> Path:
     digest = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return cache_folder("undecodable") / f"{digest}.json"

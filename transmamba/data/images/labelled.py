@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,8 @@ from ...core.preprocessing import Preprocessing
 from ...core.task import Pass
 from ...errors import UserError
 from ..stream import in_order, load
-from .batches import EvalImages
-from .decoding import in_threads, refusal
+from .batches import EvalImages, shown
+from .decoding import refusals
 from .source import ImageSource
 
 Indices = npt.NDArray[np.int64]
@@ -61,15 +60,10 @@ class Labelled:
 
     def images(self, indices: Indices, split: str = "test") -> npt.NDArray[np.uint8]:
         """Pictures to look at, (N, H, W, 3): resized and cropped as for evaluation, not normalised."""
-        source, geometry = self.source(split), self.preprocessing.geometry()
-        if not len(indices):
-            return np.zeros((0, *self.preprocessing.input_size[1:], 3), dtype=np.uint8)
-        return np.stack([np.array(geometry(source.image(int(i))).convert("RGB")) for i in indices])
+        return shown(self.source(split), indices, self.preprocessing)
 
     def look_through(self, split: str, what: str) -> Iterator[str]:
         """Decodes every image of a split, where they lie in files; a line for each that does not decode."""
         source = self.source(split)
         if source.array() is None:
-            check = partial(refusal, load=source.image)
-            refused = in_threads(np.arange(len(source)), check, f"checking {what} images")
-            yield from (reason for reason in refused if reason)
+            yield from refusals(range(len(source)), source.image, f"checking {what} images")

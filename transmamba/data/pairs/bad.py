@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -70,7 +72,7 @@ class Forgiving:
         """How many may be found; never all of them."""
         # the nudge undoes rounding, as in 100 * 0.29 = 28.999...
         asked = int(self.limit * len(self) + 1e-9) if isinstance(self.limit, float) else self.limit
-        return min(asked, (len(self) if self.among is None else len(self.among)) - 1)
+        return min(asked, self._most - 1)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -114,17 +116,26 @@ class Forgiving:
         """What stands at `index`, and its pictures if they were decoded to know that."""
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
-        among = np.arange(len(self)) if self.among is None else self.among
-        number, start = index, int(hash64(_STREAM, index)[0] % len(among))
-        for step in range(len(among) + 1):
+        for number in chain((index,), self._instead(index)):
             if self.state[number] == _GOOD:
                 return number, None
             if self.state[number] == _UNKNOWN:
                 pictures = self._decoded(number)
                 if pictures is not None:
                     return number, pictures
-            number = int(among[(start + step) % len(among)])
         raise AssertionError("allowed is below the number of pictures")
+
+    def _instead(self, index: int) -> Iterator[int]:
+        """What may take the place of number `index`, in order; nothing is made of it for a good one."""
+        start = int(hash64(_STREAM, index)[0] % self._most)
+        for step in range(self._most):
+            place = (start + step) % self._most
+            yield place if self.among is None else int(self.among[place])
+
+    @property
+    def _most(self) -> int:
+        """How many may take a bad one's place."""
+        return len(self) if self.among is None else len(self.among)
 
     def _decoded(self, number: int) -> list[Image.Image] | None:
         """Its pictures, if they decode; otherwise it is counted."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -19,11 +17,9 @@ from ...core.preprocessing import Preprocessing
 from ...core.text import Tokenizer
 from ...errors import UserError
 from ..hashing import hash64
-from ..images.arrays import can_index, index_batch, move_batch
 from ..images.augment import Augment, Moves
-from ..images.batches import LOOKED_AT, quick
+from ..images.batches import Augmented, Transformed, few, identity_of
 from ..images.decoding import pixels
-from ..images.pictures import PictureTransform
 from .source import PairSource, video_source
 
 Indices = npt.NDArray[np.int64]
@@ -51,36 +47,29 @@ class TrainPairs:
         seed: int,
     ) -> None:
         self.source, self.indices, self.videos = source, indices, video_source(source)
-        self.preprocessing, self.tokenizer = preprocessing, tokenizer
-        self.augment, self.seed = augment, seed
-        array = source.array()
-        self.array = array if augment.only_moves and can_index(array, preprocessing) else None
-        self.transform = None if self.array is not None else PictureTransform(preprocessing, augment)
+        self.images, self.tokenizer, self.seed = Augmented(source, preprocessing, augment), tokenizer, seed
 
     def quick(self, count: int) -> bool:
-        return quick(self.array, count)
+        return self.images.quick(count)
 
     def identity(self) -> dict[str, Any]:
         """All that its batches depend on, as JSON can hold it. Pictures are known by their number, and by the
         pixels and, where they are read, captions of a few."""
-        digest = hashlib.sha256(self.indices.tobytes())
-        for index in self.indices[:: -(-len(self.indices) // LOOKED_AT)]:
-            for picture in self._pictures(int(index)):
-                digest.update(pixels(picture).tobytes())
-            if self.tokenizer is not None:
-                digest.update("\n".join(self.source.captions(int(index))).encode())
-        return {
-            "preprocessing": asdict(self.preprocessing),
-            "augment": asdict(self.augment),
-            "seed": self.seed,
-            "captions": self.tokenizer is not None,
-            "items": digest.hexdigest(),
-        } | ({} if self.videos is None else {"frames": self.videos.num_frames})
+        contents = chain(
+            (self.indices.tobytes(),), *(self._contents(int(index)) for index in few(self.indices))
+        )
+        found = identity_of(self.images, self.seed, contents) | {"captions": self.tokenizer is not None}
+        return found if self.videos is None else {**found, "frames": self.videos.num_frames}
+
+    def _contents(self, index: int) -> Iterator[bytes]:
+        yield from (pixels(picture).tobytes() for picture in self._pictures(index))
+        if self.tokenizer is not None:
+            yield "\n".join(self.source.captions(index)).encode()
 
     def batch(self, pairs: Indices) -> Batch:
         """The items `pairs`, (B, 2). Raises UserError when one does not decode."""
         epoch, index = pairs[:, 0], self.indices[pairs[:, 1]]
-        moves = Moves.draw(self.augment, self.seed, epoch, index)
+        moves = Moves.draw(self.images.augment, self.seed, epoch, index)
         visual = self._visual(index, moves)  # first: what is decoded here, captions need not decode again
         captions = None if self.tokenizer is None else self._captions(epoch, index)
         # a bad picture's place is taken by another, whose captions are no wrong answers to it
@@ -90,14 +79,11 @@ class TrainPairs:
 
     def _visual(self, index: Indices, moves: Moves) -> dict[str, Tensor]:
         """The inputs that hold pictures, of items (B,)."""
-        if self.array is not None:
-            return {"image": move_batch(self.array, index, moves, self.preprocessing, self.augment)}
-        assert self.transform is not None
         if self.videos is None:
-            return {"image": self.transform.batch((self.source.image(int(i)) for i in index), moves)}
+            return {"image": self.images(index, moves)}
         clips = [self.videos.frames(int(i)) for i in index]
         counts = [len(clip) for clip in clips]
-        images = self.transform.batch(chain.from_iterable(clips), moves.repeated(counts))
+        images = self.images.changed(chain.from_iterable(clips), moves.repeated(counts))
         return frame_inputs(images, counts, self.videos.num_frames)
 
     def _pictures(self, index: int) -> list[Image.Image]:
@@ -120,14 +106,11 @@ class EvalPairs:
     of each picture."""
 
     def __init__(self, source: PairSource, preprocessing: Preprocessing, tokenizer: Tokenizer | None) -> None:
-        self.source, self.preprocessing, self.tokenizer = source, preprocessing, tokenizer
-        self.videos = video_source(source)
-        array = source.array()
-        self.array = array if can_index(array, preprocessing) else None
-        self.transform = preprocessing.eval_transform()
+        self.source, self.tokenizer, self.videos = source, tokenizer, video_source(source)
+        self.images = Transformed(source, preprocessing)
 
     def quick(self, count: int) -> bool:
-        return quick(self.array, count)
+        return self.images.quick(count)
 
     def batch(self, index: Indices) -> Batch:
         """Pictures `index`, (B,), perhaps none. Raises UserError when one does not decode."""
@@ -141,18 +124,11 @@ class EvalPairs:
         )
 
     def _visual(self, index: Indices) -> dict[str, Tensor]:
-        if self.array is not None:
-            return {"image": index_batch(self.array, index, self.preprocessing)}
         if self.videos is None:
-            return {"image": self._transformed([self.source.image(int(i)) for i in index])}
+            return {"image": self.images(index)}
         clips = [self.videos.frames(int(i)) for i in index]
-        images = self._transformed([frame for clip in clips for frame in clip])
+        images = self.images.of([frame for clip in clips for frame in clip])
         return frame_inputs(images, [len(clip) for clip in clips], self.videos.num_frames)
-
-    def _transformed(self, pictures: Sequence[Image.Image]) -> Tensor:
-        if not pictures:
-            return torch.zeros(0, *self.preprocessing.input_size)
-        return torch.stack([self.transform(picture) for picture in pictures])
 
 
 def frame_inputs(images: Tensor, counts: Sequence[int], most: int) -> dict[str, Tensor]:

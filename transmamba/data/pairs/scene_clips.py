@@ -9,10 +9,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...config.registry import PAIRS
-from ...errors import UserError
 from ..hashing import permutation
 from ..images.source import check_split
 from ..scenes import Clips
+from .scenes import check_drawn, numbered
 from .source import PairSource, middle
 
 _SHUFFLE = 0xF4A3E5  # sets this hash of (seed, index) apart from others
@@ -48,29 +48,17 @@ class DrawnClips:
     shuffled: bool = False
 
     def __post_init__(self) -> None:
-        if self.split_train == self.split_test:
-            raise UserError(
-                f"split_train and split_test are both {self.split_train!r}, so that the test clips would be "
-                "seen in training; write another"
-            )
-        for split in ("train", "test"):
-            known = self._clips(split).variants
-            if not 1 <= (asked := getattr(self, f"captions_{split}")) <= known:
-                raise UserError(f"captions_{split} {asked}: write a number from 1 to {known}")
+        check_drawn(self, "clips", self.clips)
 
     def build(self, split: str) -> PairSource:
         """Raises UserError for a side that cannot be drawn."""
         check_split(split)
-        clips = self._clips(split)
+        clips = self.clips(split)
         clips.pictures(0)
-        wordings = self.captions_train if split == "train" else self.captions_test
-        return ClipPairs(clips, wordings, self.shuffled)
+        return ClipPairs(clips, getattr(self, f"captions_{split}"), self.shuffled)
 
-    def _clips(self, split: str) -> Clips:
-        own, count = (
-            (self.split_train, self.count_train) if split == "train" else (self.split_test, self.count_test)
-        )
-        return Clips(split=own, count=count, side=self.side, seed=self.seed, frames=self.frames)
+    def clips(self, split: str) -> Clips:
+        return Clips(**numbered(self, split), frames=self.frames)
 
 
 @dataclass(frozen=True)
@@ -78,7 +66,6 @@ class ClipPairs:
     """Clips, drawn when asked for. A `VideoSource`.
 
     wordings: captions a clip
-    drawn:    so that none needs to be looked through
     """
 
     clips: Clips
@@ -104,7 +91,7 @@ class ClipPairs:
         return middle(self.frames(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return tuple(self.clips.caption(index, variant) for variant in range(self.wordings))
+        return self.clips.captions(index, self.wordings)
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,7 @@ from PIL import Image
 from ...config.registry import PAIRS
 from ...errors import UserError
 from ..images.source import check_split
-from ..scenes import Scenes
+from ..scenes import Clips, Scenes
 from .source import PairSource
 
 
@@ -39,28 +41,36 @@ class DrawnScenes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.split_train == self.split_test:
-            raise UserError(
-                f"split_train and split_test are both {self.split_train!r}, so that the test pictures would "
-                "be seen in training; write another"
-            )
-        for split in ("train", "test"):
-            known = self._scenes(split).variants
-            if not 1 <= (asked := getattr(self, f"captions_{split}")) <= known:
-                raise UserError(f"captions_{split} {asked}: write a number from 1 to {known}")
+        check_drawn(self, "pictures", self.scenes)
 
     def build(self, split: str) -> PairSource:
         """Raises UserError for a side that cannot be drawn."""
         check_split(split)
-        scenes = self._scenes(split)
+        scenes = self.scenes(split)
         scenes.picture(0)
-        return ScenePairs(scenes, self.captions_train if split == "train" else self.captions_test)
+        return ScenePairs(scenes, getattr(self, f"captions_{split}"))
 
-    def _scenes(self, split: str) -> Scenes:
-        own, count = (
-            (self.split_train, self.count_train) if split == "train" else (self.split_test, self.count_test)
+    def scenes(self, split: str) -> Scenes:
+        return Scenes(**numbered(self, split))
+
+
+def check_drawn(config: Any, what: str, drawn: Callable[[str], Scenes | Clips]) -> None:
+    """Raises UserError for splits that are one, and for more captions than there are wordings."""
+    if config.split_train == config.split_test:
+        raise UserError(
+            f"split_train and split_test are both {config.split_train!r}, so that the test {what} would be "
+            "seen in training; write another"
         )
-        return Scenes(split=own, count=count, side=self.side, seed=self.seed)
+    for split in ("train", "test"):
+        known = drawn(split).variants
+        if not 1 <= (asked := getattr(config, f"captions_{split}")) <= known:
+            raise UserError(f"captions_{split} {asked}: write a number from 1 to {known}")
+
+
+def numbered(config: Any, split: str) -> dict[str, Any]:
+    """What `Scenes` and `Clips` both are told of one of the reader's splits."""
+    own = {name: getattr(config, f"{name}_{split}") for name in ("split", "count")}
+    return {**own, "side": config.side, "seed": config.seed}
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,7 @@ class ScenePairs:
     scenes: Scenes
     wordings: int
     skipped: int = 0
+    drawn: bool = True
 
     def __len__(self) -> int:
         return len(self.scenes)

@@ -20,6 +20,9 @@ class PairSource(Protocol):
     identifies it across runs.
 
     skipped: how many pairs were left out when the split was read, for a reason that its reader has said
+
+    A source whose pictures are drawn when they are asked for may say so by `drawn`: none needs to be looked
+    through.
     """
 
     @property

@@ -191,5 +191,12 @@ class Clips(_Numbered):
 
     def caption(self, index: int, variant: int = 0) -> str:
         """One caption; variants 0 to 9 differ in their template (0 and 1 in unseen_templates)."""
-        templates = self._templates(index, clips.TEMPLATES, clips.HELD_TEMPLATES)
-        return clips.caption(self.program(index), templates[variant % len(templates)])
+        return clips.caption(self.program(index), self._wordings(index)[variant % self.variants])
+
+    def captions(self, index: int, count: int) -> tuple[str, ...]:
+        """Its variants 0 to count - 1, each once."""
+        clip = self.program(index)
+        return tuple(clips.caption(clip, template) for template in self._wordings(index)[:count])
+
+    def _wordings(self, index: int) -> list[str]:
+        return self._templates(index, clips.TEMPLATES, clips.HELD_TEMPLATES)

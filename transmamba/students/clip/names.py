@@ -15,7 +15,7 @@ from ...ecosystems import open_clip as library
 from ...ecosystems.open_clip_names import require
 from ...ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from ...ecosystems.origin import Origin
-from ...ecosystems.sources import Source, read_source
+from ...ecosystems.sources import Source
 from ...ecosystems.timm import check_options
 from ...errors import UserError
 
@@ -134,10 +134,7 @@ class OpenClipModel:
 
     def _source(self) -> Source:
         assert self.model is not None, "the caller asked"
-        source = read_source(self.model)
-        if not library.recognise(source):
-            raise UserError(f"{self.model!r} is no model of open_clip; write NAME/TAG, a folder or hf-hub:ID")
-        return source
+        return library.source_of(self.model)
 
 
 def _check_alike(mine: Any, theirs: Any) -> None:

@@ -16,6 +16,7 @@ from ...views.embeddings import TokenEmbedding
 from ...views.heads import Embedder, Head
 from ...views.sublayers import Affine, Attention, Mlp, Norm
 from ...views.view import Tower, View
+from ..reading import suits_layer_norms
 
 
 def plan_projection(visual: Any, view: View, keep: Tensor) -> Iterator[Take]:
@@ -54,7 +55,7 @@ def plan_text(text: nn.Module, tower: Tower, head: Head) -> Iterator[Take]:
     yield _take("token_embedding.weight", "embedding.weight", embedding.weight)
     assert embedding.positions is not None, "seen when the shape was taken"
     yield _take("positional_embedding", "embedding.positions", embedding.positions)
-    if not reads_layer_norms(tower):
+    if not suits_layer_norms(tower):
         raise UserError(
             "the teacher's text tower has RMSNorms, open_clip's LayerNorms; choose another teacher"
         )
@@ -111,12 +112,3 @@ def _norm(target: str, source: str, norm: Norm, width: int) -> Iterator[Take]:
             f"{source}.{part}",
             torch.full((width,), neutral) if tensor is None else tensor,
         )
-
-
-def reads_layer_norms(tower: Tower) -> bool:
-    """Whether LayerNorms do what a text tower's norms do: they are LayerNorms, or its stream is centred, as
-    folding leaves it."""
-    if not tower.sublayers[0].norm.rms:
-        return True
-    weight = tower.embedding.weight
-    return bool(weight.mean(dim=1).abs().max() < 1e-4 * weight.abs().max())

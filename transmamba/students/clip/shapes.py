@@ -14,12 +14,11 @@ from ...views.embeddings import TokenEmbedding
 from ...views.heads import Embedder, EndOfText
 from ...views.sublayers import Attention, Mlp
 from ...views.view import Tower, View
-from ..reading import activation_name
+from ..reading import activation_name, suits_layer_norms
 from ..shape_tag import named
 from ..ssd_vit.names import SsdVit
 from ..text_mamba.shape import TextShape, text_shape
 from ..vim.names import Vim
-from .plan import reads_layer_norms
 
 if TYPE_CHECKING:
     from .names import Clip, ImageTower, TextTower
@@ -127,7 +126,7 @@ def _kept(tower: Tower, head: Embedder) -> tuple[dict[str, Any], bool]:
         "norms of queries and keys": attention.q_norm is not None,
         "rotary positions": attention.rope is not None,
         "a gated MLP": mlp.gate is not None,
-        "RMSNorms": not reads_layer_norms(tower),
+        "RMSNorms": not suits_layer_norms(tower),
         "no positions": embedding.positions is None,
         "a norm of what it pools": head.norm is not None,
     }

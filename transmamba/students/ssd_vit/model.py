@@ -25,8 +25,9 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..reading import suits_layer_norms
 from ..sizes import check_rates, check_sizes
-from .plan import plan_block, plan_ends, suits_layer_norms
+from .plan import plan_block, plan_ends
 
 
 class SSDBlock(Block):

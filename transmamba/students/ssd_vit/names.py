@@ -22,7 +22,7 @@ from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp
 from ...views.view import View
 from ..reading import activation_name, pool_of, pooled_token
-from ..shape_tag import arguments_of
+from ..shape_tag import told
 from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import SSDVisionTransformer
 
@@ -97,10 +97,7 @@ def ssd_vit_shaped(
 ) -> SSDVisionTransformer:
     """Of the shape that its tag says (`students.shape_tag`), for libraries that know a model by its name
     alone."""
-    if isinstance(pretrained_cfg, str):
-        kwargs, pretrained_cfg = {**arguments_of(pretrained_cfg), **kwargs}, None
-    given = {} if pretrained_cfg is None else {"pretrained_cfg": pretrained_cfg}
-    return _create("ssd_vit_shaped", pretrained, given, kwargs)
+    return _create("ssd_vit_shaped", pretrained, *told(pretrained_cfg, kwargs))
 
 
 @STUDENTS.register("ssd_vit")

@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from .model import SSDVisionTransformer
 
 
-def suits_layer_norms(tower: Tower) -> bool:
-    """Whether LayerNorms do what the tower's norms do: they are LayerNorms, or its stream is centred."""
-    if not tower.sublayers[0].norm.rms:
-        return True
-    weight = tower.embedding.weight
-    return bool(weight.mean(dim=0).abs().max() < 1e-4 * weight.abs().max())
-
-
 def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dropped]:
     """Embeddings, final norm and head."""
     tower, head = view.towers["image"], view.heads.get("image")

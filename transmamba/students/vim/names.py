@@ -18,7 +18,7 @@ from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
 from ...views.view import View
 from ..reading import pooled_token
-from ..shape_tag import arguments_of
+from ..shape_tag import told
 from ..timm_arguments import default_cfg, following, image_embedding, image_tower
 from .model import VisionMamba
 from .official import checkpoint_filter_fn
@@ -86,10 +86,7 @@ def vim_micro_patch2_8(pretrained: bool = False, **kwargs: Any) -> VisionMamba:
 def vim_shaped(pretrained: bool = False, pretrained_cfg: Any = None, **kwargs: Any) -> VisionMamba:
     """Of the shape that its tag says (`students.shape_tag`), for libraries that know a model by its name
     alone."""
-    if isinstance(pretrained_cfg, str):
-        kwargs, pretrained_cfg = {**arguments_of(pretrained_cfg), **kwargs}, None
-    given = {} if pretrained_cfg is None else {"pretrained_cfg": pretrained_cfg}
-    return _create("vim_shaped", pretrained, given, kwargs)
+    return _create("vim_shaped", pretrained, *told(pretrained_cfg, kwargs))
 
 
 @STUDENTS.register("vim")
