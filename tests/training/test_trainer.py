@@ -191,6 +191,21 @@ def test_a_model_without_a_known_classifier_has_no_head_stage() -> None:
         set_trainable(model, stage(CE, trainable="head"))
 
 
+def test_any_model_has_its_outermost_parts_as_groups() -> None:
+    """Of a plain model, those that are not trained neither change nor drop anything."""
+    plain = torch.nn.ModuleDict({"visual": torch.nn.Linear(2, 2), "text": torch.nn.Dropout(0.5)})
+    plain["text"].add_module("inner", torch.nn.Linear(2, 2))
+    plain.register_parameter("logit_scale", torch.nn.Parameter(torch.ones(())))
+    model = Distiller(plain, None, CE)
+    chosen = stage(trainable=("visual", "logit_scale"))
+    set_trainable(model, chosen)
+    assert trained(model) == {f"student.{name}" for name in ("visual.weight", "visual.bias", "logit_scale")}
+    set_training(model, chosen)
+    assert [plain.training, plain["visual"].training, plain["text"].training] == [True, True, False]
+    with pytest.raises(UserError, match="trainable 'visua' is no group of this student; did you mean"):
+        set_trainable(model, stage(trainable="visua"))
+
+
 def test_a_head_stage_knows_what_it_can_train() -> None:
     for losses in (MIXER, (*CE, LOSSES["feature"]())):
         with pytest.raises(UserError, match="trainable head needs losses on the logits alone"):
@@ -205,6 +220,7 @@ def test_a_head_stage_knows_what_it_can_train() -> None:
     }
     set_training(model, stage(CE, trainable="head"))
     assert not any(module.training for module in deit.modules())
+    set_trainable(model, stage(CE))
     set_training(model, stage(CE))
     assert all(module.training for module in deit.modules())
 

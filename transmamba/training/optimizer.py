@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -99,24 +100,36 @@ def trained_names(distiller: Distiller, stage: Stage) -> set[str]:
 
 
 def groups_of(student: nn.Module) -> Mapping[str, Callable[[str], bool]]:
-    """The groups of parameters that a student names; of any other model, its head by timm's name."""
+    """The groups of parameters that a student names; of any other model, its outermost modules and parameters
+    by their names, and its head by timm's."""
     if isinstance(student, Student):
         return student.groups()
+    outermost = {name.partition(".")[0] for name, _ in student.named_parameters()}
+    named = {part: partial(_lies_in, part) for part in sorted(outermost)}
     classifier = getattr(student, "get_classifier", None)
     if classifier is None:
-        return {}
+        return named
     found: Any = classifier()
     heads = found if isinstance(found, tuple) else (found,)  # a distilled DeiT has two
     own = {id(parameter) for module in heads for parameter in module.parameters()}
     names = {name for name, parameter in student.named_parameters() if id(parameter) in own}
-    return {"head": names.__contains__}
+    return {**named, "head": names.__contains__}
+
+
+def _lies_in(part: str, name: str) -> bool:
+    return name == part or name.startswith(f"{part}.")
 
 
 def set_training(distiller: Distiller, stage: Stage) -> None:
-    """Training mode; below a head that is trained alone nothing is dropped and no statistics move."""
+    """Training mode; in a part that is not trained, such as a locked text tower or all below a head that is
+    trained alone, nothing is dropped and no statistics move."""
     distiller.train()
     if stage.groups == ("head",):
         distiller.student.eval()
+    for part in distiller.student.children():
+        parameters = list(part.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            part.eval()
 
 
 def compile_layers(student: Any) -> None:
