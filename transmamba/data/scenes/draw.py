@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from ...errors import UserError
 from ..hashing import hash64
-from .programs import COLOURS, Ground, Object, Scene
+from .programs import COLOURS, PHOTOGRAPH, Ground, Object, Scene, is_tile
+from .stock import Stock
+from .tiles import paint_tile, stretched
 
 Field = npt.NDArray[np.floating[Any]]  # all are float32; that is more than numpy's types can follow
 Shape = Callable[[Field, Field], Field]
@@ -36,22 +38,27 @@ _TEXTURES = {
 }
 
 
-def render(scene: Scene, side: int) -> npt.NDArray[np.uint8]:
+def render(scene: Scene, side: int, stock: Stock | None = None) -> npt.NDArray[np.uint8]:
     """The picture, (side, side, 3) uint8 RGB. The same program at another side is the same picture.
 
+    stock: where the program's tiles and photographs come from; programs without them need none
     Raises UserError for a side that is not between 16 and 4096 pixels.
     """
     if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
         raise UserError(f"side {side}: write a number of pixels from {SMALLEST_SIDE} to {LARGEST_SIDE}")
-    canvas = paint_ground(scene.ground, side)
+    canvas = paint_ground(scene.ground, side, stock)
     for thing in scene.objects:
-        paint(canvas, thing, scene.style)
+        if is_tile(thing.kind):
+            assert stock is not None
+            paint_tile(canvas, thing, stock.tile(thing), _colour(thing.colour) if thing.colour else None)
+        else:
+            paint(canvas, thing, scene.style)
     canvas += 0.5  # rounds what astype cuts; all values are within 0 and 255
     return canvas.astype(np.uint8)
 
 
 def paint(canvas: Field, thing: Object, style: str) -> None:
-    """Draws one object on (side, side, 3) float32 of 0 to 255, in place."""
+    """Draws one shape on (side, side, 3) float32 of 0 to 255, in place."""
     side = canvas.shape[0]
     radius = thing.size / 2
     left, right = _span(thing.x, radius, side)
@@ -108,8 +115,11 @@ def _numbers(side: int) -> Field:
 # --- grounds ---
 
 
-def paint_ground(ground: Ground, side: int) -> Field:
+def paint_ground(ground: Ground, side: int, stock: Stock | None = None) -> Field:
     """(side, side, 3) float32 of 0 to 255."""
+    if ground.name == PHOTOGRAPH:
+        assert stock is not None
+        return stretched(stock.photograph(ground.seed), side)
     if ground.name in _PLAIN:
         return np.full((side, side, 3), _PLAIN[ground.name], dtype=np.float32)
     low, high, octaves = _TEXTURES[ground.name]
