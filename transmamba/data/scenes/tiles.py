@@ -19,24 +19,24 @@ Field = npt.NDArray[np.floating[Any]]
 
 
 def paint_tile(canvas: Field, thing: Object, tile: npt.NDArray[np.uint8], ink: Field | None) -> None:
-    """Draws a tile on (side, side, 3) float32 of 0 to 255, in place: a square in the object's disc.
+    """Draws a tile on (3, side, side) float32 of 0 to 255, in place: a square in the object's disc.
 
-    tile: (1, S, S) how much ink, with the colour `ink` (3,); (3, S, S); or (4, S, S) with alpha, by which its
-          colours are multiplied
+    tile: (1, S, S) how much ink, with the colour `ink` (3, 1, 1); (3, S, S); or (4, S, S) with alpha, by which
+          its colours are multiplied
     """
-    side, half = canvas.shape[0], thing.size / 8**0.5
+    side, half = canvas.shape[-1], thing.size / 8**0.5
     top, cover_down, down = _axis((thing.y - half) * side, (thing.y + half) * side, side, tile.shape[1])
     left, cover_across, across = _axis((thing.x - half) * side, (thing.x + half) * side, side, tile.shape[2])
     cover = cover_down[:, None] * cover_across
     planes = down @ tile.astype(np.float32) @ across.T
     planes *= cover
-    box = canvas[top : top + len(down), left : left + len(across)]
+    box = canvas[:, top : top + len(down), left : left + len(across)]
     if ink is not None:
-        box += (planes[0] * np.float32(1 / 255))[..., None] * (ink - box)
+        box += planes[0] * np.float32(1 / 255) * (ink - box)
         return
     alpha = planes[3] * np.float32(1 / 255) if len(planes) == 4 else cover
-    box *= (1 - alpha)[..., None]
-    box += planes[:3].transpose(1, 2, 0)
+    box *= 1 - alpha
+    box += planes[:3]
 
 
 def _axis(low: float, high: float, side: int, count: int) -> tuple[int, Field, Field]:
@@ -54,6 +54,8 @@ def _axis(low: float, high: float, side: int, count: int) -> tuple[int, Field, F
 
 
 def stretched(picture: npt.NDArray[np.uint8], side: int) -> Field:
-    """A square picture, (S, S, 3), as (side, side, 3) float32."""
-    resized = Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)
-    return np.array(resized, dtype=np.float32)
+    """A square picture, (S, S, 3), as (3, side, side) float32."""
+    resized = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR))
+    canvas = np.empty((3, side, side), dtype=np.float32)
+    canvas[:] = resized.transpose(2, 0, 1)
+    return canvas
