@@ -21,8 +21,8 @@ Field = npt.NDArray[np.floating[Any]]
 def paint_tile(canvas: Field, thing: Object, tile: npt.NDArray[np.uint8], ink: Field | None) -> None:
     """Draws a tile on (3, side, side) float32 of 0 to 255, in place: a square in the object's disc.
 
-    tile: (1, S, S) how much ink, with the colour `ink` (3, 1, 1); (3, S, S); or (4, S, S) with alpha, by which
-          its colours are multiplied
+    tile: (1, S, S) how much ink, with the colour `ink` (3, 1, 1); (3, S, S); or (4, S, S) with alpha, by
+          which its colours are multiplied
     """
     side, half = canvas.shape[-1], thing.size / 8**0.5
     top, cover_down, down = _axis((thing.y - half) * side, (thing.y + half) * side, side, tile.shape[1])
