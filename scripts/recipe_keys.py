@@ -66,7 +66,7 @@ def page() -> str:
             parts += [f"### `{name}`\n", *described(registry[name])]
             for field, below, several in nested(registry[name]):
                 each = ", each" if several else ""
-                parts += [f"### `{title}.{field}`{each}\n", *described(below)]
+                parts += [f"### `{title.split(',')[0]}.{field}`{each}\n", *described(below)]
     parts += ["## Keys that are gone\n", *gone()]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -83,7 +83,7 @@ PAIRED = [path for path in RECIPES if path.stem.startswith("clip_")]
 def test_recipe_of_pairs_trains(path: Path, tmp_path: Path) -> None:
     """Two steps a stage on drawn scenes or clips, with a small CLIP in the place of models to be loaded."""
     recipe = load(path, f"output_dir={tmp_path / 'run'}")
-    loaded = path.stem not in ("clip_scenes_vit", "clip_debug_vit")
+    loaded = path.stem not in ("clip_scenes_vit", "clip_scenes_tiles_vit", "clip_debug_vit")
     model_cfg = SMALL_CLIP if loaded else {**recipe.student.model_cfg, "embed_dim": 16}
     size = model_cfg["vision_cfg"]["image_size"]
     data: Any = DrawnScenes(side=size, count_train=12, count_test=4)
@@ -114,7 +114,7 @@ def test_recipe_of_pairs_trains(path: Path, tmp_path: Path) -> None:
     )
     recipe = dataclasses.replace(
         recipe,
-        task=dataclasses.replace(recipe.task, data=data),
+        task=dataclasses.replace(recipe.task, data=data, zero_shot=()),
         student=student,
         teacher=None if recipe.teacher is None else TEACHERS["open_clip"](model=str(tmp_path / "clip")),
         teacher_recipe=None,

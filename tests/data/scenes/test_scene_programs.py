@@ -12,6 +12,7 @@ from transmamba.data.scenes import SPLITS, Clips, Scenes
 from transmamba.data.scenes import captions as words
 from transmamba.data.scenes import clips as clip_words
 from transmamba.data.scenes.clips import clauses, observe
+from transmamba.data.scenes.menus import HELD_PAIRS, TRAIN_PAIRS, is_held
 from transmamba.data.scenes.programs import (
     COLOURS,
     HELD_KINDS,
@@ -22,7 +23,6 @@ from transmamba.data.scenes.programs import (
     relations,
     triple,
 )
-from transmamba.data.scenes.splits import HELD_PAIRS, TRAIN_PAIRS, is_held
 from transmamba.errors import UserError
 
 MANY = 3000

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ...config.load import Part
 from ...config.registry import PAIRS
 from ..hashing import permutation
 from ..images.source import check_split
 from ..scenes import Clips
+from .scene_tiles import Tiles
 from .scenes import check_drawn, numbered
 from .source import PairSource, middle
 
@@ -34,6 +38,9 @@ class DrawnClips:
     seed:                         of the drawing
     shuffled:                     each clip's frames in an order that follows from (seed, number): the control
         that tells whether a model sees their order; a mean over frames does not
+    tiles:                        pictures among the objects
+    photographs:                  a pair reader of pictures that lie behind the objects of a third of the
+        clips; charts and drawings among them are left out, and their captions are not read
     """
 
     side: int = 64
@@ -46,12 +53,14 @@ class DrawnClips:
     captions_test: int = 1
     seed: int = 0
     shuffled: bool = False
+    tiles: Tiles = field(default_factory=Tiles)
+    photographs: Annotated[Any, Part(PAIRS)] | None = None
 
     def __post_init__(self) -> None:
-        check_drawn(self, "clips", self.clips)
+        check_drawn(self, "clips", partial(Clips, frames=self.frames))
 
     def build(self, split: str) -> PairSource:
-        """Raises UserError for a side that cannot be drawn."""
+        """Raises UserError for a side that cannot be drawn, and as the readers of tiles do."""
         check_split(split)
         clips = self.clips(split)
         clips.pictures(0)

@@ -1,19 +1,21 @@
-"""Drawn scenes with captions, made when asked for: pairs without a download."""
+"""Drawn scenes with captions, made when asked for: pairs without a download, unless tiles are asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ...config.load import Part
 from ...config.registry import PAIRS
 from ...errors import UserError
 from ..images.source import check_split
 from ..scenes import Clips, Scenes
+from .scene_tiles import Tiles, stock
 from .source import PairSource
 
 
@@ -29,6 +31,9 @@ class DrawnScenes:
     captions_train, captions_test: captions a picture, each in another wording; there are 12, in
         unseen_templates 4
     seed:                         of the drawing
+    tiles:                        pictures among the objects
+    photographs:                  a pair reader of pictures that lie behind the objects of a third of the
+        scenes; charts and drawings among them are left out, and their captions are not read
     """
 
     side: int = 64
@@ -39,12 +44,14 @@ class DrawnScenes:
     captions_train: int = 12
     captions_test: int = 1
     seed: int = 0
+    tiles: Tiles = field(default_factory=Tiles)
+    photographs: Annotated[Any, Part(PAIRS)] | None = None
 
     def __post_init__(self) -> None:
-        check_drawn(self, "pictures", self.scenes)
+        check_drawn(self, "pictures", Scenes)
 
     def build(self, split: str) -> PairSource:
-        """Raises UserError for a side that cannot be drawn."""
+        """Raises UserError for a side that cannot be drawn, and as the readers of tiles do."""
         check_split(split)
         scenes = self.scenes(split)
         scenes.picture(0)
@@ -54,7 +61,7 @@ class DrawnScenes:
         return Scenes(**numbered(self, split))
 
 
-def check_drawn(config: Any, what: str, drawn: Callable[[str], Scenes | Clips]) -> None:
+def check_drawn(config: Any, what: str, drawn: Callable[..., Scenes | Clips]) -> None:
     """Raises UserError for splits that are one, and for more captions than there are wordings."""
     if config.split_train == config.split_test:
         raise UserError(
@@ -62,13 +69,18 @@ def check_drawn(config: Any, what: str, drawn: Callable[[str], Scenes | Clips]) 
             "seen in training; write another"
         )
     for split in ("train", "test"):
-        known = drawn(split).variants
+        known = drawn(**_numbered(config, split)).variants
         if not 1 <= (asked := getattr(config, f"captions_{split}")) <= known:
             raise UserError(f"captions_{split} {asked}: write a number from 1 to {known}")
 
 
 def numbered(config: Any, split: str) -> dict[str, Any]:
-    """What `Scenes` and `Clips` both are told of one of the reader's splits."""
+    """What `Scenes` and `Clips` both are told of one of the reader's splits, the pictures in it decoded."""
+    own = _numbered(config, split)
+    return {**own, "stock": stock(config.tiles, config.photographs, own["split"])}
+
+
+def _numbered(config: Any, split: str) -> dict[str, Any]:
     own = {name: getattr(config, f"{name}_{split}") for name in ("split", "count")}
     return {**own, "side": config.side, "seed": config.seed}
 

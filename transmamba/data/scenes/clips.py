@@ -12,8 +12,9 @@ from itertools import pairwise
 
 from ...errors import UserError
 from ..hashing import Draws
-from .captions import ground_name, listing, the
-from .programs import Menu, Object, Pair, Scene, draw_scene, is_free
+from .captions import ground_name, listing, the, the_pair
+from .programs import Object, Pair, Scene
+from .sampling import Menu, draw_scene, is_free
 
 MOST_IN_CLIP = 5
 TEMPLATES = (
@@ -219,5 +220,5 @@ def _changes(before: Scene, after: Scene) -> list[tuple[str, str]]:
     for pair in sorted((old.keys() | new.keys()) - set(ways)):
         was, now = (found[pair].size if pair in found else 0.0 for found in (old, new))
         if was != now:
-            said.append((f"the {pair[0]} {pair[1]} {'appears' if now > was else 'vanishes'}", ""))
+            said.append((f"{the_pair(pair)} {'appears' if now > was else 'vanishes'}", ""))
     return said

@@ -3,14 +3,15 @@
 Lengths are shares of the picture's side, x to the right and y downwards from the upper left corner, so that a
 program knows no resolution. An object's `size` is the diameter of the disc around it; the discs of a scene
 lie apart, hence what is said of their number and order can be seen.
+
+An object is a drawn shape, or a tile: a square picture whose corners lie on that disc. A tile's kind says in
+words what it is, as captions do: `grinning face emoji`, `handwritten 3`, `photo of a frog`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-from ..hashing import Draws
 
 SMALLEST = 1 / 16
 LARGEST = 0.42
@@ -40,6 +41,8 @@ STYLES = ("flat", "outlined", "shaded")
 HELD_STYLES = ("hatched",)
 PLAIN_GROUNDS = ("white", "grey", "black")
 TEXTURES = ("grass", "sand", "sky", "wood", "stone", "water")
+PHOTOGRAPH = "photograph"  # the ground whose seed says which photograph, and which part of it
+FILLS = 1.0  # objects of this size and more fill the picture; all others are smaller than LARGEST
 
 OPPOSITES = {
     "left of": "right of",
@@ -50,17 +53,19 @@ OPPOSITES = {
     "smaller than": "larger than",
 }
 
-Pair = tuple[str, str]  # (colour, kind)
+Pair = tuple[str, str]  # (colour, kind); tiles have no colour, "", but for digits
 
 
 @dataclass(frozen=True)
 class Object:
-    """One drawn shape.
+    """One drawn shape or tile.
 
-    kind, colour: of KINDS or HELD_KINDS, and of COLOURS
+    kind:   of KINDS or HELD_KINDS, or a tile's
+    colour: of COLOURS, or "" for a tile that has colours of its own
     x, y:  the centre of its disc
     size:  the diameter of its disc
-    angle: by how much it is turned, radians, clockwise
+    angle: by how much a shape is turned, radians, clockwise
+    number: which picture of its kind a tile is, modulo how many there are
     """
 
     kind: str
@@ -69,6 +74,7 @@ class Object:
     y: float
     size: float
     angle: float = 0.0
+    number: int = 0
 
     @property
     def pair(self) -> Pair:
@@ -77,7 +83,8 @@ class Object:
 
 @dataclass(frozen=True)
 class Ground:
-    """What lies behind the objects: a name of PLAIN_GROUNDS or TEXTURES, and the texture's seed."""
+    """What lies behind the objects: a name of PLAIN_GROUNDS or TEXTURES, or PHOTOGRAPH, and the seed of the
+    latter two."""
 
     name: str
     seed: int = 0
@@ -105,93 +112,15 @@ class Scene:
     style: str = "flat"
     relation: Relation | None = None
 
-
-@dataclass(frozen=True)
-class Menu:
-    """What scenes are drawn from.
-
-    pairs:    the (colour, kind) that an object may have
-    first:    the pairs of the first object; `pairs` where empty
-    styles:   how objects may be drawn
-    states:   whether (kind, relation, kind) may be stated
-    needs_relation: draw again until a relation can be stated
-    """
-
-    pairs: tuple[Pair, ...]
-    states: Callable[[str, str, str], bool]
-    first: tuple[Pair, ...] = ()
-    styles: tuple[str, ...] = STYLES
-    needs_relation: bool = False
+    @property
+    def is_filled(self) -> bool:
+        """Whether one object takes the whole picture; nothing is said of its place and ground."""
+        return len(self.objects) == 1 and self.objects[0].size >= FILLS
 
 
-def draw_scene(draws: Draws, menu: Menu, fewest: int = 1, most: int = MOST_OBJECTS) -> Scene:
-    """A scene of `fewest` to `most` objects, each number as likely."""
-    while True:
-        count = fewest + draws.below(most - fewest + 1)
-        objects = place(draws, draw_pairs(draws, menu, count))
-        scene = Scene(objects, draw_ground(draws), menu.styles[draws.below(len(menu.styles))])
-        stated = [r for r in relations(objects) if menu.states(*triple(objects, r))]
-        if stated:
-            return replace(scene, relation=stated[draws.below(len(stated))])
-        if not menu.needs_relation:
-            return scene
-
-
-def draw_pairs(draws: Draws, menu: Menu, count: int) -> list[Pair]:
-    """`count` pairs; in a third of the scenes one of them comes two to four times, otherwise all differ."""
-    copies = 1
-    if count > 1 and draws.below(3) == 0:
-        copies = 2 + draws.below(min(count, 4) - 1)
-    first = menu.first or menu.pairs
-    chosen = [first[draws.below(len(first))]]
-    while len(chosen) < count - copies + 1:
-        pair = menu.pairs[draws.below(len(menu.pairs))]
-        if pair not in chosen:
-            chosen.append(pair)
-    return chosen + [chosen[draws.below(len(chosen))]] * (copies - 1)
-
-
-def draw_ground(draws: Draws) -> Ground:
-    """A plain one or a texture, each as likely."""
-    if draws.below(2):
-        return Ground(PLAIN_GROUNDS[draws.below(len(PLAIN_GROUNDS))])
-    return Ground(TEXTURES[draws.below(len(TEXTURES))], draws.below(2**31))
-
-
-def place(draws: Draws, pairs: Sequence[Pair]) -> tuple[Object, ...]:
-    """An object for each pair, their discs within the picture and apart; sizes are log-uniform."""
-    if len(pairs) == 1:
-        return (_alone(draws, pairs[0]),)
-    largest = min(LARGEST, 0.85 / len(pairs) ** 0.5)
-    placed: list[Object] = []
-    for colour, kind in pairs:
-        size = SMALLEST * (largest / SMALLEST) ** draws.uniform()
-        angle = draws.uniform(-0.2, 0.2)
-        while True:
-            x, y = draws.uniform(size / 2, 1 - size / 2), draws.uniform(size / 2, 1 - size / 2)
-            candidate = Object(kind, colour, x, y, size, angle)
-            if is_free(candidate, placed):
-                break
-            size = max(SMALLEST, size * 0.9)
-        placed.append(candidate)
-    return tuple(placed)
-
-
-def is_free(candidate: Object, others: Sequence[Object]) -> bool:
-    """Whether the candidate's disc lies apart from all others."""
-    for other in others:
-        apart = (candidate.size + other.size) / 2 + GAP
-        if (candidate.x - other.x) ** 2 + (candidate.y - other.y) ** 2 < apart * apart:
-            return False
-    return True
-
-
-def _alone(draws: Draws, pair: Pair) -> Object:
-    """A single object, well within one of the nine parts of the picture, which its captions name."""
-    x, y = ((draws.below(3) + draws.uniform(0.3, 0.7)) / 3 for _ in range(2))
-    largest = min(LARGEST, 2 * min(x, y, 1 - x, 1 - y))
-    size = SMALLEST * (largest / SMALLEST) ** draws.uniform()
-    return Object(pair[1], pair[0], x, y, size, draws.uniform(-0.2, 0.2))
+def is_tile(kind: str) -> bool:
+    """Whether objects of that kind are pictures, not drawn shapes."""
+    return kind not in KINDS and kind not in HELD_KINDS
 
 
 def relations(objects: Sequence[Object]) -> list[Relation]:

@@ -1,13 +1,9 @@
-"""What training never sees, and the sets of scenes and clips by number.
-
-Held back from training: the kinds HELD_KINDS, one pair of colour and kind in ten, the style HELD_STYLES, the
-templates HELD_TEMPLATES, and a fifth of the statements (kind, relation, kind) in one of their two orders.
-"""
+"""The sets of scenes and clips by number; what the splits hold back from training says `menus`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +13,10 @@ from ..hashing import Draws, hash64, permutation
 from . import captions, clips
 from .clips import Clip, draw_clip
 from .draw import render
-from .programs import (
-    COLOURS,
-    HELD_KINDS,
-    HELD_STYLES,
-    KINDS,
-    OPPOSITES,
-    STYLES,
-    Menu,
-    Pair,
-    Scene,
-    draw_scene,
-    swapped,
-)
+from .menus import menu
+from .programs import Scene, swapped
+from .sampling import Menu, draw_scene
+from .stock import SHAPES_ALONE, Stock
 
 # Their order is part of the hash that draws them: append, do not sort.
 SPLITS = (
@@ -37,51 +24,6 @@ SPLITS = (
     *("unseen_pairs", "unseen_objects", "unseen_style", "unseen_templates", "swapped_relations"),
 )
 _SCENES, _CLIPS, _TEMPLATES = 1, 2, 3  # streams of random numbers
-
-HELD_PAIRS: tuple[Pair, ...] = tuple(
-    (colour, kind)
-    for row, colour in enumerate(COLOURS)
-    for column, kind in enumerate(KINDS)
-    if (row + 3 * column) % 10 == 0
-)
-TRAIN_PAIRS: tuple[Pair, ...] = tuple(
-    (colour, kind) for colour in COLOURS for kind in KINDS if (colour, kind) not in HELD_PAIRS
-)
-_BASES = ("left of", "above", "larger than")
-
-
-def is_held(kind: str, relation: str, other: str) -> bool:
-    """Whether no training caption says that a `kind` is `relation` an `other`, whichever its words.
-
-    The opposite, the same two kinds in the other order, is said in training.
-    """
-    if relation not in _BASES:
-        kind, relation, other = other, OPPOSITES[relation], kind
-    if kind == other or not {kind, other} <= set(KINDS):
-        return False
-    one, two = KINDS.index(kind), KINDS.index(other)
-    chosen = (one + two + 2 * _BASES.index(relation)) % 5 == 0
-    return chosen and (one < two) == (one * two % 2 == 0)
-
-
-def is_seen(kind: str, relation: str, other: str) -> bool:
-    """Whether training captions may say it."""
-    return not is_held(kind, relation, other)
-
-
-@cache
-def menu(split: str) -> Menu:
-    """What the split's scenes are drawn from: training's menu with one thing changed."""
-    if split == "unseen_pairs":
-        return Menu(TRAIN_PAIRS, is_seen, first=HELD_PAIRS)
-    if split == "unseen_objects":
-        held = tuple((colour, kind) for colour in COLOURS for kind in HELD_KINDS)
-        return Menu(TRAIN_PAIRS, is_seen, first=held)
-    if split == "unseen_style":
-        return Menu(TRAIN_PAIRS, is_seen, styles=HELD_STYLES)
-    if split == "swapped_relations":
-        return Menu(TRAIN_PAIRS, is_held, styles=STYLES, needs_relation=True)
-    return Menu(TRAIN_PAIRS, is_seen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +34,7 @@ class _Numbered:
     count: int = 100_000
     side: int = 64
     seed: int = 0
+    stock: Stock = SHAPES_ALONE
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -101,6 +44,10 @@ class _Numbered:
 
     def __len__(self) -> int:
         return self.count
+
+    @cached_property
+    def _menu(self) -> Menu:
+        return menu(self.split, self.stock)
 
     def _draws(self, stream: int, index: int) -> Draws:
         if not 0 <= index < self.count:
@@ -125,6 +72,7 @@ class Scenes(_Numbered):
     count: how many; any prefix of a longer set is the shorter one
     side:  pixels a side of a picture unless asked otherwise
     seed:  of the drawing; pictures of different splits differ under the same seed
+    stock: of tiles and photographs, that of the split; by default there are drawn shapes alone
 
     In swapped_relations the items 2 k and 2 k + 1 are twins: the same objects, the two of the relation in
     each other's place, the same template. The even one states what training never states.
@@ -132,21 +80,23 @@ class Scenes(_Numbered):
 
     def program(self, index: int) -> Scene:
         """What is in picture number `index`. Raises IndexError beyond the last one."""
-        scene = draw_scene(self._draws(_SCENES, index), menu(self.split))
+        scene = draw_scene(self._draws(_SCENES, index), self._menu)
         return swapped(scene) if self._is_twin(index) else scene
 
     def picture(self, index: int, side: int | None = None) -> npt.NDArray[np.uint8]:
         """(side, side, 3) uint8 RGB. Raises UserError for a side that cannot be drawn."""
-        return render(self.program(index), self.side if side is None else side)
+        return render(self.program(index), self.side if side is None else side, self.stock)
 
     def caption(self, index: int, variant: int = 0) -> str:
-        """One caption; variants 0 to 11 differ in their template (0 to 3 in unseen_templates)."""
-        return captions.caption(self.program(index), self._wordings(index)[variant % self.variants])
+        """One caption; variants 0 to 11 differ in their template (0 to 3 in unseen_templates). Those of odd
+        number call tiles by shorter names."""
+        return self._say(self.program(index), self._wordings(index)[variant % self.variants], variant)
 
     def captions(self, index: int, count: int) -> tuple[str, ...]:
         """Its variants 0 to count - 1, each once."""
         scene = self.program(index)
-        return tuple(captions.caption(scene, template) for template in self._wordings(index)[:count])
+        wordings = self._wordings(index)[:count]
+        return tuple(self._say(scene, template, variant) for variant, template in enumerate(wordings))
 
     @property
     def variants(self) -> int:
@@ -156,6 +106,9 @@ class Scenes(_Numbered):
 
     def _wordings(self, index: int) -> list[str]:
         return self._templates(index, captions.TEMPLATES, captions.HELD_TEMPLATES)
+
+    def _say(self, scene: Scene, template: str, variant: int) -> str:
+        return captions.caption(scene, template, short=variant % 2 == 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,13 +128,13 @@ class Clips(_Numbered):
 
     def program(self, index: int) -> Clip:
         """What happens in clip number `index`. Raises IndexError beyond the last one."""
-        clip = draw_clip(self._draws(_CLIPS, index), menu(self.split))
+        clip = draw_clip(self._draws(_CLIPS, index), self._menu)
         return clip.swapped() if self._is_twin(index) else clip
 
     def pictures(self, index: int, side: int | None = None) -> npt.NDArray[np.uint8]:
         """(frames, side, side, 3) uint8 RGB. Raises UserError for a side that cannot be drawn."""
         scenes = self.program(index).frames(self.frames)
-        return np.stack([render(scene, self.side if side is None else side) for scene in scenes])
+        return np.stack([render(scene, self.side if side is None else side, self.stock) for scene in scenes])
 
     @property
     def variants(self) -> int:
