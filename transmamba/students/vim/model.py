@@ -23,20 +23,21 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..frames import ScansFrames, joined
 from ..sizes import check_pooling, check_rates, check_sizes
 from .embedding import note_sizes, patches_of, resized_positions
 from .layer import PLAIN, VimLayer
 from .plan import plan_ends, plan_layer
 
 
-class VisionMamba(nn.Module):
+class VisionMamba(ScansFrames, nn.Module):
     """Vim, bidirectional v2, class token in the middle.
 
     Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, `stride` (pixels between patches that
     overlap, as in the official stride-8 models), and the additions to the official model
     `proj_bias`, `gate_bias` (see `BidirectionalMamba`) and `pre_norm`: a LayerNorm after the embedding, as
     CLIP's towers have it (`centred`: with each token's mean taken out after it, as folding leaves it), or an
-    RMSNorm there (`rms`).
+    RMSNorm there (`rms`); `num_frames`: scan all frames of a video (`ScansFrames`).
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class VisionMamba(nn.Module):
         drop_path_rate: float = 0.0,
         stride: int | None = None,
         dynamic_img_size: bool = False,
+        num_frames: int = 1,
     ) -> None:
         super().__init__()
         check_pooling(global_pool)
@@ -78,6 +80,7 @@ class VisionMamba(nn.Module):
         self.cls_position = num_patches // 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
+        self.make_times(num_frames)
         norm = nn.RMSNorm if pre_norm == "rms" else nn.LayerNorm
         self.norm_pre = norm(embed_dim, eps=pre_norm_eps) if pre_norm else nn.Identity()
         self.centred = pre_norm == "centred"
@@ -116,14 +119,14 @@ class VisionMamba(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        names = {"pos_embed", "cls_token"}
+        names = {"pos_embed", "cls_token", "temporal_pos_embedding"}
         own = ("A_log", "A_b_log", "D", "D_b", "gate_bias")
         return names | {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in own}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(
-            stem=r"^cls_token|pos_embed|patch_embed",
+            stem=r"^cls_token|pos_embed|temporal_pos_embedding|patch_embed",
             blocks=[(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
         )
 
@@ -157,11 +160,13 @@ class VisionMamba(nn.Module):
         note_sizes(self, embed.img_size, embed.patch_size)
 
     def _embed(self, x: Tensor) -> Tensor:
+        x, times = self.pictures(x)
         patches = self.patch_embed(x)
         cls_token = self.cls_token.expand(len(x), -1, -1).to(patches.dtype)
         before, after = patches[:, : self.cls_position], patches[:, self.cls_position :]
-        x = self.norm_pre(torch.cat([before, cls_token, after], dim=1) + self.pos_embed)
-        return x - x.mean(dim=-1, keepdim=True) if self.centred else x
+        x = torch.cat([before, cls_token, after], dim=1) + self.pos_embed
+        x = self.norm_pre(self.timed(x, times))
+        return joined(x - x.mean(dim=-1, keepdim=True) if self.centred else x, times)
 
     def _layer(self, layer: nn.Module, x: Tensor, want: Want = PLAIN) -> tuple[Tensor, Mixed]:
         if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
@@ -169,13 +174,16 @@ class VisionMamba(nn.Module):
         return layer(x, want)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order."""
+        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order; of videos (B, T, C, H, W) those
+        of one frame after another, (B, T * L, D)."""
         x = self._embed(x)
         for layer in self.layers:
             x, _ = self._layer(layer, x)
         return self.norm_f(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        if self.global_pool and x.shape[1] != self.layout.length:  # of every frame what is read of a picture
+            x = x.unflatten(1, (-1, self.layout.length)).mean(dim=1)
         if self.global_pool == "token":
             x = x[:, self.cls_position]
         elif self.global_pool == "avg":
