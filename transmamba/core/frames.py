@@ -28,8 +28,8 @@ def embed_frames(
     inputs: `frames` (B, T, C, H, W), and `frames_mask` (B, T) bool, True where a frame is real; without it
         all are. What is in the others does not matter, as long as it is finite
     run:    the model's own forward pass of `image` (N, C, H, W), which gives the embeddings of `image`
-    scan:   the model's embeddings (B, E) of videos (B, T, C, H, W), where it reads them as a whole; of a video
-        with fewer frames each is held for its share of the time
+    scan:   the model's embeddings (B, E) of videos (B, T, C, H, W), where it reads them as a whole; of a
+        video with fewer frames each is held for its share of the time
     Raises UserError where a loss reads the image tower's tokens, which videos have none of, where there are
     pictures beside the videos, and for a model that embeds no pictures.
     """

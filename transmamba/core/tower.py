@@ -97,8 +97,8 @@ def _encoded(model: Any, inputs: Mapping[str, Tensor]) -> Output:
 
 
 def scan_of(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """`encode_image` of a dual encoder with open_clip's interface, where its image tower reads all frames of a
-    video at once, (B, T, C, H, W): it says for how many it was made, `num_frames`. None where it reads
+    """`encode_image` of a dual encoder with open_clip's interface, where its image tower reads all frames of
+    a video at once, (B, T, C, H, W): it says for how many it was made, `num_frames`. None where it reads
     pictures alone."""
     visual = getattr(model, "visual", None)
     frames = getattr(getattr(visual, "trunk", visual), "num_frames", 1)

@@ -3,9 +3,9 @@
 Each frame is embedded as a picture is, with its own class token and the picture's positions; one learned
 vector a frame says when it was (VideoMamba's temporal positions, Li et al., arXiv 2403.06977, section 3.2),
 and the frames' tokens follow one another (spatial first, the order that did best there). What the head reads
-of a picture it reads of every frame, as a mean. VideoMamba has one class token for all; one a frame keeps each
-frame as the picture's weights know it, so that they inflate. Shapes: B videos, T frames, L tokens of a frame,
-D channels.
+of a picture it reads of every frame, as a mean. VideoMamba has one class token for all; with one a frame each
+frame looks as a picture does to the picture's weights, which so inflate. Shapes: B videos, T frames, L tokens
+of a frame, D channels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Drawn clips with captions, made when asked for: videos without a download, in order or shuffled."""
+"""Drawn clips with captions, made when asked for: videos without a download."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from ...config.registry import PAIRS
-from ..hashing import permutation
 from ..images.source import check_split
 from ..scenes import Clips
 from .scenes import check_drawn, numbered
 from .source import PairSource, middle
-
-_SHUFFLE = 0xF4A3E5  # sets this hash of (seed, index) apart from others
 
 
 @PAIRS.register("scene_clips")
@@ -32,8 +29,6 @@ class DrawnClips:
     captions_train, captions_test: captions a clip, each in another wording; there are 10, in
         unseen_templates 2
     seed:                         of the drawing
-    shuffled:                     each clip's frames in an order that follows from (seed, number): the control
-        that tells whether a model sees their order; a mean over frames does not
     """
 
     side: int = 64
@@ -45,7 +40,6 @@ class DrawnClips:
     captions_train: int = 10
     captions_test: int = 1
     seed: int = 0
-    shuffled: bool = False
 
     def __post_init__(self) -> None:
         check_drawn(self, "clips", self.clips)
@@ -55,7 +49,7 @@ class DrawnClips:
         check_split(split)
         clips = self.clips(split)
         clips.pictures(0)
-        return ClipPairs(clips, getattr(self, f"captions_{split}"), self.shuffled)
+        return ClipPairs(clips, getattr(self, f"captions_{split}"))
 
     def clips(self, split: str) -> Clips:
         return Clips(**numbered(self, split), frames=self.frames)
@@ -70,7 +64,6 @@ class ClipPairs:
 
     clips: Clips
     wordings: int
-    shuffled: bool = False
     skipped: int = 0
     drawn: bool = True
 
@@ -82,16 +75,16 @@ class ClipPairs:
         return len(self.clips)
 
     def frames(self, index: int) -> list[Image.Image]:
-        pictures = self.clips.pictures(index)
-        if self.shuffled:
-            pictures = pictures[permutation(len(pictures), self.clips.seed, _SHUFFLE, index)]
-        return [Image.fromarray(picture) for picture in pictures]
+        return [Image.fromarray(picture) for picture in self.clips.pictures(index)]
 
     def image(self, index: int) -> Image.Image:
         return middle(self.frames(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self.clips.captions(index, self.wordings)
+
+    def twin(self, index: int) -> int | None:
+        return self.clips.twin(index)
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         return None

@@ -108,6 +108,11 @@ class _Numbered:
         number = index // 2 if self.split == "swapped_relations" else index
         return Draws(int(hash64(self.seed, stream, SPLITS.index(self.split), number)[0]))
 
+    def twin(self, index: int) -> int | None:
+        """The number of its twin; None where it has none."""
+        other = index ^ 1
+        return other if self.split == "swapped_relations" and other < self.count else None
+
     def _is_twin(self, index: int) -> bool:
         return self.split == "swapped_relations" and index % 2 == 1
 

@@ -110,7 +110,9 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
         """Raises ValueError for options under which frames have no fixed number of tokens."""
         super().make_times(num_frames)
         if num_frames > 1 and (self.dynamic_img_size or not isinstance(self.patch_drop, nn.Identity)):
-            raise ValueError("num_frames goes with neither dynamic_img_size nor patch_drop_rate; leave them out")
+            raise ValueError(
+                "num_frames goes with neither dynamic_img_size nor patch_drop_rate; leave them out"
+            )
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         return self.timed(super()._pos_embed(x), 1)

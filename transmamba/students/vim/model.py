@@ -174,8 +174,8 @@ class VisionMamba(ScansFrames, nn.Module):
         return layer(x, want)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order; of videos (B, T, C, H, W) those
-        of one frame after another, (B, T * L, D)."""
+        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order; (B, T * L, D) of videos
+        (B, T, C, H, W), one frame after another."""
         x = self._embed(x)
         for layer in self.layers:
             x, _ = self._layer(layer, x)
