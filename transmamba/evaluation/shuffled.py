@@ -56,7 +56,6 @@ class ShuffledEvaluator:
 
 
 def _renamed(outcome: Outcome) -> Outcome:
-    metrics, items = (
-        {f"shuffled_{key}": found[key] for key in _KEYS} for found in (outcome.metrics, outcome.items)
-    )
+    metrics = {f"shuffled_{key}": outcome.metrics[key] for key in _KEYS}
+    items = {f"shuffled_{key}": outcome.items[key] for key in _KEYS}
     return replace(outcome, metrics=metrics, items=items, exhibits=(), answers=None)

@@ -22,7 +22,10 @@ def scan_frames(model: Any, num_frames: int) -> None:
             f"student.num_frames {num_frames}: this image tower reads a video frame by frame; take a student "
             "that was converted with student clip, or leave num_frames out for the mean over frames"
         )
-    trunk.set_num_frames(num_frames)
+    try:
+        trunk.set_num_frames(num_frames)
+    except ValueError as error:
+        raise UserError(f"student.num_frames {num_frames}: {error}") from error
     shaped = named(name, {**arguments_of(tag), "num_frames": num_frames})
     vision = {**cfg["vision_cfg"], "timm_model_name": shaped}
     library.say_made_from(model, {**cfg, "vision_cfg": vision}, origin, tokenizer)

@@ -108,11 +108,9 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
 
     def make_times(self, num_frames: int) -> None:
         """Raises ValueError for options under which frames have no fixed number of tokens."""
+        if num_frames != 1 and (self.dynamic_img_size or not isinstance(self.patch_drop, nn.Identity)):
+            raise ValueError("num_frames goes without dynamic_img_size and patch_drop_rate; leave them out")
         super().make_times(num_frames)
-        if num_frames > 1 and (self.dynamic_img_size or not isinstance(self.patch_drop, nn.Identity)):
-            raise ValueError(
-                "num_frames goes with neither dynamic_img_size nor patch_drop_rate; leave them out"
-            )
 
     def _pos_embed(self, x: Tensor) -> Tensor:
         return self.timed(super()._pos_embed(x), 1)
