@@ -51,16 +51,20 @@ def spread(tower: Any) -> None:
         tower.temporal_pos_embedding.normal_(generator=torch.Generator().manual_seed(5))
 
 
-@pytest.fixture(params=KINDS)
-def image_student(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Path]:
-    """A converted CLIP, and the folder it was saved in."""
+def converted(kind: Any, folder: Path) -> Any:
+    """A converted CLIP, saved in the folder."""
     teacher = adapt_teacher(made())
     spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing)
-    student: Any = Clip(image=ImageTower(kind=request.param)).build(spec)
+    student: Any = Clip(image=ImageTower(kind=kind)).build(spec)
     carry(student, teacher)
     subclone(student, teacher, SubcloneConfig(importance="uniform"))
-    save_model(student, tmp_path / "image", teacher.preprocessing)
-    return student.eval(), tmp_path / "image"
+    save_model(student, folder, teacher.preprocessing)
+    return student.eval()
+
+
+@pytest.fixture(params=KINDS)
+def image_student(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Path]:
+    return converted(request.param, tmp_path / "image"), tmp_path / "image"
 
 
 def inflated(folder: Path, num_frames: int = 4) -> Any:
@@ -175,20 +179,20 @@ def test_gradients_reach_the_positions_and_they_do_not_decay(make_student: Calla
         assert torch.allclose(model.temporal_pos_embedding.grad, kept, atol=1e-6)
 
 
-def test_saved_it_gives_the_same_embeddings_in_a_fresh_process(
-    image_student: tuple[Any, Path], tmp_path: Path
-) -> None:
+def test_saved_it_gives_the_same_embeddings_in_a_fresh_process(tmp_path: Path) -> None:
     """To the last bit, by open_clip's own loader; made for more frames, it is resampled and saved again."""
-    video, frames = inflated(image_student[1]), videos()
-    spread(video.visual.trunk)
-    save_model(video, tmp_path / "video")
-    again = inflated(tmp_path / "video", 6)
-    assert torch.equal(
-        again.visual.trunk.temporal_pos_embedding, resampled(video.visual.trunk.temporal_pos_embedding, 6)
-    )
-    save_model(again, tmp_path / "longer")
-    with torch.no_grad():
-        expected = {name: model.encode_image(frames) for name, model in (("video", video), ("longer", again))}
+    frames, expected = videos(), {}
+    for kind in KINDS:
+        converted(kind, tmp_path / "image")
+        video = inflated(tmp_path / "image")
+        spread(video.visual.trunk)
+        save_model(video, tmp_path / kind)
+        longer = inflated(tmp_path / kind, 6)
+        positions = video.visual.trunk.temporal_pos_embedding
+        assert torch.equal(longer.visual.trunk.temporal_pos_embedding, resampled(positions, 6))
+        save_model(longer, tmp_path / f"{kind}_6")
+        with torch.no_grad():
+            expected |= {kind: video.encode_image(frames), f"{kind}_6": longer.encode_image(frames)}
     torch.save({"frames": frames, "expected": expected}, tmp_path / "case.pt")
     code = f"""
 import torch, transmamba, open_clip
