@@ -130,7 +130,7 @@ class Knows:
     order."""
 
     def __init__(self, task: Any, timed: bool) -> None:
-        self.weights = torch.linspace(1, 3, 4) if timed else torch.ones(4)
+        self.weights = torch.linspace(-1, 1, 4) if timed else torch.ones(4)
         self.clips: dict[tuple[int, ...], torch.Tensor] = {}
         for batch in task.eval_batches("test", Pass(batch_size=16)):
             for text, clip in zip(batch.inputs["text"].tolist(), self.of(batch), strict=True):
@@ -148,13 +148,15 @@ class Knows:
 
 @pytest.mark.parametrize("timed", [True, False])
 def test_what_knows_the_order_loses_by_shuffled_frames(clip: Any, timed: bool) -> None:
-    values = {"data": {**CLIPS, "frames": 4, "count_test": 40}, "shuffle_frames": True}
+    """Of twins, whose frames are alike but for the order of events."""
+    data = {**CLIPS, "frames": 4, "count_test": 40, "split_test": "swapped_relations"}
+    values = {"data": data, "shuffle_frames": True}
     task = configs.parse(TASKS["image_text"], values, "task").build(adapt_teacher(clip).preprocessing)
     runners: Any = {"student": Knows(task, timed)}
     found = measure(task.evaluators("test"), runners, Pass(batch_size=16)).metrics("student")
     assert found["mean_recall"] == found["i2t_r1"] == found["t2i_r1"] == 100
     for key in ("i2t_r1", "t2i_r1", "mean_recall"):
-        assert (found[f"shuffled_{key}"] < 99) is timed, found
+        assert (found[f"shuffled_{key}"] < 90) is timed, found
 
 
 def test_twins_are_told_apart_where_all_are_there(clip: Any) -> None:

@@ -16,6 +16,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch import nn
 
 from transmamba.config.registry import LOSSES
 from transmamba.core.batch import Batch
@@ -275,9 +276,9 @@ def test_parameter_groups(kind: str) -> None:
 
 def test_a_part_of_a_model_says_what_does_not_decay() -> None:
     """open_clip's own model does not ask a tower of timm's."""
-    tower = nn.Module()
-    tower.weight, tower.pos_embed = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))  # type: ignore[assignment]
-    tower.no_weight_decay = lambda: {"pos_embed"}  # type: ignore[assignment]
+    tower: Any = nn.Module()
+    tower.weight, tower.pos_embed = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    tower.no_weight_decay = lambda: {"pos_embed"}
     model: Any = distiller(CE, "vim")
     model.student.inner = nn.ModuleDict({"trunk": tower})
     groups = parameter_groups(model, stage(CE, weight_decay=0.3, trainable="all"))

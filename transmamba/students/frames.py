@@ -87,11 +87,15 @@ def joined(tokens: Tensor, times: int) -> Tensor:
     return tokens if times == 1 else tokens.unflatten(0, (-1, times)).flatten(1, 2)
 
 
+def mean_frame(tokens: Tensor, length: int) -> Tensor:
+    """(B, L, D), the mean over frames, of (B, T * L, D); `length` is L."""
+    return tokens if tokens.shape[1] == length else tokens.unflatten(1, (-1, length)).mean(dim=1)
+
+
 def resampled(positions: Tensor, count: int) -> Tensor:
     """Temporal positions (1, F, D) of `count` frames that share the same video out, (1, count, D): linear
     between the middles of its F parts."""
     if positions.shape[1] == count:
         return positions
-    # not under autocast, and in float32: interpolation in half precision is no faster for a few vectors
     made = F.interpolate(positions.float().transpose(1, 2), count, mode="linear", align_corners=False)
     return made.transpose(1, 2).to(positions.dtype)

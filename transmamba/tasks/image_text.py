@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,8 +33,7 @@ from ..views.heads import Embedder
 from .labelled_sets import LabelledSets, ZeroShot
 
 if TYPE_CHECKING:
-    from ..evaluation.retrieval import RetrievalEvaluator
-    from ..evaluation.shuffled import ShuffledEvaluator
+    from .pair_evaluators import PairEvaluators
 
 Indices = npt.NDArray[np.int64]
 
@@ -118,7 +117,7 @@ class ImageText:
                 raise
         if "test" in (self.watched, self.final):
             self._source("test")  # so that a missing test split is known before training, not after
-        if config.shuffle_frames and self._visual == "image":
+        if config.shuffle_frames and video_source(self._source(self.final)) is None:
             raise UserError("shuffle_frames is for videos, and data has pictures; leave it out")
         self.labelled = LabelledSets(config.zero_shot, config.probe, preprocessing)
 
@@ -137,21 +136,12 @@ class ImageText:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        from ..evaluation.agreement import AgreementEvaluator
-
-        splits = (self.watched, self.final)
-        captioned = [self._has_captions(split) for split in splits]
-        retrieval = (self._retrieval(split) for split in splits if self._has_captions(split))
-        found = list({metric.key: metric for each in retrieval for metric in each.metrics}.values())
-        found += [metric for each in self._shuffled() for metric in each.metrics]
-        found += self.labelled.metrics
-        known = {metric.key for metric in found}
-        alone = AgreementEvaluator.METRICS if not all(captioned) else ()
-        return (*found, *(metric for metric in alone if metric.key not in known))
-
-    @property
-    def _visual(self) -> str:
-        return "image" if video_source(self._source(self.final)) is None else "video"
+        first: list[Metric] = []
+        last: list[Metric] = []
+        for split in dict.fromkeys((self.watched, self.final)):
+            (first if self._has_captions(split) else last).extend(self._measured(split).metrics)
+        found = {metric.key: metric for metric in (*first, *self.labelled.metrics, *last)}
+        return tuple(found.values())
 
     def check(self, model: Any, who: str) -> None:
         """Raises UserError for a teacher that embeds no pictures, or no texts where captions are read."""
@@ -228,35 +218,23 @@ class ImageText:
     def evaluators(self, split: str) -> tuple[Evaluator, ...]:
         """Of pairs retrieval, of pictures alone how alike two models are; with the final split, what is
         measured on other data."""
-        from ..evaluation.agreement import AgreementEvaluator
-
         self.indices(split)  # refuses a split that there is not
         others = self.labelled.evaluators(self.preprocessing.text) if split == self.final else ()
-        if self._has_captions(split):
-            shuffled = self._shuffled() if split == self.final else ()
-            return (self._retrieval(split), *shuffled, *others)
-        batches, pictures = partial(self.eval_batches, split), partial(self.images, split=split)
-        return (*others, AgreementEvaluator(split, batches, pictures))
+        own = self._measured(split).all()
+        return (*own, *others) if self._has_captions(split) else (*others, *own)
 
-    def _retrieval(self, split: str) -> RetrievalEvaluator:
-        from ..evaluation.retrieval import RetrievalEvaluator
+    def _measured(self, split: str) -> PairEvaluators:
+        from .pair_evaluators import PairEvaluators
 
-        source, twins = self._source(split), None
-        batches, pictures = partial(self.eval_batches, split), partial(self.images, split=split)
-        found = getattr(source, "twin", None)
-        if found is not None:
-            there = set(self.indices(split).tolist())
-            twins = found if all(found(index) in there for index in there) else None
-        return RetrievalEvaluator(split, batches, source.captions, pictures, self._visual, twins)
-
-    def _shuffled(self) -> tuple[ShuffledEvaluator, ...]:
-        """Of the final split, where it is asked for."""
-        from ..evaluation.shuffled import ShuffledEvaluator
-
-        if not (self.config.shuffle_frames and self._has_captions(self.final)):
-            return ()
-        batches = partial(self.eval_batches, self.final, shuffled=True)
-        return (ShuffledEvaluator(replace(self._retrieval(self.final), batches=batches)),)
+        return PairEvaluators(
+            split=split,
+            source=self._source(split),
+            indices=self.indices(split),
+            captioned=self._has_captions(split),
+            shuffled=self.config.shuffle_frames and split == self.final,
+            batches=partial(self.eval_batches, split),
+            pictures=partial(self.images, split=split),
+        )
 
     def images(self, indices: Indices, split: str = "test") -> npt.NDArray[np.uint8]:
         """Pictures to look at, of a video its middle frame, (N, H, W, 3): resized and cropped as for

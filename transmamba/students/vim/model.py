@@ -18,14 +18,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ...core.layout import Grid
 from ...core.output import Branches, Capture, Captures, Context, Logits, Output, Stream
-from ...layers.bidirectional import BidirectionalMamba
 from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
-from ..frames import ScansFrames, joined
+from ..frames import ScansFrames, joined, mean_frame
 from ..sizes import check_pooling, check_rates, check_sizes
-from .embedding import note_sizes, patches_of, resized_positions
+from .embedding import norm_after, note_sizes, patches_of, resized_positions
 from .layer import PLAIN, VimLayer
 from .plan import plan_ends, plan_layer
 
@@ -35,9 +34,9 @@ class VisionMamba(ScansFrames, nn.Module):
 
     Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, `stride` (pixels between patches that
     overlap, as in the official stride-8 models), and the additions to the official model
-    `proj_bias`, `gate_bias` (see `BidirectionalMamba`) and `pre_norm`: a LayerNorm after the embedding, as
-    CLIP's towers have it (`centred`: with each token's mean taken out after it, as folding leaves it), or an
-    RMSNorm there (`rms`); `num_frames`: scan all frames of a video (`ScansFrames`).
+    `proj_bias`, `gate_bias` (see `BidirectionalMamba`), `num_frames` (see `ScansFrames`) and `pre_norm`: a
+    LayerNorm after the embedding, as CLIP's towers have it (`centred`: with each token's mean taken out after
+    it, as folding leaves it), or an RMSNorm there (`rms`).
     """
 
     def __init__(
@@ -69,20 +68,16 @@ class VisionMamba(ScansFrames, nn.Module):
         check_sizes(img_size, patch_size, stride, in_chans=in_chans, **sizes)
         if dynamic_img_size:
             raise ValueError("dynamic_img_size is not for a Vim; call set_input_size for each size instead")
-        if pre_norm not in ("", "layer", "centred", "rms"):
-            raise ValueError(f"pre_norm is {pre_norm!r}; write 'layer', 'centred', 'rms' or ''")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.num_prefix_tokens = 1
-        self.grad_checkpointing = False
+        self.num_prefix_tokens, self.grad_checkpointing = 1, False
         self.patch_embed = patches_of(img_size, patch_size, in_chans, embed_dim, stride)
         num_patches = self.patch_embed.num_patches
         self.cls_position = num_patches // 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
         self.make_times(num_frames)
-        norm = nn.RMSNorm if pre_norm == "rms" else nn.LayerNorm
-        self.norm_pre = norm(embed_dim, eps=pre_norm_eps) if pre_norm else nn.Identity()
+        self.norm_pre = norm_after(pre_norm, embed_dim, pre_norm_eps)
         self.centred = pre_norm == "centred"
         mixer: dict[str, Any] = dict(d_state=d_state, expand=expand, d_conv=d_conv)
         mixer |= dict(proj_bias=proj_bias, gate_bias=gate_bias)
@@ -103,13 +98,12 @@ class VisionMamba(ScansFrames, nn.Module):
         Mamba."""
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
+        layer: Any
         for layer in self.layers:
-            layer.mixer.out_proj.weight.div_(len(self.layers) ** 0.5)  # type: ignore[union-attr,operator]
-        for linear in self.modules():
-            if isinstance(linear, BidirectionalMamba):
-                for projection in (linear.in_proj, linear.out_proj):
-                    if projection.bias is not None:
-                        nn.init.zeros_(projection.bias)
+            layer.mixer.out_proj.weight.div_(len(self.layers) ** 0.5)
+            for projection in (layer.mixer.in_proj, layer.mixer.out_proj):
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
         if isinstance(self.head, nn.Linear):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -174,16 +168,14 @@ class VisionMamba(ScansFrames, nn.Module):
         return layer(x, want)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order; (B, T * L, D) of videos
-        (B, T, C, H, W), one frame after another."""
+        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order; of videos frame by frame."""
         x = self._embed(x)
         for layer in self.layers:
             x, _ = self._layer(layer, x)
         return self.norm_f(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        if self.global_pool and x.shape[1] != self.layout.length:  # of every frame what is read of a picture
-            x = x.unflatten(1, (-1, self.layout.length)).mean(dim=1)
+        x = mean_frame(x, self.layout.length) if self.global_pool else x
         if self.global_pool == "token":
             x = x[:, self.cls_position]
         elif self.global_pool == "avg":
