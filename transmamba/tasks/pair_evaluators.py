@@ -1,4 +1,4 @@
-"""What pictures or videos with captions are measured by: retrieval, its control, agreement without captions."""
+"""What pictures or videos with captions are measured by; without captions, by how alike two models are."""
 
 from __future__ import annotations
 

@@ -103,8 +103,8 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        decays = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log"))}
-        return super().no_weight_decay() | decays | {"temporal_pos_embedding"}
+        own = ("A_log", "A_b_log", "temporal_pos_embedding")
+        return super().no_weight_decay() | {name for name, _ in self.named_parameters() if name.endswith(own)}
 
     def make_times(self, num_frames: int) -> None:
         """Raises ValueError for options under which frames have no fixed number of tokens."""

@@ -113,8 +113,8 @@ class VisionMamba(ScansFrames, nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        names = {"pos_embed", "cls_token", "temporal_pos_embedding"}
-        own = ("A_log", "A_b_log", "D", "D_b", "gate_bias")
+        names = {"pos_embed", "cls_token"}
+        own = ("A_log", "A_b_log", "D", "D_b", "gate_bias", "temporal_pos_embedding")
         return names | {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in own}
 
     @torch.jit.ignore
