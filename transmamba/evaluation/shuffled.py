@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
-
 from ..core.batch import Batch
 from ..core.task import Metric, Outcome, Pass, Runner, Sample
 from .retrieval import RetrievalEvaluator, Tally
 
-_KEYS = {
-    "mean_recall": "mean recall",
-    "i2t_r1": "video to text R@1",
-    "t2i_r1": "text to video R@1",
-}
+_KEYS = ("mean_recall", "i2t_r1", "t2i_r1", "twin_i2t", "twin_t2i")
 
 
 @dataclass(frozen=True)
 class ShuffledEvaluator:
     """The measurements of `ordered`, on the batches of videos with shuffled frames that it has; a mean over
     frames gives what it gives in order."""
-
-    METRICS: ClassVar[tuple[Metric, ...]] = tuple(
-        Metric(key=f"shuffled_{key}", label=f"{label} %, frames shuffled") for key, label in _KEYS.items()
-    )
 
     ordered: RetrievalEvaluator
 
@@ -34,7 +24,11 @@ class ShuffledEvaluator:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return self.METRICS
+        own = {metric.key: metric for metric in self.ordered.metrics if metric.key in _KEYS}
+        return tuple(
+            replace(metric, key=f"shuffled_{key}", label=f"{metric.label}, frames shuffled", headline=False)
+            for key, metric in own.items()
+        )
 
     def batches(self, passing: Pass) -> Iterator[Batch]:
         return self.ordered.batches(passing)
@@ -56,6 +50,6 @@ class ShuffledEvaluator:
 
 
 def _renamed(outcome: Outcome) -> Outcome:
-    metrics = {f"shuffled_{key}": outcome.metrics[key] for key in _KEYS}
-    items = {f"shuffled_{key}": outcome.items[key] for key in _KEYS}
+    metrics = {f"shuffled_{key}": value for key, value in outcome.metrics.items() if key in _KEYS}
+    items = {f"shuffled_{key}": values for key, values in outcome.items.items() if key in _KEYS}
     return replace(outcome, metrics=metrics, items=items, exhibits=(), answers=None)
