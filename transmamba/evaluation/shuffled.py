@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+
 from ..core.batch import Batch
 from ..core.task import Metric, Outcome, Pass, Runner, Sample
 from .retrieval import RetrievalEvaluator, Tally
