@@ -23,6 +23,8 @@ class DrawnClips:
 
     side:                         pixels a side
     frames:                       of a clip, at least 3
+    pairs:                        how many pairs of colour and kind there are, at least 5; all if left out.
+        With few, many clips show the same things and differ in what happens
     count_train, count_test:      clips of the splits
     split_train, split_test:      which of the clips' own splits: train, val, test, or what training never
         sees: unseen_pairs, unseen_objects, unseen_style, unseen_templates, swapped_relations
@@ -33,6 +35,7 @@ class DrawnClips:
 
     side: int = 64
     frames: int = 8
+    pairs: int | None = None
     count_train: int = 20_000
     count_test: int = 1_000
     split_train: str = "train"
@@ -52,7 +55,7 @@ class DrawnClips:
         return ClipPairs(clips, getattr(self, f"captions_{split}"))
 
     def clips(self, split: str) -> Clips:
-        return Clips(**numbered(self, split), frames=self.frames)
+        return Clips(**numbered(self, split), frames=self.frames, pairs=self.pairs)
 
 
 @dataclass(frozen=True)

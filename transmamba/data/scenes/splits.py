@@ -6,7 +6,7 @@ templates HELD_TEMPLATES, and a fifth of the statements (kind, relation, kind) i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -169,19 +169,32 @@ class Clips(_Numbered):
 
     split, count, side, seed: as of Scenes; swapped_relations has twins, the same events in either order
     frames: how many a clip has, at least 3
+    pairs:  how many pairs of colour and kind there are, all if left out: with few, many clips show the same
+        things and differ in what happens
     """
 
     frames: int = 8
+    pairs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.frames < 3:
             raise UserError(f"frames {self.frames}: write at least 3, for two events")
+        if self.pairs is not None and not clips.MOST_IN_CLIP <= self.pairs <= len(TRAIN_PAIRS):
+            raise UserError(f"pairs {self.pairs}: write {clips.MOST_IN_CLIP} to {len(TRAIN_PAIRS)}")
 
     def program(self, index: int) -> Clip:
         """What happens in clip number `index`. Raises IndexError beyond the last one."""
-        clip = draw_clip(self._draws(_CLIPS, index), menu(self.split))
+        clip = draw_clip(self._draws(_CLIPS, index), self._menu())
         return clip.swapped() if self._is_twin(index) else clip
+
+    def _menu(self) -> Menu:
+        known = menu(self.split)
+        if self.pairs is None:
+            return known
+        few, first = (_spread(some, self.pairs) for some in (known.pairs, known.first))
+        # a clip states no relation, and few kinds may have none that is held back
+        return replace(known, pairs=few, first=first, needs_relation=False)
 
     def pictures(self, index: int, side: int | None = None) -> npt.NDArray[np.uint8]:
         """(frames, side, side, 3) uint8 RGB. Raises UserError for a side that cannot be drawn."""
@@ -205,3 +218,8 @@ class Clips(_Numbered):
 
     def _wordings(self, index: int) -> list[str]:
         return self._templates(index, clips.TEMPLATES, clips.HELD_TEMPLATES)
+
+
+def _spread(pairs: tuple[Pair, ...], count: int) -> tuple[Pair, ...]:
+    """`count` of them, evenly spaced; all where there are no more."""
+    return pairs if len(pairs) <= count else tuple(pairs[n * len(pairs) // count] for n in range(count))
