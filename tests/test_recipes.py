@@ -27,6 +27,7 @@ from transmamba.data.pairs.scene_clips import DrawnClips
 from transmamba.data.pairs.scenes import DrawnScenes
 from transmamba.ecosystems.find import save_model
 from transmamba.runs.recipe import Recipe
+from transmamba.teachers.load import adapt_teacher
 from transmamba.teachers.timm_vit import TimmVit
 
 ROOT = Path(__file__).parents[1]
@@ -87,17 +88,22 @@ def test_recipe_of_pairs_trains(path: Path, tmp_path: Path) -> None:
     model_cfg = SMALL_CLIP if loaded else {**recipe.student.model_cfg, "embed_dim": 16}
     size = model_cfg["vision_cfg"]["image_size"]
     data: Any = DrawnScenes(side=size, count_train=12, count_test=4)
-    if getattr(recipe.task.data, "name", "") in ("msrvtt", "didemo"):
+    if getattr(recipe.task.data, "name", "") in ("msrvtt", "didemo", "scene_clips"):
         data = DrawnClips(side=size, count_train=12, count_test=4, frames=3)
     if loaded:
         torch.manual_seed(0)
-        model = STUDENTS["open_clip"](model_cfg=model_cfg).build(StudentSpec())
+        model: Any = STUDENTS["open_clip"](model_cfg=model_cfg).build(StudentSpec())
         save_model(model, tmp_path / "clip")
     student: Any = recipe.student
+    if getattr(student, "num_frames", None):
+        teacher = adapt_teacher(model)
+        spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing)
+        save_model(STUDENTS["clip"]().build(spec), tmp_path / "student", teacher.preprocessing)
     if not loaded:
         student = STUDENTS["open_clip"](model_cfg=model_cfg)
     elif student.name == "open_clip":
-        student = dataclasses.replace(student, model=str(tmp_path / "clip"))
+        begins = tmp_path / ("student" if student.num_frames else "clip")
+        student = dataclasses.replace(student, model=str(begins))
     stages = tuple(
         dataclasses.replace(stage, steps=2, epochs=None, percent=None, samples=None)
         for stage in recipe.stages

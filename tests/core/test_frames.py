@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from transmamba.core.batch import Batch
-from transmamba.core.frames import as_images, embed_frames
+from transmamba.core.frames import as_images, embed_frames, held
 from transmamba.core.output import Capture, Output
 from transmamba.errors import UserError
 
@@ -78,3 +79,32 @@ def test_as_images_they_keep_their_videos_number() -> None:
     assert found.inputs.keys() == {"image"} and not found.targets
     wanted = torch.cat([inputs["frames"][row, :count] for row, count in enumerate(COUNTS)])
     assert torch.equal(found.inputs["image"], wanted)
+
+
+def test_a_scan_sees_every_frame_held_for_its_share_of_the_time() -> None:
+    """4 times: one frame fills all, each of two is held for two; where they stand in the row is all one."""
+    frames = torch.arange(3 * 4, dtype=torch.float64).reshape(3, 4, 1, 1, 1)
+    mask = torch.tensor([[True, True, True, True], [False, False, True, False], [True, False, False, True]])
+    made = held(frames, mask).reshape(3, 4)
+    assert made.tolist() == [[0, 1, 2, 3], [6, 6, 6, 6], [8, 8, 11, 11]]
+    long = torch.arange(64.0)[None, :, None, None, None]
+    for count in (1, 3, 40, 63, 64):
+        times = held(long, torch.arange(64)[None] < count).flatten()
+        # frame n is shown from n / count to (n + 1) / count of the time; asked for in the middles of 64 parts
+        assert times.tolist() == [int((time + 0.5) / 64 * count) for time in range(64)]
+
+
+def test_a_scan_takes_the_place_of_the_mean() -> None:
+    inputs = videos()
+    other = inputs["frames"].clone()
+    other[~inputs["frames_mask"]] = 1e3
+
+    def scan(frames: Tensor) -> Tensor:
+        weights = torch.arange(1.0, 5.0, dtype=torch.float64)
+        return torch.einsum("btchw,t->bchw", frames, weights).flatten(1)
+
+    made = embed_frames(inputs, {}, embeds, scan)
+    assert torch.equal(embed_frames({**inputs, "frames": other}, {}, embeds, scan), made)
+    assert (made[0] - F.normalize(scan(inputs["frames"])[0], dim=0)).abs().max() < 1e-12
+    with pytest.raises(UserError, match="reads the image tower's tokens"):
+        embed_frames(inputs, {"image": Capture(hidden=frozenset({0}))}, embeds, scan)

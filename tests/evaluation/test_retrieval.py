@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
 from typing import Any
@@ -305,3 +306,33 @@ def test_it_is_an_evaluator() -> None:
     video = RetrievalEvaluator("test", evaluator.batches, evaluator.captions, filled, visual="video")
     assert [metric.key for metric in video.metrics] == [metric.key for metric in evaluator.metrics]
     assert video.metrics[1].label == "video to text R@1 %"
+
+
+@pytest.mark.parametrize("wordings", [1, 3])
+def test_twins_apart_equal_a_slow_loop(wordings: int) -> None:
+    """Items 2 k and 2 k + 1; a caption beside that of the twin in the same words; equals are worth a half."""
+    image, owners = unit(0, 10, 6), torch.arange(10).repeat_interleave(wordings)
+    text = unit(1, 10 * wordings, 6)
+    text[: 2 * wordings] = text[0]  # of the first two all captions are one
+    image[4], text[4 * wordings] = image[5], text[5 * wordings]
+    evaluator = dataclasses.replace(evaluator_of(owners, 10, shuffled=3), twin=lambda number: number ^ 1)
+    measured = measure([evaluator], {"student": Embeds(image, text)}, Pass(batch_size=4))
+    outcome = measured.outcomes[0]["student"]
+    likeness = image.double() @ text.double().T
+    for number in range(10):
+        ways: dict[str, list[float]] = {"twin_i2t": [], "twin_t2i": []}
+        for word in range(wordings):
+            own, other = (n * wordings + word for n in (number, number ^ 1))
+            right = likeness[number, own]
+            for way, wrong in (
+                ("twin_i2t", likeness[number, other]),
+                ("twin_t2i", likeness[number ^ 1, own]),
+            ):
+                lead = (right - wrong).item()
+                ways[way].append(50.0 if abs(lead) < 1e-7 else 100.0 * (lead > 0))
+        for way, scores in ways.items():
+            assert outcome.items[way][number] == pytest.approx(np.mean(scores)), (way, number)
+    assert outcome.items["twin_i2t"][0] == 50 and outcome.items["twin_t2i"][4] == 50
+    assert outcome.metrics["twin_i2t"] == pytest.approx(outcome.items["twin_i2t"].mean())
+    assert {metric.key for metric in evaluator.metrics} >= {"twin_i2t", "twin_t2i"}
+    assert "twin_i2t" not in outcome_of(image, text, owners).metrics

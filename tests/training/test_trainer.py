@@ -16,6 +16,7 @@ import timm
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch import nn
 
 from transmamba.config.registry import LOSSES
 from transmamba.core.batch import Batch
@@ -287,6 +288,18 @@ def test_parameter_groups(kind: str) -> None:
         spared = parameter.ndim == 1 or last in ("A_log", "A_b_log", "D", "D_b", "cls_token", "pos_embed")
         spared |= name.startswith("aligners.")  # decay would pull them from the identity to 0
         assert group["weight_decay"] == (0 if spared else 0.3), name
+
+
+def test_a_part_of_a_model_says_what_does_not_decay() -> None:
+    """open_clip's own model does not ask a tower of timm's."""
+    tower: Any = nn.Module()
+    tower.weight, tower.pos_embed = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    tower.no_weight_decay = lambda: {"pos_embed"}
+    model: Any = distiller(CE, "vim")
+    model.student.inner = nn.ModuleDict({"trunk": tower})
+    groups = parameter_groups(model, stage(CE, weight_decay=0.3, trainable="all"))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert decay[id(tower.pos_embed)] == 0 and decay[id(tower.weight)] == 0.3
 
 
 # --- steps without a finite loss --------------------------------------------------------------------------

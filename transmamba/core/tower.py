@@ -91,8 +91,18 @@ def _encoded(model: Any, inputs: Mapping[str, Tensor]) -> Output:
         if tower in inputs:
             output.embeddings[tower] = F.normalize(encode(inputs[tower]), dim=-1)
     if "frames" in inputs:
-        output.embeddings["image"] = embed_frames(inputs, {}, partial(_encoded, model))
+        run = partial(_encoded, model)
+        output.embeddings["image"] = embed_frames(inputs, {}, run, scan_of(model))
     return output
+
+
+def scan_of(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """`encode_image` of a dual encoder with open_clip's interface, where its image tower reads all frames of
+    a video at once, (B, T, C, H, W): it says for how many it was made, `num_frames`. None where it reads
+    pictures alone."""
+    visual = getattr(model, "visual", None)
+    frames = getattr(getattr(visual, "trunk", visual), "num_frames", 1)
+    return model.encode_image if frames > 1 else None
 
 
 def similarity_scalars(model: Any) -> dict[str, Tensor]:

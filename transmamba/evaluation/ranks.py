@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 TOP = 10
 # cosines are told apart to 6e-8, float32's step below 1: what differs by the order of adding alone is equal
-_STEPS = 2.0**24
+STEPS = 2.0**24
 # similarities at a time: memory (some 8 arrays of 8 bytes each), not the result
 _BLOCK = 2**22
 
@@ -83,7 +83,7 @@ def search(
 
 def _block(cosines: Tensor, owners: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """(above, tied, own) (3, n) of some queries, and `top` (n, min(10, G)): cosines (n, G) in float64."""
-    steps = cosines.mul_(_STEPS).round_()
+    steps = cosines.mul_(STEPS).round_()
     mine = owners[:, None] == groups
     best = steps.masked_fill(~mine, -torch.inf).amax(dim=1, keepdim=True)
     assert torch.isfinite(best).all(), "a query without an item of its own"

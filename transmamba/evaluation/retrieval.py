@@ -22,6 +22,8 @@ from .embedded import Embeddings, embedded
 from .once import once
 from .ranks import Floats, Ints, Ranks, overlap, search
 from .retrieval_exhibits import Found, distribution, sample
+from .twins import Twin, twin_scores
+from .twins import metrics_for as metrics_of_twins
 
 KS = (1, 5, 10)
 
@@ -65,6 +67,7 @@ class RetrievalEvaluator:
     captions: of a picture by its number
     pictures: of items by their number in the split's source, (N, H, W, 3) uint8: of a video, a frame
     visual:   what is looked for, in words
+    twin:     the number of each item's twin, in a split of twins
     """
 
     METRICS: ClassVar[tuple[Metric, ...]] = metrics_for("image")
@@ -74,10 +77,11 @@ class RetrievalEvaluator:
     captions: Callable[[int], Sequence[str]]
     pictures: Callable[[Ints], npt.NDArray[np.uint8]]
     visual: str = "image"
+    twin: Twin | None = None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        return metrics_for(self.visual)
+        return metrics_for(self.visual) + (metrics_of_twins(self.visual) if self.twin else ())
 
     def start(self) -> Tally:
         return Tally()
@@ -134,6 +138,7 @@ class RetrievalEvaluator:
         items |= {f"t2i_r{k}": of_pictures(100 * t2i.found(k)) for k in KS}
         items = {"mean_recall": np.mean(list(items.values()), axis=0), **items}
         items |= {"i2t_mean_rank": i2t.expected(), "t2i_mean_rank": of_pictures(t2i.expected())}
+        items |= twin_scores(found, self.twin) if self.twin else {}
         medians = {f"{way}_median_rank": _median(ranks) for way, ranks in (("i2t", i2t), ("t2i", t2i))}
         return Outcome(
             metrics={key: float(scores.mean()) for key, scores in items.items()} | medians,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from ..data.images.batches import shown
 from ..data.images.decoding import refusals
 from ..data.pairs.bad import Forgiving, check_limit
 from ..data.pairs.batches import EvalPairs, TrainPairs
+from ..data.pairs.shuffled import ShuffledFrames
 from ..data.pairs.source import PairSource, video_source
 from ..data.pairs.truncated import say_truncated
 from ..data.stream import in_order, load, train_stream
@@ -30,6 +31,9 @@ from ..data.subset import check_fraction, check_held_out, held_out_of, hold_out,
 from ..errors import UserError, refuse_all
 from ..views.heads import Embedder
 from .labelled_sets import LabelledSets, ZeroShot
+
+if TYPE_CHECKING:
+    from .pair_evaluators import PairEvaluators
 
 Indices = npt.NDArray[np.int64]
 
@@ -40,8 +44,8 @@ _LOOKED_AT = 1000
 @TASKS.register("image_text")
 @dataclass(frozen=True, kw_only=True)
 class ImageTextConfig:
-    """Pictures of `data`, each with its captions, or with none; or videos, for a reader of those: the mean of
-    their frames' embeddings is a video's.
+    """Pictures of `data`, each with its captions, or with none; or videos, for a reader of those: a video's
+    embedding is the mean of its frames', but for a student that scans all frames at once.
 
     data:          a pair reader, of pictures or of videos
     captions:      whether training reads them; without, a tower learns from pictures alone
@@ -54,6 +58,8 @@ class ImageTextConfig:
     bad_limit:     how many training pictures may fail to decode, a share or a number: another takes the place
                    of each
     zero_shot:     data sets on which the final split's models also classify, from the classes' names alone
+    shuffle_frames: with the final split, measure again with each video's frames in an order that follows from
+                   its number: the control that tells whether a model sees their order
     probe:         a reader of images with classes, on which a linear classifier of the embeddings is fitted
                    (its train split) and measured (test), with the final split too
 
@@ -70,6 +76,7 @@ class ImageTextConfig:
     augment: Augment = field(default_factory=Augment)
     bad_limit: float | int = 0.01
     zero_shot: tuple[ZeroShot, ...] = ()
+    shuffle_frames: bool = False
     probe: Annotated[Any, Part(READERS)] | None = None
 
     def __post_init__(self) -> None:
@@ -110,6 +117,8 @@ class ImageText:
                 raise
         if "test" in (self.watched, self.final):
             self._source("test")  # so that a missing test split is known before training, not after
+        if config.shuffle_frames and video_source(self._source(self.final)) is None:
+            raise UserError("shuffle_frames is for videos, and data has pictures; leave it out")
         self.labelled = LabelledSets(config.zero_shot, config.probe, preprocessing)
 
     @property
@@ -127,18 +136,12 @@ class ImageText:
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        from ..evaluation.agreement import AgreementEvaluator
-        from ..evaluation.retrieval import metrics_for
-
-        captioned = [self._has_captions(split) for split in (self.watched, self.final)]
-        found = [*(metrics_for(self._visual) if any(captioned) else ()), *self.labelled.metrics]
-        known = {metric.key for metric in found}
-        alone = AgreementEvaluator.METRICS if not all(captioned) else ()
-        return (*found, *(metric for metric in alone if metric.key not in known))
-
-    @property
-    def _visual(self) -> str:
-        return "image" if video_source(self._source(self.final)) is None else "video"
+        first: list[Metric] = []
+        last: list[Metric] = []
+        for split in dict.fromkeys((self.watched, self.final)):
+            (first if self._has_captions(split) else last).extend(self._measured(split).metrics)
+        found = {metric.key: metric for metric in (*first, *self.labelled.metrics, *last)}
+        return tuple(found.values())
 
     def check(self, model: Any, who: str) -> None:
         """Raises UserError for a teacher that embeds no pictures, or no texts where captions are read."""
@@ -185,13 +188,17 @@ class ImageText:
         """The training pictures, one that is bad replaced by another of them."""
         return Forgiving(self._source("train"), self.config.bad_limit, self.train_indices)
 
-    def eval_batches(self, split: str, passing: Pass) -> Iterator[Batch]:
+    def eval_batches(self, split: str, passing: Pass, shuffled: bool = False) -> Iterator[Batch]:
         """Pictures `indices(split)[rank::world]` in order, each once, with all their captions, if the split
-        has any."""
+        has any; `shuffled`: videos with their frames in another order."""
         parts = in_order(self.indices(split), passing.batch_size, passing.rank, passing.world)
         tokenizer = self._tokenizer() if self._has_captions(split) else None
-        pairs = EvalPairs(self._source(split), self.preprocessing, tokenizer)
-        return load(pairs, parts, passing.batch_size, workers=passing.workers)
+        source = self._source(split)
+        videos = video_source(source) if shuffled else None
+        seen = source if videos is None else ShuffledFrames(videos)
+        return load(
+            EvalPairs(seen, self.preprocessing, tokenizer), parts, passing.batch_size, workers=passing.workers
+        )
 
     def calibration(self, samples: int, batch_size: int) -> Iterator[Batch]:
         """A fixed random choice of training pictures (all if there are fewer), as evaluation sees them,
@@ -211,16 +218,23 @@ class ImageText:
     def evaluators(self, split: str) -> tuple[Evaluator, ...]:
         """Of pairs retrieval, of pictures alone how alike two models are; with the final split, what is
         measured on other data."""
-        from ..evaluation.agreement import AgreementEvaluator
-        from ..evaluation.retrieval import RetrievalEvaluator
-
         self.indices(split)  # refuses a split that there is not
-        batches, pictures = partial(self.eval_batches, split), partial(self.images, split=split)
         others = self.labelled.evaluators(self.preprocessing.text) if split == self.final else ()
-        if self._has_captions(split):
-            captions = self._source(split).captions
-            return (RetrievalEvaluator(split, batches, captions, pictures, self._visual), *others)
-        return (*others, AgreementEvaluator(split, batches, pictures))
+        own = self._measured(split).all()
+        return (*own, *others) if self._has_captions(split) else (*others, *own)
+
+    def _measured(self, split: str) -> PairEvaluators:
+        from .pair_evaluators import PairEvaluators
+
+        return PairEvaluators(
+            split=split,
+            source=self._source(split),
+            indices=self.indices(split),
+            captioned=self._has_captions(split),
+            shuffled=self.config.shuffle_frames and split == self.final,
+            batches=partial(self.eval_batches, split),
+            pictures=partial(self.images, split=split),
+        )
 
     def images(self, indices: Indices, split: str = "test") -> npt.NDArray[np.uint8]:
         """Pictures to look at, of a video its middle frame, (N, H, W, 3): resized and cropped as for

@@ -147,11 +147,22 @@ def make_optimizer(distiller: Distiller, stage: Stage) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=stage.lr, betas=stage.betas, fused=fused or None)
 
 
+def _exempt(student: nn.Module) -> set[str]:
+    """What the student and its modules say has no weight decay: open_clip's model does not ask a tower of
+    timm's."""
+    found: set[str] = set()
+    for name, module in student.named_modules():
+        own: Any = getattr(module, "no_weight_decay", None)
+        if own is not None:
+            found |= {f"{name}.{each}".lstrip(".") for each in own()}
+    return found
+
+
 def parameter_groups(distiller: Distiller, stage: Stage) -> list[dict[str, Any]]:
     """Two groups at most: with and without weight decay. Projections begin as the embedding of the student's
     coordinates into the teacher's, from which decay would pull them to 0: they have none."""
     student = distiller.student
-    exempt = set(student.no_weight_decay()) if hasattr(student, "no_weight_decay") else set()  # type: ignore[operator]
+    exempt = _exempt(student)
     groups: dict[bool, list[nn.Parameter]] = {}
     for name, parameter in distiller.named_parameters():
         if parameter.requires_grad:

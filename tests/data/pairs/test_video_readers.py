@@ -22,6 +22,7 @@ from transmamba.core.text import Tokens
 from transmamba.data.images.augment import Augment
 from transmamba.data.pairs.bad import Forgiving
 from transmamba.data.pairs.batches import EvalPairs, TrainPairs
+from transmamba.data.pairs.shuffled import ShuffledFrames
 from transmamba.data.pairs.source import video_source
 from transmamba.data.scenes import Clips
 from transmamba.errors import UserError
@@ -174,7 +175,8 @@ def test_files_of_another_kind_are_told(tmp_path: Path) -> None:
 
 def test_clips_are_the_clips_and_shuffled_ones_their_frames_in_another_order() -> None:
     options: dict[str, Any] = dict(side=16, frames=6, count_test=20, captions_test=3, seed=2)
-    plain, shuffled = (PAIRS["scene_clips"](**options, shuffled=flag).build("test") for flag in (False, True))
+    plain = PAIRS["scene_clips"](**options).build("test")
+    shuffled = ShuffledFrames(plain)
     clips = Clips(split="test", count=20, side=16, seed=2, frames=6)
     moved = 0
     for n in range(20):
@@ -184,7 +186,9 @@ def test_clips_are_the_clips_and_shuffled_ones_their_frames_in_another_order() -
         assert sorted(frame.tobytes() for frame in other) == sorted(frame.tobytes() for frame in pictures)
         moved += not np.array_equal(other, pictures)
         assert plain.captions(n) == shuffled.captions(n) == tuple(clips.caption(n, k) for k in range(3))
-    assert moved >= 18
+    assert moved >= 18 and len(shuffled) == 20 and shuffled.num_frames == 6
+    other, wanted = (np.asarray(one.image(3)) for one in (ShuffledFrames(plain), shuffled))
+    assert np.array_equal(other, wanted) and np.array_equal(other, np.asarray(shuffled.frames(3)[3]))
     with pytest.raises(UserError, match="captions_test 3: write a number from 1 to 2"):
         PAIRS["scene_clips"](split_test="unseen_templates", captions_test=3)
 

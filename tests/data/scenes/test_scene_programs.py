@@ -146,6 +146,26 @@ def test_frames_show_what_the_caption_says(frames: int) -> None:
         assert all(clause in clips.caption(index) for clause in clauses(clip))
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_clips_of_few_things_show_no_others(split: str) -> None:
+    clips, few = (
+        Clips(split=split, pairs=6),
+        {pair for n in range(60) for pair in pairs_at(Clips(pairs=6), n)},
+    )
+    seen = {pair for n in range(60) for pair in pairs_at(clips, n)}
+    assert len(few) == 6 and few < set(TRAIN_PAIRS) and few <= seen
+    special = {
+        "unseen_pairs": set(HELD_PAIRS),
+        "unseen_objects": {(c, k) for c in COLOURS for k in HELD_KINDS},
+    }
+    assert len(seen - few) == (6 if split in special else 0)
+    assert seen - few <= special.get(split, set())
+
+
+def pairs_at(clips: Clips, number: int) -> set[tuple[str, str]]:
+    return pairs_of(clips.program(number).scene)
+
+
 def test_shuffled_frames_make_the_caption_false() -> None:
     generator = np.random.default_rng(0)
     for index in range(SOME):
@@ -196,6 +216,8 @@ def test_captions_tell_the_events_in_their_order() -> None:
         (lambda: Scenes(count=0), "count 0"),
         (lambda: Scenes().picture(0, side=8), "side 8: write"),
         (lambda: Clips(frames=2), "frames 2: write at least 3"),
+        (lambda: Clips(pairs=4), "pairs 4: write 5 to 108"),
+        (lambda: Clips(pairs=109), "pairs 109: write 5 to 108"),
         (lambda: Clips().program(0).frames(2), "frames 2: write at least 3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Drawn clips with captions, made when asked for: videos without a download, in order or shuffled."""
+"""Drawn clips with captions, made when asked for: videos without a download."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from PIL import Image
 
 from ...config.load import Part
 from ...config.registry import PAIRS
-from ..hashing import permutation
 from ..images.source import check_split
 from ..scenes import Clips
 from .scene_tiles import Tiles
 from .scenes import check_drawn, numbered
 from .source import PairSource, middle
-
-_SHUFFLE = 0xF4A3E5  # sets this hash of (seed, index) apart from others
 
 
 @PAIRS.register("scene_clips")
@@ -30,14 +27,14 @@ class DrawnClips:
 
     side:                         pixels a side
     frames:                       of a clip, at least 3
+    pairs:                        how many pairs of colour and kind there are, at least 5; all if left out.
+        With few, many clips show the same things and differ in what happens
     count_train, count_test:      clips of the splits
     split_train, split_test:      which of the clips' own splits: train, val, test, or what training never
         sees: unseen_pairs, unseen_objects, unseen_style, unseen_templates, swapped_relations
     captions_train, captions_test: captions a clip, each in another wording; there are 10, in
         unseen_templates 2
     seed:                         of the drawing
-    shuffled:                     each clip's frames in an order that follows from (seed, number): the control
-        that tells whether a model sees their order; a mean over frames does not
     tiles:                        pictures among the objects
     photographs:                  a pair reader of pictures that lie behind the objects of a third of the
         clips; charts and drawings among them are left out, and their captions are not read
@@ -45,6 +42,7 @@ class DrawnClips:
 
     side: int = 64
     frames: int = 8
+    pairs: int | None = None
     count_train: int = 20_000
     count_test: int = 1_000
     split_train: str = "train"
@@ -52,7 +50,6 @@ class DrawnClips:
     captions_train: int = 10
     captions_test: int = 1
     seed: int = 0
-    shuffled: bool = False
     tiles: Tiles = field(default_factory=Tiles)
     photographs: Annotated[Any, Part(PAIRS)] | None = None
 
@@ -64,10 +61,10 @@ class DrawnClips:
         check_split(split)
         clips = self.clips(split)
         clips.pictures(0)
-        return ClipPairs(clips, getattr(self, f"captions_{split}"), self.shuffled)
+        return ClipPairs(clips, getattr(self, f"captions_{split}"))
 
     def clips(self, split: str) -> Clips:
-        return Clips(**numbered(self, split), frames=self.frames)
+        return Clips(**numbered(self, split), frames=self.frames, pairs=self.pairs)
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,6 @@ class ClipPairs:
 
     clips: Clips
     wordings: int
-    shuffled: bool = False
     skipped: int = 0
     drawn: bool = True
 
@@ -91,16 +87,16 @@ class ClipPairs:
         return len(self.clips)
 
     def frames(self, index: int) -> list[Image.Image]:
-        pictures = self.clips.pictures(index)
-        if self.shuffled:
-            pictures = pictures[permutation(len(pictures), self.clips.seed, _SHUFFLE, index)]
-        return [Image.fromarray(picture) for picture in pictures]
+        return [Image.fromarray(picture) for picture in self.clips.pictures(index)]
 
     def image(self, index: int) -> Image.Image:
         return middle(self.frames(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self.clips.captions(index, self.wordings)
+
+    def twin(self, index: int) -> int | None:
+        return self.clips.twin(index)
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         return None

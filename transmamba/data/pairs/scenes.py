@@ -106,5 +106,8 @@ class ScenePairs:
     def captions(self, index: int) -> tuple[str, ...]:
         return self.scenes.captions(index, self.wordings)
 
+    def twin(self, index: int) -> int | None:
+        return self.scenes.twin(index)
+
     def array(self) -> npt.NDArray[np.uint8] | None:
         return None

@@ -22,7 +22,8 @@ class PairSource(Protocol):
     skipped: how many pairs were left out when the split was read, for a reason that its reader has said
 
     A source whose pictures are drawn when they are asked for may say so by `drawn`: none needs to be looked
-    through.
+    through. One with twins, pictures that differ in one thing alone as their captions do, may say by
+    `twin(index)` which is whose.
     """
 
     @property

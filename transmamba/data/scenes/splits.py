@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -13,8 +13,8 @@ from ..hashing import Draws, hash64, permutation
 from . import captions, clips
 from .clips import Clip, draw_clip
 from .draw import render
-from .menus import menu
-from .programs import Scene, swapped
+from .menus import TRAIN_PAIRS, menu
+from .programs import Pair, Scene, swapped
 from .sampling import Menu, draw_scene
 from .stock import SHAPES_ALONE, Stock
 
@@ -54,6 +54,11 @@ class _Numbered:
             raise IndexError(f"item {index} of {self.count}")
         number = index // 2 if self.split == "swapped_relations" else index
         return Draws(int(hash64(self.seed, stream, SPLITS.index(self.split), number)[0]))
+
+    def twin(self, index: int) -> int | None:
+        """The number of its twin; None where it has none."""
+        other = index ^ 1
+        return other if self.split == "swapped_relations" and other < self.count else None
 
     def _is_twin(self, index: int) -> bool:
         return self.split == "swapped_relations" and index % 2 == 1
@@ -117,19 +122,35 @@ class Clips(_Numbered):
 
     split, count, side, seed: as of Scenes; swapped_relations has twins, the same events in either order
     frames: how many a clip has, at least 3
+    pairs:  how many pairs of colour and kind there are of each sort of objects, all if left out: with few,
+        many clips show the same things and differ in what happens
     """
 
     frames: int = 8
+    pairs: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.frames < 3:
             raise UserError(f"frames {self.frames}: write at least 3, for two events")
+        if self.pairs is not None and not clips.MOST_IN_CLIP <= self.pairs <= len(TRAIN_PAIRS):
+            raise UserError(f"pairs {self.pairs}: write {clips.MOST_IN_CLIP} to {len(TRAIN_PAIRS)}")
 
     def program(self, index: int) -> Clip:
         """What happens in clip number `index`. Raises IndexError beyond the last one."""
         clip = draw_clip(self._draws(_CLIPS, index), self._menu)
         return clip.swapped() if self._is_twin(index) else clip
+
+    @cached_property
+    def _menu(self) -> Menu:
+        known = menu(self.split, self.stock)
+        if self.pairs is None:
+            return known
+        groups, first = (
+            tuple(_spread(group, self.pairs) for group in some) for some in (known.groups, known.first)
+        )
+        # a clip states no relation, and few kinds may have none that is held back
+        return replace(known, groups=groups, first=first, needs_relation=False)
 
     def pictures(self, index: int, side: int | None = None) -> npt.NDArray[np.uint8]:
         """(frames, side, side, 3) uint8 RGB. Raises UserError for a side that cannot be drawn."""
@@ -153,3 +174,8 @@ class Clips(_Numbered):
 
     def _wordings(self, index: int) -> list[str]:
         return self._templates(index, clips.TEMPLATES, clips.HELD_TEMPLATES)
+
+
+def _spread(pairs: tuple[Pair, ...], count: int) -> tuple[Pair, ...]:
+    """`count` of them, evenly spaced; all where there are no more."""
+    return pairs if len(pairs) <= count else tuple(pairs[n * len(pairs) // count] for n in range(count))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...core.frames import embed_frames
 from ...core.output import Capture, Captures, Output
 from ...core.preprocessing import Preprocessing
-from ...core.tower import Tower, similarity_scalars
+from ...core.tower import Tower, scan_of, similarity_scalars
 from ...ecosystems import open_clip as library
 from ...ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from ...ecosystems.origin import Origin
@@ -81,7 +81,8 @@ class ClipStudent(CustomTextCLIP):
             output.streams["image"] = made.streams["image"]
             output.embeddings["image"] = F.normalize(self.visual.head(made.logits()), dim=-1)
         if "frames" in inputs:
-            output.embeddings["image"] = embed_frames(inputs, captures, partial(self.run, captures={}))
+            run = partial(self.run, captures={})
+            output.embeddings["image"] = embed_frames(inputs, captures, run, scan_of(self))
         if "text" in inputs:
             output.embeddings["text"] = F.normalize(self._read(inputs, captures, output), dim=-1)
         return output

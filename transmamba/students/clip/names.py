@@ -27,7 +27,8 @@ class ImageTower:
     kind:   `vim`, `ssd_vit`, or `vit`: with attention, of the teacher's shape its own tower
     fresh:  start from random weights, whatever `init` says
     attention_layers: of an ssd_vit, the blocks that keep attention
-    kwargs: of its constructor, as of the student of that kind; they go before the teacher's shape
+    kwargs: of its constructor, as of the student of that kind; they go before the teacher's shape. With
+        num_frames it scans all frames of a video at once, in place of the mean of their embeddings
     """
 
     kind: Literal["vim", "ssd_vit", "vit"] = "vim"
@@ -104,13 +105,18 @@ class OpenClipModel:
     model: `NAME` or `NAME/TAG`, a folder or hf-hub:ID with open_clip_config.json
     model_cfg: in place of it, what open_clip builds a model from (embed_dim, vision_cfg, text_cfg)
     pretrained: with the weights of `model`
+    num_frames: let the image tower of a converted student (vim, ssd_vit) scan all frames of a video at once,
+        made for so many of them: its weights as they are, temporal positions of 0; left out: as it was saved
     """
 
     model: str | None = None
     model_cfg: dict[str, Any] | None = None
     pretrained: bool = False
+    num_frames: int | None = None
 
     def __post_init__(self) -> None:
+        if self.num_frames is not None and self.num_frames < 2:
+            raise UserError(f"num_frames {self.num_frames}: write at least 2; leave it out for pictures")
         if (self.model is None) == (self.model_cfg is None):
             raise UserError("write one of model and model_cfg")
         if self.pretrained and self.model is None:
@@ -121,6 +127,10 @@ class OpenClipModel:
             model = library.create_open_clip(self._source(), pretrained=self.pretrained)
         else:
             model = _made(self.model_cfg or {})
+        if self.num_frames is not None:
+            from .frames import scan_frames
+
+            scan_frames(model, self.num_frames)
         if spec.preprocessing is not None:
             _check_alike(library.preprocessing(model).text, spec.preprocessing.text)
         return model

@@ -25,6 +25,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..frames import ScansFrames, joined
 from ..reading import suits_layer_norms
 from ..sizes import check_rates, check_sizes
 from .plan import plan_block, plan_ends
@@ -60,11 +61,12 @@ class SSDBlock(Block):
         return weight * self.ls1.gamma[:, None] if hasattr(self.ls1, "gamma") else weight
 
 
-class SSDVisionTransformer(VisionTransformer):
+class SSDVisionTransformer(ScansFrames, VisionTransformer):
     """timm's VisionTransformer whose blocks mix tokens with `SSDAttention`, but for `attention_layers`.
 
     norm_eps:  epsilon of every norm, where the teacher's is not timm's 1e-6
     gated_mlp: whether its MLPs are gated, act(gate) * up (SwiGLU where `act_layer` is silu)
+    num_frames: scan all frames of a video (`ScansFrames`); layers that keep attention attend over them
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class SSDVisionTransformer(VisionTransformer):
         attention_layers: Sequence[int] = (),
         norm_eps: float | None = None,
         gated_mlp: bool = False,
+        num_frames: int = 1,
         **kwargs: Any,
     ) -> None:
         _check(**kwargs)
         if gated_mlp:
             kwargs["mlp_layer"] = SwiGLU
         super().__init__(block_fn=SSDBlock, **kwargs)
+        self.make_times(num_frames)
         if norm_eps is not None:
             for module in self.modules():
                 if hasattr(module, "eps"):
@@ -99,8 +103,46 @@ class SSDVisionTransformer(VisionTransformer):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        decays = {name for name, _ in self.named_parameters() if name.endswith(("A_log", "A_b_log"))}
-        return super().no_weight_decay() | decays
+        own = ("A_log", "A_b_log", "temporal_pos_embedding")
+        return super().no_weight_decay() | {name for name, _ in self.named_parameters() if name.endswith(own)}
+
+    def make_times(self, num_frames: int) -> None:
+        """Raises ValueError for options under which frames have no fixed number of tokens."""
+        if num_frames != 1 and (self.dynamic_img_size or not isinstance(self.patch_drop, nn.Identity)):
+            raise ValueError("num_frames goes without dynamic_img_size and patch_drop_rate; leave them out")
+        super().make_times(num_frames)
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        return self.timed(super()._pos_embed(x), 1)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """Tokens (B, L, D) of images, (B, T * L, D) of videos."""
+        x, times = self.pictures(x)
+        x = self.timed(super()._pos_embed(self.patch_embed(x)), times)
+        return joined(self.norm_pre(self.patch_drop(x)), times)
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, **timm: Any) -> Tensor:
+        """timm's, of videos (B, T, C, H, W) too. Raises ValueError for a mask of attention over frames."""
+        if x.ndim != 5:
+            return super().forward_features(x, attn_mask=attn_mask, **timm)
+        if attn_mask is not None or timm.get("is_causal"):
+            raise ValueError("all frames of a video are read both ways; leave attn_mask and is_causal out")
+        x = self._embed(x)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self._spares_memory() else block(x)
+        return self.norm(x)
+
+    def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
+        """Of every frame what timm's reads of a picture; their mean."""
+        how = self.global_pool if pool_type is None else pool_type
+        times = x.shape[1] // self.layout.length
+        if self.temporal_pos_embedding is None or times == 1 or not how:
+            return super().pool(x, pool_type)
+        each = super().pool(x.unflatten(1, (times, -1)).flatten(0, 1), pool_type)
+        return each.unflatten(0, (-1, times)).mean(dim=1)
+
+    def _spares_memory(self) -> bool:
+        return self.grad_checkpointing and self.training
 
     # --- the student's interface
     # ------------------------------------------------------------------------------
@@ -129,10 +171,10 @@ class SSDVisionTransformer(VisionTransformer):
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
         capture, stream = captures.get("image", Capture()), Stream(self.layout)
-        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(inputs["image"]))))
+        x = self._embed(inputs["image"])
         for k, block in enumerate(self.blocks):
             want = Want(k in capture.branches, capture.tokens, apart=capture.apart)
-            if self.grad_checkpointing and self.training:
+            if self._spares_memory():
                 x, mixed = checkpoint(block, x, want, use_reentrant=False)
             else:
                 x, mixed = block(x, want)

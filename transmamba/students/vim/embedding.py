@@ -1,4 +1,4 @@
-"""Vim's patches, which may overlap, and its positions at another resolution."""
+"""Vim's patches, which may overlap, its positions at another resolution, and the norm behind both."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from timm.layers import PatchEmbed, resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..sizes import pair
 
@@ -51,6 +51,14 @@ def patches_of(
     if stride is None or (stride, stride) == pair(patch_size):
         return PatchEmbed(img_size, patch_size, in_chans, embed_dim)
     return OverlappingPatches(img_size, patch_size, in_chans, embed_dim, stride)
+
+
+def norm_after(kind: str, dim: int, eps: float) -> nn.Module:
+    """The norm after the embedding. Raises ValueError for an unknown kind."""
+    if kind not in ("", "layer", "centred", "rms"):
+        raise ValueError(f"pre_norm is {kind!r}; write 'layer', 'centred', 'rms' or ''")
+    norm = nn.RMSNorm if kind == "rms" else nn.LayerNorm
+    return norm(dim, eps=eps) if kind else nn.Identity()
 
 
 @torch.no_grad()

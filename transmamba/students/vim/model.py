@@ -18,25 +18,25 @@ from torch.utils.checkpoint import checkpoint
 
 from ...core.layout import Grid
 from ...core.output import Branches, Capture, Captures, Context, Logits, Output, Stream
-from ...layers.bidirectional import BidirectionalMamba
 from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..frames import ScansFrames, joined, mean_frame
 from ..sizes import check_pooling, check_rates, check_sizes
-from .embedding import note_sizes, patches_of, resized_positions
+from .embedding import norm_after, note_sizes, patches_of, resized_positions
 from .layer import PLAIN, VimLayer
 from .plan import plan_ends, plan_layer
 
 
-class VisionMamba(nn.Module):
+class VisionMamba(ScansFrames, nn.Module):
     """Vim, bidirectional v2, class token in the middle.
 
     Options beside timm's usual ones: `d_state`, `expand`, `d_conv`, `stride` (pixels between patches that
     overlap, as in the official stride-8 models), and the additions to the official model
-    `proj_bias`, `gate_bias` (see `BidirectionalMamba`) and `pre_norm`: a LayerNorm after the embedding, as
-    CLIP's towers have it (`centred`: with each token's mean taken out after it, as folding leaves it), or an
-    RMSNorm there (`rms`).
+    `proj_bias`, `gate_bias` (see `BidirectionalMamba`), `num_frames` (see `ScansFrames`) and `pre_norm`: a
+    LayerNorm after the embedding, as CLIP's towers have it (`centred`: with each token's mean taken out after
+    it, as folding leaves it), or an RMSNorm there (`rms`).
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class VisionMamba(nn.Module):
         drop_path_rate: float = 0.0,
         stride: int | None = None,
         dynamic_img_size: bool = False,
+        num_frames: int = 1,
     ) -> None:
         super().__init__()
         check_pooling(global_pool)
@@ -67,19 +68,16 @@ class VisionMamba(nn.Module):
         check_sizes(img_size, patch_size, stride, in_chans=in_chans, **sizes)
         if dynamic_img_size:
             raise ValueError("dynamic_img_size is not for a Vim; call set_input_size for each size instead")
-        if pre_norm not in ("", "layer", "centred", "rms"):
-            raise ValueError(f"pre_norm is {pre_norm!r}; write 'layer', 'centred', 'rms' or ''")
         self.num_classes, self.in_chans, self.global_pool = num_classes, in_chans, global_pool
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
-        self.num_prefix_tokens = 1
-        self.grad_checkpointing = False
+        self.num_prefix_tokens, self.grad_checkpointing = 1, False
         self.patch_embed = patches_of(img_size, patch_size, in_chans, embed_dim, stride)
         num_patches = self.patch_embed.num_patches
         self.cls_position = num_patches // 2
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, num_patches + 1, embed_dim))
-        norm = nn.RMSNorm if pre_norm == "rms" else nn.LayerNorm
-        self.norm_pre = norm(embed_dim, eps=pre_norm_eps) if pre_norm else nn.Identity()
+        self.make_times(num_frames)
+        self.norm_pre = norm_after(pre_norm, embed_dim, pre_norm_eps)
         self.centred = pre_norm == "centred"
         mixer: dict[str, Any] = dict(d_state=d_state, expand=expand, d_conv=d_conv)
         mixer |= dict(proj_bias=proj_bias, gate_bias=gate_bias)
@@ -100,13 +98,12 @@ class VisionMamba(nn.Module):
         Mamba."""
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
+        layer: Any
         for layer in self.layers:
-            layer.mixer.out_proj.weight.div_(len(self.layers) ** 0.5)  # type: ignore[union-attr,operator]
-        for linear in self.modules():
-            if isinstance(linear, BidirectionalMamba):
-                for projection in (linear.in_proj, linear.out_proj):
-                    if projection.bias is not None:
-                        nn.init.zeros_(projection.bias)
+            layer.mixer.out_proj.weight.div_(len(self.layers) ** 0.5)
+            for projection in (layer.mixer.in_proj, layer.mixer.out_proj):
+                if projection.bias is not None:
+                    nn.init.zeros_(projection.bias)
         if isinstance(self.head, nn.Linear):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
@@ -117,13 +114,13 @@ class VisionMamba(nn.Module):
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         names = {"pos_embed", "cls_token"}
-        own = ("A_log", "A_b_log", "D", "D_b", "gate_bias")
+        own = ("A_log", "A_b_log", "D", "D_b", "gate_bias", "temporal_pos_embedding")
         return names | {name for name, _ in self.named_parameters() if name.rsplit(".", 1)[-1] in own}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return dict(
-            stem=r"^cls_token|pos_embed|patch_embed",
+            stem=r"^cls_token|pos_embed|temporal_pos_embedding|patch_embed",
             blocks=[(r"^layers\.(\d+)", None), (r"^norm_f", (99999,))],
         )
 
@@ -157,11 +154,13 @@ class VisionMamba(nn.Module):
         note_sizes(self, embed.img_size, embed.patch_size)
 
     def _embed(self, x: Tensor) -> Tensor:
+        x, times = self.pictures(x)
         patches = self.patch_embed(x)
         cls_token = self.cls_token.expand(len(x), -1, -1).to(patches.dtype)
         before, after = patches[:, : self.cls_position], patches[:, self.cls_position :]
-        x = self.norm_pre(torch.cat([before, cls_token, after], dim=1) + self.pos_embed)
-        return x - x.mean(dim=-1, keepdim=True) if self.centred else x
+        x = torch.cat([before, cls_token, after], dim=1) + self.pos_embed
+        x = self.norm_pre(self.timed(x, times))
+        return joined(x - x.mean(dim=-1, keepdim=True) if self.centred else x, times)
 
     def _layer(self, layer: nn.Module, x: Tensor, want: Want = PLAIN) -> tuple[Tensor, Mixed]:
         if self.grad_checkpointing and self.training and not torch.jit.is_scripting():
@@ -169,13 +168,14 @@ class VisionMamba(nn.Module):
         return layer(x, want)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order."""
+        """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order; of videos frame by frame."""
         x = self._embed(x)
         for layer in self.layers:
             x, _ = self._layer(layer, x)
         return self.norm_f(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = mean_frame(x, self.layout.length) if self.global_pool else x
         if self.global_pool == "token":
             x = x[:, self.cls_position]
         elif self.global_pool == "avg":

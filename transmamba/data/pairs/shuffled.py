@@ -1,0 +1,46 @@
+"""Videos with their frames in another order: the control that tells whether a model sees the order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..hashing import permutation
+from .source import VideoSource, middle
+
+_SHUFFLE = 0xF4A3E5  # sets this hash of (seed, index) apart from others
+
+
+@dataclass(frozen=True)
+class ShuffledFrames:
+    """A `VideoSource` of the same videos, each one's frames in an order that follows from (seed, number)."""
+
+    source: VideoSource
+    seed: int = 0
+
+    @property
+    def skipped(self) -> int:
+        return self.source.skipped
+
+    @property
+    def num_frames(self) -> int:
+        return self.source.num_frames
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def frames(self, index: int) -> list[Image.Image]:
+        frames = self.source.frames(index)
+        return [frames[place] for place in permutation(len(frames), self.seed, _SHUFFLE, index)]
+
+    def image(self, index: int) -> Image.Image:
+        return middle(self.frames(index))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self.source.captions(index)
+
+    def array(self) -> npt.NDArray[np.uint8] | None:
+        return self.source.array()
