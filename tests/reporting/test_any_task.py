@@ -135,7 +135,9 @@ def write_run(folder: Path, seed: int, scores: bool = True) -> Measured:
 def test_numbers_come_back_with_their_names(tmp_path: Path) -> None:
     measured = write_run(tmp_path / "a", 1)
     results = read_results(tmp_path / "a" / "results.json")
-    assert {name: results[name] for name in ("student", "teacher", "agreement")} == measured.results()
+    assert {
+        name: results[name] for name in ("student", "teacher", "agreement", "difference")
+    } == measured.results()
     assert metrics_of(results) == (RECALL, OVERLAP, ERROR) and headline(metrics_of(results)) == RECALL
     items = read_items(tmp_path / "a" / "items.npz")
     assert [each.index.tolist() for each in items] == [list(range(6)), list(range(10, 16))]

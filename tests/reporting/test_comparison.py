@@ -53,6 +53,7 @@ def test_a_sure_difference_and_one_that_is_not() -> None:
     assert len(rows) == 2
     assert "top-1 %" in rows[0] and ">better<" in rows[0]
     assert f"{100 * (better.mean() - right.mean()):+.2f}" in rows[0]
+    assert f">{100 * better.mean() / right.mean():.1f} (" in rows[0] and "ratio % [95 %]" in page
     assert "NLL nats" in rows[1] and ">not sure<" in rows[1]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from ..core.output import Logits, Output
 from ..core.task import Evaluator, Outcome, Pass, Runner, Sample
 from ..core.tower import run_plain
 from ..errors import UserError
+from .compare import Difference, paired_differences
 from .cost import Clock, Cost, Timed
 
 T = TypeVar("T")
@@ -182,16 +184,32 @@ class Measured:
                 found |= evaluator.compare(outcomes["student"], outcomes["teacher"])
         return found
 
+    def differences(self) -> dict[str, Difference]:
+        """How much better the student is than its teacher in the metrics that are means over items; nothing
+        where one of them was not measured."""
+        found: dict[str, Difference] = {}
+        for outcomes in self.outcomes:
+            if {"student", "teacher"} <= outcomes.keys():
+                student, teacher = outcomes["student"], outcomes["teacher"]
+                if student.index is not None and teacher.index is not None:
+                    assert np.array_equal(student.index, teacher.index), "measured on the same items"
+                    found |= paired_differences(teacher.items, student.items)
+        return found
+
     def results(self) -> dict[str, dict[str, Any]]:
-        """What results.json holds: each model's metrics and costs, and `agreement` where there is any."""
+        """What results.json holds: each model's metrics and costs, and, of student and teacher, `agreement`
+        and `difference` by metric, where there is any."""
         names = list(dict.fromkeys(name for outcomes in self.outcomes for name in outcomes))
         results: dict[str, dict[str, Any]] = {}
         for name in names:
             results[name] = dict(self.metrics(name))
             results[name] |= {"params": self.params[name]} if name in self.params else {}
             results[name] |= vars(self.costs[name]) if name in self.costs else {}
-        agreement = self.agreement()
-        return results | ({"agreement": agreement} if agreement else {})
+        if agreement := self.agreement():
+            results["agreement"] = agreement
+        if differences := self.differences():
+            results["difference"] = {key: dict(vars(found)) for key, found in differences.items()}
+        return results
 
     def samples(self, count: int) -> list[Sample]:
         """At most `count` items worth a look, of each evaluator."""

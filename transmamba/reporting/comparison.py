@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..evaluation.compare import Difference, paired_difference
 from .charts import Source, draw, panels, terms_apart
 from .figure import SERIES, STYLE
-from .metrics import MISSING, change, headline, models_of, rows, value_of, written
+from .metrics import MISSING, change, difference_cells, headline, models_of, rows, value_of, written
 from .pages import provenance, render_template, write_page
 from .run_data import RunData, folder_of_run, read_run
 
@@ -110,13 +110,14 @@ def _differences(
     return found
 
 
-def _row(metric: Metric, found: Difference) -> tuple[str, str, str, str]:
-    """(difference, interval, verdict, items)."""
+def _row(metric: Metric, found: Difference) -> tuple[str, str, str, str, str]:
+    """(difference, interval, ratio with its interval, verdict, items)."""
     verdict = "not sure"
     if found.sure:
         verdict = "better" if (found.mean > 0) == (metric.better == "up") else "worse"
     interval = f"{change(metric, found.low)} to {change(metric, found.high)}"
-    return change(metric, found.mean), interval, verdict, f"{found.items:,}"
+    _, ratio = difference_cells(metric, vars(found))
+    return change(metric, found.mean), interval, ratio, verdict, f"{found.items:,}"
 
 
 def _paired(a: RunData, b: RunData, key: str) -> Difference | None:
