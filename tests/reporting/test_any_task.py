@@ -17,7 +17,8 @@ from torch import Tensor
 from transmamba.core.batch import Batch
 from transmamba.core.output import Logits
 from transmamba.core.task import Answer, Listing, Matrix, Metric, Outcome, Pass, Runner, Sample
-from transmamba.evaluation.run import Measured, measure
+from transmamba.evaluation.measured import Measured
+from transmamba.evaluation.run import measure
 from transmamba.reporting.comparison import render_comparison
 from transmamba.reporting.metrics import headline, metrics_of, read_results, write_results
 from transmamba.reporting.model_card import Card, render_model_card

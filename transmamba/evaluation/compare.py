@@ -3,9 +3,10 @@
 Intervals are of the percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
 chapter 13) over items, each of which keeps the scores of both models: what is hard for both says nothing of
 their difference. What an item is, its evaluator says: of retrieval it is a picture together with its
-captions, so that captions of one picture are not taken for independent ones. The gallery stays as it is:
-queries alone are drawn again. Drawn into the gallery twice, an item would tie with itself, and one that was
-not drawn could not be found, so that recall in such galleries is that of another, easier task.
+captions, so that captions of one picture are not taken for independent ones (where pictures have unequally
+many, the number of all captions stays as it is). The gallery stays as it is too: queries alone are drawn
+again. Drawn into the gallery twice, an item would tie with itself, and the gallery would have fewer others to
+be found instead, so that recall there is that of another task.
 """
 
 from __future__ import annotations
