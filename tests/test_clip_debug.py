@@ -60,6 +60,9 @@ def test_a_clip_becomes_mamba(tmp_path: Path) -> None:
     """Shorter than the recipe as it stands: a teacher that has begun to learn is enough to be followed."""
     results = ran(tmp_path, "stages.0.steps=10", "stages.1.steps=40")
     teacher, student = results["teacher"]["mean_recall"], results["student"]["mean_recall"]
+    apart = results["difference"]["mean_recall"]
+    assert apart["items"] == TESTED and apart["ratio"] == pytest.approx(student / teacher)
+    assert apart["low"] <= student - teacher <= apart["high"] and apart["low"] < apart["high"]
     chance = 100 * (1 + 5 + 10) / 3 / TESTED
     assert teacher > 4 * chance, "the teacher has learnt what captions say"
     assert student > 0.8 * teacher, (student, teacher)

@@ -82,7 +82,8 @@ def evaluate(
 
     architecture, teacher_architecture: timm names, where the model or the teacher is a file of weights
 
-    Returns {"student": {...}} or, with a teacher, {"student", "teacher", "agreement"}.
+    Returns {"student": {...}} or, with a teacher, {"student", "teacher", "agreement", "difference"}: the last
+    is student against teacher by metric, with paired intervals (`evaluation.compare.Difference`).
     """
     prepared = prepare(
         model,

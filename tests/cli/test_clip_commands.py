@@ -221,6 +221,76 @@ def test_zero_shot_and_a_probe_from_python(clip: Path) -> None:
     assert found["agreement"]["zero_shot_again_agreement"] == 100.0
 
 
+def test_zero_shot_and_a_probe_from_the_command_line(command: Command, clip: Path, tmp_path: Path) -> None:
+    """As a recipe would say it, whether a reader is named or its folder is known by looking."""
+    sets, templates = tmp_path / "sets", tmp_path / "templates.txt"
+    for split, count in (("train", 6), ("test", 4)):
+        for kind in ("red thing", "dog"):
+            pictures(sets / split / kind, count)
+    templates.write_text("a drawing of a {c}.\nthe {c}\n")
+    dots = {"name": "synthetic", "num_test": 9, "num_classes": 3, "size": 16}
+    folder = {"name": "image_folder", "root": str(sets)}
+    recipe = {
+        "data": {"name": "scenes", "side": 16, "count_train": 8, "count_test": 6},
+        "zero_shot": [{"data": dots, "name": "dots"}, {"data": folder, "templates": str(templates)}],
+        "probe": {**folder, "on_error": "skip"},
+        "final_split": "test",
+    }
+    options = [
+        *SCENES,
+        *(f"task.zero_shot.0.data.{key}={value}" for key, value in dots.items()),
+        "task.zero_shot.0.name=dots",
+        f"task.zero_shot.1.data={sets}",
+        f"task.zero_shot.1.templates={templates}",
+        f"task.probe={sets}",
+        "task.probe.on_error=skip",
+    ]
+    assert task_of("scenes", options, "image_text", split="test") == configs.parse(
+        ImageTextConfig, recipe, "task"
+    )
+    words = ["--task", "image_text", "--data", "scenes", "--teacher", clip, "--json"]
+    done = command("evaluate", clip, *words, *options)
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    for key in ("mean_recall", "i2t_r1", "zero_shot_dots_top1", "zero_shot_top1", "probe_top1"):
+        assert 0 <= found["student"][key] == found["teacher"][key] <= 100, key
+        assert found["difference"][key]["mean"] == 0 and found["difference"][key]["items"] in (6, 8, 9)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["task.zero_shot.1.data=synthetic"], "task.zero_shot.1.data=synthetic: zero_shot is empty"),
+        (["task.zero_shot.0.data=/no/folder"], "zero_shot.0.data: unknown data reader '/no/folder'"),
+        (["task.zero_shot.0.data={here}"], "task.zero_shot.0.data={here}: no reader knows what is there"),
+        (["task.probe.nam=synthetic"], "probe"),
+        (["task.probes=synthetic"], "did you mean 'probe'"),
+        (["task.probe"], "task.probe: write key=value"),
+        (
+            ["task.probe=synthetic", "--split", "train"],
+            "task.probe=synthetic is measured with the split test",
+        ),
+    ],
+)
+def test_what_task_options_are_refused(
+    command: Command, clip: Path, tmp_path: Path, words: list[str], says: str
+) -> None:
+    given = [word.format(here=tmp_path) for word in words]
+    done = command("evaluate", clip, "--task", "image_text", "--data", "scenes", *SCENES, *given)
+    assert done.code == 2 and says.format(here=tmp_path) in done.err and "Traceback" not in done.err, done.err
+
+
+def test_the_split_that_is_measured_is_the_final_one(tmp_path: Path) -> None:
+    """Of a run that held a share out too: what is measured with the final split is measured with any."""
+    task = {"name": "image_text", "data": "scenes", "validation": 0.2, "final_split": "validation"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"task": task}))
+    for split in ("test", "validation"):
+        found = task_of(None, ["count_test=5", "task.probe=synthetic"], run=tmp_path, split=split)
+        assert found.final_split == split and found.data.count_test == 5 and found.validation == 0.2
+        assert type(found.probe).name == "synthetic"
+    assert task_of(None, [], run=tmp_path, split="train").final_split == "validation"
+
+
 # --- inspect ---
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,9 @@ def test_report_of_one_run_and_of_several(
         assert command("report", *words).out == "page\n"
     page = Path("x.html")
     assert asked == [(one, None), (one, page), ([one, two], None), ([one, two], page)]
+    monkeypatch.setattr("transmamba.reporting.comparison.compared", lambda runs: {"runs": len(runs)})
+    assert json.loads(command("report", one, two, "--json").out) == {"runs": 2}
+    command("report", one, two, "--json", "--output", "x.html").refuses("--json writes no page")
 
 
 def test_kernels_are_not_timed_where_there_is_no_gpu(

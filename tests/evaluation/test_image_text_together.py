@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from embedding_runners import Embeds, class_batches, filled, pair_batches, unit
 
@@ -40,6 +41,16 @@ def test_they_share_results_and_files(tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys)
     results = measured.results()
     assert results["student"].keys() | results["agreement"].keys() == set(keys)
+    for key, found in results["difference"].items():
+        mean = results["student"][key] - results["teacher"][key]
+        assert found["mean"] == pytest.approx(mean, abs=1e-9) and found["low"] <= mean <= found["high"], key
+        assert found["items"] == (30 if key.startswith(("zero_shot", "probe")) else 12)
+        if found["ratio"] is not None:
+            assert found["ratio"] == pytest.approx(results["student"][key] / results["teacher"][key]), key
+    kinds = {f"{way}_{kind}" for way in ("i2t", "t2i") for kind in ("r1", "r5", "r10", "mean_rank")}
+    kinds |= {f"{name}_{kind}" for name in ("zero_shot", "probe") for kind in ("top1", "top5", "per_class")}
+    assert results["difference"].keys() == {"mean_recall", *kinds}
+    assert results["difference"]["i2t_mean_rank"]["ratio"] and results["difference"]["probe_top1"]["ratio"]
     assert [metric.key for metric, _ in rows(results, metrics)] == keys
     first = headline(metrics)
     assert first is not None and first.key == "mean_recall"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from transmamba.evaluation.compare import paired_bootstrap, paired_difference
+from transmamba.evaluation.compare import paired_bootstrap, paired_difference, paired_differences
 
 
 def test_paired_bootstrap_covers_the_difference() -> None:
@@ -51,3 +52,81 @@ def test_only_items_that_both_have_are_compared() -> None:
     assert found.mean == pytest.approx(((2.5 - 1) + (5 - 3)) / 2) and found.low >= 1.5 and found.high <= 2.0
     assert found.sure
     assert paired_difference(a, np.arange(4), b, np.arange(10, 14)) is None
+
+
+# --- difference and ratio of several metrics ---
+
+
+def made_up_scores(seed: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """(teacher, student): percent, right 70 and 66 % of the time, mostly of the same items."""
+    generator = np.random.default_rng(seed)
+    hard = generator.random(count)
+    noise = generator.normal(0, 0.1, (2, count))
+    return 100.0 * (hard + noise[0] < 0.7), 100.0 * (hard + noise[1] < 0.66)
+
+
+def test_difference_and_ratio_are_those_of_scipy() -> None:
+    a, b = made_up_scores(0)
+    found = paired_differences({"x": a}, {"x": b})["x"]
+    assert found.mean == pytest.approx(b.mean() - a.mean()) and found.items == 400
+    assert found.ratio == pytest.approx(b.mean() / a.mean())
+
+    def difference(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        return y.mean(axis=axis) - x.mean(axis=axis)
+
+    def ratio(x: np.ndarray, y: np.ndarray, axis: int) -> np.ndarray:
+        return y.mean(axis=axis) / x.mean(axis=axis)
+
+    mine = {difference: (found.low, found.high), ratio: (found.ratio_low, found.ratio_high)}
+    for statistic, interval in mine.items():
+        theirs = stats.bootstrap(
+            (a, b), statistic, paired=True, vectorized=True, n_resamples=9999, method="percentile", rng=1
+        )
+        low, high = theirs.confidence_interval
+        assert interval == pytest.approx((low, high), abs=0.08 * (high - low))
+        # resampled apart from each other, the models' differences would be far less sure
+        apart = stats.bootstrap(
+            (a, b), statistic, paired=False, vectorized=True, n_resamples=999, method="percentile", rng=1
+        )
+        assert high - low < 0.6 * (apart.confidence_interval.high - apart.confidence_interval.low)
+
+
+def test_the_interval_of_a_ratio_covers_it() -> None:
+    """Of 60 samples with a true ratio of 0.875, about 95 % of the intervals hold it."""
+    held = 0
+    for seed in range(60):
+        generator = np.random.default_rng(seed)
+        a, b = 100.0 * (generator.random((2, 300)) < [[0.8], [0.7]])
+        found = paired_differences({"x": a}, {"x": b}, draws=500, seed=seed)["x"]
+        assert found.ratio_low is not None and found.ratio_high is not None
+        held += found.ratio_low <= 0.875 <= found.ratio_high
+    assert 53 <= held <= 60
+
+
+def test_metrics_together_are_each_by_itself() -> None:
+    (a, b), (c, d) = made_up_scores(0), made_up_scores(1)
+    together = paired_differences({"x": a, "y": c, "mine": a}, {"x": b, "y": d, "theirs": b}, draws=300)
+    assert together.keys() == {"x", "y"}
+    for key, one, other in (("x", a, b), ("y", c, d)):
+        alone = paired_difference(one, np.arange(400), other, np.arange(400), draws=300)
+        assert vars(together[key]) == pytest.approx(vars(alone))
+
+
+def test_equal_models_differ_by_nothing() -> None:
+    a, _ = made_up_scores(2)
+    found = paired_differences({"x": a}, {"x": a.copy()}, draws=50)["x"]
+    assert (found.mean, found.low, found.high) == (0, 0, 0) and not found.sure
+    assert (found.ratio, found.ratio_low, found.ratio_high) == (1, 1, 1)
+
+
+def test_no_ratio_to_nothing_and_none_of_what_has_signs() -> None:
+    zero, some = np.zeros(50), np.arange(50.0)
+    rare, seldom = some < 1, some < 5  # not drawn in a third of the draws, in one of 200
+    scores = {"zero": zero, "rare": 1.0 * rare, "seldom": 1.0 * seldom, "signed": some - 10}
+    scores |= {"fine": some + 1, "nan": some * np.nan}
+    found = paired_differences(scores, dict.fromkeys(scores, some), draws=1000)
+    assert [key for key, each in found.items() if each.ratio is not None] == ["seldom", "fine"]
+    assert np.isfinite([found[key].ratio_high for key in ("seldom", "fine")]).all()
+    assert found["zero"].mean == pytest.approx(some.mean()) and "nan" not in found
+    assert all((each.ratio_low is None) == (each.ratio is None) for each in found.values())
+    assert paired_differences({"x": some[:1]}, {"x": some[:1]}) == {}

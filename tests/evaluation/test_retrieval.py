@@ -16,7 +16,7 @@ from torch import Tensor
 from transmamba.core.task import Evaluator, Listing, Outcome, Pass
 from transmamba.errors import UserError
 from transmamba.evaluation import ranks
-from transmamba.evaluation.compare import paired_difference
+from transmamba.evaluation.compare import paired_difference, paired_differences
 from transmamba.evaluation.retrieval import RetrievalEvaluator
 from transmamba.evaluation.run import measure
 from transmamba.reporting.samples import packed, unpacked
@@ -154,6 +154,35 @@ def test_the_item_of_a_picture_is_of_its_own_captions() -> None:
     assert found.items["t2i_r1"] == pytest.approx([100 * 2 / 3, 100 * 2 / 3])
     assert found.items["i2t_r1"].tolist() == [50, 100]  # the first one's caption is tied with another's
     assert found.items["t2i_mean_rank"] == pytest.approx([2 / 3, 2 / 3 * 3])
+
+
+def test_pictures_are_resampled_with_their_captions_in_a_gallery_that_stays() -> None:
+    """Against recall counted anew over the queries that each draw has, several captions a picture."""
+    pictures, each, draws = 40, 3, 200
+    owners = torch.arange(pictures).repeat_interleave(each)
+    tables, hits = {}, {}
+    for n in (1, 2):  # captions about where their pictures are
+        image, noise = unit(n, pictures, 4), unit(n + 50, len(owners), 4)
+        tables[n] = image, torch.nn.functional.normalize(image[owners] + noise, dim=-1)
+    for n, (image, text) in tables.items():
+        scores, own = (text @ image.T).numpy(), (owners[:, None] == torch.arange(pictures)).numpy()
+        first = scores.argsort(axis=1)[:, ::-1][:, :5]  # of all pictures, whoever asks
+        best = np.where(own, scores, -np.inf).max(axis=0)
+        i2t = (scores > best).sum(axis=0) < 5
+        hits[n] = i2t, (first == owners.numpy()[:, None]).any(axis=1)
+    again, means = np.random.default_rng(0), []
+    for _ in range(draws):
+        drawn = again.integers(0, pictures, pictures)
+        captions = np.concatenate([np.flatnonzero(owners.numpy() == picture) for picture in drawn])
+        means.append([[100 * hits[n][0][drawn].mean(), 100 * hits[n][1][captions].mean()] for n in (1, 2)])
+    teacher, student = np.moveaxis(np.array(means), 1, 0)
+    outcomes = [outcome_of(*tables[n], owners).items for n in (1, 2)]
+    found = paired_differences(*outcomes, draws=draws)
+    for place, key in enumerate(("i2t_r5", "t2i_r5")):
+        difference = np.quantile(student[:, place] - teacher[:, place], [0.025, 0.975])
+        ratio = np.quantile(student[:, place] / teacher[:, place], [0.025, 0.975])
+        assert (found[key].low, found[key].high) == pytest.approx(tuple(difference))
+        assert (found[key].ratio_low, found[key].ratio_high) == pytest.approx(tuple(ratio), rel=0.01)
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])

@@ -17,7 +17,8 @@ from torch import Tensor
 from transmamba.core.batch import Batch
 from transmamba.core.output import Logits
 from transmamba.core.task import Answer, Listing, Matrix, Metric, Outcome, Pass, Runner, Sample
-from transmamba.evaluation.run import Measured, measure
+from transmamba.evaluation.measured import Measured
+from transmamba.evaluation.run import measure
 from transmamba.reporting.comparison import render_comparison
 from transmamba.reporting.metrics import headline, metrics_of, read_results, write_results
 from transmamba.reporting.model_card import Card, render_model_card
@@ -135,7 +136,9 @@ def write_run(folder: Path, seed: int, scores: bool = True) -> Measured:
 def test_numbers_come_back_with_their_names(tmp_path: Path) -> None:
     measured = write_run(tmp_path / "a", 1)
     results = read_results(tmp_path / "a" / "results.json")
-    assert {name: results[name] for name in ("student", "teacher", "agreement")} == measured.results()
+    assert {
+        name: results[name] for name in ("student", "teacher", "agreement", "difference")
+    } == measured.results()
     assert metrics_of(results) == (RECALL, OVERLAP, ERROR) and headline(metrics_of(results)) == RECALL
     items = read_items(tmp_path / "a" / "items.npz")
     assert [each.index.tolist() for each in items] == [list(range(6)), list(range(10, 16))]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_up_run import CONFIG, RESULTS
+from made_up_run import CONFIG, DIFFERENCE, RESULTS
 
 from transmamba.reporting.model_card import Card, render_model_card, write_model_card
 
@@ -53,6 +53,17 @@ def test_model_card(tmp_path: Path) -> None:
     ):
         assert line in text.splitlines(), line
     assert "\n\n\n" not in text
+
+
+def test_the_card_says_how_sure_the_numbers_are() -> None:
+    lines = render_model_card(CARD, results={**RESULTS, **DIFFERENCE}, config=CONFIG).splitlines()
+    head = lines.index(
+        "| | teacher | student | scratch | student - teacher [95 %] | student / teacher % [95 %] |"
+    )
+    assert lines[head + 1] == "|---|---:|---:|---:|---:|---:|"
+    row = "| top-1 % | 91.50 | 90.25 | 60.50 | -1.25 (-2.00 to -0.50) | 98.6 (97.8 to 99.5) |"
+    assert lines[head + 2] == row
+    assert any("paired bootstrap" in line for line in lines)
 
 
 def test_no_licence_is_claimed_that_nobody_gave() -> None:

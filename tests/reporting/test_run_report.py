@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from made_up_run import CONFIG, RESULTS, SUBCLONE, Links, full_run, made_up_rows, made_up_samples, write_run
+from made_up_run import (
+    CONFIG,
+    DIFFERENCE,
+    RESULTS,
+    SUBCLONE,
+    Links,
+    full_run,
+    made_up_rows,
+    made_up_samples,
+    write_run,
+)
 
 from transmamba.errors import UserError
 from transmamba.reporting.earlier import converted
@@ -41,6 +51,14 @@ def test_everything_is_on_the_page() -> None:
     ):
         assert text in page, text
     assert "Left out" not in page and " MB" not in page
+
+
+def test_how_sure_student_against_teacher_is() -> None:
+    page = render(full_run(results={**RESULTS, **DIFFERENCE}))
+    assert "-1.25 to the teacher (-2.00 to -0.50)" in page
+    (row,) = [line for line in page.splitlines() if "<tr><th>top-1 %</th>" in line]
+    assert re.findall(r">([^<>]+)</td>", row)[-2:] == ["-1.25 (-2.00 to -0.50)", "98.6 (97.8 to 99.5)"]
+    assert "items are resampled" in page and "items are resampled" not in full_page()
 
 
 def test_the_page_is_self_contained() -> None:

@@ -9,7 +9,7 @@ import sys
 import warnings
 
 import pytest
-from made_up_run import RESULTS
+from made_up_run import DIFFERENCE, RESULTS
 
 from transmamba.evaluation.classification import ClassificationEvaluator
 from transmamba.reporting.table import results_table
@@ -71,3 +71,19 @@ def test_nothing_is_left_open() -> None:
         warnings.simplefilter("error", ResourceWarning)
         results_table(RESULTS, METRICS)
         gc.collect()
+
+
+def test_student_against_teacher() -> None:
+    both = {**RESULTS, **DIFFERENCE}
+    lines = [cells(line) for line in results_table(both, METRICS, student="runs/x").splitlines()]
+    assert lines[-2][:4] == ["runs/x - teacher [95 %]", "-1.25 (-2.00 to -0.50)", "–", "–"]
+    assert lines[-1][:3] == ["runs/x / teacher % [95 %]", "98.6 (97.8 to 99.5)", "–"]
+    assert "+0.0400 (+0.0100 to +0.0700)" in lines[-2]
+    turned = [cells(line) for line in results_table(both, METRICS, width=80).splitlines()]
+    assert turned[0][-2:] == ["student - teacher [95 %]", "student / teacher % [95 %]"]
+    assert turned[2] == [
+        *("top-1 %", "91.50", "90.25", "60.50"),
+        *("-1.25 (-2.00 to -0.50)", "98.6 (97.8 to 99.5)"),
+    ]
+    without = {**RESULTS, "difference": {"nll": DIFFERENCE["difference"]["nll"]}}
+    assert "/ teacher" not in results_table(without, METRICS)

@@ -1,18 +1,20 @@
-"""What `--data` and reader options mean: a task's configuration."""
+"""What `--data`, reader options and `task.KEY=value` mean: a task's configuration."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import load as configs
+from ..config.file import apply_override
 from ..config.registry import PAIRS, READERS, TASKS, Registry
 from ..errors import UserError
 from ..runs.saved import run_of, saved_part
-from .words import pairs
+from .words import below, pairs
 
 # what is known there by looking
 _LAYOUTS = {
@@ -22,25 +24,67 @@ _LAYOUTS = {
 
 
 def task_of(
-    data: str | None, options: Sequence[str], task: str = "image_classification", run: Path | None = None
+    data: str | None,
+    options: Sequence[str],
+    task: str = "image_classification",
+    run: Path | None = None,
+    split: str | None = None,
 ) -> Any:
-    """The task configuration that `--task`, `--data` and reader options mean.
+    """The task configuration that `--task`, `--data`, reader options and the task's own (`task.KEY=value`)
+    mean.
 
     Without `data`: the task of the run that `run` (RUN or RUN/student) is, with the options in place of its
-    reader's. Raises UserError where neither is given.
+    own. Raises UserError where neither is given.
+
+    split: the one that is to be measured, which makes it the final one, with which a task measures all that
+        it can; left out: as the task has it
     """
+    reader = [word for word in options if not word.startswith("task.")]
+    values: dict[str, Any]
     if data is not None:
-        reader = _reader(data, pairs(options), readers_of(task))
-        return configs.parse(TASKS[task], {"data": reader}, "--data")
-    folder = None if run is None else run_of(run)
-    if folder is None:
-        raise UserError(
-            f"{run or 'model'}: no run there whose data to use; write --data FOLDER, or a reader's name"
-        )
-    saved = configs.dump(saved_part(folder, "task", TASKS))
-    if options:  # such as root=, where the data lie elsewhere on this machine
-        saved["data"] |= pairs(options)
-    return configs.parse(TASKS[saved.pop("name")], saved, f"{folder}, task")
+        values, source = {"data": _reader(data, pairs(reader), readers_of(task))}, "--data"
+    else:
+        folder = None if run is None else run_of(run)
+        if folder is None:
+            raise UserError(
+                f"{run or 'model'}: no run there whose data to use; write --data FOLDER, or a reader's name"
+            )
+        values, source = configs.dump(saved_part(folder, "task", TASKS)), f"{folder}, task"
+        task = values.pop("name")
+        if reader:  # such as root=, where the data lie elsewhere on this machine
+            values["data"] |= pairs(reader)
+    for word in below("task.", options):
+        if split == "train" and word.startswith(("zero_shot", "probe")):
+            raise UserError(
+                f"task.{word} is measured with the split test or validation; leave one of them out"
+            )
+        _set(values, word)
+    known = {field.name for field in dataclasses.fields(TASKS[task])}
+    if "final_split" in known and (split == "test" or (split == "validation" and values.get("validation"))):
+        values["final_split"] = split
+    return configs.parse(TASKS[task], values, source)
+
+
+def _set(values: dict[str, Any], word: str) -> None:
+    """A task's option, `probe.root=/data/x`, as overrides of a recipe are written; of a list, one item more
+    may begin. Where a reader's name goes, a file or a folder may stand that a reader knows.
+
+    Raises UserError for a word that means nothing.
+    """
+    key, equals, value = word.partition("=")
+    steps = key.split(".")
+    if len(steps) > 1 and steps[1].isdigit():
+        items = values[steps[0]] = values.get(steps[0]) or []
+        if isinstance(items, list) and int(steps[1]) == len(items):
+            items.append({})
+    a_reader = key == "probe" or key.endswith(".data")
+    if equals and a_reader and value not in READERS and Path(value).expanduser().exists():
+        found = recognised(Path(value).expanduser(), option=f"task.{key}=")
+        word = f"{key}={json.dumps(configs.dump(found))}"
+    try:
+        apply_override(values, word)
+    except ValueError as error:
+        raise UserError(f"task.{word}: {error}") from error
 
 
 def readers_of(task: str) -> Registry:
@@ -70,9 +114,9 @@ def _reader(data: str, options: dict[str, Any], readers: Registry) -> dict[str, 
     return {**values, **options}
 
 
-def recognised(path: Path, readers: Registry = READERS) -> Any:
-    """The configuration of the one reader that knows what `path` holds. Raises UserError where none or
-    several do."""
+def recognised(path: Path, readers: Registry = READERS, option: str = "--data ") -> Any:
+    """The configuration of the one reader that knows what `path` holds; `option` is what named it. Raises
+    UserError where none or several do."""
     found = {}
     for name in readers:
         reader = readers[name]
@@ -83,12 +127,12 @@ def recognised(path: Path, readers: Registry = READERS) -> Any:
         return next(iter(found.values()))
     if found:
         raise UserError(
-            f"--data {path}: {' and '.join(found)} can both read that; write --data {next(iter(found))} and "
-            f"its options (transmamba list {_listed(readers)})"
+            f"{option}{path}: {' and '.join(found)} can both read that; write {option}{next(iter(found))} "
+            f"and its options (transmamba list {_listed(readers)})"
         )
     layout = _LAYOUTS.get(_listed(readers), "")
     raise UserError(
-        f"--data {path}: no reader knows what is there; {layout}write --data READER and its options "
+        f"{option}{path}: no reader knows what is there; {layout}write {option}READER and its options "
         f"(transmamba list {_listed(readers)})"
     )
 

@@ -20,7 +20,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", help="a name of the task's readers, a folder or a file; left out: what RUN was trained on"
     )
-    parser.add_argument("--teacher", help="measured beside it, with their agreement")
+    parser.add_argument(
+        "--teacher", help="measured beside it, with their agreement and how sure their differences are"
+    )
     parser.add_argument(
         "--teacher-architecture", metavar="NAME", help="of a teacher that is a file of weights alone"
     )
@@ -31,7 +33,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
-        "options", nargs="*", metavar="key=value", help="reader options, such as root=/data/x"
+        "options",
+        nargs="*",
+        metavar="key=value",
+        help="reader options, such as root=/data/x; task.KEY=... for the task, as in a recipe: of image_text "
+        "task.zero_shot.0.data=FOLDER, task.zero_shot.0.templates=FILE, task.probe=FOLDER",
     )
 
 
@@ -43,7 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     prepared = prepare(
         arguments.model,
-        task_of(arguments.data, arguments.options, arguments.task, run=Path(arguments.model)),
+        task_of(
+            arguments.data,
+            arguments.options,
+            arguments.task,
+            run=Path(arguments.model),
+            split=arguments.split,
+        ),
         teacher=arguments.teacher,
         architecture=arguments.architecture,
         teacher_architecture=arguments.teacher_architecture,

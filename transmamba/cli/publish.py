@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+
+from ..errors import UserError
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
@@ -14,11 +17,22 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="left out: RUN/report.html, or comparison.html in the last of several",
     )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="of several runs, print how their students differ from the first one's instead of a page",
+    )
 
 
 def run_report(arguments: argparse.Namespace) -> int:
     runs = [Path(run) for run in arguments.runs]
-    if len(runs) == 1:
+    if arguments.json:
+        from ..reporting.comparison import compared
+
+        if arguments.output is not None:
+            raise UserError("--json writes no page; leave --output out")
+        print(json.dumps(compared(runs), indent=2))
+    elif len(runs) == 1:
         from ..reporting.report import write_report
 
         print(write_report(runs[0], arguments.output))

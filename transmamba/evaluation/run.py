@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 
 from ..core.batch import Batch
 from ..core.output import Logits, Output
-from ..core.task import Evaluator, Outcome, Pass, Runner, Sample
+from ..core.task import Evaluator, Outcome, Pass, Runner
 from ..core.tower import run_plain
 from ..errors import UserError
 from .cost import Clock, Cost, Timed
+from .measured import Measured
 
 T = TypeVar("T")
 
@@ -144,59 +144,6 @@ class ModelRunner:
                 items = f"items {int(batch.index.min())} to {int(batch.index.max())}"
             self.trouble = f"{what} are not finite in batch {self._count} ({items})"
         return made
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What evaluators found out about models, and what those cost.
-
-    outcomes: of each evaluator, by model (`student`, `teacher` ...)
-    costs, params: by model; a model that does not say how many parameters it has is left out
-    """
-
-    evaluators: Sequence[Evaluator]
-    outcomes: Sequence[Mapping[str, Outcome]]
-    costs: Mapping[str, Cost]
-    params: Mapping[str, int]
-
-    def metrics(self, name: str) -> dict[str, float]:
-        """One model's metrics, of all evaluators."""
-        found: dict[str, float] = {}
-        for outcomes in self.outcomes:
-            again = found.keys() & outcomes[name].metrics.keys()
-            assert not again, f"two evaluators call a metric {sorted(again)[0]}"
-            found |= outcomes[name].metrics
-        return found
-
-    def joined(self, other: Measured) -> Measured:
-        """With what the same evaluators found out about other models in a pass of their own."""
-        outcomes = [{**a, **b} for a, b in zip(self.outcomes, other.outcomes, strict=True)]
-        costs, params = {**self.costs, **other.costs}, {**self.params, **other.params}
-        return Measured(self.evaluators, outcomes, costs, params)
-
-    def agreement(self) -> dict[str, float]:
-        """How far student and teacher agree; nothing where one of them was not measured."""
-        found: dict[str, float] = {}
-        for evaluator, outcomes in zip(self.evaluators, self.outcomes, strict=True):
-            if {"student", "teacher"} <= outcomes.keys():
-                found |= evaluator.compare(outcomes["student"], outcomes["teacher"])
-        return found
-
-    def results(self) -> dict[str, dict[str, Any]]:
-        """What results.json holds: each model's metrics and costs, and `agreement` where there is any."""
-        names = list(dict.fromkeys(name for outcomes in self.outcomes for name in outcomes))
-        results: dict[str, dict[str, Any]] = {}
-        for name in names:
-            results[name] = dict(self.metrics(name))
-            results[name] |= {"params": self.params[name]} if name in self.params else {}
-            results[name] |= vars(self.costs[name]) if name in self.costs else {}
-        agreement = self.agreement()
-        return results | ({"agreement": agreement} if agreement else {})
-
-    def samples(self, count: int) -> list[Sample]:
-        """At most `count` items worth a look, of each evaluator."""
-        pairs = zip(self.evaluators, self.outcomes, strict=True)
-        return [sample for evaluator, found in pairs for sample in evaluator.samples(found, count)]
 
 
 def alone(mine: T) -> list[T]:

@@ -12,34 +12,58 @@ from ..errors import UserError
 from ..evaluation.compare import Difference, paired_difference
 from .charts import Source, draw, panels, terms_apart
 from .figure import SERIES, STYLE
-from .metrics import MISSING, change, headline, models_of, rows, value_of, written
+from .metrics import MISSING, change, difference_cells, headline, models_of, rows, value_of, written
 from .pages import provenance, render_template, write_page
 from .run_data import RunData, folder_of_run, read_run
 
 DRAWS = 2_000
 # of a task's configuration: what decides which items a model is measured on
 _SAME_ITEMS = ("name", "data", "validation", "split_seed")
+# and on which items beside those; the metrics of these begin with that word
+_BESIDE = ("zero_shot", "probe")
 
 
 def write_comparison(folders: Sequence[Path], output: Path | None = None) -> Path:
     """Writes comparison.html into the last run's folder, or `output`. Raises UserError as `write_report`
     does, and for fewer than two runs."""
-    found = [folder_of_run(folder) for folder in folders]
-    if len(found) < 2:
+    runs = _read(folders)
+    page = folder_of_run(folders[-1]) / "comparison.html" if output is None else Path(output).expanduser()
+    return write_page(page, render_comparison(runs))
+
+
+def compared(folders: Sequence[Path]) -> dict[str, Any]:
+    """`against`, the name of the first run, and of each other run by name its student's `difference` to the
+    first one's, as results.json has that of a student to its teacher; or `why` there is none. Raises
+    UserError as `write_comparison` does."""
+    runs = _read(folders)
+    names, metrics = _names(runs), _metrics(runs)
+    rest: dict[str, Any] = {}
+    for name, run in zip(names[1:], runs[1:], strict=True):
+        found, why = paired(runs[0], run, metrics)
+        apart = {key: dict(vars(difference)) for key, difference in found.items()}
+        rest[name] = {"why": why} if why else {"difference": apart}
+    return {"against": names[0], "runs": rest}
+
+
+def _read(folders: Sequence[Path]) -> list[RunData]:
+    if len(folders) < 2:
         raise UserError("a comparison needs two runs; write both folders: transmamba report RUN1 RUN2")
-    page = found[-1] / "comparison.html" if output is None else Path(output).expanduser()
-    return write_page(page, render_comparison([read_run(folder) for folder in found]))
+    return [read_run(folder_of_run(folder)) for folder in folders]
+
+
+def _metrics(runs: Sequence[RunData]) -> tuple[Metric, ...]:
+    """Of all runs, each key once."""
+    known: dict[str, Metric] = {}
+    for metric in (metric for run in runs for metric in run.metrics):
+        known.setdefault(metric.key, metric)
+    return tuple(known.values())
 
 
 def render_comparison(runs: Sequence[RunData]) -> str:
     """The page, from values alone; every run is compared with the first."""
     import matplotlib
 
-    names = _names(runs)
-    known: dict[str, Metric] = {}
-    for metric in (metric for run in runs for metric in run.metrics):
-        known.setdefault(metric.key, metric)
-    metrics = tuple(known.values())
+    names, metrics = _names(runs), _metrics(runs)
     with matplotlib.rc_context(STYLE):
         curves = _curves(runs, names, metrics)
     return render_template(
@@ -93,40 +117,53 @@ def _merged(runs: Sequence[RunData]) -> dict[str, Any]:
 # --- how sure a difference is ---
 
 
+def paired(a: RunData, b: RunData, metrics: Sequence[Metric]) -> tuple[dict[str, Difference], str]:
+    """How the student of b differs from that of a, by `Metric.key`; or nothing, and why.
+
+    Metrics of other data than the task's own are left out where the recipes name other such data.
+    """
+    if why := _not_comparable(a, b):
+        return {}, why
+    others = tuple(f"{key}_" for key in _BESIDE if _of_task(a, key) != _of_task(b, key))
+    keys = [metric.key for metric in metrics if not metric.key.startswith(others)]
+    found = {key: _paired(a, b, f"student/{key}") for key in keys}
+    known = {key: difference for key, difference in found.items() if difference is not None}
+    return known, "" if known else "they have no scores of the same items (items.npz)"
+
+
 def _differences(
     a: RunData, b: RunData, a_name: str, b_name: str, metrics: Sequence[Metric]
 ) -> dict[str, Any]:
     """Of the students of two runs: a row a metric, or why there is none."""
-    found: dict[str, Any] = {"a": a_name, "b": b_name, "rows": [], "why": _not_comparable(a, b)}
-    if found["why"]:
-        return found
-    for metric in metrics:
-        difference = _paired(a, b, f"student/{metric.key}")
-        if difference is not None:
-            values = [written(metric, value_of(run.results, "student", metric)) for run in (a, b)]
-            found["rows"].append((metric.label, *values, *_row(metric, difference)))
-    if not found["rows"]:
-        found["why"] = "they have no scores of the same items (items.npz)"
-    return found
+    found, why = paired(a, b, metrics)
+    shown = []
+    for metric in (metric for metric in metrics if metric.key in found):
+        values = [written(metric, value_of(run.results, "student", metric)) for run in (a, b)]
+        shown.append((metric.label, *values, *_row(metric, found[metric.key])))
+    return {"a": a_name, "b": b_name, "rows": shown, "why": why}
 
 
-def _row(metric: Metric, found: Difference) -> tuple[str, str, str, str]:
-    """(difference, interval, verdict, items)."""
+def _row(metric: Metric, found: Difference) -> tuple[str, str, str, str, str]:
+    """(difference, interval, ratio with its interval, verdict, items)."""
     verdict = "not sure"
     if found.sure:
         verdict = "better" if (found.mean > 0) == (metric.better == "up") else "worse"
     interval = f"{change(metric, found.low)} to {change(metric, found.high)}"
-    return change(metric, found.mean), interval, verdict, f"{found.items:,}"
+    _, ratio = difference_cells(metric, vars(found))
+    return change(metric, found.mean), interval, ratio, verdict, f"{found.items:,}"
 
 
 def _paired(a: RunData, b: RunData, key: str) -> Difference | None:
-    """Over the items that both runs' evaluators, in the same place, scored."""
-    for mine, other in zip(a.items, b.items, strict=False):
-        if key in mine.scores and key in other.scores:
-            return paired_difference(
-                mine.scores[key], mine.index, other.scores[key], other.index, draws=DRAWS
-            )
-    return None
+    """Over the items that both runs scored; a metric is of one evaluator, whatever its place among them."""
+    mine, other = (next((each for each in run.items if key in each.scores), None) for run in (a, b))
+    if mine is None or other is None:
+        return None
+    return paired_difference(mine.scores[key], mine.index, other.scores[key], other.index, draws=DRAWS)
+
+
+def _of_task(run: RunData, key: str) -> Any:
+    task = run.config.get("task")
+    return task.get(key) if isinstance(task, Mapping) else None
 
 
 def _not_comparable(a: RunData, b: RunData) -> str:

@@ -17,7 +17,7 @@ from ..errors import UserError
 RESULTS_FILE = "results.json"
 # the models of a run in the order in which tables name them
 MODELS = ("teacher", "student", "scratch")
-AGREEMENT = "agreement"
+AGREEMENT, DIFFERENCE = "agreement", "difference"
 MISSING = "–"
 
 COSTS = (
@@ -36,7 +36,8 @@ def write_results(
 ) -> Path:
     """Writes results.json, whole or not at all: its presence says that a run is finished.
 
-    results: each model's numbers by `Metric.key`, and `agreement`; numbers that are not finite become null
+    results: each model's numbers by `Metric.key`, and of student and teacher `agreement` and `difference`;
+        numbers that are not finite become null
     metrics: of the task, saved under `metrics`, so that whoever reads the results can show them
     splits:  the names of the `watched` and the `final` split, saved as `splits`
     """
@@ -123,6 +124,31 @@ def written(metric: Metric, value: float | None) -> str:
 def change(metric: Metric, value: float) -> str:
     """A difference with its sign."""
     return ("+" if value >= 0 else "") + metric.form.format(value)
+
+
+def difference_cells(metric: Metric, found: Mapping[str, Any] | None) -> tuple[str, str]:
+    """A paired difference (the fields of `compare.Difference`) in the metric's unit, and the ratio in %, each
+    with its interval."""
+    if not found:
+        return MISSING, MISSING
+    mean, low, high = (change(metric, found[key]) for key in ("mean", "low", "high"))
+    apart = f"{mean} ({low} to {high})"
+    if found.get("ratio") is None:
+        return apart, MISSING
+    ratio, low, high = (f"{100 * found[key]:.1f}" for key in ("ratio", "ratio_low", "ratio_high"))
+    return apart, f"{ratio} ({low} to {high})"
+
+
+def difference_columns(
+    results: Mapping[str, Any], metrics: Iterable[Metric], student: str = "student"
+) -> list[tuple[str, list[str]]]:
+    """(head, a cell a metric) of how student and teacher differ, with 95 % intervals; none where results say
+    nothing of it."""
+    known = results.get(DIFFERENCE) or {}
+    cells = [difference_cells(metric, known.get(metric.key)) for metric in metrics]
+    heads = (f"{student} - teacher [95 %]", f"{student} / teacher % [95 %]")
+    columns = [(head, [pair[place] for pair in cells]) for place, head in enumerate(heads)]
+    return [(head, column) for head, column in columns if any(cell != MISSING for cell in column)]
 
 
 def rows(

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ..core.card import Card
-from .metrics import as_written_today, metrics_of, models_of, rows, written
+from .metrics import as_written_today, difference_columns, metrics_of, models_of, rows, written
 from .pages import render_template
 from .run_data import final_split, part_label
 
@@ -33,6 +33,7 @@ def render_model_card(card: Card, *, results: Mapping[str, Any], config: Mapping
     task = config.get("task") or {}
     teacher = _public(part_label(config.get("teacher"), ""))
     found = rows(results, metrics_of(results))
+    apart = difference_columns(results, [metric for metric, _ in found])
     # Markdown, not HTML: escaping would spoil it, and the values are the user's own.
     return render_template(
         "model_card.md.jinja",
@@ -45,7 +46,11 @@ def render_model_card(card: Card, *, results: Mapping[str, Any], config: Mapping
         fraction=task.get("fraction") if isinstance(task, Mapping) else None,
         stages=[_stage(index, stage) for index, stage in enumerate(config.get("stages") or [])],
         models=models_of(results),
-        metrics=[(_cell(metric.label), [written(metric, value) for value in row]) for metric, row in found],
+        apart=[head for head, _ in apart],
+        metrics=[
+            (_cell(metric.label), [*(written(metric, value) for value in row), *more])
+            for (metric, row), *more in zip(found, *(column for _, column in apart), strict=True)
+        ],
         split=final_split(config, results),
     )
 

@@ -23,7 +23,17 @@ from ..core.task import Listing, Matrix, Metric, Sample
 from ..errors import UserError
 from .charts import Rows, Source, draw, matrix, panels, similarity, terms_together
 from .figure import SCRATCH, STYLE
-from .metrics import AGREEMENT, change, headline, models_of, rows, value_of, written
+from .metrics import (
+    AGREEMENT,
+    DIFFERENCE,
+    change,
+    difference_columns,
+    headline,
+    models_of,
+    rows,
+    value_of,
+    written,
+)
 from .pages import provenance, render_template, write_page
 from .run_data import RunData, count, folder_of_run, part_label, read_run
 
@@ -99,6 +109,8 @@ def _tiles(results: Mapping[str, Any], metrics: Sequence[Metric]) -> list[tuple[
         gap = ""
         if metric.key in teacher:
             gap = f"{change(metric, student[metric.key] - teacher[metric.key])} to the teacher"
+            if apart := (results.get(DIFFERENCE) or {}).get(metric.key):
+                gap += f" ({change(metric, apart['low'])} to {change(metric, apart['high'])})"
         tiles.append((f"Student {metric.label}", written(metric, student[metric.key]), gap))
     if metric is not None and metric.key in teacher:
         tiles.append((f"Teacher {metric.label}", written(metric, teacher[metric.key]), ""))
@@ -115,11 +127,13 @@ def _tiles(results: Mapping[str, Any], metrics: Sequence[Metric]) -> list[tuple[
 
 
 def _table(results: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
-    """`models` and, of each number that any of them has, its label and the cells."""
+    """`models` and, of each number that any of them has, its label and the cells; `apart`, in the same order:
+    how student and teacher differ, as (head, cells)."""
     found = rows(results, metrics)
     return {
         "models": models_of(results),
         "rows": [(metric.label, [written(metric, value) for value in values]) for metric, values in found],
+        "apart": difference_columns(results, [metric for metric, _ in found]),
     }
 
 

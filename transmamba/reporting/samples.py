@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ..core.task import Answer, Listing, Matrix, Outcome, Sample
 from ..errors import UserError
-from ..evaluation.run import Measured
+from ..evaluation.measured import Measured
 
 ITEMS_FILE, SAMPLES_FILE = "items.npz", "samples.npz"
 Arrays = dict[str, npt.NDArray[Any]]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..core.task import Metric
-from .metrics import MISSING, models_of, rows, written
+from .metrics import MISSING, difference_columns, models_of, rows, written
 
 # of a file or a pipe, which have no width
 _WIDE = 10_000
@@ -26,7 +26,8 @@ def results_table(
     student: str = "student",
     width: int | None = None,
 ) -> str:
-    """A row for teacher, student (under that name) and scratch, a column for each number that any has.
+    """A row for teacher, student (under that name) and scratch, a column for each number that any has; rows
+    for how student and teacher differ, where that is known.
 
     Where that is wider than `width` characters (left out: the terminal's), the table is turned: a row for
     each number.
@@ -36,6 +37,9 @@ def results_table(
     found = rows(results, metrics, names)
     labels = [metric.label for metric, _ in found]
     cells = [[written(metric, value) for value in values] for metric, values in found]
+    apart = difference_columns(results, [metric for metric, _ in found], student)
+    titles += [head for head, _ in apart]
+    cells = [row + list(more) for row, *more in zip(cells, *(column for _, column in apart), strict=True)]
     by_model = [[title, *column] for title, column in zip(titles, zip(*cells, strict=True), strict=True)]
     text = text_table(["model", *labels], by_model)
     if max(map(len, text.splitlines()), default=0) <= (_width() if width is None else width):

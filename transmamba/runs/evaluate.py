@@ -17,7 +17,8 @@ from ..core.task import Pass
 from ..ecosystems.find import load_model, preprocessing_of
 from ..errors import UserError
 from ..evaluation.cost import HALF, autocast, find_device
-from ..evaluation.run import Measured, ModelRunner, measure
+from ..evaluation.measured import Measured
+from ..evaluation.run import ModelRunner, measure
 from ..subcloning.convert import as_teacher
 from ..teachers.teacher import Teacher
 

@@ -9,7 +9,7 @@ from ..config import load as configs
 from ..core.task import Task
 from ..ecosystems.find import card_of
 from ..ecosystems.folders import STUDENT_FOLDER
-from ..evaluation.run import Measured
+from ..evaluation.measured import Measured
 from ..reporting.metrics import as_saved, write_results
 from ..reporting.model_card import write_model_card
 from ..reporting.samples import write_samples

@@ -23,7 +23,8 @@ from ..distillation.distiller import Distiller
 from ..ecosystems.find import save_model
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
-from ..evaluation.run import Measured, ModelRunner, alone, measure
+from ..evaluation.measured import Measured
+from ..evaluation.run import ModelRunner, alone, measure
 from ..reporting.tracking import Tracker
 from ..subcloning.subclone import subclone
 from ..teachers.teacher import Teacher

@@ -11,7 +11,7 @@ from typing import Any
 from ..config import load as configs
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
-from ..evaluation.run import Measured
+from ..evaluation.measured import Measured
 from ..reporting.metrics import RESULTS_FILE, as_saved, read_results
 from ..reporting.progress import Display
 from ..reporting.report import write_report
