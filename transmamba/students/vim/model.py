@@ -24,6 +24,7 @@ from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
 from ..sizes import check_pooling, check_rates, check_sizes
+from ..timm_arguments import ALONE, Asked
 from .embedding import note_sizes, patches_of, resized_positions
 from .layer import PLAIN, VimLayer
 from .plan import plan_ends, plan_layer
@@ -293,8 +294,10 @@ class VisionMamba(nn.Module):
     def units(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def plan(self, view: View, select: Mapping[str, Selection]) -> Iterator[Take | Dropped]:
+    def plan(
+        self, view: View, select: Mapping[str, Selection], asked: Asked = ALONE
+    ) -> Iterator[Take | Dropped]:
         tower = view.towers["image"]
-        yield from plan_ends(self, view, select["image"])
+        yield from plan_ends(self, view, select["image"], asked)
         for k, s in self.sources(tower.kinds).items():
             yield from plan_layer(self, tower, select["image"], k, s)
