@@ -91,7 +91,10 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
     except Exception as error:
         said = _wrong_shape(error) or hub.explain(error)
         raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
-    say_made_from(model, cfg, origin, OpenClipTokenizer.of(cfg.get("text_cfg") or {}, source.folder))
+    tokenizer = OpenClipTokenizer.of(cfg.get("text_cfg") or {}, source)
+    if tokenizer is not None and tokenizer.revision is not None:  # what is saved of it is read alike
+        cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], **tokenizer.text_cfg()}}
+    say_made_from(model, cfg, origin, tokenizer)
     return model
 
 
