@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from .model import VisionMamba
 
 
-def plan_ends(student: VisionMamba, view: View, select: Selection, asked: Asked) -> Iterator[Take | Dropped]:
+Items = Iterator[Take | Dropped]
+
+
+def plan_ends(student: VisionMamba, view: View, select: Selection, asked: Asked) -> Items:
     """Embeddings, final norm and head."""
     tower, head = view.towers["image"], view.heads.get("image")
     (embedding, layout), keep = image_embedding(view), select.residual
