@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from transmamba.ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from transmamba.ecosystems.origin import Origin
 
 IMAGE = dict(image_size=16, layers=2, width=32, head_width=16, patch_size=4, mlp_ratio=2.0)
+WORDS = ("[PAD]", "[UNK]", "[SEP]", "a", "red", "square", "two", "dogs", "very", "long", "caption")
 TEXT = dict(context_length=12, vocab_size=49408, width=16, heads=2, layers=2)
 
 
@@ -25,3 +28,14 @@ def made(image: dict[str, Any] | None = None, text: dict[str, Any] | None = None
                 parameter.add_(0.05 * torch.randn_like(parameter))
     library.say_made_from(model, cfg, Origin("mit", "owner/teacher"), OpenClipTokenizer.of(cfg["text_cfg"]))
     return model.eval()
+
+
+def word_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> None:
+    """A tokenizer of transformers with some words, as another library's tower brings it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    found = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="[UNK]"))
+    found.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = dict(pad_token="[PAD]", unk_token="[UNK]", sep_token="[SEP]")
+    PreTrainedTokenizerFast(tokenizer_object=found, **special).save_pretrained(folder)

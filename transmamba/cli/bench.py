@@ -15,12 +15,27 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_inference(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--teacher", default="deit_small_patch16_224", help="a timm ViT, or its folder")
-    parser.add_argument("--students", type=_words, default="vim,ssd_vit", help="such as vim,ssd_vit")
+    parser.add_argument(
+        "--teacher",
+        default="deit_small_patch16_224",
+        help="a timm ViT or its folder; or an open_clip name, folder or id: then image towers are timed",
+    )
+    parser.add_argument(
+        "--students",
+        type=_words,
+        default="vim,ssd_vit",
+        help="such as vim,ssd_vit; of an open_clip model also vit; with options as in vim:embed_dim=128",
+    )
     parser.add_argument("--sizes", type=_words, default="224,448,896,1792", help="pixels, such as 224,448")
     parser.add_argument("--tokens", type=int, help="of a batch; 65536 on a GPU, else 1024 if left out")
     parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
     _add_common(parser)
+    parser.add_argument(
+        "options",
+        nargs="*",
+        metavar="key=value",
+        help="of an open_clip teacher's model_cfg, such as vision_cfg.layers=8",
+    )
 
 
 def add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +79,7 @@ def run_inference(arguments: argparse.Namespace) -> int:
         arguments.teacher,
         arguments.students,
         _pixels(arguments.sizes),
+        options=arguments.options,
         tokens=arguments.tokens,
         steps=arguments.steps,
         device=arguments.device,
@@ -71,9 +87,10 @@ def run_inference(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(list(rows), indent=2))
         return 0
-    print(inference_line(dict.fromkeys(COLUMNS)), flush=True)
+    longest = max(map(len, arguments.students), default=0)
+    print(inference_line(dict.fromkeys(COLUMNS), longest), flush=True)
     for row in rows:
-        print(inference_line(row), flush=True)
+        print(inference_line(row, longest), flush=True)
     return 0
 
 

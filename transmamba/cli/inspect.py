@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
-        help="a timm name, a Hugging Face id or folder, an open_clip NAME/TAG, a .gguf or a file of weights",
+        help="RUN, STUDENT, a timm name, a Hugging Face id or folder, an open_clip NAME/TAG, a .gguf or a "
+        "file of weights",
     )
     parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
     parser.add_argument(
         "--check",
         action="store_true",
         help="load the weights, and run view and model side by side; exit status 1 where they differ by "
-        "more than 1e-5 of the largest number (1e-2 in float16, 8e-2 in bfloat16), or where there is no view",
+        "more than 1e-5 of the largest number (1e-2 in float16, 8e-2 in bfloat16), or where there is no "
+        "view, as of a student",
     )
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
 
@@ -34,6 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     print(json.dumps(found.as_dict(), indent=2) if arguments.json else "\n".join(lines_of(found)))
     if not arguments.check or found.agrees:
         return 0
+    if found.converted is not None:
+        sys.stderr.write(
+            f"{arguments.source}: a student has no view to hold against it; `transmamba evaluate "
+            f"{arguments.source} --teacher TEACHER` measures it\n"
+        )
     if found.agrees is False:
         sys.stderr.write(f"{arguments.source}: {_unlike(found)}\n")
     return 1
@@ -50,7 +57,8 @@ def _unlike(found: Inspection) -> str:
 def lines_of(found: Inspection) -> Iterator[str]:
     """What a terminal shows."""
     counted = f": {found.parameters:,} parameters, {found.precision}" if found.parameters else ""
-    yield f"{found.source} ({found.kind or found.model}){counted}"
+    kind = found.kind or found.model
+    yield f"{found.source} ({kind if found.converted is None else f'student, {kind}'}){counted}"
     for name, tower in found.towers.items():
         yield ""
         yield from _tower(name, tower)
@@ -58,6 +66,10 @@ def lines_of(found: Inspection) -> Iterator[str]:
         yield f"refused        {found.refused.removeprefix('teacher ')}"
     else:
         yield ""
+    if found.converted is not None:
+        yield f"converted      {', '.join(found.converted) or 'no tower: every block has attention'}"
+    if found.covered is not None:
+        yield f"began with     {100 * found.covered:.1f} % of its parameters from its teacher's"
     if found.scalars:
         numbers = {name: "-" if value is None else f"{value:.4g}" for name, value in found.scalars.items()}
         yield f"scalars        {_pairs(numbers)}"
@@ -77,10 +89,12 @@ def lines_of(found: Inspection) -> Iterator[str]:
 
 
 def _tower(name: str, tower: Mapping[str, Any]) -> Iterator[str]:
+    kind = f"{tower['kind']}, " if "kind" in tower else ""  # of a student's
+    counted = f", {tower['parameters']:,} parameters" if kind else ""
     if "opaque" in tower:
-        yield f"{name}: {tower['opaque']}, only run: no view expresses it, so it is never converted"
+        yield f"{name}: {tower['opaque']}, only run: no view expresses it, so it is never converted{counted}"
         return
-    yield f"{name}: width {tower['width']}, {tower['blocks']} blocks, reads {tower['reads']}"
+    yield f"{name}: {kind}width {tower['width']}, {tower['blocks']} blocks, reads {tower['reads']}{counted}"
     yield f"  embedding    {_pairs(tower['embedding'])}"
     for run in tower["sublayers"]:
         numbers = f"{run['first']}" if run["first"] == run["last"] else f"{run['first']}-{run['last']}"

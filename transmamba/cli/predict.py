@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
@@ -16,31 +17,32 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="RUN, STUDENT, a timm name, a Hugging Face id or a file of weights")
+    parser.add_argument(
+        "model",
+        help="RUN, STUDENT, a timm name, a Hugging Face id, an open_clip NAME/TAG or a file of weights",
+    )
     parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, or folders of them")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="TEXT",
+        help='of a CLIP: what to choose from, such as "a cat" "a dog", or a file with a text a line; after '
+        "the images",
+    )
+    parser.add_argument(
+        "--templates",
+        metavar="FILE",
+        help="of a CLIP: sentences, one a line, with {c} where a label goes; left out: the labels alone",
+    )
     parser.add_argument("--top", type=int, default=5, help="how many classes of each; 5 if left out")
     parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line an image")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..ecosystems.find import load_model, preprocessing_of
-    from ..evaluation.cost import find_device
-    from ..evaluation.predict import pictures, predict
-
-    device, paths = find_device(arguments.device), pictures(arguments.images)
-    model = load_model(arguments.model, arguments.architecture)
-    found = predict(
-        model,
-        preprocessing_of(model),
-        paths,
-        names=_names(model, arguments.model),
-        top=arguments.top,
-        device=device,
-    )
     said, refused = [], 0
-    for prediction in found:
+    for prediction in _predictions(arguments):
         if prediction.trouble is not None:
             refused += 1
             print(f"error: {prediction.path}: {prediction.trouble}", file=sys.stderr)
@@ -50,6 +52,71 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(said, indent=2))
     return USER_MISTAKE if refused else 0
+
+
+def _predictions(arguments: argparse.Namespace) -> Iterator[Prediction]:
+    """Raises UserError where the model and what it is asked for do not fit each other."""
+    from ..ecosystems.find import load_model, preprocessing_of
+    from ..evaluation.cost import find_device
+    from ..evaluation.predict import pictures, predict
+
+    device, paths, source = find_device(arguments.device), pictures(arguments.images), arguments.model
+    if arguments.templates is not None and arguments.labels is None:
+        raise UserError("--templates goes with --labels, which say what to choose from; write both")
+    model = load_model(source, arguments.architecture)
+    if arguments.labels is not None:
+        return _of_texts(model, arguments, paths, device)
+    if _has_two_towers(model):
+        raise UserError(
+            f"{source} is a {type(model).__name__}, which has no classes but compares pictures with texts; "
+            'say which after the images: --labels "a cat" "a dog"'
+        )
+    names = _names(model, source)
+    return predict(model, preprocessing_of(model), paths, names=names, top=arguments.top, device=device)
+
+
+def _has_two_towers(model: Any) -> bool:
+    """Whether it embeds images and texts: a model of open_clip's, a Hugging Face CLIP or SigLIP."""
+    return any(hasattr(model, f"{way}_image{end}") for way, end in (("encode", ""), ("get", "_features")))
+
+
+def _of_texts(model: Any, arguments: argparse.Namespace, paths: Sequence[Path], device: Any) -> Any:
+    """By the texts that `--labels` say."""
+    from ..core.tower import similarity_scalars
+    from ..ecosystems.find import preprocessing_of
+    from ..evaluation.predict_texts import AS_IT_IS, predict_texts, read_labels
+    from ..evaluation.run import ModelRunner
+    from ..evaluation.zero_shot import described, read_templates
+
+    if not _has_two_towers(model):
+        raise UserError(
+            f"--labels: {arguments.model} is a {type(model).__name__}, which reads no texts; leave --labels "
+            "out, or name a CLIP"
+        )
+    labels = read_labels(arguments.labels)
+    templates = AS_IT_IS if arguments.templates is None else read_templates(arguments.templates)
+    if hasattr(model, "encode_image"):
+        looks, scalars = preprocessing_of(model), similarity_scalars(model)
+        runner = ModelRunner(model.to(device), device)
+    else:  # of transformers: run as the teacher that it is read as
+        from ..teachers.load import load_teacher
+
+        teacher = load_teacher(arguments.model).to(device)
+        looks, scalars = teacher.preprocessing, dict(teacher.view.scalars)
+        runner = ModelRunner(teacher, device, kind="teacher")
+    _say_cut([text for label in labels for text in described(label, templates)], looks.text)
+    return predict_texts(
+        runner, looks, paths, labels, scalars=scalars, templates=templates, top=arguments.top
+    )
+
+
+def _say_cut(texts: Sequence[str], tokenizer: Any) -> None:
+    cut = 0 if tokenizer is None else tokenizer(texts).truncated
+    if cut:
+        print(
+            f"{cut} of {len(texts)} texts are longer than the model's {tokenizer.context} tokens and are cut",
+            file=sys.stderr,
+        )
 
 
 def _line(prediction: Prediction) -> str:

@@ -29,6 +29,8 @@ library = "open_clip"
 
 # of a repository, in the order in which open_clip prefers them; the last is read without running any of it
 _WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# what open_clip looks for in a folder
+_KINDS_OF_WEIGHTS = (".safetensors", ".bin", ".pth")
 _OURS = "transmamba_open_clip"  # on a model: what it was made from
 
 
@@ -91,7 +93,10 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
     except Exception as error:
         said = _wrong_shape(error) or hub.explain(error)
         raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
-    say_made_from(model, cfg, origin, OpenClipTokenizer.of(cfg.get("text_cfg") or {}, source.folder))
+    tokenizer = OpenClipTokenizer.of(cfg.get("text_cfg") or {}, source)
+    if tokenizer is not None and tokenizer.revision is not None:  # what is saved of it is read alike
+        cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], **tokenizer.text_cfg()}}
+    say_made_from(model, cfg, origin, tokenizer)
     return model
 
 
@@ -173,6 +178,10 @@ def _origin(hf_hub: str) -> Origin:
 def _folder(source: Source, pretrained: bool) -> Path:
     """Where configuration and weights lie side by side."""
     if source.folder is not None:
+        if pretrained and not any(any(source.folder.glob(f"*{kind}")) for kind in _KINDS_OF_WEIGHTS):
+            raise UserError(
+                f"{source.text!r}: holds no weights ({_WEIGHTS[0]}): half written? write it again"
+            )
         return source.folder.resolve()
     assert source.repo is not None, "the caller has looked"
     config = hub.fetch(source.repo, OPEN_CLIP_CONFIG, source.revision)

@@ -13,6 +13,7 @@ import torch
 from ..core.text import Tokens
 from ..errors import UserError
 from . import hub
+from .sources import Source
 
 _CONTEXT = 77  # open_clip's, where text_cfg does not say
 CLIP_VOCABULARY = 49408
@@ -26,23 +27,28 @@ class OpenClipTokenizer:
     options: of open_clip's class, beside the context
     masked:  whether it says which tokens are real: where the tower reads the tokens behind a text's end too,
         a mask would make it another
+    revision: branch, tag or commit on the Hub, of an id
     """
 
     context: int = _CONTEXT
     name: str | None = None
     options: tuple[tuple[str, Any], ...] = ()
     masked: bool = True
+    revision: str | None = None
 
     @classmethod
-    def of(cls, text_cfg: Mapping[str, Any], folder: Path | None = None) -> OpenClipTokenizer | None:
-        """As open_clip.get_tokenizer chooses it; in a `folder` of a model, another library's lies beside
-        it. None where it would choose CLIP's own for a tower that has not its words."""
+    def of(cls, text_cfg: Mapping[str, Any], source: Source | None = None) -> OpenClipTokenizer | None:
+        """As open_clip.get_tokenizer chooses it; in the folder of a model, another library's lies beside it,
+        and in the model's own repository it is that of the model's revision. None where it would choose
+        CLIP's own for a tower that has not its words."""
         options = dict(text_cfg.get("tokenizer_kwargs") or {})
-        name = text_cfg.get("hf_tokenizer_name") or None
+        name, revision = text_cfg.get("hf_tokenizer_name") or None, options.pop("revision", None)
         if name is not None and text_cfg.get("tokenizer_mode"):
             options["tokenizer_mode"] = text_cfg["tokenizer_mode"]
-        if name is not None and folder is not None:
-            name = str(folder)
+        if name is not None and source is not None and source.folder is not None:
+            name, revision = str(source.folder), None
+        elif name is not None and source is not None and name == source.repo:
+            revision = source.revision or revision
         if name is None and text_cfg.get("vocab_size", CLIP_VOCABULARY) < CLIP_VOCABULARY:
             return None
         context = text_cfg.get("context_length", _CONTEXT)
@@ -50,7 +56,7 @@ class OpenClipTokenizer:
         at_end = text_cfg.get("pool_type", "argmax") in ("argmax", "eos")
         ours = text_cfg.get("transmamba")  # our own text tower, which is causal
         at_end = at_end if ours is None else ours.get("pool_type", "argmax") in ("argmax", "eos")
-        return cls(context, name, tuple(sorted(options.items())), causal and at_end)
+        return cls(context, name, tuple(sorted(options.items())), causal and at_end, revision)
 
     def text_cfg(self, base_model: str | None = None) -> dict[str, Any]:
         """What text_cfg says of it, so that open_clip.get_tokenizer makes it again, from files that lie
@@ -62,7 +68,13 @@ class OpenClipTokenizer:
             found["hf_tokenizer_name"] = (base_model or Path(self.name).name) if local else self.name
             if mode := options.pop("tokenizer_mode", None):
                 found["tokenizer_mode"] = mode
+            options |= self.at
         return {**found, **({"tokenizer_kwargs": options} if options else {})}
+
+    @property
+    def at(self) -> dict[str, str]:
+        """What open_clip's class, which hands it on, is told of the revision."""
+        return {} if self.revision is None else {"revision": self.revision}
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
         """Raises UserError where the tokenizer cannot be had."""
@@ -95,6 +107,6 @@ def _made(tokenizer: OpenClipTokenizer) -> Any:
         return SimpleTokenizer(context_length=tokenizer.context, **options)
     try:
         with hub.without_waiting():
-            return HFTokenizer(tokenizer.name, context_length=tokenizer.context, **options)
+            return HFTokenizer(tokenizer.name, context_length=tokenizer.context, **options, **tokenizer.at)
     except Exception as error:
         raise UserError(f"tokenizer {tokenizer.name!r} could not be loaded: {hub.explain(error)}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,16 @@ from ..data.images.folder import suffixes
 from ..errors import UserError
 from .run import ModelRunner
 
+# classes with their probabilities, the likeliest first
+Answer = tuple[tuple[str, float], ...]
+
 
 @dataclass(frozen=True)
 class Prediction:
     """Of one picture: classes with their probabilities, the likeliest first; or why it cannot be read."""
 
     path: Path
-    classes: tuple[tuple[str, float], ...] = ()
+    classes: Answer = ()
     trouble: str | None = None
 
 
@@ -64,25 +67,42 @@ def predict(
     Raises UserError for a model without a head, where `names` are not as many as the model's classes, or its
     logits are not finite.
     """
+    check_top(top)
     if not count_of(model):
         raise UserError(
             f"{type(model).__name__} has no classes, it gives features alone; fit a head first: "
             "recipes/distill.py --config recipes/configs/finetune_head.yaml"
         )
+    with ModelRunner(model.to(device), device) as runner:
+        yield from predictions(
+            paths, preprocessing, lambda images: _answers(runner, images, names, top), batch_size
+        )
+
+
+def check_top(top: int) -> None:
+    """Raises UserError for fewer than one."""
     if top < 1:
         raise UserError(f"top is {top}; write a number of classes, at least 1")
+
+
+def predictions(
+    paths: Sequence[Path],
+    preprocessing: Any,
+    answers_of: Callable[[Tensor], Sequence[Answer]],
+    batch_size: int,
+) -> Iterator[Prediction]:
+    """A prediction a path, in their order; `answers_of` those of images (N, C, H, W), which decode."""
     transform = preprocessing.eval_transform()
-    with ModelRunner(model.to(device), device) as runner:
-        for start in range(0, len(paths), batch_size):
-            chosen = paths[start : start + batch_size]
-            read = [_read(path, transform) for path in chosen]
-            images = [image for image in read if isinstance(image, Tensor)]
-            answers = iter(_answers(runner, torch.stack(images), names, top) if images else ())
-            for path, image in zip(chosen, read, strict=True):
-                if isinstance(image, Tensor):
-                    yield Prediction(path, classes=next(answers))
-                else:
-                    yield Prediction(path, trouble=image)
+    for start in range(0, len(paths), batch_size):
+        chosen = paths[start : start + batch_size]
+        read = [_read(path, transform) for path in chosen]
+        images = [image for image in read if isinstance(image, Tensor)]
+        answers = iter(answers_of(torch.stack(images)) if images else ())
+        for path, image in zip(chosen, read, strict=True):
+            if isinstance(image, Tensor):
+                yield Prediction(path, classes=next(answers))
+            else:
+                yield Prediction(path, trouble=image)
 
 
 def _read(path: Path, transform: Any) -> Tensor | str:
@@ -100,9 +120,7 @@ def _read(path: Path, transform: Any) -> Tensor | str:
         return f"does not decode as an image ({reason})"
 
 
-def _answers(
-    runner: ModelRunner, images: Tensor, names: Sequence[str] | None, top: int
-) -> list[tuple[tuple[str, float], ...]]:
+def _answers(runner: ModelRunner, images: Tensor, names: Sequence[str] | None, top: int) -> list[Answer]:
     """The likeliest classes of each image."""
     nothing = torch.zeros(len(images), dtype=torch.int64)
     logits = runner.logits(image_batch(images, nothing))().float().cpu()
@@ -111,11 +129,13 @@ def _answers(
     count = logits.shape[1]
     if names is not None and len(names) != count:
         raise UserError(f"the model tells {count} classes apart, but {len(names)} have names")
-    found = logits.double().softmax(dim=-1).topk(min(top, count))
+    return likeliest(logits.double().softmax(dim=-1), names or list(map(str, range(count))), top)
+
+
+def likeliest(probabilities: Tensor, names: Sequence[str], top: int) -> list[Answer]:
+    """Of each row of (N, K) the `top` largest, by the names of the columns."""
+    found = probabilities.topk(min(top, len(names)))
     return [
-        tuple(
-            (str(k) if names is None else names[k], p)
-            for k, p in zip(numbers.tolist(), shares.tolist(), strict=True)
-        )
+        tuple((names[k], p) for k, p in zip(numbers.tolist(), shares.tolist(), strict=True))
         for shares, numbers in zip(found.values, found.indices, strict=True)
     ]

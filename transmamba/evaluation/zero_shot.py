@@ -20,12 +20,15 @@ from torch import Tensor
 
 from ..core.batch import Batch
 from ..core.task import Metric, Outcome, Pass, Runner, Sample
+from ..core.text import Tokenizer
 from ..errors import UserError
 from .classification import ClassificationEvaluator, Ints, Scores, Tally
 from .classification_named import NamedClassification, metrics_for
 from .embedded import embedded
 
 TEMPLATES = ("a photo of a {c}.",)
+Tokenize = Callable[[Sequence[str]], Mapping[str, Tensor]]
+
 _PLACE = re.compile(r"\{c?\}")
 # texts in one forward pass: memory, not the result
 _TEXTS = 256
@@ -62,6 +65,33 @@ def described(name: str, templates: Sequence[str]) -> list[str]:
     return [_PLACE.sub(lambda _: name, template) for template in templates]
 
 
+def inputs_of(tokenizer: Tokenizer) -> Tokenize:
+    """What makes a text tower's inputs of texts."""
+
+    def inputs(texts: Sequence[str]) -> Mapping[str, Tensor]:
+        tokens = tokenizer(texts)
+        return {"text": tokens.ids, **({} if tokens.mask is None else {"text_mask": tokens.mask})}
+
+    return inputs
+
+
+def class_vectors(
+    who: str, runner: Runner, names: Sequence[str], templates: Sequence[str], tokenize: Tokenize
+) -> Tensor:
+    """(K, E): the classes' vectors. Every process makes them all, in equally many forward passes. Raises
+    UserError for a model, called `who`, without a text tower."""
+    classes, parts = max(1, _TEXTS // len(templates)), []
+    for start in range(0, len(names), classes):
+        some = names[start : start + classes]
+        texts = [text for each in some for text in described(each, templates)]
+        # no picture: no item of the split
+        batch = Batch(tokenize(texts), {}, torch.zeros(0, dtype=torch.int64), {"samples": 0})
+        found = torch.from_numpy(embedded(who, runner, batch, ("text",))["text"])
+        assert len(found) == len(texts), "a row of the tokenizer a text"
+        parts.append(found.unflatten(0, (len(some), -1)).mean(dim=1))
+    return F.normalize(torch.cat(parts), dim=-1)
+
+
 @dataclass
 class ZeroShotTally(Tally):
     """weights: (K, E) by model, float32 of length 1; they stay with the process that made them."""
@@ -90,7 +120,7 @@ class ZeroShotEvaluator:
     batches: Callable[[Pass], Iterator[Batch]]
     class_names: Sequence[str]
     templates: Sequence[str]
-    tokenize: Callable[[Sequence[str]], Mapping[str, Tensor]]
+    tokenize: Tokenize
     pictures: Callable[[Ints], npt.NDArray[np.uint8]]
     name: str = ""
 
@@ -118,24 +148,12 @@ class ZeroShotEvaluator:
             # pictures first: a model's speed is that of batches like its first
             image = torch.from_numpy(embedded(name, runner, batch, ("image",))["image"])
             if name not in tally.weights:
-                tally.weights[name] = self.weights(name, runner)
+                tally.weights[name] = class_vectors(
+                    name, runner, self.class_names, self.templates, self.tokenize
+                )
             # the factor is CLIP's limit, as CLIP_benchmark has it; no metric here depends on it
             logits = 100 * image @ tally.weights[name].T
             tally.scores.setdefault(name, []).append(Scores.of(logits, labels))
-
-    def weights(self, name: str, runner: Runner) -> Tensor:
-        """(K, E): the classes' vectors. Every process makes them all, in equally many forward passes."""
-        classes, parts = max(1, _TEXTS // len(self.templates)), []
-        for start in range(0, len(self.class_names), classes):
-            names = self.class_names[start : start + classes]
-            texts = [text for each in names for text in described(each, self.templates)]
-            # no picture: no item of the split
-            nothing = torch.zeros(0, dtype=torch.int64)
-            batch = Batch(self.tokenize(texts), {}, nothing, {"samples": 0})
-            found = torch.from_numpy(embedded(name, runner, batch, ("text",))["text"])
-            assert len(found) == len(texts), "a row of the tokenizer a text"
-            parts.append(found.unflatten(0, (len(names), -1)).mean(dim=1))
-        return F.normalize(torch.cat(parts), dim=-1)
 
     def finish(self, tallies: Sequence[Tally]) -> dict[str, Outcome]:
         """Raises UserError where there is no item at all."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..ecosystems import decoders, hub, transformers
-from ..ecosystems.find import card_of
+from ..ecosystems import transformers
+from ..ecosystems.find import card_of, preprocessing_of
 from ..ecosystems.origin import Origin, origin_of
 from ..ecosystems.sources import Source, read_source
 from ..errors import Inexpressible, UserError
@@ -23,9 +24,9 @@ from ..teachers.describe import towers_of
 from ..teachers.load import part_holding, part_reading
 from ..teachers.of_module import OfModule
 from ..teachers.teacher import Teacher
-
-# what transformers writes is larger where nobody set one
-_NO_LIMIT = 10**9
+from .describe_student import converted, student_towers
+from .folder import SUBCLONE
+from .reads import reads_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,10 @@ class Inspection:
     kind:        the registered teacher that reads it; None for a model of a library we know that none reads
     model:       its class in its library, or the type of model that its configuration names
     refused:     the part that no view can express, and why; there are no towers, inputs and students then
-    towers:      by name, as teachers.describe has them
+    converted:   of a student, the towers that have Mamba in place of attention; None for any other model
+    covered:     of a student, the share of its parameters that it began with from its teacher's, 0..1, where
+        that is written beside it
+    towers:      by name, as teachers.describe has them; a student's say their kind and parameters too
     parameters:  of the whole model
     precision:   of its tensors; of a configuration alone, what a new model of it would have
     reads:       what its inputs look like: preprocessing of images, tokenizer
@@ -49,6 +53,8 @@ class Inspection:
     kind: str | None = None
     model: str | None = None
     refused: str | None = None
+    converted: tuple[str, ...] | None = None
+    covered: float | None = None
     towers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scalars: Mapping[str, float | None] = field(default_factory=dict)
     parameters: int = 0
@@ -79,10 +85,11 @@ class Inspection:
 def inspect(
     source: nn.Module | str | Path, *, check: bool = False, architecture: str | None = None
 ) -> Inspection:
-    """Towers, sublayers, heads, inputs and licence of a model, and which students can be made of it.
+    """Towers, sublayers, heads, inputs and licence of a model, and which students can be made of it; of a
+    student of ours, its towers, inputs and licence.
 
-    source:       a timm name, a Hugging Face id or folder, an open_clip name/tag, a .gguf file, a file of
-        weights with `architecture`, or a module in hand
+    source:       a run or student, a timm name, a Hugging Face id or folder, an open_clip name/tag, a .gguf
+        file, a file of weights with `architecture`, or a module in hand
     check:        load its weights and run view and model side by side on random input
     architecture: the timm name of the model whose weights a file holds
 
@@ -100,7 +107,11 @@ def inspect(
         module = _module(part, check) if held is None else held
         teacher = _described(part, module, None if held is None else name)
     except Inexpressible as error:
-        return _refused(name, kind, module or _empty(part, found), found, str(error))
+        module = module or _empty(part, found)
+        towers = {} if module is None else student_towers(module)
+        if module is not None and towers:
+            return _student(name, module, found, towers)
+        return _refused(name, kind, module, found, str(error))
     apart = _differences(teacher, part, module) if check else {}
     origin = None if found is None or teacher.licence else origin_of(found)
     return Inspection(
@@ -108,12 +119,12 @@ def inspect(
         kind=kind,
         model=None if module is None else type(module).__name__,
         towers=towers_of(teacher.view),
-        scalars={k: None if v.is_meta else v.flatten().tolist()[0] for k, v in teacher.view.scalars.items()},
+        scalars={k: _number(v) for k, v in teacher.view.scalars.items()},
         parameters=teacher.num_params,
         precision=str(teacher.view.tensor.dtype).removeprefix("torch."),
         licence=teacher.licence or (origin.licence if origin else None),
         base_model=teacher.base_model or (origin.base_model if origin else None),
-        reads=_reads(teacher, found),
+        reads=reads_of(teacher.preprocessing, found, "text" in teacher.view.reads),
         students=_students(teacher),
         differences=apart,
         most=bar(teacher.view.tensor) if check else None,
@@ -147,21 +158,61 @@ def _empty(part: Any, found: Source | None) -> nn.Module | None:
     return None
 
 
+def _student(
+    name: str, module: nn.Module, found: Source | None, towers: Mapping[str, Mapping[str, Any]]
+) -> Inspection:
+    """Of a student of ours, which is no teacher: no view has what became of its attention."""
+    card, origin = card_of(module), Origin() if found is None else origin_of(found)
+    assert card is not None, "its library's"
+    numbers = {key: getattr(module, f"logit_{key}", None) for key in ("scale", "bias")}
+    return Inspection(
+        source=name,
+        model=type(module).__name__,
+        converted=tuple(converted(towers)),
+        covered=None if found is None or found.folder is None else _covered(found.folder),
+        towers=towers,
+        scalars={k: _number(v.exp() if k == "scale" else v) for k, v in numbers.items() if v is not None},
+        **_weights(module),
+        licence=origin.licence or card.licence,
+        base_model=origin.base_model or card.base_model,
+        reads=reads_of(preprocessing_of(module), found, "text" in towers),
+    )
+
+
+def _number(tensor: Tensor) -> float | None:
+    return None if tensor.is_meta else float(tensor.detach())
+
+
+def _covered(folder: Path) -> float | None:
+    """What subcloning wrote beside a student, or in its run."""
+    for file in (folder / SUBCLONE, folder.parent / SUBCLONE):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return float(json.loads(file.read_text(encoding="utf-8"))["covered"])
+    return None
+
+
+def _weights(module: nn.Module | None) -> dict[str, Any]:
+    """`parameters` and `precision` of a model; nothing of none."""
+    tensors = [] if module is None else list(module.parameters())
+    return {
+        "parameters": sum(tensor.numel() for tensor in tensors),
+        "precision": str(tensors[0].dtype).removeprefix("torch.") if tensors else "",
+    }
+
+
 def _refused(
     name: str, kind: str | None, module: nn.Module | None, found: Source | None, why: str
 ) -> Inspection:
     """What is known all the same of a model with a part that no view expresses."""
     origin = Origin() if found is None else origin_of(found)
     card = None if module is None else card_of(module)
-    tensors = [] if module is None else list(module.parameters())
     typed = "" if found is None else str(found.config.get("model_type", ""))
     return Inspection(
         source=name,
         kind=kind,
         model=(typed or None) if module is None else type(module).__name__,
         refused=why,
-        parameters=sum(tensor.numel() for tensor in tensors),
-        precision=str(tensors[0].dtype).removeprefix("torch.") if tensors else "",
+        **_weights(module),
         licence=origin.licence or (card.licence if card else None),
         base_model=origin.base_model or (card.base_model if card else None),
     )
@@ -177,42 +228,6 @@ def _differences(teacher: Teacher, part: Any, module: nn.Module | None) -> dict[
         return differences(teacher, part.original(module))
     except (Fails, Unlike) as error:
         raise UserError(f"{teacher.source}: {error}") from error
-
-
-def _reads(teacher: Teacher, found: Source | None) -> dict[str, Any]:
-    reads: dict[str, Any] = {}
-    if teacher.preprocessing is not None:
-        reads["preprocessing"] = asdict(teacher.preprocessing)
-    if found is not None and "text" in teacher.view.reads:
-        reads["tokenizer"] = _tokenizer(found)
-    return reads
-
-
-def _tokenizer(found: Source) -> dict[str, Any] | None:
-    """None where none lies beside the model."""
-    if decoders.is_gguf(found) or (found.folder is None and found.repo is None):
-        return {"in": found.text} if decoders.is_gguf(found) else None
-    try:
-        made = decoders.load_tokenizer(found)
-    except UserError:
-        return None
-    files = {*made.vocab_files_names.values(), "tokenizer.json", "tokenizer_config.json"}
-    if not any(_lies_beside(found, file) for file in files):
-        return None  # transformers makes an empty one, without a word
-    longest = int(made.model_max_length)
-    return {
-        "kind": type(made).__name__,
-        "vocabulary": len(made),
-        "longest": longest if longest < _NO_LIMIT else None,
-    }
-
-
-def _lies_beside(found: Source, file: str) -> bool:
-    """Whether the folder has it, or the repository, whose files were fetched just now."""
-    if found.folder is not None:
-        return (found.folder / file).is_file()
-    assert found.repo is not None, "a folder or a repository"
-    return hub.cached(found.repo, file, found.revision) is not None
 
 
 def _students(teacher: Teacher) -> dict[str, str | None]:

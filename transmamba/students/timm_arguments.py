@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -13,6 +14,21 @@ from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..views.embeddings import ImageEmbedding, Spliced
 from ..views.view import Tower, View
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Where a recipe asks for an image student, for what is refused to say what to write instead.
+
+    at:   before the names of its options
+    kind: the option that chooses it
+    """
+
+    at: str = "student"
+    kind: str = "student.name"
+
+
+ALONE = Asked()
 
 
 def default_cfg(size: int = 224, num_classes: int = 1000) -> dict[str, Any]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
-
-from torch import Tensor
 
 from ..config.load import Part
 from ..config.registry import READERS
@@ -69,7 +67,7 @@ class LabelledSets:
         return (*classified, *self._probed())
 
     def _classified(self, tokenizer: Tokenizer) -> Iterator[Evaluator]:
-        from ..evaluation.zero_shot import ZeroShotEvaluator
+        from ..evaluation.zero_shot import ZeroShotEvaluator, inputs_of
 
         for (each, labelled), templates in zip(self.zero_shot, self.templates, strict=True):
             yield ZeroShotEvaluator(
@@ -77,7 +75,7 @@ class LabelledSets:
                 partial(labelled.batches, "test"),
                 labelled.class_names(),
                 templates,
-                _inputs_of(tokenizer),
+                inputs_of(tokenizer),
                 labelled.images,
                 name=each.name,
             )
@@ -102,11 +100,3 @@ def _templates(each: ZeroShot) -> tuple[str, ...]:
     from ..evaluation.zero_shot import TEMPLATES, read_templates
 
     return TEMPLATES if each.templates is None else read_templates(each.templates)
-
-
-def _inputs_of(tokenizer: Tokenizer) -> Callable[[Sequence[str]], Mapping[str, Tensor]]:
-    def inputs(texts: Sequence[str]) -> Mapping[str, Tensor]:
-        tokens = tokenizer(texts)
-        return {"text": tokens.ids, **({} if tokens.mask is None else {"text_mask": tokens.mask})}
-
-    return inputs

@@ -17,13 +17,14 @@ _NONE = "none"
 
 def towers_of(view: View) -> dict[str, dict[str, Any]]:
     """By tower: its embedding, its sublayers in runs of blocks alike, its last norm and its head."""
-    found = {name: _tower(tower, view.heads.get(name)) for name, tower in view.towers.items()}
+    found = {name: tower_in_words(tower, view.heads.get(name)) for name, tower in view.towers.items()}
     for name, opaque in view.opaque.items():
         found[name] = {"reads": opaque.reads, "opaque": type(opaque.module).__name__}
     return found
 
 
-def _tower(tower: Tower, head: Head | None) -> dict[str, Any]:
+def tower_in_words(tower: Tower, head: Head | None) -> dict[str, Any]:
+    """Of one tower."""
     blocks, begin, sublayers = [], 0, skeletons(tower.sublayers)
     for end in tower.ends:
         blocks.append([_sublayer(sublayer) for sublayer in sublayers[begin : end + 1]])
@@ -33,13 +34,13 @@ def _tower(tower: Tower, head: Head | None) -> dict[str, Any]:
         "width": tower.width,
         "embedding": _embedding(tower),
         "blocks": len(blocks),
-        "sublayers": _runs(blocks),
+        "sublayers": runs_of(blocks),
         "norm": _norm(tower.norm),
         "head": _head(head),
     }
 
 
-def _runs(blocks: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def runs_of(blocks: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Consecutive blocks that are alike as one: the first and the last of them, and their sublayers."""
     runs: list[dict[str, Any]] = []
     for t, block in enumerate(blocks):

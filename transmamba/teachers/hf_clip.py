@@ -44,7 +44,7 @@ class HuggingFaceClip(OfModule):
         model: Any = module
         revision = self.revision or getattr(model.config, "_commit_hash", None)
         preprocessing = hugging_face_preprocessing(library.image_config(model.config), self.model, revision)
-        looks = _reading(model, preprocessing, self.model)
+        looks = _reading(model, preprocessing, self.model, revision)
         return _teacher(model, self.model, looks, origin_by_name(self.model, self.revision))
 
     def load(self) -> nn.Module:
@@ -86,14 +86,17 @@ class HuggingFaceClip(OfModule):
         return Original(model, outputs, blocks_of(model), words)
 
 
-def _reading(model: Any, preprocessing: Preprocessing, name: str) -> Preprocessing:
+def _reading(
+    model: Any, preprocessing: Preprocessing, name: str, revision: str | None = None
+) -> Preprocessing:
     """With its own tokenizer, of the folder or the id that it is from; where nothing says from where, or the
     folder holds none, without one."""
     folder = Path(name).expanduser()
     if not name or (folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZERS)):
         return preprocessing
     context = model.config.text_config.max_position_embeddings
-    return replace(preprocessing, text=OpenClipTokenizer(context, name))
+    at = None if folder.is_dir() else revision
+    return replace(preprocessing, text=OpenClipTokenizer(context, name, revision=at))
 
 
 def _teacher(model: Any, source: str, preprocessing: Preprocessing, origin: Origin) -> Teacher:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,37 +84,51 @@ class HfDataset:
         return next(labelled, None)
 
 
-@dataclass
-class EncodedSource:
-    """Encoded images in an Arrow table, decoded when asked for. An `ImageSource`.
+@dataclass(frozen=True, kw_only=True)
+class EncodedRows:
+    """Encoded images in an Arrow table: what all sources from there share.
 
-    rows: (N,) int64, the row of each image in `table`
+    table: of `undecoded`
+    rows:  (N,) int64, the row of each image in `table`
     """
 
     table: Any
     column: str
     rows: npt.NDArray[np.int64]
-    labels: npt.NDArray[np.int64]
-    classes: tuple[str, ...]
     where: str
     skipped: int = 0
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
 
-    def image(self, index: int) -> Image.Image:
-        return decode(*stored(self.table, self.column, int(self.rows[index]), self.where))
+    def stored(self, index: int) -> tuple[Path | bytes, str]:
+        """An image as it is encoded, and its name. Raises UserError for a row without one."""
+        row = int(self.rows[index])
+        found = self.table[row][self.column] or {"bytes": None, "path": None}
+        name = f"{self.where}: row {row}" + (f" ({found['path']})" if found["path"] else "")
+        if found["bytes"] is None and not found["path"]:
+            raise UserError(f"{name}: holds no image")
+        return (found["bytes"] if found["bytes"] is not None else Path(found["path"])), name
 
     def array(self) -> npt.NDArray[np.uint8] | None:
         return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSource(EncodedRows):
+    """Labelled ones, decoded when asked for. An `ImageSource`."""
+
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+
+    def image(self, index: int) -> Image.Image:
+        return decode(*self.stored(index))
 
     def without(self, broken: npt.NDArray[np.int64]) -> EncodedSource:
         keep = np.delete(np.arange(len(self)), broken)
         if not len(keep):
             raise UserError(f"{self.where}: none of its images decodes")
-        return EncodedSource(
-            self.table, self.column, self.rows[keep], self.labels[keep], self.classes, self.where, len(broken)
-        )
+        return replace(self, rows=self.rows[keep], labels=self.labels[keep], skipped=len(broken))
 
     def identity(self) -> str:
         return f"{self.where} {self.column} {len(self)} {self.table._fingerprint}"
@@ -123,8 +137,14 @@ class EncodedSource:
 def _encoded(
     table: Any, column: str, labels: npt.NDArray[np.int64], classes: tuple[str, ...], where: str
 ) -> EncodedSource:
-    raw = undecoded(table, column, where)
-    return EncodedSource(raw, column, np.arange(len(table), dtype=np.int64), labels, classes, where)
+    return EncodedSource(
+        table=undecoded(table, column, where),
+        column=column,
+        rows=np.arange(len(table), dtype=np.int64),
+        labels=labels,
+        classes=classes,
+        where=where,
+    )
 
 
 def load_splits(path: str, config: str | None, revision: str | None) -> dict[str, Any]:
@@ -177,15 +197,6 @@ def undecoded(table: Any, column: str, where: str) -> Any:
         raise UserError(f"{where}: column {column!r} holds {table.features[column]}, not images")
     # Undecoded, so that a broken picture is refused in our words, with its row.
     return table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-
-
-def stored(table: Any, column: str, row: int, where: str) -> tuple[Path | bytes, str]:
-    """An encoded image of what `undecoded` gave, and its name."""
-    found = table[row][column] or {"bytes": None, "path": None}
-    name = f"{where}: row {row}" + (f" ({found['path']})" if found["path"] else "")
-    if found["bytes"] is None and not found["path"]:
-        raise UserError(f"{name}: holds no image")
-    return (found["bytes"] if found["bytes"] is not None else Path(found["path"])), name
 
 
 def find_image_column(table: Any, path: str) -> str:

@@ -14,11 +14,11 @@ from ...errors import UserError
 from ..images.decoding import decode_upright
 from ..images.hf import (
     TEST_SPLITS,
+    EncodedRows,
     check_column,
     find_image_column,
     load_splits,
     named_split,
-    stored,
     undecoded,
 )
 from ..images.source import check_split
@@ -71,7 +71,9 @@ class DatasetPairs:
         if not len(rows):
             raise left_out.nothing(where)
         left_out.log(where)
-        return TablePairs(pictures, image, rows, captions, where, left_out.total)
+        return TablePairs(
+            table=pictures, column=image, rows=rows, where=where, skipped=left_out.total, texts=captions
+        )
 
     def _split(self, split: str, splits: dict[str, Any]) -> str:
         if split == "train":
@@ -91,31 +93,17 @@ class DatasetPairs:
         raise UserError(f"{self.path}: which column holds captions? {listed}; write caption_column: NAME")
 
 
-@dataclass(frozen=True)
-class TablePairs:
-    """Encoded pictures in an Arrow table, decoded when asked for. A `PairSource`.
+@dataclass(frozen=True, kw_only=True)
+class TablePairs(EncodedRows):
+    """Encoded pictures with captions, decoded when asked for. A `PairSource`."""
 
-    rows: (N,) int64, the row of each picture in `table`
-    """
-
-    table: Any
-    column: str
-    rows: npt.NDArray[np.int64]
     texts: Captions
-    where: str
-    skipped: int = 0
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
     def image(self, index: int) -> Image.Image:
-        return decode_upright(*stored(self.table, self.column, int(self.rows[index]), self.where))
+        return decode_upright(*self.stored(index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self.texts.of(index)
-
-    def array(self) -> npt.NDArray[np.uint8] | None:
-        return None
 
 
 def _captions(

@@ -23,13 +23,13 @@ from ...core.tower import Tower, scan_of, similarity_scalars
 from ...ecosystems import open_clip as library
 from ...ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from ...ecosystems.origin import Origin
-from ...errors import UserError
 from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection
 from ...views.heads import Embedder
 from ...views.view import View
 from ..text_mamba import TextMamba
 from .plan import plan_projection, plan_scalars, plan_text
+from .shapes import ASKED
 
 if TYPE_CHECKING:
     from .names import Clip
@@ -114,21 +114,13 @@ class ClipStudent(CustomTextCLIP):
         yield from plan_scalars(view)
 
     def _plan_image(self, view: View, select: Mapping[str, Selection]) -> Iterator[Take | Dropped]:
-        for item in self._trunk_plan(view, select):
+        trunk: Any = self.visual.trunk
+        for item in trunk.plan(view, select, ASKED):
             if isinstance(item, Take):
                 yield replace(item, target=_TRUNK + item.target)
             elif item.source != "head.projection":
                 yield item
         yield from plan_projection(self.visual, view, select["image"].residual)
-
-    def _trunk_plan(self, view: View, select: Mapping[str, Selection]) -> Iterator[Take | Dropped]:
-        """What the trunk says of itself. Raises UserError with options named as this student has them."""
-        trunk: Any = self.visual.trunk
-        try:
-            yield from trunk.plan(view, select)
-        except UserError as error:
-            said = str(error).replace("student.kwargs.", "student.image.kwargs.")
-            raise UserError(said.replace("choose a vim student", "write student.image.kind=vim")) from error
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         trunk: Any = self.visual.trunk

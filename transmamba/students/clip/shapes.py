@@ -18,10 +18,14 @@ from ..reading import activation_name, suits_layer_norms
 from ..shape_tag import named
 from ..ssd_vit.names import SsdVit
 from ..text_mamba.shape import TextShape, text_shape
+from ..timm_arguments import Asked
 from ..vim.names import Vim
 
 if TYPE_CHECKING:
     from .names import Clip, ImageTower, TextTower
+
+# where a recipe asks for the image tower
+ASKED = Asked("student.image", "student.image.kind")
 
 
 def model_cfg(config: Clip, spec: StudentSpec) -> dict[str, Any]:
@@ -55,13 +59,11 @@ def _embed_dim(view: View) -> int:
 
 def _vision_cfg(config: ImageTower, spec: StudentSpec, embed_dim: int) -> dict[str, Any]:
     """A tower that timm makes, its shape in its name's tag."""
-    made: Vim | SsdVit
     if config.kind == "vim":
-        made, name = Vim(kwargs=config.kwargs), "vim_shaped"
+        arguments, name = Vim(kwargs=config.kwargs).arguments(spec, ASKED), "vim_shaped"
     else:
         made = SsdVit(attention_layers=config.attention_layers, kwargs=config.kwargs)
-        name = "ssd_vit_shaped"
-    arguments = made.arguments(spec)
+        arguments, name = made.arguments(spec), "ssd_vit_shaped"
     if config.kind == "vit":
         arguments["attention_layers"] = list(range(arguments["depth"]))
     arguments.pop("num_classes")

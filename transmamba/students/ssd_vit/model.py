@@ -28,6 +28,7 @@ from ...views.view import View
 from ..frames import ScansFrames, joined
 from ..reading import suits_layer_norms
 from ..sizes import check_rates, check_sizes
+from ..timm_arguments import ALONE, Asked
 from .plan import plan_block, plan_ends
 
 
@@ -212,21 +213,23 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
     def units(self) -> list[nn.Module]:
         return list(self.blocks)
 
-    def plan(self, view: View, select: Mapping[str, Selection]) -> Iterator[Take | Dropped]:
+    def plan(
+        self, view: View, select: Mapping[str, Selection], asked: Asked = ALONE
+    ) -> Iterator[Take | Dropped]:
         tower = view.towers["image"]
         if tower.width != self.width:
             raise UserError(
                 f"ssd_vit keeps the teacher's width {tower.width}, but the student is {self.width} wide; "
-                f"set student.kwargs.embed_dim={tower.width}, or choose a vim student to shrink"
+                f"set {asked.at}.kwargs.embed_dim={tower.width}, or {asked.kind}=vim to shrink"
             )
         if isinstance(self.blocks[0].norm1, nn.LayerNorm) and not suits_layer_norms(tower):
             raise UserError(
-                "the teacher's RMSNorms read a stream that is not centred, and this "
-                "ssd_vit has LayerNorms; leave student.model out, and it gets the teacher's norms"
+                "the teacher's RMSNorms read a stream that is not centred, and this ssd_vit has LayerNorms; "
+                f"set {asked.at}.kwargs.norm_layer=rmsnorm"
             )
-        yield from plan_ends(self, view)
+        yield from plan_ends(self, view, asked)
         for k, t in enumerate(depth_map(self.num_layers, len(tower.ends))):
-            yield from plan_block(self, tower, k, t)
+            yield from plan_block(self, tower, k, t, asked)
 
 
 def _check(

@@ -16,13 +16,13 @@ from ...views.heads import AttentionPool, Classifier, Embedder
 from ...views.sublayers import Affine, Attention, Mlp
 from ...views.view import Tower, View
 from ..reading import check_heads, pool_dropped, pool_of, rope_dropped, take_affine, take_norm
-from ..timm_arguments import image_embedding
+from ..timm_arguments import Asked, image_embedding
 
 if TYPE_CHECKING:
     from .model import SSDVisionTransformer
 
 
-def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Dropped]:
+def plan_ends(student: SSDVisionTransformer, view: View, asked: Asked) -> Iterator[Take | Dropped]:
     """Embeddings, final norm and head."""
     tower, head = view.towers["image"], view.heads.get("image")
     (embedding, theirs), mine = image_embedding(view), student.layout
@@ -32,7 +32,8 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
     channels, wanted = embedding.weight.shape[1], student.patch_embed.proj.weight.shape[1]
     if channels != wanted:
         raise UserError(
-            f"teacher has {channels} input channels, student {wanted}; set student.kwargs.in_chans"
+            f"teacher has {channels} input channels, student {wanted}; "
+            f"set {asked.at}.kwargs.in_chans={channels}"
         )
     if mine.grid != theirs.grid:
         raise UserError(
@@ -48,7 +49,7 @@ def plan_ends(student: SSDVisionTransformer, view: View) -> Iterator[Take | Drop
     for name, _ in mine.special:
         if name not in rows:
             raise UserError(
-                f"ssd_vit has a {name} token and the teacher none; set student.kwargs.class_token=false"
+                f"ssd_vit has a {name} token and the teacher none; set {asked.at}.kwargs.class_token=false"
             )
     for name in rows:
         if name not in dict(mine.special):
@@ -122,7 +123,7 @@ def _bias(target: str, source: str, affine: Affine, layer: int | None = None) ->
         yield Take(target=target, source=source, tensor=affine.bias, layer=layer)
 
 
-def _check_plain(attention: Attention, source: str) -> None:
+def _check_plain(attention: Attention, source: str, asked: Asked) -> None:
     """Raises UserError for what timm's attention, which a block may keep, does not do."""
     more = dict(
         rope=attention.rope is not None,
@@ -134,22 +135,24 @@ def _check_plain(attention: Attention, source: str) -> None:
     if found:
         raise UserError(
             f"ssd_vit cannot keep the attention of {source}: it has {', '.join(found)}, which timm's has "
-            "not; leave student.attention_layers out"
+            f"not; leave {asked.at}.attention_layers out"
         )
 
 
-def plan_block(student: SSDVisionTransformer, tower: Tower, k: int, t: int) -> Iterator[Take | Dropped]:
+def plan_block(
+    student: SSDVisionTransformer, tower: Tower, k: int, t: int, asked: Asked
+) -> Iterator[Take | Dropped]:
     """Block k from the teacher's block t, attention and then an MLP."""
     into, source = f"blocks.{k}", f"blocks.{t}"
     attention, mlp = tower.sublayers[tower.ends[t] - 1], tower.sublayers[tower.ends[t]]
     assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "a block of a vision transformer"
     if k in student.attention_layers:
-        _check_plain(attention, source)
+        _check_plain(attention, source, asked)
     yield from rope_dropped(attention, f"{source}.attention", k)
     if attention.heads != student.blocks[k].attn.num_heads:
         raise UserError(
             f"teacher has {attention.heads} heads, ssd_vit {student.blocks[k].attn.num_heads}; "
-            f"set student.kwargs.num_heads={attention.heads}"
+            f"set {asked.at}.kwargs.num_heads={attention.heads}"
         )
     for name, norm in (("norm1", attention.norm), ("norm2", mlp.norm)):
         kind = "attention" if name == "norm1" else "mlp"

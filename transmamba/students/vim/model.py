@@ -7,7 +7,7 @@ L tokens, D channels, E inner channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,14 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from ...core.layout import Grid
 from ...core.output import Branches, Capture, Captures, Context, Logits, Output, Stream
 from ...layers.mixed import Mixed, Want, kept
-from ...subcloning.plan import Dropped, Take, depth_map
+from ...subcloning.plan import depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
 from ..frames import ScansFrames, joined, mean_frame
 from ..sizes import check_pooling, check_rates, check_sizes
+from ..timm_arguments import ALONE, Asked
 from .embedding import norm_after, note_sizes, patches_of, resized_positions
 from .layer import PLAIN, VimLayer
-from .plan import plan_ends, plan_layer
+from .plan import Items, plan_ends, plan_layer
 
 
 class VisionMamba(ScansFrames, nn.Module):
@@ -108,8 +109,7 @@ class VisionMamba(ScansFrames, nn.Module):
             trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
-    # --- timm's interface
-    # -------------------------------------------------------------------------------------
+    # --- timm's interface ---
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -226,8 +226,7 @@ class VisionMamba(ScansFrames, nn.Module):
             self.reset_classifier(0, "")
         return take
 
-    # --- the student's interface
-    # ------------------------------------------------------------------------------
+    # --- the student's interface ---
 
     @property
     def layout(self) -> Grid:
@@ -293,8 +292,8 @@ class VisionMamba(ScansFrames, nn.Module):
     def units(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def plan(self, view: View, select: Mapping[str, Selection]) -> Iterator[Take | Dropped]:
+    def plan(self, view: View, select: Mapping[str, Selection], asked: Asked = ALONE) -> Items:
         tower = view.towers["image"]
-        yield from plan_ends(self, view, select["image"])
+        yield from plan_ends(self, view, select["image"], asked)
         for k, s in self.sources(tower.kinds).items():
             yield from plan_layer(self, tower, select["image"], k, s)

@@ -19,7 +19,7 @@ from ...errors import UserError
 from ...views.view import View
 from ..reading import pooled_token
 from ..shape_tag import told
-from ..timm_arguments import default_cfg, following, image_embedding, image_tower
+from ..timm_arguments import ALONE, Asked, default_cfg, following, image_embedding, image_tower
 from .model import VisionMamba
 from .official import checkpoint_filter_fn
 
@@ -106,9 +106,9 @@ class Vim:
     def __post_init__(self) -> None:
         check_options(self.kwargs)
 
-    def arguments(self, spec: StudentSpec) -> dict[str, Any]:
+    def arguments(self, spec: StudentSpec, asked: Asked = ALONE) -> dict[str, Any]:
         """Of the constructor."""
-        shape_of = functools.partial(_shape_of, square="patch_size" not in self.kwargs)
+        shape_of = functools.partial(_shape_of, square="patch_size" not in self.kwargs, asked=asked)
         arguments = following("vim", self.model, self.kwargs, shape_of, spec)
         if spec.view is not None:
             arguments |= _reading_of(spec.view)
@@ -147,7 +147,7 @@ def _reading_of(view: View) -> dict[str, Any]:
     return arguments
 
 
-def _shape_of(view: View, square: bool) -> dict[str, Any]:
+def _shape_of(view: View, square: bool, asked: Asked) -> dict[str, Any]:
     """Constructor arguments of the Vim in which each of this view's sublayers has a layer of its own.
 
     Raises UserError for patches that are not square where they have to be.
@@ -157,6 +157,6 @@ def _shape_of(view: View, square: bool) -> dict[str, Any]:
     if square and height != width:
         raise UserError(
             f"the teacher's patches are {height} x {width} pixels, a Vim's are square; set "
-            "student.kwargs.patch_size"
+            f"{asked.at}.kwargs.patch_size={width}"
         )
     return dict(patch_size=width, embed_dim=tower.width, depth=len(tower.sublayers))

@@ -23,13 +23,16 @@ from ...views.heads import Classifier, Embedder, Head
 from ...views.sublayers import Affine, Attention, Mlp
 from ...views.view import Tower, View
 from ..reading import check_heads, pool_dropped, rope_dropped
-from ..timm_arguments import image_embedding
+from ..timm_arguments import Asked, image_embedding
 
 if TYPE_CHECKING:
     from .model import VisionMamba
 
 
-def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[Take | Dropped]:
+Items = Iterator[Take | Dropped]
+
+
+def plan_ends(student: VisionMamba, view: View, select: Selection, asked: Asked) -> Items:
     """Embeddings, final norm and head."""
     tower, head = view.towers["image"], view.heads.get("image")
     (embedding, layout), keep = image_embedding(view), select.residual
@@ -37,7 +40,7 @@ def plan_ends(student: VisionMamba, view: View, select: Selection) -> Iterator[T
     if embedding.weight.shape[1] != student.in_chans:
         raise UserError(
             f"teacher has {embedding.weight.shape[1]} input channels, student {student.in_chans}; "
-            "set student.kwargs.in_chans"
+            f"set {asked.at}.kwargs.in_chans={embedding.weight.shape[1]}"
         )
     patch = student.patch_embed.patch_size
     weight = embedding.weight

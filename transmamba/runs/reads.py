@@ -1,0 +1,67 @@
+"""What a model's inputs look like, in words: its preprocessing of images, and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ..core.preprocessing import Preprocessing
+from ..ecosystems import decoders, hub
+from ..ecosystems.open_clip_tokenizer import OpenClipTokenizer
+from ..ecosystems.sources import Source
+from ..errors import UserError
+
+# what transformers writes is larger where nobody set one
+_NO_LIMIT = 10**9
+
+
+def reads_of(preprocessing: Preprocessing | None, found: Source | None, texts: bool) -> dict[str, Any]:
+    """`preprocessing` of images, and `tokenizer` of a model that reads `texts`: what its preprocessing says,
+    else what lies beside it; None for nothing."""
+    reads: dict[str, Any] = {}
+    if preprocessing is not None:
+        values = asdict(preprocessing)
+        values.pop("text")
+        reads["preprocessing"] = values
+    if isinstance(text := getattr(preprocessing, "text", None), OpenClipTokenizer):
+        reads["tokenizer"] = _of_open_clip(text)
+    elif texts and found is not None:
+        reads["tokenizer"] = _beside(found)
+    return reads
+
+
+def _of_open_clip(tokenizer: OpenClipTokenizer) -> dict[str, Any]:
+    return {
+        "kind": "CLIP's byte pairs" if tokenizer.name is None else "of transformers",
+        "in": tokenizer.name,
+        "revision": tokenizer.revision,
+        "context": tokenizer.context,
+        **dict(tokenizer.options),
+    }
+
+
+def _beside(found: Source) -> dict[str, Any] | None:
+    """None where none lies beside the model."""
+    if decoders.is_gguf(found) or (found.folder is None and found.repo is None):
+        return {"in": found.text} if decoders.is_gguf(found) else None
+    try:
+        made = decoders.load_tokenizer(found)
+    except UserError:
+        return None
+    files = {*made.vocab_files_names.values(), "tokenizer.json", "tokenizer_config.json"}
+    if not any(_lies_beside(found, file) for file in files):
+        return None  # transformers makes an empty one, without a word
+    longest = int(made.model_max_length)
+    return {
+        "kind": type(made).__name__,
+        "vocabulary": len(made),
+        "longest": longest if longest < _NO_LIMIT else None,
+    }
+
+
+def _lies_beside(found: Source, file: str) -> bool:
+    """Whether the folder has it, or the repository, whose files were fetched just now."""
+    if found.folder is not None:
+        return (found.folder / file).is_file()
+    assert found.repo is not None, "a folder or a repository"
+    return hub.cached(found.repo, file, found.revision) is not None
