@@ -1,4 +1,8 @@
-"""Pictures of other readers as tiles and grounds of drawn scenes."""
+"""Pictures of other readers as tiles and grounds of drawn scenes.
+
+Made for Noto and Blobmoji emoji with CLDR names, MNIST, CIFAR-10 and figures of OpenStax textbooks; none of
+them is part of this project. What they are, their licences and where they lie: docs/scenes.md.
+"""
 
 from __future__ import annotations
 

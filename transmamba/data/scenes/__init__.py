@@ -1,7 +1,8 @@
-"""Drawn scenes with captions: pairs of pictures and texts without limit, each a function of (seed, index).
+"""Scenes with captions: pairs of pictures and texts without limit, each a function of (seed, index).
 
-`programs` says what is in a picture, `draw` makes pixels of it, `captions` says it in words, `clips` lets
-objects move, appear and swap, and `splits` holds combinations back from training. Start with `Scenes`:
+`programs` says what is in a picture and `sampling` draws programs; `draw` makes pixels of one, with `tiles`
+for objects that are pictures themselves, out of a `stock`; `captions` says it in words; `clips` lets objects
+move, appear and swap; `menus` holds combinations back from training. Start with `Scenes`:
 
     scenes = Scenes(split="train", count=100_000, side=64)
     scenes.picture(7), scenes.caption(7), scenes.program(7)
@@ -10,5 +11,6 @@ objects move, appear and swap, and `splits` holds combinations back from trainin
 from .clips import Clip, Event
 from .programs import Ground, Object, Relation, Scene
 from .splits import SPLITS, Clips, Scenes
+from .stock import Stock
 
-__all__ = ["SPLITS", "Clip", "Clips", "Event", "Ground", "Object", "Relation", "Scene", "Scenes"]
+__all__ = ["SPLITS", "Clip", "Clips", "Event", "Ground", "Object", "Relation", "Scene", "Scenes", "Stock"]

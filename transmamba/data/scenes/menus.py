@@ -84,13 +84,7 @@ def menu(split: str, stock: Stock) -> Menu:
             f"split {split!r} has {sum(map(len, groups.values()))} kinds of objects, and a scene may have "
             f"{MOST_OBJECTS}; give tiles more sorts, such as shapes: true"
         )
-    usual = Menu(
-        tuple(groups.values()),
-        is_seen,
-        grounds=stock.grounds,
-        filling=stock.filling,
-        smallest=stock.smallest,
-    )
+    usual = Menu(tuple(groups.values()), is_seen, stock.grounds, stock.filling, stock.smallest)
     if split in ("unseen_pairs", "unseen_objects"):
         return replace(usual, first=_held(split, stock))
     if split == "unseen_style":

@@ -42,7 +42,7 @@ HELD_STYLES = ("hatched",)
 PLAIN_GROUNDS = ("white", "grey", "black")
 TEXTURES = ("grass", "sand", "sky", "wood", "stone", "water")
 PHOTOGRAPH = "photograph"  # the ground whose seed says which photograph, and which part of it
-FILLS = 1.0  # objects of this size and more fill the picture; all others are smaller than LARGEST
+FILLS = 1.0  # objects of this size and more fill the picture; no other is larger than LARGEST
 
 OPPOSITES = {
     "left of": "right of",

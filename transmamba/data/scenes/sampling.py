@@ -37,22 +37,22 @@ class Menu:
 
     groups:   the (colour, kind) that an object may have; a group is drawn evenly, then one of its pairs
     states:   whether (kind, relation, kind) may be stated
-    first:    the groups of the first object; `groups` where empty
-    styles:   how objects may be drawn
-    grounds:  of GROUNDS, each as likely
-    needs_relation: draw again until a relation can be stated
+    grounds:  the sorts of ground, of plain, textures and photographs, each as likely
     filling:  the share of scenes that are one tile over about the whole picture
     smallest: the size from which tiles are drawn; crowded ones shrink to SMALLEST
+    first:    the groups of the first object; `groups` where empty
+    styles:   how objects may be drawn
+    needs_relation: draw again until a relation can be stated
     """
 
     groups: Groups
     states: Callable[[str, str, str], bool]
+    grounds: tuple[str, ...]
+    filling: float
+    smallest: float
     first: Groups = ()
     styles: tuple[str, ...] = STYLES
-    grounds: tuple[str, ...] = ("textures", "plain")
     needs_relation: bool = False
-    filling: float = 0.0
-    smallest: float = SMALLEST
 
     @property
     def tiles(self) -> Groups:
@@ -96,12 +96,12 @@ def draw_pairs(draws: Draws, menu: Menu, count: int) -> list[Pair]:
     return chosen + [_choose(draws, chosen)] * (copies - 1)
 
 
-def draw_ground(draws: Draws, kinds: Sequence[str]) -> Ground:
-    """One of the kinds, each as likely."""
-    kind = _choose(draws, kinds)
-    if kind == "plain":
+def draw_ground(draws: Draws, sorts: Sequence[str]) -> Ground:
+    """One of the sorts, each as likely."""
+    sort = _choose(draws, sorts)
+    if sort == "plain":
         return Ground(_choose(draws, PLAIN_GROUNDS))
-    return Ground(PHOTOGRAPH if kind == "photographs" else _choose(draws, TEXTURES), draws.below(_NUMBERS))
+    return Ground(PHOTOGRAPH if sort == "photographs" else _choose(draws, TEXTURES), draws.below(_NUMBERS))
 
 
 def place(draws: Draws, pairs: Sequence[Pair], smallest_tile: float) -> tuple[Object, ...]:

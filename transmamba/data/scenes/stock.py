@@ -51,7 +51,7 @@ class Stock:
 
     @property
     def grounds(self) -> tuple[str, ...]:
-        """Which kinds of ground scenes have."""
+        """Which sorts of ground scenes have; their order is part of what is drawn."""
         return ("textures", "plain", *(("photographs",) if self.photographs else ()))
 
     @cached_property
