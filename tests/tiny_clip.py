@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 
 from transmamba.ecosystems import open_clip as library
@@ -27,6 +28,26 @@ def made(image: dict[str, Any] | None = None, text: dict[str, Any] | None = None
             if parameter.ndim:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     library.say_made_from(model, cfg, Origin("mit", "owner/teacher"), OpenClipTokenizer.of(cfg["text_cfg"]))
+    return model.eval()
+
+
+def siglip() -> Any:
+    """With a SigLIP's image tower: attention pooling, no projection, a bias of similarities."""
+    vision = dict(timm_model_name="vit_tiny_patch16_224", timm_pool="avg", timm_proj="none", image_size=16)
+    text = dict(pool_type="last", no_causal_mask=True, proj_bias=True)
+    cfg = dict(embed_dim=192, vision_cfg=vision, text_cfg={**TEXT, **text}, custom_text=True)
+    cfg["init_logit_bias"] = -10.0
+    model: Any = library.build_open_clip(cfg)
+    model.visual.trunk = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=4,
+        depth=2,
+        num_classes=0,
+        class_token=False,
+        global_pool="map",
+    )
+    library.say_made_from(model, cfg, Origin(), OpenClipTokenizer.of(cfg["text_cfg"]))
     return model.eval()
 
 

@@ -305,7 +305,7 @@ def test_bench_puts_students_beside_their_teacher(command: Command, teacher: Pat
         (["--sizes", "1"], "hold no patch"),
         (["--device", "nowhere"], "device 'nowhere'"),
         (["foo=1"], "foo=1"),
-        (["--config", "x.yaml"], "x.yaml"),
+        (["--config", "x.yaml"], "--config: transmamba bench inference takes no such argument"),
     ):
         assert_mistake(command(*words, *wrong), said)
 

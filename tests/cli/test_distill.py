@@ -149,5 +149,5 @@ def test_words_that_mean_nothing(command: Command, recipe: Path) -> None:
     command("distill", "--config", recipe, "--owerwrite").refuses(
         "--owerwrite: transmamba distill", "mean --overwrite?"
     )
-    command("bench", "inference", "foo=1").refuses("foo=1: transmamba bench inference takes no such")
+    command("bench", "inference", "foo=1").refuses("foo=1: options are of an open_clip model")
     command("bench", "recip").refuses("unknown verb 'recip'; did you mean 'recipe'?")

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
-from tiny_clip import IMAGE, TEXT, made, word_tokenizer
+from tiny_clip import IMAGE, TEXT, made, siglip, word_tokenizer
 from torch import Tensor
 
 from transmamba.config import load as configs
@@ -23,7 +22,6 @@ from transmamba.core.tower import Student, StudentSpec
 from transmamba.ecosystems import open_clip as library
 from transmamba.ecosystems.find import save_model
 from transmamba.ecosystems.open_clip_tokenizer import OpenClipTokenizer
-from transmamba.ecosystems.origin import Origin
 from transmamba.errors import UserError
 from transmamba.students.clip.names import Clip, ImageTower, TextTower
 from transmamba.subcloning.convert import carry
@@ -88,26 +86,6 @@ def test_text_towers_of_every_kind_are_kept() -> None:
         with torch.no_grad():
             wanted = F.normalize(model.encode_text(tokens), dim=-1)
         assert (student.run({"text": tokens}, {}).embeddings["text"] - wanted).abs().max() < 1e-6, text
-
-
-def siglip() -> Any:
-    """With a SigLIP's image tower: attention pooling, no projection, a bias of similarities."""
-    vision = dict(timm_model_name="vit_tiny_patch16_224", timm_pool="avg", timm_proj="none", image_size=16)
-    text = dict(pool_type="last", no_causal_mask=True, proj_bias=True)
-    cfg = dict(embed_dim=192, vision_cfg=vision, text_cfg={**TEXT, **text}, custom_text=True)
-    cfg["init_logit_bias"] = -10.0
-    model: Any = library.build_open_clip(cfg)
-    model.visual.trunk = timm.create_model(
-        "vit_tiny_patch16_224",
-        img_size=16,
-        patch_size=4,
-        depth=2,
-        num_classes=0,
-        class_token=False,
-        global_pool="map",
-    )
-    library.say_made_from(model, cfg, Origin(), OpenClipTokenizer.of(cfg["text_cfg"]))
-    return model.eval()
 
 
 def test_a_siglips_attention_pool_is_inherited_or_refused_by_name() -> None:

@@ -103,7 +103,7 @@ def _reader(data: str, options: dict[str, Any], readers: Registry) -> dict[str, 
     path = Path(data).expanduser()
     if data not in readers:
         if not path.exists():
-            if path.name != data:
+            if path.name != data or path.suffix:
                 raise UserError(f"--data {data}: no such file or folder; write one, or a reader's name")
             return {**options, "name": data}  # the registry says which names there are
         found = recognised(path, readers)

@@ -54,6 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     options: list[str] = arguments.options
     reader, init = below("data.", options), below("init.", options)
+    towers = [word for word in options if word.startswith(("image.", "text."))]
+    if towers and arguments.student != "clip":
+        raise UserError(f"{towers[0]} is an option of a clip, not of {arguments.student}; add --student clip")
     if reader and arguments.data is None:
         raise UserError(f"data.{reader[0]} is the reader's, and there is none; write --data and its name")
     task = "image_text" if arguments.student == "clip" else "image_classification"  # whose readers are meant

@@ -11,7 +11,7 @@ from ..core.preprocessing import Preprocessing
 from ..errors import UserError
 from . import open_clip, open_clip_names, timm, transformers
 from .ecosystem import Ecosystem
-from .folders import model_folder
+from .folders import OPEN_CLIP_CONFIG, model_folder
 from .sources import Source, read_source
 
 # who is asked, in this order; whoever brings a library of their own appends it
@@ -23,6 +23,11 @@ def ecosystem_of(source: Source) -> Ecosystem:
     for ecosystem in ECOSYSTEMS:
         if ecosystem.recognise(source):
             return ecosystem
+    if source.bare and Path(source.text).expanduser().is_dir():
+        raise UserError(
+            f"{source.text!r}: this folder holds no config.json and no {OPEN_CLIP_CONFIG}; write a run or "
+            "model folder"
+        )
     if source.bare:
         hint = timm.nearest(source.text) or open_clip_names.nearest(source.text)
         raise UserError(

@@ -24,6 +24,8 @@ from .open_clip_names import names, require, split
 from .open_clip_tokenizer import CLIP_VOCABULARY, OpenClipTokenizer
 from .origin import Origin, origin_of
 from .sources import Source, read_source
+from .timm import unknown_option
+from .weights import unfitting
 
 library = "open_clip"
 
@@ -85,19 +87,31 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
                     cfg = {**cfg, "quick_gelu": tagged["force_quick_gelu"] or cfg.get("quick_gelu", False)}
             else:
                 folder = _folder(source, pretrained)
-                name, cfg = f"local-dir:{folder}", source.config["model_cfg"]
+                name, cfg = f"local-dir:{folder}", _whole(source)
                 origin = origin_of(source) if pretrained else Origin()
             model: Any = open_clip.create_model(name, **given)
     except UserError:
         raise
     except Exception as error:
-        said = _wrong_shape(error) or hub.explain(error)
+        said = unfitting(error) or _damaged(error) or unknown_option(error) or hub.explain(error)
         raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
     tokenizer = OpenClipTokenizer.of(cfg.get("text_cfg") or {}, source)
     if tokenizer is not None and tokenizer.revision is not None:  # what is saved of it is read alike
         cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], **tokenizer.text_cfg()}}
     say_made_from(model, cfg, origin, tokenizer)
     return model
+
+
+def _whole(source: Source) -> Mapping[str, Any]:
+    """Its model_cfg. Raises UserError for one that lacks a tower."""
+    cfg: Mapping[str, Any] = source.config["model_cfg"]
+    lacking = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in cfg]
+    if lacking:
+        raise UserError(
+            f"{source.text!r}: model_cfg in its {OPEN_CLIP_CONFIG} has no {' and no '.join(lacking)}; write "
+            "or fetch it again"
+        )
+    return cfg
 
 
 def say_made_from(
@@ -208,12 +222,13 @@ def _quietly() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def _wrong_shape(error: Exception) -> str | None:
-    """torch names the model first, and what does not fit on the next line."""
-    lines = str(error).strip().splitlines()
-    if not lines or "loading state_dict" not in lines[0]:
+def _damaged(error: Exception) -> str | None:
+    """A file of weights that is not whole."""
+    from safetensors import SafetensorError
+
+    if not isinstance(error, SafetensorError):
         return None
-    return " ".join(line.strip() for line in lines[:2])
+    return f"its weights are damaged or cut off ({error}); write or fetch them again"
 
 
 def preprocessing(model: nn.Module) -> Preprocessing:

@@ -19,7 +19,7 @@ from . import hooks, hub
 from .folders import read_model_config
 from .origin import Origin, origin_of
 from .sources import Source, read_source
-from .weights import head_of, load_strictly, read_weights
+from .weights import head_of, load_strictly, read_weights, unfitting
 
 library = "timm"
 
@@ -119,8 +119,15 @@ def _create(source: Source, pretrained: bool, kwargs: dict[str, Any]) -> nn.Modu
     except UserError:
         raise
     except Exception as error:
-        said = _unknown_option(error, kwargs) or _wrong_shape(error) or hub.explain(error)
-        raise UserError(f"timm model {source.text!r} could not be made: {said}") from error
+        raise UserError(
+            f"timm model {source.text!r} could not be made: {explained(error, kwargs)}"
+        ) from error
+
+
+def explained(error: Exception, given: Mapping[str, Any]) -> str:
+    """In one line, what timm or a student says of the options that it was `given`."""
+    found = unknown_option(error, given) or unfitting(error)
+    return found or hub.explain(error)
 
 
 def _from_file(source: Source, **kwargs: Any) -> nn.Module:
@@ -186,10 +193,11 @@ def nearest(name: str) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _unknown_option(error: Exception, given: dict[str, Any]) -> str | None:
-    """What Python says of an argument that nobody takes, in a user's words."""
+def unknown_option(error: Exception, given: Mapping[str, Any] | None = None) -> str | None:
+    """What Python says of an argument that nobody takes, in a user's words; of those `given` alone, where
+    they are known."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if not isinstance(error, TypeError) or not found or found[2] not in given:
+    if not isinstance(error, TypeError) or not found or (given is not None and found[2] not in given):
         return None
     known = {
         name
@@ -205,14 +213,6 @@ def _classes_above(kind: type[nn.Module]) -> Iterator[type[nn.Module]]:
     for made in kind.__subclasses__():
         yield made
         yield from _classes_above(made)
-
-
-def _wrong_shape(error: Exception) -> str | None:
-    """torch names the model first, and what does not fit on the next line."""
-    lines = str(error).strip().splitlines()
-    if not lines or "loading state_dict" not in lines[0]:
-        return None
-    return " ".join(line.strip() for line in lines[:2])
 
 
 def model_args(model: nn.Module) -> dict[str, Any]:

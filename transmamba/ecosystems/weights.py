@@ -100,6 +100,17 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], what: str) -> N
         model.load_state_dict(dict(state))
 
 
+def unfitting(error: Exception) -> str | None:
+    """What torch says of tensors that do not fit a model, which it names first: what is wrong on the next
+    line, with the first of their names. None of another error."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if not lines or "loading state_dict" not in lines[0]:
+        return None
+    names = re.findall(r'"([^"]+)"', lines[1]) if len(lines) > 1 else []
+    second = f"{lines[1].partition(':')[0]}: {_some(names)}" if names else " ".join(lines[1:2])
+    return f"{lines[0]} {second}"
+
+
 def _some(names: list[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

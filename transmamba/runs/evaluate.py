@@ -99,6 +99,8 @@ def prepare(
         raise UserError(f"teacher architecture {teacher_architecture}: name the teacher too, or leave it out")
     built = theirs = task.build(preprocessing_of(model))
     built.check(model, "model")
+    if hasattr(built, "say_truncated"):  # a task of texts
+        built.say_truncated(split)
     taught = None if teacher is None else as_teacher(teacher, teacher_architecture).to(target)
     if taught is not None:
         if getattr(built, "num_classes", None) and not taught.num_classes:

@@ -125,6 +125,11 @@ class ImageClassification:
         count = count_of(model)
         if not count and who == "teacher":
             return
+        if not count and hasattr(model, "encode_image"):
+            raise UserError(
+                f"{who} compares pictures with texts and has no classes; the task image_text measures it "
+                "(--task image_text), zero-shot on such data too (task.zero_shot in a recipe)"
+            )
         if count != self.num_classes:
             raise UserError(
                 f"{who} has {count or 'no'} classes but the data has {self.num_classes}: "

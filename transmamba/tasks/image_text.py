@@ -246,7 +246,8 @@ class ImageText:
         not decode. Says how many captions are longer than the model reads; raises UserError where none
         is there to be read."""
         self._check_captions()
-        self._say_truncated()
+        if self.config.captions:
+            self.say_truncated("train")
         for split in dict.fromkeys((self.watched, self.final)):
             source = self._source(split)
             if source.array() is None and not getattr(source, "drawn", False):
@@ -266,17 +267,19 @@ class ImageText:
                 "no training picture has a caption; write task.captions: false, and losses that need none"
             )
 
-    def _say_truncated(self) -> None:
-        if self.config.captions:
-            some = self.train_indices[permutation(self.num_train, self.config.split_seed)[:_LOOKED_AT]]
-            source = self._source("train")
-            say_truncated([text for i in some for text in source.captions(int(i))], self._tokenizer())
+    def say_truncated(self, split: str) -> None:
+        """A line where captions of a split are longer than the model reads."""
+        if self._has_captions(split):
+            indices, source = self.indices(split), self._source(split)
+            some = indices[permutation(len(indices), self.config.split_seed)[:_LOOKED_AT]]
+            captions = [text for i in some for text in source.captions(int(i))]
+            say_truncated(captions, self._tokenizer(), "training" if split == "train" else split)
 
     def _tokenizer(self) -> Tokenizer:
         if self.preprocessing.text is None:
             raise UserError(
                 "this model does not say how its texts are read; the task image_text needs one "
-                "that does, such as a model of open_clip or a Hugging Face CLIP"
+                "that does, such as a model of open_clip (a Hugging Face CLIP can be its teacher)"
             )
         return self.preprocessing.text
 

@@ -141,6 +141,8 @@ def timm_tower(model: Any) -> tuple[Tower, Norm | None]:
     from timm.models.vision_transformer import VisionTransformer
 
     name = type(model).__name__
+    if type(model).__module__.startswith("transmamba.students."):
+        raise refuse(name, "it is a student already, in which Mamba stands for attention; write its teacher")
     if not isinstance(model, VisionTransformer):
         why = f"it has {_LACKING[name]}, and " if name in _LACKING else ""
         raise refuse(name, f"{why}only timm's VisionTransformer and distilled DeiT are known")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import SwiGLU
+from timm.layers import SwiGLU, get_act_layer
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +26,7 @@ from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
 from ..frames import ScansFrames, joined
-from ..reading import suits_layer_norms
+from ..reading import ACTIVATIONS, suits_layer_norms
 from ..sizes import check_rates, check_sizes
 from ..timm_arguments import ALONE, Asked
 from .plan import plan_block, plan_ends
@@ -241,6 +241,9 @@ def _check(
     depth: int = 12,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    class_token: bool = True,
+    global_pool: str = "token",
+    act_layer: Any = None,
     **others: Any,
 ) -> None:
     """Of the constructor's arguments. Raises ValueError for sizes of which no ssd_vit can be made."""
@@ -249,3 +252,10 @@ def _check(
     check_rates(drop_rate=drop_rate, drop_path_rate=drop_path_rate)
     if embed_dim % num_heads:
         raise ValueError(f"embed_dim is {embed_dim}, no multiple of num_heads, {num_heads}")
+    try:
+        get_act_layer(act_layer)
+    except KeyError:
+        known = " or ".join(ACTIVATIONS)
+        raise ValueError(f"act_layer is {act_layer!r}, which timm does not know; write {known}") from None
+    if global_pool == "token" and not class_token:
+        raise ValueError("global_pool is 'token' without a class_token; write global_pool=avg as well")

@@ -37,7 +37,8 @@ def plan_ends(student: SSDVisionTransformer, view: View, asked: Asked) -> Iterat
         )
     if mine.grid != theirs.grid:
         raise UserError(
-            f"teacher has a {theirs.grid} patch grid, ssd_vit {mine.grid}; use the same size and patch"
+            f"teacher has a {theirs.grid} patch grid, ssd_vit {mine.grid}; leave img_size and patch_size out "
+            f"of {asked.at}.kwargs"
         )
     yield Take(target="patch_embed.proj.weight", source="embedding.weight", tensor=embedding.weight)
     yield from _bias("patch_embed.proj.bias", "embedding.bias", Affine(embedding.weight, embedding.bias))
