@@ -173,7 +173,7 @@ def test_agreement() -> None:
     assert measured.agreement() == {"agreement": pytest.approx(100 * wanted)}
     (found,) = measured.outcomes
     assert measured.evaluators[0].compare(found["student"], found["student"]) == {"agreement": 100.0}
-    assert set(measured.results()) == {"student", "teacher", "agreement"}
+    assert set(measured.results()) == {"student", "teacher", "agreement", "difference"}
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])

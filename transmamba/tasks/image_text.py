@@ -140,8 +140,7 @@ class ImageText:
         last: list[Metric] = []
         for split in dict.fromkeys((self.watched, self.final)):
             (first if self._has_captions(split) else last).extend(self._measured(split).metrics)
-        found = {metric.key: metric for metric in (*first, *self.labelled.metrics, *last)}
-        return tuple(found.values())
+        return tuple({metric.key: metric for metric in (*first, *self.labelled.metrics, *last)}.values())
 
     def check(self, model: Any, who: str) -> None:
         """Raises UserError for a teacher that embeds no pictures, or no texts where captions are read."""
@@ -242,9 +241,8 @@ class ImageText:
         return shown(self._source(split), indices, self.preprocessing)
 
     def look_through(self) -> Iterator[str]:
-        """Decodes every picture of the evaluation splits, where they lie in files; a line for each that does
-        not decode. Says how many captions are longer than the model reads; raises UserError where none
-        is there to be read."""
+        """A line for each picture of the evaluation splits that does not decode, of those in files. Says how
+        many captions are longer than the model reads. Raises UserError where none is there to be read."""
         self._check_captions()
         if self.config.captions:
             self.say_truncated("train")
@@ -271,15 +269,15 @@ class ImageText:
         """A line where captions of a split are longer than the model reads."""
         if self._has_captions(split):
             indices, source = self.indices(split), self._source(split)
-            some = indices[permutation(len(indices), self.config.split_seed)[:_LOOKED_AT]]
-            captions = [text for i in some for text in source.captions(int(i))]
+            some = permutation(len(indices), self.config.split_seed)[:_LOOKED_AT]
+            captions = [text for i in indices[some] for text in source.captions(int(i))]
             say_truncated(captions, self._tokenizer(), "training" if split == "train" else split)
 
     def _tokenizer(self) -> Tokenizer:
         if self.preprocessing.text is None:
             raise UserError(
-                "this model does not say how its texts are read; the task image_text needs one "
-                "that does, such as a model of open_clip (a Hugging Face CLIP can be its teacher)"
+                "this model does not say how its texts are read; the task image_text needs one that does, "
+                "such as a model of open_clip (a Hugging Face CLIP can be its teacher)"
             )
         return self.preprocessing.text
 
@@ -287,7 +285,7 @@ class ImageText:
     def _chosen(self) -> tuple[Indices, Indices]:
         """(trained on, held out): validation first, so that fractions are measured alike."""
         config, one = self.config, np.zeros(len(self._source("train")), dtype=np.int64)
-        chosen, held_out = np.arange(len(one), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        chosen, held_out = np.arange(len(one)), np.zeros(0, dtype=np.int64)
         if config.validation:
             chosen, held_out = hold_out(one, config.validation, config.split_seed)
         chosen = chosen[stratified_fraction(one[chosen], config.fraction, config.fraction_seed)]
