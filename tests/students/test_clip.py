@@ -235,6 +235,39 @@ def test_open_clip_models_are_students_as_they_are(teacher: Teacher) -> None:
         STUDENTS["open_clip"](model_cfg=broken).build(StudentSpec())
 
 
+@pytest.mark.parametrize("kind", ["vim", "ssd_vit", "vit", "teacher"])
+def test_a_model_is_taken_to_another_size(teacher: Teacher, tmp_path: Path, kind: str) -> None:
+    """As open_clip's own force_image_size takes it there; what is saved is of the new size."""
+    folder = tmp_path / "small"
+    if kind == "teacher":
+        cfg = dict(embed_dim=8, vision_cfg=IMAGE, text_cfg=TEXT)
+        save_model(STUDENTS["open_clip"](model_cfg=cfg).build(StudentSpec()), folder)
+    else:
+        save_model(
+            student_of(teacher, Clip(image=ImageTower(kind=kind))),  # type: ignore[arg-type]
+            folder,
+            teacher.preprocessing,
+        )
+    config = STUDENTS["open_clip"](model=str(folder), pretrained=True, image_size=32)
+    assert config.preprocessing().input_size == (3, 32, 32)
+    larger = config.build(StudentSpec()).eval()
+    pictures = torch.randn(2, 3, 32, 32)
+    wanted = open_clip.create_model(f"local-dir:{folder}", force_image_size=32).eval()
+    assert torch.equal(larger.encode_image(pictures), wanted.encode_image(pictures))
+    save_model(larger, tmp_path / "large")
+    loaded, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'large'}")
+    assert torch.equal(loaded.eval().encode_image(pictures), wanted.encode_image(pictures))
+    assert transform.transforms[0].size == 32
+    said = json.loads((tmp_path / "large" / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"]
+    assert said["image_size"] == 32 and ("img_size=32" in said.get("timm_model_name", "img_size=32"))
+    with pytest.raises(
+        UserError, match="image_size 30: its patches have 4 pixels; write a multiple, such as"
+    ):
+        STUDENTS["open_clip"](model=str(folder), pretrained=True, image_size=30).build(StudentSpec())
+    with pytest.raises(UserError, match="beside `model`"):
+        STUDENTS["open_clip"](model_cfg={}, image_size=32)
+
+
 def test_a_converted_text_tower_inherits_and_reloads(teacher: Teacher, tmp_path: Path) -> None:
     student = student_of(teacher, Clip(text=TextTower(kind="mamba2")))
     inputs = inputs_of(teacher)

@@ -62,15 +62,21 @@ def holds(model: nn.Module) -> bool:
     return any(kind.__module__.partition(".")[0] == library for kind in type(model).__mro__)
 
 
-def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "cpu") -> nn.Module:
+def create_open_clip(
+    source: Source, *, pretrained: bool = True, device: str = "cpu", image_size: int | None = None
+) -> nn.Module:
     """open_clip.create_model of a name, `NAME/TAG`, folder or id, in float32; every failure is a UserError in
-    one line."""
+    one line.
+
+    image_size: pixels a side in place of the model's own; its positions are resized
+    """
     require(source.text)
     hooks.register_in("timm")  # an image tower may be a student of ours
     folder: Path | None = None
     import open_clip
 
     given: dict[str, Any] = dict(load_weights=pretrained, require_pretrained=pretrained, device=device)
+    given["force_image_size"] = image_size
     given["pretrained_text"] = False  # a text tower's own weights, where there are none of the whole model
     try:
         with hub.without_waiting(), _quietly(), torch.device(device):
@@ -95,6 +101,8 @@ def create_open_clip(source: Source, *, pretrained: bool = True, device: str = "
     except Exception as error:
         said = unfitting(error) or _damaged(error) or unknown_option(error) or hub.explain(error)
         raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
+    if image_size is not None:
+        cfg = {**cfg, "vision_cfg": {**cfg["vision_cfg"], "image_size": image_size}}
     tokenizer = OpenClipTokenizer.of(cfg.get("text_cfg") or {}, source)
     if tokenizer is not None and tokenizer.revision is not None:  # what is saved of it is read alike
         cfg = {**cfg, "text_cfg": {**cfg["text_cfg"], **tokenizer.text_cfg()}}

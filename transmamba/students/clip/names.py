@@ -15,7 +15,6 @@ from ...ecosystems import open_clip as library
 from ...ecosystems.open_clip_names import require
 from ...ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from ...ecosystems.origin import Origin
-from ...ecosystems.sources import Source
 from ...ecosystems.timm import check_options
 from ...errors import UserError
 
@@ -105,6 +104,8 @@ class OpenClipModel:
     model: `NAME` or `NAME/TAG`, a folder or hf-hub:ID with open_clip_config.json
     model_cfg: in place of it, what open_clip builds a model from (embed_dim, vision_cfg, text_cfg)
     pretrained: with the weights of `model`
+    image_size: pixels a side of its pictures, where they are not to be those of `model`; its positions are
+        resized
     num_frames: let the image tower of a converted student (vim, ssd_vit) scan all frames of a video at once,
         made for so many of them: its weights as they are, temporal positions of 0; left out: as it was saved
     """
@@ -112,9 +113,15 @@ class OpenClipModel:
     model: str | None = None
     model_cfg: dict[str, Any] | None = None
     pretrained: bool = False
+    image_size: int | None = None
     num_frames: int | None = None
 
     def __post_init__(self) -> None:
+        if self.image_size is not None and (self.model is None or self.image_size < 1):
+            raise UserError(
+                f"image_size {self.image_size}: write pixels a side, at least 1, beside `model`; a model_cfg "
+                "has its own in vision_cfg"
+            )
         if self.num_frames is not None and self.num_frames < 2:
             raise UserError(f"num_frames {self.num_frames}: write at least 2; leave it out for pictures")
         if (self.model is None) == (self.model_cfg is None):
@@ -124,11 +131,11 @@ class OpenClipModel:
 
     def build(self, spec: StudentSpec) -> nn.Module:
         if self.model is not None:
-            model = library.create_open_clip(self._source(), pretrained=self.pretrained)
+            model = self._created(pretrained=self.pretrained)
         else:
             model = _made(self.model_cfg or {})
         if self.num_frames is not None:
-            from .frames import scan_frames
+            from .changed import scan_frames
 
             scan_frames(model, self.num_frames)
         if spec.preprocessing is not None:
@@ -138,13 +145,18 @@ class OpenClipModel:
     def preprocessing(self) -> Preprocessing:
         """What its images and texts look like, found out without its weights."""
         if self.model is not None:
-            source = self._source()
-            return library.preprocessing(library.create_open_clip(source, pretrained=False, device="meta"))
+            return library.preprocessing(self._created(pretrained=False, device="meta"))
         return library.preprocessing(_made(self.model_cfg or {}))
 
-    def _source(self) -> Source:
+    def _created(self, *, pretrained: bool, device: str = "cpu") -> nn.Module:
         assert self.model is not None, "the caller asked"
-        return library.source_of(self.model)
+        source, size = library.source_of(self.model), self.image_size
+        model = library.create_open_clip(source, pretrained=pretrained, device=device, image_size=size)
+        if size is not None:
+            from .changed import say_image_size
+
+            say_image_size(model, size)
+        return model
 
 
 def _check_alike(mine: Any, theirs: Any) -> None:
