@@ -26,6 +26,7 @@ from ...views.view import View
 from .architectures import OURS, architecture_of, rotary_of
 from .layers import HybridLayer, Reading, RMSNorm
 from .plan import plan
+from .start import calibrate
 from .stock import as_stock, save
 
 PLAIN = Want()
@@ -59,6 +60,7 @@ class HybridStudent(nn.Module):
         rotary = rotary_of(config)
         # no buffer, which would be rounded with the model
         self._rope = Rope(rotary.inv_freq.float(), float(rotary.attention_scaling))
+        self.reads: Any = None
         self.origin, self.beside = Origin(), Beside()
         self.grad_checkpointing = False
         self._begin()
@@ -81,6 +83,9 @@ class HybridStudent(nn.Module):
     def _layers(self) -> Sequence[Any]:
         layers: Any = self.model["layers"]
         return layers
+
+    def layer(self, k: int) -> Any:
+        return self._layers[k]
 
     @property
     def vocabulary(self) -> int:
@@ -165,6 +170,16 @@ class HybridStudent(nn.Module):
         UserError for a teacher of another shape."""
         return plan(self, view)
 
+    def calibrate_(
+        self,
+        teacher: Callable[[Mapping[str, Tensor], Captures], Output],
+        kinds: Sequence[str],
+        texts: Sequence[Mapping[str, Tensor]],
+        layers: int,
+    ) -> None:
+        """What `plan` cannot say of a start, see `start.calibrate`."""
+        calibrate(self, teacher, kinds, texts, layers)
+
     def groups(self) -> dict[str, Callable[[str], bool]]:
         mlp = f".{architecture_of(self.config).mlp}."
         head = "model.embed_tokens." if self.config.tie_word_embeddings else "lm_head."
@@ -186,8 +201,8 @@ class HybridStudent(nn.Module):
     # --- transformers' class ---
 
     def carry(self, preprocessing: Any, licence: str | None, base_model: str | None) -> None:
-        """What it has of its teacher beside weights; its words come with `carry_texts`."""
-        self.origin = Origin(licence, base_model)
+        """What it has of its teacher; what lies beside that one comes with `carry_texts`."""
+        self.reads, self.origin = preprocessing, Origin(licence, base_model)
 
     def carry_texts(self, beside: Beside) -> None:
         """Tokenizer, chat template and how to generate, which are saved beside it."""

@@ -99,8 +99,8 @@ def own_layers(attention_layers: Sequence[int], chosen: Sequence[int], teacher: 
             )
         if layer not in chosen:
             raise UserError(
-                f"student.attention_layers has {layer}, which a student of {len(chosen)} layers leaves out; it "
-                f"takes {', '.join(map(str, chosen))}"
+                f"student.attention_layers has {layer}, which a student of {len(chosen)} layers leaves out; "
+                f"it takes {', '.join(map(str, chosen))}"
             )
     return tuple(k for k, layer in enumerate(chosen) if layer in attention_layers)
 
@@ -115,7 +115,8 @@ def _decoder(view: View) -> tuple[Tower, LanguageHead]:
     tower, head = view.towers.get("decoder"), view.heads.get("decoder")
     if tower is None or not isinstance(head, LanguageHead) or not isinstance(tower.layout, Text):
         raise UserError(
-            f"hybrid_lm is made of a language model; this teacher has {', '.join(view.towers)} and no such head"
+            f"hybrid_lm is made of a language model; this teacher has {', '.join(view.towers)} and no head "
+            "of words"
         )
     embedding = tower.embedding
     if not isinstance(embedding, TokenEmbedding) or embedding.positions is not None:
@@ -155,5 +156,6 @@ def _check_mlp(mlp: Mlp, fused: bool) -> None:
         refuse("its MLPs are not silu(gate) * up")
     if fused and any(part.bias is not None for part in (mlp.gate, mlp.up, mlp.down)):
         raise UserError(
-            "the teacher's MLPs have biases, which a GraniteMoeHybrid has not; write student.architecture=bamba"
+            "the teacher's MLPs have biases, which a GraniteMoeHybrid has not; write "
+            "student.architecture=bamba"
         )

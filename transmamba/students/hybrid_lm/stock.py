@@ -49,8 +49,11 @@ def save(student: HybridStudent, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with decoders.explained(str(folder), tried="saved"):  # without its progress bars
         as_stock(student).save_pretrained(folder)
+    words = getattr(student.reads, "text", None)
     if student.beside.tokenizer is not None:
         student.beside.tokenizer.save_pretrained(folder)
+    elif words is not None:
+        words.save(folder)
 
 
 def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
