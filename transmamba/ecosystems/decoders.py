@@ -35,11 +35,15 @@ def is_decoder(source: Source) -> bool:
     kind = source.config.get("model_type")
     if not isinstance(kind, str) or "architecture" in source.config:
         return False
+    return is_language(kind) and "vision_config" not in source.config  # vision-language models, too, have one
+
+
+def is_language(model_type: str) -> bool:
+    """Whether transformers has a causal language model of this type, and no text encoder."""
     from transformers.models.auto import modeling_auto as kinds
 
-    # vision-language models and text encoders have a causal head there too
-    known = kind in kinds.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "vision_config" not in source.config
-    return known and kind not in kinds.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    known = model_type in kinds.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return known and model_type not in kinds.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def read_config(source: Source) -> Any:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..config.registry import STUDENTS
 from ..core.card import Card
 from ..core.preprocessing import Preprocessing
 from ..errors import Inexpressible, UserError
-from . import decoders
+from . import decoders, texts
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
@@ -54,6 +55,11 @@ def recognise(source: Source) -> bool:
 
 
 def load(source: Source) -> nn.Module:
+    """A student of ours that is saved as a stock class comes back as ours."""
+    ours = source.config.get("transmamba")
+    if isinstance(ours, dict) and ours.get("student") in STUDENTS:
+        student: nn.Module = STUDENTS[ours["student"]].load(source)
+        return student
     if decoders.is_decoder(source):
         return decoders.load_decoder(source)
     return load_hugging_face(str(source.folder or source.repo), source.revision)
@@ -239,7 +245,7 @@ def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = N
     built: Any = model
     folder.mkdir(parents=True, exist_ok=True)
     built.save_pretrained(folder)
-    if preprocessing is not None:
+    if isinstance(preprocessing, Preprocessing):  # a language model's words are its own to save
         image_processor(preprocessing).save_pretrained(folder)
 
 
@@ -252,6 +258,8 @@ model = {loader}.from_pretrained("OWNER/NAME").eval()
 
 def card(model: nn.Module) -> Card:
     built: Any = model
+    if decoders.is_language(built.config.model_type):
+        return texts.card(getattr(built, "origin", None) or origin(built))
     classifies = "ForImageClassification" in type(model).__name__
     dual = built.config.model_type in DUAL_ENCODERS
     loader = "AutoModelForImageClassification" if classifies else "AutoModel"

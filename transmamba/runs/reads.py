@@ -6,10 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from ..core.preprocessing import Preprocessing
-from ..ecosystems import decoders, hub
+from ..ecosystems import decoders
 from ..ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from ..ecosystems.sources import Source
-from ..errors import UserError
+from ..ecosystems.texts import tokenizer_beside
 
 # what transformers writes is larger where nobody set one
 _NO_LIMIT = 10**9
@@ -44,24 +44,12 @@ def _beside(found: Source) -> dict[str, Any] | None:
     """None where none lies beside the model."""
     if decoders.is_gguf(found) or (found.folder is None and found.repo is None):
         return {"in": found.text} if decoders.is_gguf(found) else None
-    try:
-        made = decoders.load_tokenizer(found)
-    except UserError:
+    made = tokenizer_beside(found)
+    if made is None:
         return None
-    files = {*made.vocab_files_names.values(), "tokenizer.json", "tokenizer_config.json"}
-    if not any(_lies_beside(found, file) for file in files):
-        return None  # transformers makes an empty one, without a word
     longest = int(made.model_max_length)
     return {
         "kind": type(made).__name__,
         "vocabulary": len(made),
         "longest": longest if longest < _NO_LIMIT else None,
     }
-
-
-def _lies_beside(found: Source, file: str) -> bool:
-    """Whether the folder has it, or the repository, whose files were fetched just now."""
-    if found.folder is not None:
-        return (found.folder / file).is_file()
-    assert found.repo is not None, "a folder or a repository"
-    return hub.cached(found.repo, file, found.revision) is not None

@@ -14,6 +14,7 @@ from ..config import load as configs
 from ..config.registry import STUDENTS
 from ..core.batch import Batch, image_batch
 from ..core.tower import Student, StudentSpec
+from ..ecosystems.texts import beside_named
 from ..ecosystems.timm import say_whose
 from ..errors import UserError, suggest
 from ..teachers.load import adapt_teacher, load_teacher
@@ -78,6 +79,8 @@ def carry(student: Any, teacher: Teacher) -> None:
     names of the classes it shares, and whose work it is derived from (licence, repository)."""
     if hasattr(student, "carry"):  # one that keeps it elsewhere than timm's do
         student.carry(teacher.preprocessing, teacher.licence, teacher.base_model)
+    if hasattr(student, "carry_texts"):
+        student.carry_texts(beside_named(teacher.source))
     if not hasattr(student, "pretrained_cfg"):
         return
     carried = {**student.pretrained_cfg, **teacher.preprocessing.to_pretrained_cfg()}

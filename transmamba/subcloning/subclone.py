@@ -105,6 +105,7 @@ def subclone(
                 report.dropped.append(item)
             else:
                 report.rows.append(_execute(item, parameters))
+        _calibrate(student, teacher, limit, calibration)
         if config.average:
             _average(student, view, limit, calibration)
     taken = report.cloned
@@ -153,6 +154,16 @@ def _average(student: Student, view: View, layers: int, calibration: Sequence[Ba
             if kinds[s] == "attention" and k < layers:
                 tower.average_(k, batches)
     student.train(was_training)
+
+
+def _calibrate(student: Student, teacher: Teacher, layers: int, calibration: Sequence[Batch]) -> None:
+    """Let towers that can take what no tensor of the teacher's says from what it makes of some items."""
+    assert isinstance(student, nn.Module), "a student is a module"
+    device = next(student.parameters()).device
+    for name, tower in student.towers.items():
+        if hasattr(tower, "calibrate_") and name in teacher.view.towers:
+            inputs = [batch.to(device).inputs for batch in calibration]
+            tower.calibrate_(teacher, teacher.view.towers[name].kinds, inputs, layers)
 
 
 def cloned_layers(student: Student, config: SubcloneConfig) -> int:

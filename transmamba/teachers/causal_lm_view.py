@@ -35,7 +35,8 @@ def decoder_view(model: Any) -> View:
     tower = decoder_tower(base_of(model))
     head = affine(model.get_output_embeddings(), "lm_head")
     tied = head.weight is tower.embedding.weight
-    return View({"decoder": tower}, {"decoder": LanguageHead(head, tied=tied)})
+    heads = {"decoder": LanguageHead(head, tied=tied)}
+    return View({"decoder": tower}, heads, config=model.config.to_dict())
 
 
 def decoder_tower(base: Any) -> Tower:

@@ -25,13 +25,22 @@ class Rope:
         """x (B, H, L, P) at positions (B, L), 0 to L - 1 where None."""
         if positions is None:
             positions = torch.arange(x.shape[2], device=x.device)[None]
+        return turned(x, *self.waves(positions))
+
+    def waves(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine at positions (B, L), each (B, 1, L, R) float32, for `turned`."""
         # in float32 whatever the type of x: half precision cannot tell late positions apart
-        with torch.autocast(x.device.type, enabled=False):
-            angles = positions[:, None, :, None].float() * self.frequencies.float().to(x.device)
-            cos, sin = (
-                (wave * self.factor).repeat(1, 1, 1, 2).to(x.dtype) for wave in (angles.cos(), angles.sin())
-            )
-        turned, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
-        first, second = turned.chunk(2, dim=-1)
-        turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
-        return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+        with torch.autocast(positions.device.type, enabled=False):
+            frequencies = self.frequencies.float().to(positions.device)
+            angles = positions[:, None, :, None].float() * frequencies
+            cos, sin = ((wave * self.factor).repeat(1, 1, 1, 2) for wave in (angles.cos(), angles.sin()))
+        return cos, sin
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, H, L, P), its first R channels turned by these waves (B, 1, L, R)."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    first, rest = x.split([cos.shape[-1], x.shape[-1] - cos.shape[-1]], dim=-1)
+    left, right = first.chunk(2, dim=-1)
+    first = first * cos + torch.cat([-right, left], dim=-1) * sin
+    return torch.cat([first, rest], dim=-1) if rest.shape[-1] else first

@@ -105,7 +105,7 @@ class Attention:
         observe("k", k)
         # layer norms run in float32 under autocast, so a normalised q or k may be wider than v
         q, k = q.to(v.dtype), k.to(v.dtype)
-        allowed = _allowed(context, self.causal, self.window, x)
+        allowed = readable(context, self.causal, self.window, x)
         mixed = F.scaled_dot_product_attention(
             q,
             k,
@@ -120,7 +120,7 @@ class Attention:
         return scaled(self.o(mixed), self.scale)
 
 
-def _allowed(context: Context, causal: bool, window: int | None, x: Tensor) -> Tensor | None:
+def readable(context: Context, causal: bool, window: int | None, x: Tensor) -> Tensor | None:
     """(B, 1, L, L) bool, whether token i may read token j; None where nothing but causality says so.
 
     A padded token reads itself, so that its softmax is over something.

@@ -119,12 +119,15 @@ class View:
 
     scalars: learnt numbers that losses read: `scale` (of similarities, no logarithm), `bias`
     opaque:  towers that are only run
+    config:  what its own library rebuilds it from, for a student that is saved as one of that library's; None
+        where nothing says so
     """
 
     towers: Mapping[str, Tower]
     heads: Mapping[str, Head] = field(default_factory=dict)
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
     opaque: Mapping[str, Opaque] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
 
     @property
     def reads(self) -> set[str]:

@@ -1,0 +1,54 @@
+"""Small random decoders, and the hybrids that start from them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transmamba import adapt_teacher, convert
+from transmamba.students.hybrid_lm.model import HybridStudent
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
+from decoders_made import SHAPE, WORDS, make
+
+__all__ = ["WORDS", "hybrid", "llama", "make", "quiet_texts", "relative", "texts"]
+
+
+def llama(**changes: Any) -> Any:
+    """A Llama of `SHAPE`, with norms and biases that are not what they begin with."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+def hybrid(model: Any, *attention_layers: int, **options: Any) -> HybridStudent:
+    """Its student with attention in these layers alone."""
+    student, _ = convert(
+        adapt_teacher(model), "hybrid_lm", attention_layers=list(attention_layers), **options
+    )
+    assert isinstance(student, HybridStudent)
+    return student
+
+
+def texts(rows: int = 2, length: int = 30, seed: int = 0) -> Tensor:
+    """(rows, length) words, none of them special."""
+    return torch.randint(3, WORDS, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def quiet_texts(model: Any) -> None:
+    """Let generation of a model with these few words not warn of what it has not."""
+    model.generation_config.pad_token_id = 0
+
+
+@torch.no_grad()
+def relative(made: Tensor, wanted: Tensor) -> float:
+    return float((made - wanted).abs().max() / wanted.abs().max())

@@ -1,0 +1,95 @@
+"""What lies beside a language model's weights: its tokenizer with the chat template, and how it generates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.card import Card
+from ..errors import UserError
+from . import decoders, hub
+from .origin import Origin
+from .sources import Source, read_source
+
+_GENERATION = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """tokenizer: of transformers; generation: a GenerationConfig. None where there is none."""
+
+    tokenizer: Any = None
+    generation: Any = None
+
+
+def beside(source: Source) -> Beside:
+    """Of a folder, a repository or a GGUF file."""
+    return Beside(tokenizer_beside(source), _generation(source))
+
+
+def beside_named(name: str) -> Beside:
+    """Of what a name means; nothing of one that means no model, such as that of a model in hand."""
+    try:
+        source = read_source(name)
+    except UserError:
+        return Beside()
+    return Beside() if source.bare else beside(source)
+
+
+def tokenizer_beside(source: Source) -> Any:
+    """As AutoTokenizer loads it; None where no file of one is there: transformers then makes an empty one,
+    without a word."""
+    if source.folder is None and source.repo is None and not decoders.is_gguf(source):
+        return None
+    try:
+        made = decoders.load_tokenizer(source)
+    except UserError:
+        return None
+    if decoders.is_gguf(source):
+        return made
+    files = {*made.vocab_files_names.values(), "tokenizer.json", "tokenizer_config.json"}
+    return made if any(_lies_beside(source, file) for file in files) else None
+
+
+def _lies_beside(source: Source, file: str) -> bool:
+    """Whether the folder has it, or the repository, whose files were fetched just now."""
+    if source.folder is not None:
+        return (source.folder / file).is_file()
+    assert source.repo is not None, "a folder or a repository"
+    return hub.cached(source.repo, file, source.revision) is not None
+
+
+def _generation(source: Source) -> Any:
+    from transformers import GenerationConfig
+
+    if source.folder is not None and not (source.folder / _GENERATION).is_file():
+        return None
+    if source.folder is None and source.repo is None:
+        return None
+    try:
+        with decoders.explained(source.text):
+            return GenerationConfig.from_pretrained(
+                str(source.folder or source.repo),
+                **({"revision": source.revision} if source.revision else {}),
+            )
+    except UserError:
+        return None
+
+
+_SNIPPET = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("OWNER/NAME")
+model = AutoModelForCausalLM.from_pretrained("OWNER/NAME").eval()
+print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=20)[0]))
+"""
+
+
+def card(origin: Origin) -> Card:
+    """Of a language model of transformers."""
+    return Card(
+        library="transformers",
+        pipeline_tag="text-generation",
+        snippet=_SNIPPET,
+        licence=origin.licence,
+        base_model=origin.base_model,
+    )

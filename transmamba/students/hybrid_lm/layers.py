@@ -1,0 +1,148 @@
+"""A hybrid's layers: attention or Mamba-2, then a SwiGLU MLP, by the names of transformers' classes.
+
+Shapes: B rows, L tokens, D channels, H heads of P channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.output import Context
+from ...layers.mixed import Mixed, Want
+from ...views.rope import Rope, turned
+from ...views.sublayers import readable
+from .architectures import architecture_of, head_size_of
+from .mixer import HybridMixer
+
+PLAIN = Want()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all layers read beside the stream, made once a pass.
+
+    waves:   cosine and sine of the tokens' positions, each (B, 1, L, P); None where no layer has attention
+    allowed: (B, 1, L, L) bool, whether a token may read another; None where causality alone says so
+    """
+
+    context: Context
+    waves: tuple[Tensor, Tensor] | None
+    allowed: Tensor | None
+
+    @classmethod
+    def of(cls, context: Context, x: Tensor, rope: Rope | None) -> Reading:
+        """Of a stream x (B, L, D); without `rope` for layers without attention."""
+        if rope is None:
+            return cls(context, None, None)
+        positions = context.positions
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+        return cls(context, rope.waves(positions), readable(context, True, None, x))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) in float32 or wider, back in x's type times the weight, as in Llama."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == self.weight.dtype and x.element_size() >= 4:
+            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return self.weight * F.rms_norm(wide, x.shape[-1:], None, self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal, rotary, with fewer heads of k and v where the configuration says so."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        size, width, bias = head_size_of(config), config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, self.heads * size, bias=bias)
+        self.k_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
+        self.v_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
+        self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
+
+    def forward(self, u: Tensor, reading: Reading) -> Mixed:
+        """u (B, L, D) -> `Mixed`, without inner tensors."""
+        assert reading.waves is not None, "made for layers of attention"
+        q = self.q_proj(u).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (
+            projection(u).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+            for projection in (self.k_proj, self.v_proj)
+        )
+        mixed = F.scaled_dot_product_attention(
+            turned(q, *reading.waves),
+            turned(k, *reading.waves),
+            v,
+            attn_mask=reading.allowed,
+            is_causal=reading.allowed is None,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return Mixed(self.o_proj(mixed.transpose(1, 2).flatten(2)))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, neurons: int, bias: bool) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, neurons, bias=bias)
+        self.up_proj = nn.Linear(width, neurons, bias=bias)
+        self.down_proj = nn.Linear(neurons, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class FusedSwiGLU(nn.Module):
+    """The same with gate and up in one matrix, the gate first."""
+
+    def __init__(self, width: int, neurons: int) -> None:
+        super().__init__()
+        self.input_linear = nn.Linear(width, 2 * neurons, bias=False)
+        self.output_linear = nn.Linear(neurons, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.input_linear(x).chunk(2, dim=-1)
+        return self.output_linear(F.silu(gate) * up)
+
+
+class HybridLayer(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)); the mixer is `self_attn` or `mamba`."""
+
+    def __init__(self, config: Any, attention: bool, half_life: float, tap: float) -> None:
+        super().__init__()
+        architecture, width, eps = architecture_of(config), config.hidden_size, config.rms_norm_eps
+        self.attention = attention
+        self._mlp_norm, self._mlp = architecture.mlp_norm, architecture.mlp
+        self.input_layernorm = RMSNorm(width, eps)
+        if attention:
+            self.self_attn = Attention(config)
+        else:
+            self.mamba = HybridMixer(config, half_life, tap)
+        self.add_module(architecture.mlp_norm, RMSNorm(width, eps))
+        mlp: nn.Module
+        if architecture.fused:
+            mlp = FusedSwiGLU(width, config.shared_intermediate_size)
+        else:
+            mlp = SwiGLU(width, config.intermediate_size, config.mlp_bias)
+        self.add_module(architecture.mlp, mlp)
+
+    def forward(self, x: Tensor, reading: Reading, want: Want = PLAIN) -> tuple[Tensor, Mixed]:
+        """The stream (B, L, D) after the layer, or what its mixer alone adds, and the mixer's record."""
+        normed = self.input_layernorm(x)
+        mixed = self.self_attn(normed, reading) if self.attention else self.mamba(normed, reading.context)
+        if want.alone:
+            return mixed.output, mixed
+        x = x + mixed.output
+        return x + getattr(self, self._mlp)(getattr(self, self._mlp_norm)(x)), mixed

@@ -1,0 +1,131 @@
+"""A Mamba-2 mixer with the tensors of transformers' Bamba and GraniteMoeHybrid, and attention's heads.
+
+in_proj's rows are [z | x | B | C | dt]; SiLU follows the convolution; the gated norm is one of each group,
+here of each head. Mamba-2: arXiv 2405.21060. Shapes: B rows, L tokens, D channels, H heads of P channels and
+N states.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transmamba_kernels import causal_conv1d, ssd_scan
+
+from ...core.output import Context
+from ...layers.mixed import Mixed
+
+# silu of it is 1
+OPEN_GATE = 1.2784645427610738
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32, or wider where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class GatedNorm(nn.Module):
+    """RMSNorm of x silu(z) over each group's channels."""
+
+    def __init__(self, channels: int, group: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.group, self.eps = group, eps
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """x, z (..., H P) -> the same, in x's type; at least float32 within, as in transformers."""
+        gated = (_wide(x) * F.silu(_wide(z))).unflatten(-1, (-1, self.group))
+        return self.weight * F.rms_norm(gated, (self.group,), None, self.eps).flatten(-2).to(x.dtype)
+
+
+class HybridMixer(nn.Module):
+    """half_life, tap: see `neutral_`."""
+
+    def __init__(self, config: Any, half_life: float, tap: float) -> None:
+        super().__init__()
+        self.heads, self.head_dim = config.mamba_n_heads, config.mamba_d_head
+        self.groups, self.states = config.mamba_n_groups, config.mamba_d_state
+        self.inner = self.heads * self.head_dim
+        self.conv_dim = self.inner + 2 * self.groups * self.states
+        taps, eps, bias = config.mamba_d_conv, config.rms_norm_eps, config.mamba_proj_bias
+        self.in_proj = nn.Linear(config.hidden_size, self.inner + self.conv_dim + self.heads, bias=bias)
+        self.conv1d = nn.Conv1d(
+            self.conv_dim, self.conv_dim, taps, groups=self.conv_dim, bias=config.mamba_conv_bias
+        )
+        self.dt_bias = nn.Parameter(torch.empty(self.heads))
+        self.A_log = nn.Parameter(torch.empty(self.heads))
+        self.D = nn.Parameter(torch.empty(self.heads))
+        self.norm = GatedNorm(self.inner, self.inner // self.groups, eps)
+        self.out_proj = nn.Linear(self.inner, config.hidden_size, bias=bias)
+        self.half_life, self.tap = half_life, tap
+        self.neutral_()
+
+    @torch.no_grad()
+    def neutral_(self) -> None:
+        """Everything but the projections: the convolution the identity times `tap`, steps of 1, a decay by
+        half in `half_life` tokens, no skip, and a norm that undoes what its own eps, the taps and SiLU do to
+        small numbers.
+
+        silu(tap u) is tap u / 2 for small ones, and the norm divides by sqrt(eps) while what it reads is far
+        smaller than that: so its weight is sqrt(eps) / (tap / 2)^3 for x, B and C.
+        """
+        self.conv1d.weight.zero_()
+        self.conv1d.weight[:, 0, -1] = self.tap
+        if self.conv1d.bias is not None:
+            self.conv1d.bias.zero_()
+        self.dt_bias.fill_(math.log(math.expm1(1.0)))
+        self.A_log.fill_(math.log(math.log(2) / self.half_life))
+        self.D.zero_()
+        self.norm.weight.fill_(self.norm.eps**0.5 / (self.tap / 2) ** 3)
+        self.rows("dt").zero_()
+
+    def rows(self, part: str) -> Tensor:
+        """The rows of in_proj's weight that make `z`, `x`, `B`, `C` or `dt`."""
+        return self.in_proj.weight[self.slice_of(part)]
+
+    def slice_of(self, part: str) -> slice:
+        """Which rows of in_proj make a part."""
+        narrow = self.groups * self.states
+        sizes = dict(z=self.inner, x=self.inner, B=narrow, C=narrow, dt=self.heads)
+        before = list(sizes)[: list(sizes).index(part)]
+        start = sum(sizes[name] for name in before)
+        return slice(start, start + sizes[part])
+
+    def forward(self, u: Tensor, context: Context) -> Mixed:
+        """u (B, L, D) -> `Mixed`. A masked token adds nothing to the state, as in transformers; state and
+        convolution begin anew where the segment changes."""
+        real = None if context.mask is None else context.mask.unsqueeze(-1)
+        z, mixed, delta = self._projected(u if real is None else u.masked_fill(~real, 0))
+        mixed = causal_conv1d(
+            mixed, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu", seq_idx=context.segments
+        )
+        if real is not None:
+            mixed = mixed.masked_fill(~real, 0)
+        narrow = self.groups * self.states
+        x, B, C = mixed.split([self.inner, narrow, narrow], dim=-1)
+        y = ssd_scan(
+            x.unflatten(-1, (self.heads, self.head_dim)),
+            delta,
+            -_wide(self.A_log).exp(),
+            B.unflatten(-1, (self.groups, self.states)),
+            C.unflatten(-1, (self.groups, self.states)),
+            D=_wide(self.D),
+            delta_bias=_wide(self.dt_bias),
+            delta_softplus=True,
+            seq_idx=context.segments,
+        )
+        return Mixed(self.out_proj(self.norm(y.flatten(2), z)), parts={"B": B, "C": C})
+
+    def _projected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z, what is convolved, and dt. dt by itself: with its few rows the product's width is odd, for which
+        GPUs have slow kernels alone."""
+        weight, bias, wide = self.in_proj.weight, self.in_proj.bias, self.inner + self.conv_dim
+        parts = [
+            F.linear(u, weight[rows], None if bias is None else bias[rows])
+            for rows in (slice(wide), slice(wide, None))
+        ]
+        z, mixed = parts[0].split([self.inner, self.conv_dim], dim=-1)
+        return z, mixed, parts[1]

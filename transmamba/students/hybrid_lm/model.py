@@ -1,0 +1,217 @@
+"""A causal language model of Mamba-2 and attention layers, with the tensors of a stock transformers class.
+
+It is our own module, for its layers return records and take packed documents apart; transformers' class loads
+its tensors strictly (`stock`), and is what is saved. Shapes: B rows, L tokens, D channels, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...core import layout
+from ...core.output import Branches, Capture, Captures, Context, Logits, Output, Stream
+from ...ecosystems.origin import Origin
+from ...ecosystems.texts import Beside
+from ...layers.mixed import Mixed, Want, kept
+from ...subcloning.plan import Dropped, Take, depth_map
+from ...views.rope import Rope
+from ...views.view import View
+from .architectures import OURS, architecture_of, rotary_of
+from .layers import HybridLayer, Reading, RMSNorm
+from .plan import plan
+from .start import calibrate
+from .stock import as_stock, save
+
+PLAIN = Want()
+NOTHING = Capture()
+
+
+class HybridStudent(nn.Module):
+    """Reads `text` (B, L) with `text_mask` (B, L) or `text_segment` (B, L); its stream is `decoder`.
+
+    config:    transformers', of a class in `architectures`
+    half_life: tokens after which a new Mamba-2 layer's state is half as large
+    tap:       the convolution's tap at the token itself in a new layer; small ones keep SiLU straight
+    """
+
+    def __init__(self, config: Any, *, half_life: float = 8.0, tap: float = 0.1) -> None:
+        super().__init__()
+        self.config, architecture = config, architecture_of(config)
+        depth = config.num_hidden_layers - getattr(config, OURS)["null"]
+        kinds = config.layers_block_type[:depth]
+        self.attention_layers = tuple(k for k, kind in enumerate(kinds) if kind == "full_attention")
+        layers = [HybridLayer(config, k in self.attention_layers, half_life, tap) for k in range(depth)]
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+                "layers": nn.ModuleList(layers),
+                architecture.last_norm: RMSNorm(config.hidden_size, config.rms_norm_eps),
+            }
+        )
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._last_norm = architecture.last_norm
+        rotary = rotary_of(config)
+        # no buffer, which would be rounded with the model
+        self._rope = Rope(rotary.inv_freq.float(), float(rotary.attention_scaling))
+        self.reads: Any = None
+        self.origin, self.beside = Origin(), Beside()
+        self.grad_checkpointing = False
+        self._begin()
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model["embed_tokens"].weight  # type: ignore[assignment]
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Matrices as transformers draws them, biases 0, mixers neutral."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for layer in self._layers:
+            if not layer.attention:
+                layer.mamba.neutral_()
+
+    @property
+    def _layers(self) -> Sequence[Any]:
+        layers: Any = self.model["layers"]
+        return layers
+
+    def layer(self, k: int) -> Any:
+        return self._layers[k]
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.config.vocab_size)
+
+    # --- the student's interface ---
+
+    @property
+    def towers(self) -> dict[str, HybridStudent]:
+        return {"decoder": self}
+
+    @property
+    def layout(self) -> layout.Sequence:
+        return layout.Sequence()
+
+    @property
+    def width(self) -> int:
+        return int(self.config.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        narrow = self.config.mamba_n_groups * self.config.mamba_d_state
+        return {"B": narrow, "C": narrow}
+
+    def sources(self, kinds: Sequence[str]) -> dict[int, int]:
+        """Of Mamba-2 layers alone: the others have the teacher's attention."""
+        attention = [s for s, kind in enumerate(kinds) if kind == "attention"]
+        chosen = depth_map(self.num_layers, len(attention))
+        return {k: attention[t] for k, t in enumerate(chosen) if k not in self.attention_layers}
+
+    def mixer(
+        self, k: int, hidden: Tensor, context: Context, capture: Capture
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        layer = self._layers[k]
+        reading = Reading.of(context, hidden, self._rope_on(hidden.device) if layer.attention else None)
+        output, mixed = layer(hidden, reading, Want(alone=True))
+        return output, kept(mixed.parts, capture.mixers.get(k, frozenset()))
+
+    def run(self, inputs: Mapping[str, Tensor], captures: Captures | None = None) -> Output:
+        if "text" not in inputs:
+            return Output()
+        capture = (captures or {}).get("decoder", NOTHING)
+        context = Context.of(inputs)
+        x = self.model["embed_tokens"](inputs["text"])
+        reading = Reading.of(context, x, self._rope_on(x.device) if self.attention_layers else None)
+        stream = Stream(self.layout, context.mask)
+        for k, layer in enumerate(self._layers):
+            x, mixed = self._through(layer, x, reading)
+            if k in capture.hidden:
+                stream.hidden[k] = x
+            if k in capture.branches:
+                stream.branches[k] = Branches(x if capture.tokens is None else x[:, capture.tokens])
+            if k in capture.mixers:
+                stream.mixers[k] = kept({"output": mixed.output, **mixed.parts}, capture.mixers[k])
+        return Output({"decoder": stream}, Logits(x, self._head))
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Logits (B, L, V) of text (B, L)."""
+        logits = self.run({"text": text}).logits
+        assert logits is not None, "there is text"
+        return logits()
+
+    def _rope_on(self, device: torch.device) -> Rope:
+        if self._rope.frequencies.device != device:
+            self._rope = replace(self._rope, frequencies=self._rope.frequencies.to(device))
+        return self._rope
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self.lm_head(self.model[self._last_norm](hidden))
+
+    def _through(self, layer: nn.Module, x: Tensor, reading: Reading) -> tuple[Tensor, Mixed]:
+        if self.grad_checkpointing and self.training:
+            return checkpoint(layer, x, reading, use_reentrant=False)
+        return layer(x, reading)
+
+    def plan(self, view: View, select: Any = None) -> Iterator[Take | Dropped]:
+        """What takes which tensor of a teacher's decoder: all of them but positions in Mamba-2 layers. Raises
+        UserError for a teacher of another shape."""
+        return plan(self, view)
+
+    def calibrate_(
+        self,
+        teacher: Callable[[Mapping[str, Tensor], Captures], Output],
+        kinds: Sequence[str],
+        texts: Sequence[Mapping[str, Tensor]],
+        layers: int,
+    ) -> None:
+        """What `plan` cannot say of a start, see `start.calibrate`."""
+        calibrate(self, teacher, kinds, texts, layers)
+
+    def groups(self) -> dict[str, Callable[[str], bool]]:
+        mlp = f".{architecture_of(self.config).mlp}."
+        head = "model.embed_tokens." if self.config.tie_word_embeddings else "lm_head."
+        return {
+            "mixers": lambda name: ".mamba." in name,
+            "attention": lambda name: ".self_attn." in name,
+            "mlp": lambda name: mlp in name,
+            "embedding": lambda name: name.startswith("model.embed_tokens."),
+            "head": lambda name: name.startswith(head),
+            "norms": lambda name: name.endswith("norm.weight") and ".mamba." not in name,
+        }
+
+    def units(self) -> list[nn.Module]:
+        return list(self._layers)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    # --- transformers' class ---
+
+    def carry(self, preprocessing: Any, licence: str | None, base_model: str | None) -> None:
+        """What it has of its teacher; what lies beside that one comes with `carry_texts`."""
+        self.reads, self.origin = preprocessing, Origin(licence, base_model)
+
+    def carry_texts(self, beside: Beside) -> None:
+        """Tokenizer, chat template and how to generate, which are saved beside it."""
+        self.beside = beside
+
+    def stock(self) -> Any:
+        """transformers' own model of the same tensors, not copies: for generation, and for saving."""
+        return as_stock(self)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """config.json, model.safetensors, generation_config.json, and the tokenizer where there is one."""
+        save(self, Path(folder))

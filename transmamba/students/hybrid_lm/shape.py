@@ -1,0 +1,161 @@
+"""The shape of a hybrid after a teacher's decoder, and what of a decoder neither class holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NoReturn
+
+from ...core.layout import Sequence as Text
+from ...errors import UserError
+from ...subcloning.plan import depth_map
+from ...views.embeddings import TokenEmbedding
+from ...views.heads import LanguageHead
+from ...views.placed import skeletons
+from ...views.sublayers import Attention, Mlp
+from ...views.view import Tower, View
+from ..reading import activation_name
+from .architectures import Shape
+
+# of a teacher's configuration, what a student's has as it is; a token that is not there is None in both
+_SPECIAL = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+# teachers whose biases are those of q, k and v alone
+_BIASED = ("qwen2",)
+
+
+def refuse(why: str) -> NoReturn:
+    raise UserError(
+        f"no hybrid_lm holds this teacher: {why}; choose a Llama, a Mistral without window, a SmolLM 1 or 2, "
+        "or a Qwen2"
+    )
+
+
+def blocks_of(tower: Tower) -> list[tuple[Attention, Mlp]]:
+    """Attention and MLP of each layer, without numbers where they are elsewhere."""
+    parts = skeletons(tower.sublayers)
+    if tower.kinds != ("attention", "mlp") * (len(parts) // 2) or not parts:
+        refuse("its layers are not attention and an MLP each")
+    return list(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
+
+
+def architecture_for(view: View, asked: Literal["auto", "bamba", "granite"]) -> Literal["bamba", "granite"]:
+    """The class that a student is saved as."""
+    if asked != "auto":
+        return asked
+    return "granite" if _config_of(view)["model_type"] in _BIASED else "bamba"
+
+
+def shape_of(view: View, attention_layers: Sequence[int], depth: int | None, fused: bool) -> Shape:
+    """The shape that follows a teacher.
+
+    attention_layers: the teacher's layers that keep their attention
+    depth: layers of the student, None for the teacher's
+    fused: whether the class has no biases in MLPs
+    Raises UserError for a teacher that neither class holds, and for layers that are not there.
+    """
+    tower, head = _decoder(view)
+    blocks = blocks_of(tower)
+    _check_norms(tower)
+    for attention, mlp in blocks:
+        _check_attention(attention)
+        _check_mlp(mlp, fused)
+    sizes = {(a.heads, a.kv_heads or a.heads, a.head_width, len(m.up.weight)) for a, m in blocks}
+    if len(sizes) > 1:
+        refuse(f"its layers differ in (heads, heads of k and v, channels a head, neurons): {sorted(sizes)}")
+    heads, kv_heads, head_size, neurons = sizes.pop()
+    chosen = chosen_layers(depth, len(blocks))
+    config = _config_of(view)
+    return Shape(
+        vocabulary=tower.embedding.weight.shape[0],
+        width=tower.width,
+        depth=len(chosen),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=head_size,
+        neurons=neurons,
+        eps=blocks[0][0].norm.eps,
+        attention_layers=own_layers(attention_layers, chosen, len(blocks)),
+        attention_bias=any(a.q.bias is not None or a.o.bias is not None for a, _ in blocks),
+        mlp_bias=any(m.up.bias is not None for _, m in blocks),
+        tied=head.tied,
+        rope=dict(config["rope_parameters"]),
+        special={name: config.get(name) for name in _SPECIAL}
+        | {"initializer_range": config.get("initializer_range", 0.02)},
+    )
+
+
+def chosen_layers(depth: int | None, teacher: int) -> list[int]:
+    """The teacher's layer behind each of the student's. Raises UserError for more than it has."""
+    if depth is not None and not 1 <= depth <= teacher:
+        raise UserError(f"student.depth is {depth}; write 1 to {teacher}, the teacher's layers")
+    return depth_map(depth or teacher, teacher)
+
+
+def own_layers(attention_layers: Sequence[int], chosen: Sequence[int], teacher: int) -> tuple[int, ...]:
+    """The student's numbers of those of the teacher's layers. Raises UserError for one that is not there."""
+    for layer in attention_layers:
+        if not 0 <= layer < teacher:
+            raise UserError(
+                f"student.attention_layers has {layer}; the teacher's layers are 0 to {teacher - 1}"
+            )
+        if layer not in chosen:
+            raise UserError(
+                f"student.attention_layers has {layer}, which a student of {len(chosen)} layers leaves out; "
+                f"it takes {', '.join(map(str, chosen))}"
+            )
+    return tuple(k for k, layer in enumerate(chosen) if layer in attention_layers)
+
+
+def _config_of(view: View) -> Any:
+    if view.config is None or "rope_parameters" not in view.config:
+        refuse("no configuration of transformers says its rotary positions")
+    return view.config
+
+
+def _decoder(view: View) -> tuple[Tower, LanguageHead]:
+    tower, head = view.towers.get("decoder"), view.heads.get("decoder")
+    if tower is None or not isinstance(head, LanguageHead) or not isinstance(tower.layout, Text):
+        raise UserError(
+            f"hybrid_lm is made of a language model; this teacher has {', '.join(view.towers)} and no head "
+            "of words"
+        )
+    embedding = tower.embedding
+    if not isinstance(embedding, TokenEmbedding) or embedding.positions is not None:
+        refuse("its positions are learnt vectors")
+    if embedding.scale != 1.0:
+        refuse(f"its embeddings are scaled by {embedding.scale:g}")
+    if head.linear.bias is not None:
+        refuse("its head has a bias")
+    return tower, head
+
+
+def _check_norms(tower: Tower) -> None:
+    norms = [sublayer.norm for sublayer in skeletons(tower.sublayers)]
+    if tower.norm is None or not all(norm.rms for norm in [tower.norm, *norms]):
+        refuse("its norms are not RMSNorms, one of them before the head")
+    if len(found := {norm.eps for norm in [tower.norm, *norms]}) > 1:
+        refuse(f"its norms have several epsilons: {sorted(found)}")
+
+
+def _check_attention(attention: Attention) -> None:
+    if attention.q_norm is not None or attention.k_norm is not None:
+        refuse("it normalises queries and keys (as Qwen3 does)")
+    if attention.window is not None:
+        refuse(f"its attention has a window of {attention.window} tokens")
+    if attention.rope is None:
+        refuse("a layer of it has no rotary positions (as SmolLM3 has)")
+    if 2 * len(attention.rope.frequencies) != attention.head_width:
+        refuse("its rotary positions turn a part of each head")
+    if attention.softmax_scale is not None:
+        refuse(f"its attention is scaled by {attention.softmax_scale:g}")
+    if attention.scale is not None or not attention.causal:
+        refuse("its attention is not causal, or has a LayerScale")
+
+
+def _check_mlp(mlp: Mlp, fused: bool) -> None:
+    if mlp.gate is None or activation_name(mlp.act, "hybrid_lm") != "silu" or mlp.scale is not None:
+        refuse("its MLPs are not silu(gate) * up")
+    if fused and any(part.bias is not None for part in (mlp.gate, mlp.up, mlp.down)):
+        raise UserError(
+            "the teacher's MLPs have biases, which a GraniteMoeHybrid has not; write "
+            "student.architecture=bamba"
+        )

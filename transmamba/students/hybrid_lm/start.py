@@ -1,0 +1,96 @@
+"""What of a Mamba-2 layer's start the teacher's weights do not say: how far its gate is open, and how large
+its output is; both by least squares on some text.
+
+in_proj has no bias, so the gate z is opened by rows along which the layer's inputs are nearly constant: w
+with w h = 1 for every token h. Shapes: M tokens, D channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...core.output import Capture, Captures, Context, Output
+from .mixer import OPEN_GATE, HybridMixer
+
+if TYPE_CHECKING:
+    from .model import HybridStudent
+
+Teacher = Callable[[Mapping[str, Tensor], Captures], Output]
+
+# of the words drawn where nobody gives a text
+_ROWS, _WORDS = 8, 256
+# in units of the mean square of a channel
+_RIDGE = 1e-3
+
+
+def calibrate(
+    student: HybridStudent,
+    teacher: Teacher,
+    kinds: Sequence[str],
+    texts: Sequence[Mapping[str, Tensor]],
+    layers: int,
+) -> None:
+    """Open the gates, and scale the outputs, of those of the first `layers` layers that are Mamba-2's.
+
+    teacher: what the teacher makes of inputs, with what is captured
+    kinds:   of its sublayers
+    texts:   inputs of batches; without any, words are drawn, the same ones each time
+    """
+    sources = {k: s for k, s in student.sources(kinds).items() if k < layers}
+    if not sources:
+        return
+    texts = texts or [_drawn_words(student)]
+    capture = Capture(mixers=dict.fromkeys(sources.values(), frozenset(("input", "output"))))
+    taught = [teacher(inputs, {"decoder": capture}).streams["decoder"].mixers for inputs in texts]
+    contexts = [Context.of(inputs) for inputs in texts]
+    dtype = student.lm_head.weight.dtype
+    for k, s in sources.items():
+        inputs = [mixers[s]["input"].to(dtype) for mixers in taught]
+        wanted = [mixers[s]["output"].to(dtype) for mixers in taught]
+        _open_gate(student, k, inputs, contexts)
+        _scale_output(student, k, inputs, wanted, contexts)
+
+
+def _drawn_words(student: HybridStudent) -> dict[str, Tensor]:
+    device = student.lm_head.weight.device
+    length = min(_WORDS, student.config.max_position_embeddings)
+    seeded = torch.Generator().manual_seed(0)
+    return {"text": torch.randint(student.vocabulary, (_ROWS, length), generator=seeded).to(device)}
+
+
+def _real(x: Tensor, context: Context) -> Tensor:
+    """The real tokens (M, D) of x (B, L, D), in float64."""
+    return (x.flatten(0, 1) if context.mask is None else x[context.mask]).double()
+
+
+def _open_gate(student: HybridStudent, k: int, inputs: Sequence[Tensor], contexts: Sequence[Context]) -> None:
+    layer, mixer = student.layer(k), student.layer(k).mamba
+    assert isinstance(mixer, HybridMixer), "no layer of attention"
+    normed = torch.cat([_real(layer.input_layernorm(x), c) for x, c in zip(inputs, contexts, strict=True)])
+    square = normed.mT @ normed
+    ridge = (
+        _RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype, device=square.device)
+    )
+    row = torch.linalg.solve(square + ridge, normed.sum(dim=0))
+    mixer.rows("z").copy_(OPEN_GATE * row)
+
+
+def _scale_output(
+    student: HybridStudent,
+    k: int,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    contexts: Sequence[Context],
+) -> None:
+    """Let the norm's weight carry the factor with which the output is nearest to attention's."""
+    along, square = 0.0, 0.0
+    for x, target, context in zip(inputs, wanted, contexts, strict=True):
+        made = _real(student.mixer(k, x, context, Capture())[0], context)
+        along += float((made * _real(target, context)).sum())
+        square += float(made.square().sum())
+    if along > 0 and square > 0:
+        student.layer(k).mamba.norm.weight.mul_(along / square)

@@ -1,0 +1,80 @@
+"""A hybrid as transformers' own model, and its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ...ecosystems import decoders
+from ...ecosystems.sources import Source
+from .architectures import OURS
+
+if TYPE_CHECKING:
+    from .model import HybridStudent
+
+
+def as_stock(student: HybridStudent) -> Any:
+    """transformers' model of the same tensors, not copies, in the student's mode. Loaded strictly."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        model: Any = AutoModelForCausalLM.from_config(student.config)
+    state = {**student.state_dict(keep_vars=True), **_null_layers(student, model)}
+    model.load_state_dict(state, strict=True, assign=True)
+    if student.config.tie_word_embeddings:
+        model.tie_weights()
+    model.to(next(student.parameters()).device)  # what it computes from its configuration
+    if student.beside.generation is not None:
+        model.generation_config = student.beside.generation
+    return model.train(student.training)
+
+
+def _null_layers(student: HybridStudent, model: Any) -> dict[str, Tensor]:
+    """Zeros for each tensor of the layers that the class has beyond the student's."""
+    like = next(student.parameters())
+    begins = f"model.layers.{student.num_layers}."
+    return {
+        name: torch.zeros(tensor.shape, dtype=like.dtype, device=like.device)
+        for name, tensor in model.state_dict().items()
+        if name.startswith(begins)
+    }
+
+
+def save(student: HybridStudent, folder: Path) -> None:
+    """The folder that `AutoModelForCausalLM.from_pretrained(FOLDER)` loads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with decoders.explained(str(folder), tried="saved"):  # without its progress bars
+        as_stock(student).save_pretrained(folder)
+    words = getattr(student.reads, "text", None)
+    if student.beside.tokenizer is not None:
+        student.beside.tokenizer.save_pretrained(folder)
+    elif words is not None:
+        words.save(folder)
+
+
+def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
+    """What `save` wrote, in evaluation mode. Raises UserError for a folder that is damaged."""
+    from ...ecosystems.origin import origin_of
+    from ...ecosystems.texts import beside
+
+    model: Any = decoders.load_decoder(source)
+    made = student(model.config)
+    depth = made.num_layers
+    own = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if not any(name.startswith(f"model.layers.{depth + extra}.") for extra in range(_nulls(model.config)))
+    }
+    made.load_state_dict(own, strict=True, assign=True)
+    if model.config.tie_word_embeddings:
+        made.lm_head.weight = made.model["embed_tokens"].weight  # type: ignore[assignment]
+    made.origin, made.beside = origin_of(source), beside(source)
+    return made.eval()
+
+
+def _nulls(config: Any) -> int:
+    return int(getattr(config, OURS)["null"])
