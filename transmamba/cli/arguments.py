@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import load as configs
 from ..config.file import apply_override
-from ..config.registry import PAIRS, READERS, TASKS, Registry
+from ..config.registry import PAIRS, READERS, TASKS, TEXTS, Registry
 from ..errors import UserError
 from ..runs.saved import run_of, saved_part
 from .words import below, pairs
@@ -20,6 +20,7 @@ from .words import below, pairs
 _LAYOUTS = {
     "readers": "expected train/CLASS/*.jpg and test/CLASS/*.jpg, or ",
     "pairs": "expected a table (.csv, .jsonl, .parquet ...), tar shards or a folder of pictures, or ",
+    "texts": "expected a file of texts (.txt, .jsonl, .jsonl.xz, .parquet ...), or ",
 }
 
 
@@ -139,7 +140,7 @@ def recognised(path: Path, readers: Registry = READERS, option: str = "--data ")
 
 def _listed(readers: Registry) -> str:
     """What `transmamba list` calls them."""
-    return "pairs" if readers is PAIRS else "readers"
+    return {id(PAIRS): "pairs", id(TEXTS): "texts"}.get(id(readers), "readers")
 
 
 def _is_set(config: Any, field: dataclasses.Field[Any]) -> bool:

@@ -10,7 +10,7 @@ from ..errors import UserError
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "kind", nargs="?", help="teachers, students, losses, tasks, readers or pairs; all if left out"
+        "kind", nargs="?", help="teachers, students, losses, tasks, readers, pairs or texts; all if left out"
     )
 
 
@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         "tasks": registry.TASKS,
         "readers": registry.READERS,
         "pairs": registry.PAIRS,
+        "texts": registry.TEXTS,
     }
     if arguments.kind is not None and arguments.kind not in kinds:
         raise UserError(f"unknown kind {arguments.kind!r}; write one of {', '.join(kinds)}")

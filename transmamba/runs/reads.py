@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..core.preprocessing import Preprocessing
+from ..core.text import TextOnly
 from ..ecosystems import decoders
 from ..ecosystems.open_clip_tokenizer import OpenClipTokenizer
 from ..ecosystems.sources import Source
@@ -15,11 +16,13 @@ from ..ecosystems.texts import tokenizer_beside
 _NO_LIMIT = 10**9
 
 
-def reads_of(preprocessing: Preprocessing | None, found: Source | None, texts: bool) -> dict[str, Any]:
+def reads_of(
+    preprocessing: Preprocessing | TextOnly | None, found: Source | None, texts: bool
+) -> dict[str, Any]:
     """`preprocessing` of images, and `tokenizer` of a model that reads `texts`: what its preprocessing says,
     else what lies beside it; None for nothing."""
     reads: dict[str, Any] = {}
-    if preprocessing is not None:
+    if isinstance(preprocessing, Preprocessing):
         values = asdict(preprocessing)
         values.pop("text")
         reads["preprocessing"] = values

@@ -10,6 +10,7 @@ from typing import Any
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..core.layout import Grid
+from ..core.preprocessing import Preprocessing
 from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..views.embeddings import ImageEmbedding, Spliced
@@ -62,7 +63,7 @@ def following(
     """
     classes = getattr(spec.view, "num_classes", None) if spec.num_classes is None else spec.num_classes
     arguments: dict[str, Any] = dict(num_classes=classes or 0)
-    if spec.preprocessing is not None:
+    if isinstance(spec.preprocessing, Preprocessing):
         channels, *pixels = spec.preprocessing.input_size
         arguments |= dict(in_chans=channels, img_size=pixels)
     if model is None:

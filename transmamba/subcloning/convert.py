@@ -150,9 +150,9 @@ def as_teacher(model: nn.Module | Teacher | str | Path, architecture: str | None
 
 def _check_images(batches: Sequence[Batch], teacher: Teacher) -> None:
     """Raises UserError for calibration images that the teacher would not be given."""
-    if teacher.preprocessing is None:
+    wanted = getattr(teacher.preprocessing, "input_size", None)
+    if wanted is None:
         return  # it reads no images, which whoever builds an image student says
-    wanted = teacher.preprocessing.input_size
     for batch in batches:
         found = tuple(batch.inputs["image"].shape[1:]) if "image" in batch.inputs else wanted
         if found != wanted:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ..config.registry import TEACHERS
 from ..ecosystems import decoders
 from ..ecosystems import transformers as library
+from ..ecosystems.language_tokenizer import language_preprocessing
 from ..ecosystems.sources import Source, read_source
 from .causal_lm_view import MODEL_TYPES, as_transformers, base_of, blocks_of, decoder_view
 from .check import Original
@@ -38,6 +39,14 @@ class CausalLanguageModel(OfModule):
 
     model: str
     revision: str | None = None
+
+    def described(self, module: nn.Module) -> Teacher:
+        """With the tokenizer of its folder, repository or file."""
+        model: Any = module
+        teacher = CausalLanguageModel.describe(module, source=self.model)
+        source = read_source(self.model, revision=self.revision)
+        teacher.preprocessing = language_preprocessing(_place(source), model.config, source.revision)
+        return teacher
 
     def load(self) -> nn.Module:
         return decoders.load_decoder(self._checked())
@@ -67,11 +76,11 @@ class CausalLanguageModel(OfModule):
 
     @staticmethod
     def describe(module: nn.Module, *, source: str) -> Teacher:
-        origin = library.origin(module)
+        origin, model = library.origin(module), cast(Any, module)
         return Teacher(
             decoder_view(module),
             source=source,
-            preprocessing=None,
+            preprocessing=language_preprocessing(library.folder_of(model), model.config),
             num_params=sum(p.numel() for p in module.parameters()),
             licence=origin.licence,
             base_model=origin.base_model,
@@ -85,6 +94,11 @@ class CausalLanguageModel(OfModule):
             return {"logits": model(**as_transformers(inputs), use_cache=False).logits}
 
         return Original(model, outputs, {"decoder": blocks_of(base_of(model))})
+
+
+def _place(source: Source) -> str:
+    """The folder, the id or the file that holds its tokenizer."""
+    return str(source.folder or source.repo or source.file)
 
 
 def check_type(kind: str) -> None:
