@@ -39,7 +39,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         task=dict(name="toy_text"),
         teacher=dict(name="toy_lm"),
         student=dict(name="toy_causal"),
-        losses=["cross_entropy", "kl", "feature"],
+        losses=[dict(name="cross_entropy", chunk=5), dict(name="kl", chunk=7), "feature"],
     ),
 }
 
@@ -243,7 +243,8 @@ def test_a_coupled_loss_is_that_of_the_whole_step(
 
 # --- sharded ---
 
-SHARDED = {
+SHARDED: dict[str, tuple[int, dict[str, str]]] = {
+    "ddp": (2, {}),
     "fsdp2": (2, harness.FSDP2),
     "zero2": (1, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
     "zero3": (1, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
@@ -269,6 +270,7 @@ def launched(environment: dict[str, str], kind: str, folder: Path, micro: int) -
     [
         ("pairs", "fsdp2"),
         ("text", "zero3"),
+        ("text", "ddp"),
         *[
             pytest.param(*both, marks=pytest.mark.slow)
             for both in (("text", "fsdp2"), ("pairs", "zero3"), ("text", "zero2"), ("pairs", "zero2"))
@@ -278,7 +280,7 @@ def launched(environment: dict[str, str], kind: str, folder: Path, micro: int) -
 def test_sharded_is_plain(kind: str, strategy: str, tmp_path: Path) -> None:
     """A coupled loss, a learnt number and rows of text too."""
     world, environment = SHARDED[strategy]
-    if strategy != "fsdp2":
+    if strategy.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs pip install 'transmamba[deepspeed]'")
     harness.in_ranks(1, launched, {}, kind, tmp_path / "plain", 4)
     harness.in_ranks(world, launched, environment, kind, tmp_path / strategy, 4 // world)
