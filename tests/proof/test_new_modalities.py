@@ -17,10 +17,12 @@ import toys
 from torch import Tensor
 
 from transmamba.config import load as configs
+from transmamba.core.batch import Batch
 from transmamba.core.card import Card
-from transmamba.core.task import Task
+from transmamba.core.task import Pass, Task
 from transmamba.core.tower import Student, Tower
 from transmamba.distillation.distiller import Distiller
+from transmamba.evaluation.language import LanguageEvaluator
 from transmamba.reporting.report import write_report
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
@@ -98,6 +100,31 @@ def test_a_whole_run(kind: str, tmp_path: Path, stock: None) -> None:
     assert label in page
     subcloned = json.loads((tmp_path / "run" / "subclone.json").read_text())
     assert subcloned["counts"]["sliced"] == 1, "the table of tokens, narrower"
+
+
+def test_what_compares_models_sees_both_in_one_pass(
+    tmp_path: Path, stock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the student is trained too, and once at the end: what was measured is not measured again."""
+    passes = []
+
+    def evaluators(data: toys.PackedText, split: str) -> tuple[LanguageEvaluator, ...]:
+        def read(passing: Pass) -> Iterator[Batch]:
+            passes.append(split)
+            yield from toys.Perplexity(data, split).batches(passing)
+
+        return (LanguageEvaluator(split, read),)
+
+    monkeypatch.setattr(toys.PackedText, "evaluators", evaluators)
+    monkeypatch.setattr(toys.PackedText, "metrics", LanguageEvaluator.METRICS)
+    results = run(recipe_of("text", tmp_path / "run"), quiet=True)
+    rows = [row for row in harness.metrics_rows(tmp_path / "run") if "eval/kl" in row]
+    assert len(rows) == len(passes) > 2
+    student, teacher = results["student"], results["teacher"]
+    assert rows[-1]["eval/kl"] == student["kl"] > 0 and rows[-1]["eval/perplexity"] == student["perplexity"]
+    assert teacher["kl"] == 0 and teacher["top1_agreement"] == 100
+    assert results["difference"]["kl"]["mean"] == pytest.approx(student["kl"])
+    assert "By the token" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("kind", RECIPES)

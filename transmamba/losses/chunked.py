@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..core.batch import Batch
 from ..core.output import Logits
 
-IGNORED = -100
 # tokens whose logits exist at a time: of 50 thousand words 400 MB in float32, enough to fill a GPU
 CHUNK = 2048
 
@@ -25,28 +23,6 @@ CHUNK = 2048
 def chunk_problems(chunk: int) -> list[str]:
     """What is wrong with the option `chunk`."""
     return [] if chunk >= 1 else [f"chunk is {chunk}; write a number of tokens, at least 1"]
-
-
-def asked_item(batch: Batch) -> str:
-    """What a loss over the words that are asked for counts: the answers, where a batch counts them apart from
-    its tokens."""
-    return "answers" if "answers" in batch.counts else "tokens"
-
-
-def asked(batch: Batch) -> Tensor:
-    """(N,) int64: which of the B * L tokens have a target: no padding, and none across a document's end."""
-    targets, mask = batch.targets["tokens"], batch.inputs.get("text_mask")
-    wanted = targets != IGNORED
-    found = (wanted if mask is None else wanted & mask).flatten().nonzero()[:, 0]
-    item = asked_item(batch)
-    counted = batch.counts.get(item, len(found))
-    assert len(found) == counted, f"{len(found)} targets, but the batch counts {counted} {item}"
-    return found
-
-
-def wide(logits: Tensor) -> Tensor:
-    """In float32, in which a softmax is safe; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def chunked(logits: Logits, tokens: Tensor, rows: int, value: Callable[[Tensor, slice], Tensor]) -> Tensor:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import LOSSES
-from ..core.batch import Batch
-from ..core.output import Logits, Term
+from ..core.batch import Batch, asked, asked_item
+from ..core.output import Logits, Term, wide
 from ..distillation.signals import Geometry, Loss, Signals, check_weight
-from .chunked import CHUNK, asked, asked_item, chunk_problems, chunked, wide
+from .chunked import CHUNK, chunk_problems, chunked
 
 
 @LOSSES.register("cross_entropy")
