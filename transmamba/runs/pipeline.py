@@ -191,7 +191,7 @@ class Pipeline:
 
     def _evaluate(self, student: nn.Module, tracker: Tracker) -> dict[str, float]:
         split = self.parts.task.watched
-        models = {"student": student, **self.beside(split)}
+        models: dict[str, nn.Module | Teacher] = {"student": student, **self.beside(split)}
         self._last = self.measure(models, split, tracker.say, tracker.watch)
         return self._last.metrics("student")
 
