@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,21 +96,40 @@ def text_signals(mask: bool) -> Signals:
     return Signals(student, teacher, asked(inputs, tokens=torch.tensor(NEXT)))
 
 
-def test_cross_entropy_of_the_words_that_are_asked_for() -> None:
-    given = text_signals(mask=True)
-    rows, places = (NEXT >= 0).nonzero()
-    expected = -log_softmax(WORDS, axis=2)[rows, places, NEXT[rows, places]].sum()
-    assert float(CrossEntropy().build()(given).sum) == pytest.approx(expected, rel=1e-5)
-    assert CrossEntropy().build().item(given.batch) == "answers"
+ASKED = (NEXT >= 0) & MASK
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_kl_of_every_real_word(mask: bool) -> None:
-    given, real = text_signals(mask), MASK if mask else np.ones_like(MASK)
+def test_cross_entropy_of_the_words_that_are_asked_for(mask: bool) -> None:
+    rows, places = (ASKED if mask else NEXT >= 0).nonzero()
+    expected = -log_softmax(WORDS, axis=2)[rows, places, NEXT[rows, places]].sum()
+    assert float(CrossEntropy().build()(text_signals(mask)).sum) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_kl_of_the_words_that_are_asked_for(mask: bool) -> None:
+    """Neither padding nor a document's last word, whose next one is another document's."""
+    wanted = ASKED if mask else NEXT >= 0
     p, q = softmax(THEIRS / 2, axis=2), softmax(WORDS / 2, axis=2)
-    expected = 4 * rel_entr(p, q).sum(2)[real].sum()
-    assert float(KL().build()(given).sum) == pytest.approx(expected, rel=1e-5)
-    assert KL().build().item(given.batch) == "tokens"
+    expected = 4 * rel_entr(p, q).sum(2)[wanted].sum()
+    assert 0 < wanted.sum() < wanted.size
+    assert float(KL().build()(text_signals(mask)).sum) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [KL, CrossEntropy])
+def test_what_is_counted_are_the_words_that_are_asked_for(loss: Any) -> None:
+    """Answers, where a batch counts them apart; whoever counts otherwise is stopped."""
+    given, answers = text_signals(mask=True), int(ASKED.sum())
+    counted = {
+        counts: replace(given, batch=replace(given.batch, counts=dict(counts)))
+        for counts in ((("tokens", answers),), (("tokens", 9), ("answers", answers)), (("tokens", 9),))
+    }
+    alone, apart, wrong = counted.values()
+    built = loss().build()
+    assert [built.item(each.batch) for each in (alone, apart)] == ["tokens", "answers"]
+    built(alone), built(apart)
+    with pytest.raises(AssertionError, match=f"{answers} targets, but the batch counts 9 tokens"):
+        built(wrong)
 
 
 def test_nothing_asked_is_zero_with_zero_gradients() -> None:

@@ -17,10 +17,12 @@ import toys
 from torch import Tensor
 
 from transmamba.config import load as configs
+from transmamba.core.batch import Batch
 from transmamba.core.card import Card
-from transmamba.core.task import Task
+from transmamba.core.task import Pass, Task
 from transmamba.core.tower import Student, Tower
 from transmamba.distillation.distiller import Distiller
+from transmamba.evaluation.language import LanguageEvaluator
 from transmamba.reporting.report import write_report
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
@@ -39,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         task=dict(name="toy_text"),
         teacher=dict(name="toy_lm"),
         student=dict(name="toy_causal"),
-        losses=["cross_entropy", "kl", "feature"],
+        losses=[dict(name="cross_entropy", chunk=5), dict(name="kl", chunk=7), "feature"],
     ),
 }
 
@@ -98,6 +100,31 @@ def test_a_whole_run(kind: str, tmp_path: Path, stock: None) -> None:
     assert label in page
     subcloned = json.loads((tmp_path / "run" / "subclone.json").read_text())
     assert subcloned["counts"]["sliced"] == 1, "the table of tokens, narrower"
+
+
+def test_what_compares_models_sees_both_in_one_pass(
+    tmp_path: Path, stock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the student is trained too, and once at the end: what was measured is not measured again."""
+    passes = []
+
+    def evaluators(data: toys.PackedText, split: str) -> tuple[LanguageEvaluator, ...]:
+        def read(passing: Pass) -> Iterator[Batch]:
+            passes.append(split)
+            yield from toys.Perplexity(data, split).batches(passing)
+
+        return (LanguageEvaluator(split, read),)
+
+    monkeypatch.setattr(toys.PackedText, "evaluators", evaluators)
+    monkeypatch.setattr(toys.PackedText, "metrics", LanguageEvaluator.METRICS)
+    results = run(recipe_of("text", tmp_path / "run"), quiet=True)
+    rows = [row for row in harness.metrics_rows(tmp_path / "run") if "eval/kl" in row]
+    assert len(rows) == len(passes) > 2
+    student, teacher = results["student"], results["teacher"]
+    assert rows[-1]["eval/kl"] == student["kl"] > 0 and rows[-1]["eval/perplexity"] == student["perplexity"]
+    assert teacher["kl"] == 0 and teacher["top1_agreement"] == 100
+    assert results["difference"]["kl"]["mean"] == pytest.approx(student["kl"])
+    assert "By the token" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize("kind", RECIPES)
@@ -243,7 +270,8 @@ def test_a_coupled_loss_is_that_of_the_whole_step(
 
 # --- sharded ---
 
-SHARDED = {
+SHARDED: dict[str, tuple[int, dict[str, str]]] = {
+    "ddp": (2, {}),
     "fsdp2": (2, harness.FSDP2),
     "zero2": (1, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}),
     "zero3": (1, {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}),
@@ -269,6 +297,7 @@ def launched(environment: dict[str, str], kind: str, folder: Path, micro: int) -
     [
         ("pairs", "fsdp2"),
         ("text", "zero3"),
+        ("text", "ddp"),
         *[
             pytest.param(*both, marks=pytest.mark.slow)
             for both in (("text", "fsdp2"), ("pairs", "zero3"), ("text", "zero2"), ("pairs", "zero2"))
@@ -278,7 +307,7 @@ def launched(environment: dict[str, str], kind: str, folder: Path, micro: int) -
 def test_sharded_is_plain(kind: str, strategy: str, tmp_path: Path) -> None:
     """A coupled loss, a learnt number and rows of text too."""
     world, environment = SHARDED[strategy]
-    if strategy != "fsdp2":
+    if strategy.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs pip install 'transmamba[deepspeed]'")
     harness.in_ranks(1, launched, {}, kind, tmp_path / "plain", 4)
     harness.in_ranks(world, launched, environment, kind, tmp_path / strategy, 4 // world)

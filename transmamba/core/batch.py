@@ -67,3 +67,24 @@ def image_batch(images: Tensor, classes: Tensor, index: Tensor | None = None) ->
     """A batch of an image classifier: images (B, C, H, W), classes (B,) or (B, K)."""
     index = torch.arange(len(images)) if index is None else index
     return Batch({"image": images}, {"classes": classes}, index, {"samples": len(images)})
+
+
+# the target of a token of which nothing is asked
+IGNORED = -100
+
+
+def asked_item(batch: Batch) -> str:
+    """What the tokens with a target are counted as: the answers, where a batch counts them apart from its
+    tokens."""
+    return "answers" if "answers" in batch.counts else "tokens"
+
+
+def asked(batch: Batch) -> Tensor:
+    """(N,) int64: which of the B * L tokens have a target: no padding, and none across a document's end."""
+    targets, mask = batch.targets["tokens"], batch.inputs.get("text_mask")
+    wanted = targets != IGNORED
+    found = (wanted if mask is None else wanted & mask).flatten().nonzero()[:, 0]
+    item = asked_item(batch)
+    counted = batch.counts.get(item, len(found))
+    assert len(found) == counted, f"{len(found)} targets, but the batch counts {counted} {item}"
+    return found

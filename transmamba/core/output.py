@@ -128,6 +128,11 @@ class Logits:
             yield part, self.head(flat[part])
 
 
+def wide(logits: Tensor) -> Tensor:
+    """In float32, in which a softmax is safe; float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 @dataclass
 class Output:
     """One forward pass of a teacher or a student.

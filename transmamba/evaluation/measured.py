@@ -26,6 +26,11 @@ class Measured:
     costs: Mapping[str, Cost]
     params: Mapping[str, int]
 
+    @property
+    def names(self) -> set[str]:
+        """The models that were measured."""
+        return {name for outcomes in self.outcomes for name in outcomes}
+
     def metrics(self, name: str) -> dict[str, float]:
         """One model's metrics, of all evaluators."""
         found: dict[str, float] = {}

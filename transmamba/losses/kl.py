@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import LOSSES
-from ..core.batch import Batch
-from ..core.output import Term
+from ..core.batch import Batch, asked, asked_item
+from ..core.output import Logits, Term, wide
 from ..distillation.signals import Geometry, Loss, Signals, check_weight
 from ..errors import UserError
+from .chunked import CHUNK, chunk_problems, chunked
 
 
 @LOSSES.register("kl")
 @dataclass(frozen=True, kw_only=True)
 class KL:
-    """T² KL(teacher ‖ student) in nats a sample, or a real token, at temperature T.
+    """T² KL(teacher ‖ student) in nats a sample, or a token that has a next one, at temperature T.
 
     weight: factor of the loss in the stage's sum
     temperature: T, by which both logits are divided
+    chunk: of language models, tokens whose logits exist at a time: fewer take less memory
     """
 
     weight: float = 1.0
     temperature: float = 2.0
+    chunk: int = CHUNK
 
     def __post_init__(self) -> None:
         cold = [f"temperature is {self.temperature}; write a number above 0"] if self.temperature <= 0 else []
-        check_weight(self.weight, also=cold)
+        check_weight(self.weight, also=[*cold, *chunk_problems(self.chunk)])
 
     def build(self, geometry: Geometry | None = None) -> KLLoss:
         """Raises UserError where teacher and student tell different numbers of classes apart; a student that
@@ -46,20 +50,38 @@ class KLLoss(Loss):
 
     def __init__(self, config: KL) -> None:
         super().__init__(config.weight)
-        self.temperature = config.temperature
+        self.temperature, self.chunk = config.temperature, config.chunk
 
     def item(self, batch: Batch) -> str:
-        return "tokens" if "tokens" in batch.targets else "samples"
+        return asked_item(batch) if "tokens" in batch.targets else "samples"
 
     def forward(self, signals: Signals) -> Term:
         student, teacher = signals.student.logits, signals.taught.logits
         assert student is not None and teacher is not None, "an end-to-end pass has logits"
-        made, wanted = student(), teacher()
-        mask = signals.batch.inputs.get("text_mask") if made.dim() == 3 else None
-        if mask is not None:
-            made, wanted = made[mask], wanted[mask]
-        loss = F.kl_div(self._soft(made), self._soft(wanted), reduction="sum", log_target=True)
+        if "tokens" in signals.batch.targets:
+            loss = self._of_words(student, teacher, asked(signals.batch))
+        else:
+            loss = self._divergence(student(), teacher())
         return Term(loss * self.temperature**2)
 
+    def _of_words(self, student: Logits, teacher: Logits, tokens: Tensor) -> Tensor:
+        """Over these of the B * L tokens. Raises UserError for vocabularies of different sizes."""
+        taught = teacher.hidden.flatten(0, -2)[tokens]
+
+        def value(made: Tensor, part: slice) -> Tensor:
+            with torch.no_grad():
+                wanted = teacher.head(taught[part])
+            if made.shape[-1] != wanted.shape[-1]:
+                raise UserError(
+                    f"loss kl compares words, but the teacher has {wanted.shape[-1]:,} and the student "
+                    f"{made.shape[-1]:,}; write a student with its teacher's tokenizer"
+                )
+            return self._divergence(made, wanted)
+
+        return chunked(student, tokens, self.chunk, value)
+
+    def _divergence(self, made: Tensor, wanted: Tensor) -> Tensor:
+        return F.kl_div(self._soft(made), self._soft(wanted), reduction="sum", log_target=True)
+
     def _soft(self, logits: Tensor) -> Tensor:
-        return F.log_softmax(logits.float() / self.temperature, dim=-1)
+        return F.log_softmax(wide(logits) / self.temperature, dim=-1)

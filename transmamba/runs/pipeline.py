@@ -190,8 +190,24 @@ class Pipeline:
         )
 
     def _evaluate(self, student: nn.Module, tracker: Tracker) -> dict[str, float]:
-        self._last = self.measure({"student": student}, self.parts.task.watched, tracker.say, tracker.watch)
+        split = self.parts.task.watched
+        models: dict[str, nn.Module | Teacher] = {"student": student, **self.beside(split)}
+        self._last = self.measure(models, split, tracker.say, tracker.watch)
         return self._last.metrics("student")
+
+    def beside(self, split: str) -> dict[str, Teacher]:
+        """The teacher, where what a split is measured by compares it with the student in one pass."""
+        evaluators = self.parts.task.evaluators(split)
+        together = any(getattr(evaluator, "together", False) for evaluator in evaluators)
+        teacher = self.answering
+        return {} if teacher is None or not together else {"teacher": teacher}
+
+    @property
+    def answering(self) -> Teacher | None:
+        """The teacher, if it has a head: one without answers nothing that a student could be compared
+        with."""
+        teacher = self.parts.teacher
+        return teacher if isinstance(teacher, Teacher) and teacher.view.heads else None
 
     def measure(
         self,

@@ -15,7 +15,6 @@ from ..evaluation.measured import Measured
 from ..reporting.metrics import RESULTS_FILE, as_saved, read_results
 from ..reporting.progress import Display
 from ..reporting.report import write_report
-from ..teachers.teacher import Teacher
 from .build import assemble, make_accelerator
 from .folder import REPORT, claim_folder, sole
 from .leave import leave, splits_of
@@ -96,14 +95,14 @@ class _Run:
         return as_saved(results, task.metrics, splits_of(task))
 
     def _measure(self, pipeline: Pipeline, student: Measured | None) -> Measured:
-        """Student and teacher on the final split, in one pass; the student not again where it was just
-        measured there. A baseline's teacher is measured by the run whose baseline it is."""
+        """Student and teacher on the final split, in one pass; neither again where it was just measured
+        there. A baseline's teacher is measured by the run whose baseline it is."""
         parts = pipeline.parts
-        models: dict[str, Any] = {"student": parts.student} if student is None else {}
-        teacher = parts.teacher
-        # one without a head answers nothing that a student could be compared with
-        if isinstance(teacher, Teacher) and teacher.view.heads and self.title != _SUBRUNS["scratch"]:
-            models["teacher"] = teacher
+        there = set() if student is None else student.names
+        models: dict[str, Any] = {"student": parts.student, **pipeline.beside(parts.task.final)}
+        if pipeline.answering is not None and self.title != _SUBRUNS["scratch"]:
+            models["teacher"] = pipeline.answering
+        models = {name: model for name, model in models.items() if name not in there}
         if not models:
             assert student is not None, "one of both is there"
             return student
