@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrids import WORDS, hybrid, llama, make, quiet_texts, relative, texts
+from hybrids import WORDS, hybrid, llama, make, moved, quiet_texts, relative, texts
 from torch import Tensor
 
 from transmamba import UserError, inspect, load_student, save_student
@@ -41,7 +41,7 @@ KINDS = {
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[HybridStudent, Path]]:
     found = {}
     for kind, (name, kept) in KINDS.items():
-        student, folder = hybrid(make(name), *kept), tmp_path_factory.mktemp("student")
+        student, folder = moved(hybrid(make(name), *kept)), tmp_path_factory.mktemp("student")
         save_student(student, folder)
         found[kind] = student, folder
     return found

@@ -68,7 +68,7 @@ def _student_of(source: Source) -> Any:
     """The registered student that a config.json says it is; None for a model of transformers alone."""
     said = source.config.get("transmamba")
     name = said.get("student") if isinstance(said, dict) else None
-    if name not in STUDENTS:
+    if not isinstance(name, str) or name not in STUDENTS:
         return None
     return STUDENTS[name]
 
