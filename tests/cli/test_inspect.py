@@ -37,7 +37,12 @@ def test_a_module_in_hand() -> None:
     (run,) = image["sublayers"]
     assert (run["first"], run["last"], run["of"][0]["heads"], run["of"][1]["neurons"]) == (0, 2, 2, 128)
     clip = found.students["clip"]
-    assert found.students == {"vim": None, "ssd_vit": None, "clip": clip}
+    assert found.students == {
+        "vim": None,
+        "ssd_vit": None,
+        "clip": clip,
+        "hybrid_lm": found.students["hybrid_lm"],
+    }
     assert clip is not None and "needs a teacher that embeds images" in clip
     assert found.difference is not None and found.difference < 1e-5
     assert {"logits", "stream.image.0", "stream.image.2"} <= found.differences.keys()
@@ -68,7 +73,8 @@ def test_a_configuration_is_enough(tmp_path: Path) -> None:
     attention, mlp = found.towers["decoder"]["sublayers"][0]["of"]
     assert (attention["heads"], attention["kv_heads"], attention["head_size"]) == (4, 2, 8)
     assert mlp["gated"] and mlp["neurons"] == 48
-    assert found.students.keys() == {"vim", "ssd_vit", "clip"}
+    assert found.students.keys() == {"vim", "ssd_vit", "clip", "hybrid_lm"}
+    assert found.students.pop("hybrid_lm") is None  # type: ignore[attr-defined]
     assert all(re.search("needs a teacher (of|that embeds) images", str(w)) for w in found.students.values())
     with pytest.raises(UserError):
         transmamba.inspect(tmp_path, check=True)

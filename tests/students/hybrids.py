@@ -15,7 +15,7 @@ from transmamba.students.hybrid_lm.model import HybridStudent
 sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
 from decoders_made import SHAPE, WORDS, make
 
-__all__ = ["WORDS", "hybrid", "llama", "make", "quiet_texts", "relative", "texts"]
+__all__ = ["WORDS", "hybrid", "llama", "make", "moved", "quiet_texts", "relative", "texts"]
 
 
 def llama(**changes: Any) -> Any:
@@ -36,6 +36,15 @@ def hybrid(model: Any, *attention_layers: int, **options: Any) -> HybridStudent:
         adapt_teacher(model), "hybrid_lm", attention_layers=list(attention_layers), **options
     )
     assert isinstance(student, HybridStudent)
+    return student
+
+
+@torch.no_grad()
+def moved(student: HybridStudent) -> HybridStudent:
+    """The same away from its start, where convolutions read one token, and steps and skips are all alike."""
+    seeded = torch.Generator().manual_seed(4)
+    for parameter in student.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=seeded))
     return student
 
 

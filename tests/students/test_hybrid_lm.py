@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrids import hybrid, llama, make, relative, texts
+from hybrids import hybrid, llama, make, moved, relative, texts
 from torch import Tensor
 
 from transmamba import UserError, adapt_teacher, convert
@@ -72,10 +72,7 @@ def test_heads_that_share_keys_are_the_teacher_s(kv_heads: int) -> None:
     ],
 )
 def test_the_stock_class_holds_its_tensors(name: str, kind: str, kept: tuple[int, ...]) -> None:
-    student, text = hybrid(make(name), *kept, architecture=kind), texts()
-    with torch.no_grad():  # far from the start, where steps, skips and the dt rows are all alike
-        for parameter in student.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
+    student, text = moved(hybrid(make(name), *kept, architecture=kind)), texts()
     stock = student.stock()
     assert relative(logits(student, text=text), stock_logits(stock, input_ids=text)) < 1e-5
     mine = dict(student.named_parameters())
@@ -92,7 +89,7 @@ def test_biases_of_the_mlps_and_wide_heads_are_held() -> None:
 
 @pytest.mark.parametrize("kept", [(), (1,), (0, 1, 2)])
 def test_padding_before_a_text_changes_nothing(kept: tuple[int, ...]) -> None:
-    student, text = hybrid(make("Qwen2 (QKV biases)"), *kept), texts(length=12)
+    student, text = moved(hybrid(make("Qwen2 (QKV biases)"), *kept)), texts(length=12)
     padded = torch.cat([texts(length=5, seed=3), text], dim=1)
     mask = torch.ones_like(padded, dtype=torch.bool)
     mask[:, :5] = False
@@ -105,7 +102,7 @@ def test_padding_before_a_text_changes_nothing(kept: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kept", [(), (1,), (0, 1, 2)])
 def test_packed_documents_are_documents_alone(kept: tuple[int, ...]) -> None:
-    student = hybrid(make("Qwen2 (QKV biases)"), *kept)
+    student = moved(hybrid(make("Qwen2 (QKV biases)"), *kept))
     first, second, third = (texts(1, length, seed=length) for length in (7, 2, 11))
     packed = torch.cat([first, second, third], dim=1)
     segments = torch.tensor([[0] * 7 + [1] * 2 + [2] * 11], dtype=torch.int32)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from hybrids import WORDS, hybrid, llama, make, quiet_texts, relative, texts
+from hybrids import WORDS, hybrid, llama, make, moved, quiet_texts, relative, texts
 from torch import Tensor
 
-from transmamba import UserError, load_student, save_student
+from transmamba import UserError, inspect, load_student, save_student
 from transmamba.core.output import Context
 from transmamba.ecosystems.find import card_of
 from transmamba.students.hybrid_lm.model import HybridStudent
@@ -41,7 +41,7 @@ KINDS = {
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[HybridStudent, Path]]:
     found = {}
     for kind, (name, kept) in KINDS.items():
-        student, folder = hybrid(make(name), *kept), tmp_path_factory.mktemp("student")
+        student, folder = moved(hybrid(make(name), *kept)), tmp_path_factory.mktemp("student")
         save_student(student, folder)
         found[kind] = student, folder
     return found
@@ -175,6 +175,23 @@ def test_a_damaged_folder_is_refused_in_a_line(
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.0.mamba.A_log"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="lacks model.layers.0.mamba.A_log") as said:
+    with pytest.raises(UserError, match=r"lacks model\.layers\.0\.mamba\.A_log") as said:
         load_student(tmp_path)
     assert "\n" not in str(said.value)
+
+
+def test_inspect_says_which_layers_are_what(saved: dict[str, tuple[HybridStudent, Path]]) -> None:
+    """From its configuration, without weights."""
+    for kind, said, mixers in (
+        ("biases, mixed", "hybrid", ["attention", "mamba2", "attention"]),
+        ("pure", "mamba2", ["mamba2"] * 3),
+    ):
+        student, folder = saved[kind]
+        found = inspect(folder)
+        tower = found.towers["decoder"]
+        seen: list[str] = []
+        for run in tower["sublayers"]:
+            seen += [run["of"][0]["kind"]] * (run["last"] + 1 - run["first"])
+        assert (found.converted, tower["kind"], seen) == (("decoder",), said, mixers)
+        assert found.parameters == sum(p.numel() for p in student.parameters())
+        assert found.refused is None and tower["embedding"]["vocabulary"] == WORDS

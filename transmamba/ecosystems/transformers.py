@@ -56,13 +56,21 @@ def recognise(source: Source) -> bool:
 
 def load(source: Source) -> nn.Module:
     """A student of ours that is saved as a stock class comes back as ours."""
-    ours = source.config.get("transmamba")
-    if isinstance(ours, dict) and ours.get("student") in STUDENTS:
-        student: nn.Module = STUDENTS[ours["student"]].load(source)
+    if (ours := _student_of(source)) is not None:
+        student: nn.Module = ours.load(source)
         return student
     if decoders.is_decoder(source):
         return decoders.load_decoder(source)
     return load_hugging_face(str(source.folder or source.repo), source.revision)
+
+
+def _student_of(source: Source) -> Any:
+    """The registered student that a config.json says it is; None for a model of transformers alone."""
+    said = source.config.get("transmamba")
+    name = said.get("student") if isinstance(said, dict) else None
+    if not isinstance(name, str) or name not in STUDENTS:
+        return None
+    return STUDENTS[name]
 
 
 def holds(model: nn.Module) -> bool:
@@ -115,6 +123,10 @@ def empty_of_any_type(source: Source) -> nn.Module:
     """A model of any type that transformers knows, on the meta device, so that something can be said of it.
     Raises UserError in one line."""
     config = decoders.read_config(source)
+    if (ours := _student_of(source)) is not None:
+        with torch.device("meta"):
+            student: nn.Module = ours.of_config(config)
+        return student.eval()
     with decoders.explained(source.text, tried="read"):
         return _empty(config, _class_named(config, "AutoModel"))
 

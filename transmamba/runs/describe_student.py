@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..students.hybrid_lm.architectures import head_size_of
+from ..students.hybrid_lm.model import HybridStudent
 from ..students.ssd_vit.model import SSDVisionTransformer
 from ..students.text_mamba import TextMamba
 from ..students.vim.model import VisionMamba
@@ -23,8 +25,10 @@ def student_towers(model: Any) -> dict[str, dict[str, Any]]:
     for any other model.
 
     What a teacher's have, and `kind`: vim, ssd_vit, or vit where every block has attention; of a text mamba2,
-    or kept. `parameters` are the tower's.
+    or kept; of a decoder hybrid, mamba2 where no block has attention, or kept. `parameters` are the tower's.
     """
+    if isinstance(model, HybridStudent):
+        return {"decoder": _counted(model, _hybrid(model))}
     if _is_image(model):
         classes = {"kind": "classifier", "classes": model.num_classes, "pool": [_POOLS[model.global_pool]]}
         return {"image": _counted(model, _image(model, classes if model.num_classes else None))}
@@ -113,6 +117,52 @@ def _text_mamba(text: TextMamba) -> dict[str, Any]:
         "norm": _norm(text.norm),
         "head": {"kind": "embedding", "size": size, "pool": [pool]},
     }
+
+
+def _hybrid(model: HybridStudent) -> dict[str, Any]:
+    config, count = model.config, model.num_layers
+    blocks = [_hybrid_layer(model, k) for k in range(count)]
+    return {
+        "kind": {0: "mamba2", count: KEPT}.get(len(model.attention_layers), "hybrid"),
+        "reads": "text",
+        "width": model.width,
+        "embedding": {"kind": "words", "vocabulary": model.vocabulary, "positions": "none"},
+        "blocks": count,
+        "sublayers": runs_of(blocks),
+        "norm": f"RMSNorm {config.rms_norm_eps:g}",
+        "head": {
+            "kind": "next word",
+            "vocabulary": model.vocabulary,
+            "tied": config.tie_word_embeddings,
+        },
+    }
+
+
+def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
+    config, layer = model.config, model.layer(k)
+    norm = f"RMSNorm {config.rms_norm_eps:g}"
+    mixer: dict[str, Any]
+    if layer.attention:
+        mixer = {
+            "kind": "attention",
+            "norm": norm,
+            "heads": config.num_attention_heads,
+            "kv_heads": config.num_key_value_heads,
+            "head_size": head_size_of(config),
+            "rope": config.rope_parameters.get("rope_type", "default"),
+        }
+    else:
+        mixer = {
+            "kind": "mamba2",
+            "norm": norm,
+            "heads": config.mamba_n_heads,
+            "head_size": config.mamba_d_head,
+            "state": config.mamba_d_state,
+            "convolution": config.mamba_d_conv,
+            "directions": 1,
+        }
+    neurons = layer.neurons
+    return [mixer, {"kind": "mlp", "norm": norm, "neurons": neurons, "gated": True, "activation": "silu"}]
 
 
 def _vim(layer: Any) -> dict[str, Any]:

@@ -175,7 +175,11 @@ def _student(
         **_weights(module),
         licence=origin.licence or card.licence,
         base_model=origin.base_model or card.base_model,
-        reads=reads_of(preprocessing_of(module), found, "text" in towers),
+        reads=reads_of(
+            preprocessing_of(module) if "image" in towers else None,
+            found,
+            any(tower["reads"] == "text" for tower in towers.values()),
+        ),
     )
 
 

@@ -131,11 +131,12 @@ class HybridLayer(nn.Module):
         else:
             self.mamba = HybridMixer(config, half_life, tap)
         self.add_module(architecture.mlp_norm, RMSNorm(width, eps))
+        self.neurons = config.shared_intermediate_size if architecture.fused else config.intermediate_size
         mlp: nn.Module
         if architecture.fused:
-            mlp = FusedSwiGLU(width, config.shared_intermediate_size)
+            mlp = FusedSwiGLU(width, self.neurons)
         else:
-            mlp = SwiGLU(width, config.intermediate_size, config.mlp_bias)
+            mlp = SwiGLU(width, self.neurons, config.mlp_bias)
         self.add_module(architecture.mlp, mlp)
 
     def forward(self, x: Tensor, reading: Reading, want: Want = PLAIN) -> tuple[Tensor, Mixed]:

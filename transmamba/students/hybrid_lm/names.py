@@ -72,6 +72,13 @@ class HybridLM:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")
 
     @staticmethod
+    def of_config(config: Any) -> HybridStudent:
+        """The student that a configuration of transformers describes, at its start."""
+        from .model import HybridStudent
+
+        return HybridStudent(config)
+
+    @staticmethod
     def load(source: Source) -> HybridStudent:
         """The student in a folder or a repository that says it is one."""
         from .model import HybridStudent
