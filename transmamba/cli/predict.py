@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _predictions(arguments: argparse.Namespace) -> Iterator[Prediction]:
     """Raises UserError where the model and what it is asked for do not fit each other."""
+    from ..core.text import TextOnly
     from ..ecosystems.find import load_model, preprocessing_of
     from ..evaluation.cost import find_device
     from ..evaluation.predict import pictures, predict
@@ -71,8 +72,10 @@ def _predictions(arguments: argparse.Namespace) -> Iterator[Prediction]:
             f"{source} is a {type(model).__name__}, which has no classes but compares pictures with texts; "
             'say which after the images: --labels "a cat" "a dog"'
         )
-    names = _names(model, source)
-    return predict(model, preprocessing_of(model), paths, names=names, top=arguments.top, device=device)
+    names, looks = _names(model, source), preprocessing_of(model)
+    if isinstance(looks, TextOnly):
+        raise UserError(f"{source} is a {type(model).__name__}, which reads texts; name a model of images")
+    return predict(model, looks, paths, names=names, top=arguments.top, device=device)
 
 
 def _has_two_towers(model: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -70,8 +71,9 @@ def save_model(model: nn.Module, folder: Path, preprocessing: Preprocessing | No
     owner_of(model).save(model, Path(folder), preprocessing)
 
 
-def preprocessing_of(model: nn.Module) -> Preprocessing:
-    """What a model of a library we know wants its images to look like."""
+def preprocessing_of(model: nn.Module) -> Any:
+    """What a model of a library we know wants its images to look like, a `Preprocessing`; of one that reads
+    texts alone its tokenizer, a `core.text.TextOnly`."""
     return owner_of(model).preprocessing(model)
 
 

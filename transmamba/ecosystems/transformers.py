@@ -14,8 +14,10 @@ from torch import nn
 from ..config.registry import STUDENTS
 from ..core.card import Card
 from ..core.preprocessing import Preprocessing
+from ..core.text import TextOnly
 from ..errors import Inexpressible, UserError
 from . import decoders, texts
+from .language_tokenizer import language_preprocessing
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
@@ -77,10 +79,17 @@ def holds(model: nn.Module) -> bool:
     return hasattr(model, "save_pretrained") and hasattr(model, "config")
 
 
-def preprocessing(model: nn.Module) -> Preprocessing:
+def preprocessing(model: nn.Module) -> Preprocessing | TextOnly:
+    """Of its images; of a language model its tokenizer."""
     built: Any = model
     if not hasattr(image_config(built.config), "image_size"):
-        raise UserError(f"{type(model).__name__} reads no images; write a model that classifies them")
+        name = getattr(built, "name_or_path", "") or getattr(built.config, "_name_or_path", "")
+        if (words := language_preprocessing(name, built.config)) is not None:
+            return words
+        raise UserError(
+            f"{type(model).__name__} reads no images, and no tokenizer lies beside it; write a model that "
+            "classifies images, or a language model's folder with its tokenizer.json"
+        )
     return hugging_face_preprocessing(
         image_config(built.config), getattr(built, "name_or_path", ""), any_size=takes_any_size(built.config)
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..config.load import Part
 from ..config.registry import TASKS, TEXTS
@@ -187,7 +188,13 @@ class Language:
         from ..evaluation.language import LanguageEvaluator
 
         self.documents(split)  # refuses a split that there is not
-        return (LanguageEvaluator(split, partial(self.eval_batches, split)),)
+        return (LanguageEvaluator(split, partial(self.eval_batches, split), partial(self.shown, split)),)
+
+    def shown(self, split: str, block: int) -> str:
+        """A block's text, to look at."""
+        batch = EvalText(self.blocks(split), self.config.packed).batch(np.array([block]))
+        real = batch.inputs.get("text_mask", torch.ones_like(batch.inputs["text"], dtype=torch.bool))
+        return self.tokenizer.decode(batch.inputs["text"][real].tolist())
 
     def look_through(self) -> Iterator[str]:
         """Nothing: all was read when it was tokenised."""

@@ -31,8 +31,8 @@ def _zstandard(file: IO[bytes]) -> IO[bytes]:
 
 _COMPRESSED: Mapping[str, Callable[[IO[bytes]], IO[bytes]]] = {
     ".gz": gzip.open,  # type: ignore[dict-item]
-    ".xz": lzma.open,  # type: ignore[dict-item]
-    ".bz2": bz2.open,  # type: ignore[dict-item]
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
     ".zst": _zstandard,
 }
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
