@@ -65,6 +65,20 @@ def test_learning_rate_without_warmup_and_below_its_minimum() -> None:
     assert learning_rate(stage(warmup=1.0, lr=1.0), 3, 4) == 1.0
 
 
+@pytest.mark.parametrize("shape", ["linear", "sqrt"])
+def test_warm_up_stable_decay(shape: str) -> None:
+    plan = stage(lr=1.0, min_lr=0.1, warmup=0.25, schedule="wsd", decay=0.4, decay_shape=shape)
+    rates = [learning_rate(plan, step, 20) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0]) and set(rates[5:12]) == {1.0}
+    done = [i / 8 if shape == "linear" else math.sqrt(i / 8) for i in range(8)]
+    assert rates[12:] == pytest.approx([0.1 + 0.9 * (1 - share) for share in done])
+
+
+def test_a_stage_of_one_step_has_a_rate() -> None:
+    assert learning_rate(stage(lr=1.0, warmup=0.0, schedule="wsd"), 0, 1) == 1.0
+    assert learning_rate(stage(lr=1.0, warmup=0.0, schedule="wsd", decay=1.0), 0, 3) == 1.0
+
+
 @pytest.mark.parametrize(
     ("lengths", "expected"),
     [

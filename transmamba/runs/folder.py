@@ -30,6 +30,8 @@ from .recipe import Recipe
 CONFIG, REPORT = "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
 SUBCLONE, INDICES = "subclone.json", "train_indices.npy"
+# holds a run of each branch
+BRANCHES = "branches"
 _LOCK = ".lock"
 # what a run leaves in its folder, of any version; folders whole
 _WRITTEN = (
@@ -96,12 +98,15 @@ def _remove_run(folder: Path) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    if (folder / "scratch").is_dir():
-        _remove_run(folder / "scratch")
+    for below in (folder / "scratch", *(folder / BRANCHES).glob("*-*")):
+        if below.is_dir():
+            _remove_run(below)
+            with contextlib.suppress(OSError):
+                below.rmdir()
     remove_model(folder / STUDENT_FOLDER)
-    for below in (STUDENT_FOLDER, "scratch"):
+    for name in (STUDENT_FOLDER, "scratch", BRANCHES):
         with contextlib.suppress(OSError):  # something of the user's lies there
-            (folder / below).rmdir()
+            (folder / name).rmdir()
 
 
 @contextlib.contextmanager

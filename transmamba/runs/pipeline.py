@@ -28,9 +28,11 @@ from ..evaluation.run import ModelRunner, alone, measure
 from ..reporting.tracking import Tracker
 from ..subcloning.subclone import subclone
 from ..teachers.teacher import Teacher
+from ..training.checkpoint import list_checkpoints
 from ..training.optimizer import check_stage
 from ..training.stage import Stage, stage_steps
 from ..training.trainer import Trainer
+from .branches import branches_of, take_over
 from .build import Parts
 from .folder import INDICES, SUBCLONE
 from .stored import train_batches
@@ -61,6 +63,7 @@ class Pipeline:
         self.accelerator = parts.accelerator
         row_tokens = getattr(task, "row_tokens", None)
         counts = stage_steps(recipe.stages, task.num_train, recipe.trainer.global_batch, row_tokens)
+        self.branches = branches_of(recipe, task.num_train, row_tokens)
         self.stages: list[tuple[Stage, int]] = list(zip(recipe.stages, counts, strict=True))
         self.starts = [0, *itertools.accumulate(counts)]
         self.aligners: nn.ModuleDict | None = None
@@ -71,10 +74,22 @@ class Pipeline:
         return self.starts[-1]
 
     def train(
-        self, folder: Path, quiet: bool, *, check_data: bool = True, stop: threading.Event | None = None
+        self,
+        folder: Path,
+        quiet: bool,
+        *,
+        check_data: bool = True,
+        stop: threading.Event | None = None,
+        trunk: Path | None = None,
     ) -> Trained:
-        """Initialise (unless resumed), run every stage, save RUN/student."""
+        """Initialise (unless resumed), run every stage, save RUN/student.
+
+        trunk: another run's checkpoint, at which this one begins
+        """
         recipe, task = self.parts.recipe, self.parts.task
+        fresh = not list_checkpoints(folder / "checkpoints")
+        if trunk is not None and fresh and self.accelerator.is_main_process:
+            take_over(trunk, folder)
         with Tracker(
             folder,
             self.accelerator,
@@ -96,8 +111,9 @@ class Pipeline:
                 evaluate=lambda student: self._evaluate(student, tracker),
                 seed=recipe.seed,
                 stop=stop,
+                kept=[branch.step for branch in self.branches],
             )
-            resumed = trainer.resume()
+            resumed = trainer.resume(trunk)
             if resumed:
                 tracker.say(f"resuming {folder} at step {trainer.progress.step} of {self.total_steps}")
             else:

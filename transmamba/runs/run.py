@@ -15,13 +15,14 @@ from ..evaluation.measured import Measured
 from ..reporting.metrics import RESULTS_FILE, as_saved, read_results
 from ..reporting.progress import Display
 from ..reporting.report import write_report
+from ..training.checkpoint import checkpoint_at
 from .build import assemble, make_accelerator
 from .folder import REPORT, claim_folder, sole
 from .leave import leave, splits_of
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch, Stage
 
-_SUBRUNS = {"student": "student", "teacher": "teacher", "scratch": "from scratch"}
+_SCRATCH = "from scratch"
 
 
 def run(
@@ -33,19 +34,21 @@ def run(
     check_data: bool = True,
     stop: threading.Event | None = None,
     title: str = "student",
+    trunk: Path | None = None,
 ) -> dict[str, Any]:
     """Run a recipe, or continue it where it was killed. Returns what RUN/results.json holds.
 
     check_data: look through the evaluation splits before training
     stop:       asks the run to save and stop, from another thread
     title:      which run this is, as its lines begin
+    trunk:      another run's checkpoint, at which this one begins
 
     Raises UserError for what the user can mend, `training.trainer.Interrupted` after SIGTERM, Ctrl-C or
     `stop`, with the run saved.
     """
     folder = Path(recipe.output_dir).expanduser()
     accelerator = accelerator or make_accelerator(recipe)
-    todo = _Run(recipe, folder, accelerator, quiet, check_data, stop, title)
+    todo = _Run(recipe, folder, accelerator, quiet, check_data, stop, title, trunk)
     if not accelerator.is_main_process:
         return todo.finish()
     claim_folder(folder, recipe, overwrite)
@@ -65,7 +68,9 @@ class _Run:
         check_data: bool,
         stop: threading.Event | None,
         title: str,
+        trunk: Path | None,
     ) -> None:
+        self.trunk = trunk
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.quiet, self.check_data, self.stop, self.title = quiet, check_data, stop, title
 
@@ -78,7 +83,12 @@ class _Run:
             return read_results(self.folder / RESULTS_FILE)
         taught = {} if self.recipe.teacher_recipe is None else self._teach()
         pipeline = Pipeline(assemble(self.recipe, self.accelerator, quiet=self.quiet), self.title)
-        trained = pipeline.train(self.folder, self.quiet, check_data=self.check_data, stop=self.stop)
+        trained = pipeline.train(
+            self.folder, self.quiet, check_data=self.check_data, stop=self.stop, trunk=self.trunk
+        )
+        for branch in pipeline.branches:
+            begin = checkpoint_at(self.folder / "checkpoints", branch.step)
+            self._again(branch.recipe, Path(branch.recipe.output_dir).name, begin)
         scratch = None if self.recipe.scratch is None else self._train_from_scratch(pipeline.total_steps)
         measured = self._measure(pipeline, trained.measured)
         results = measured.results()
@@ -100,7 +110,7 @@ class _Run:
         parts = pipeline.parts
         there = set() if student is None else student.names
         models: dict[str, Any] = {"student": parts.student, **pipeline.beside(parts.task.final)}
-        if pipeline.answering is not None and self.title != _SUBRUNS["scratch"]:
+        if pipeline.answering is not None and self.title != _SCRATCH:
             models["teacher"] = pipeline.answering
         models = {name: model for name, model in models.items() if name not in there}
         if not models:
@@ -110,18 +120,19 @@ class _Run:
         found = pipeline.measure(models, parts.task.final, watch=display.watch)
         return found if student is None else student.joined(found)
 
-    def _again(self, recipe: Recipe, which: str) -> dict[str, Any]:
+    def _again(self, recipe: Recipe, title: str, trunk: Path | None = None) -> dict[str, Any]:
         return run(
             recipe,
             accelerator=self.accelerator,
             quiet=self.quiet,
             check_data=self.check_data,
             stop=self.stop,
-            title=_SUBRUNS[which],
+            title=title,
+            trunk=trunk,
         )
 
     def _train_from_scratch(self, steps: int) -> dict[str, Any]:
-        return self._again(scratch_recipe(self.recipe, steps), "scratch")["student"]
+        return self._again(scratch_recipe(self.recipe, steps), _SCRATCH)["student"]
 
     def _teach(self) -> dict[str, Any]:
         """Minutes of the teacher's own run, made first where its results are missing.

@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,14 +69,17 @@ class Progress:
         return dict(self.items)
 
 
-def save_checkpoint(strategy: Saving, folder: Path, progress: Progress, keep: int) -> Path:
-    """Save what the strategy holds, and `progress`, as folder/step-N; keep the newest `keep`.
+def save_checkpoint(
+    strategy: Saving, folder: Path, progress: Progress, keep: int, kept: Collection[int] = ()
+) -> Path:
+    """Save what the strategy holds, and `progress`, as folder/step-N; keep the newest `keep`, and those of
+    the steps `kept`.
 
     All ranks call it. Raises UserError when the disk is full; earlier checkpoints are untouched then.
     """
     accelerator = strategy.accelerator
-    name = f"{_PREFIX}{progress.step:08d}"
-    final, temporary = folder / name, folder / f"{_TEMPORARY}{name}"
+    final = checkpoint_at(folder, progress.step)
+    temporary = folder / f"{_TEMPORARY}{final.name}"
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
@@ -105,12 +108,18 @@ def save_checkpoint(strategy: Saving, folder: Path, progress: Progress, keep: in
     if accelerator.is_main_process:
         temporary.rename(final)
         _flush_folder(folder)
-        for old in list_checkpoints(folder)[:-keep]:
+        stay = {checkpoint_at(folder, step) for step in kept}
+        for old in (path for path in list_checkpoints(folder)[:-keep] if path not in stay):
             doomed = folder / f"{_TEMPORARY}{old.name}"  # so that half of it is never taken for a whole one
             old.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
     accelerator.wait_for_everyone()
     return final
+
+
+def checkpoint_at(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is, counted over all stages."""
+    return folder / f"{_PREFIX}{step:08d}"
 
 
 def sweep(folder: Path) -> None:
@@ -130,7 +139,7 @@ def set_damaged_aside(folder: Path, say: Callable[[str], None]) -> None:
     damaged: list[tuple[Path, str]] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            _read(path)
+            read_checkpoint(path)
         except UserError as error:
             damaged.append((path, str(error)))
             continue
@@ -149,12 +158,12 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
     if not checkpoints:
         return None
     try:
-        return checkpoints[-1], _read(checkpoints[-1])
+        return checkpoints[-1], read_checkpoint(checkpoints[-1])
     except UserError as error:
         raise UserError(f"{error}; no older checkpoint is whole: start anew with --overwrite") from error
 
 
-def _read(checkpoint: Path) -> Progress:
+def read_checkpoint(checkpoint: Path) -> Progress:
     """Progress of a whole checkpoint. Raises UserError for a damaged one."""
     progress = read_progress(checkpoint)
     _check_sizes(checkpoint)

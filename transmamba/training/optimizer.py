@@ -13,15 +13,20 @@ from torch import nn
 from ..core.tower import Student
 from ..distillation.distiller import Distiller
 from ..errors import UserError, suggest
-from .stage import Stage
+from .stage import Stage, decay_start
 
 
 def learning_rate(stage: Stage, step: int, steps: int) -> float:
-    """Linear warm-up over `stage.warmup` of the stage, then a cosine from lr down to min_lr."""
+    """Linear warm-up over `stage.warmup` of the stage, then a cosine from lr down to min_lr; of wsd lr, until
+    it falls to min_lr in the end."""
     warmup = round(stage.warmup * steps)
     if step < warmup:
         return stage.lr * (step + 1) / warmup
     end = min(stage.min_lr, stage.lr)
+    if stage.schedule == "wsd":
+        begin = decay_start(stage, steps)
+        done = max(0, step - begin) / (steps - begin)
+        return end + (stage.lr - end) * (1 - (done if stage.decay_shape == "linear" else math.sqrt(done)))
     position = (step - warmup) / max(1, steps - warmup)
     return end + (stage.lr - end) * 0.5 * (1 + math.cos(math.pi * position))
 

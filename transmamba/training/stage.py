@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 from ..config.load import Part
@@ -27,8 +27,16 @@ class Stage:
         (the classifier), a tower such as `image`; `all`, or `auto`: mixers where every loss is
         teacher-forced, else all. The projections that its losses read are trained in any case
     lr: peak rate, for an optimizer step of the global batch, whatever its size
-    min_lr: the rate at the end of the cosine
+    min_lr: the rate at the end
     warmup: share of the stage in which the rate rises from 0
+    schedule: what follows: `cosine`, which falls from there to the end; or `wsd` (warm-up, stable, decay),
+        which stays until the last part of the stage, so that one stage serves several lengths (arXiv
+        2404.06395)
+    decay: of wsd, the last share of the stage, in which the rate falls
+    decay_shape: of wsd, how it falls: `linear`, or `sqrt`, as 1 minus the root of the share that is done
+        (arXiv 2405.18392)
+    branches: of wsd, other lengths, in the unit of the stage's own and below it, at which the run also ends:
+        RUN/branches has a run of each that leaves this one where its decay begins
     weight_decay: of matrices alone, not of biases, norms and projections
     betas: of AdamW
     clip: largest norm of all gradients together; 0 for none
@@ -46,13 +54,17 @@ class Stage:
     lr: float = 5e-4
     min_lr: float = 1e-5
     warmup: float = 0.05
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay: float = 0.2
+    decay_shape: Literal["linear", "sqrt"] = "sqrt"
+    branches: tuple[float, ...] = ()
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
     token_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        problems = [*self._length_problems(), *optimizer_problems(self)]
+        problems = [*self._length_problems(), *optimizer_problems(self), *self._schedule_problems()]
         if not self.losses:
             problems.append("losses is empty; name at least one, such as cross_entropy")
         if len(self.groups) != 1 and (alone := {"auto", "all"} & set(self.groups)):
@@ -78,10 +90,47 @@ class Stage:
             return []
         return [f"{key} is {value}; write a number above 0" + (" and below 100" * (key == "percent"))]
 
+    def _schedule_problems(self) -> list[str]:
+        problems = []
+        if self.schedule != "wsd":
+            given = [key for key in ("decay", "decay_shape", "branches") if getattr(self, key) != _WSD[key]]
+            return [f"{key} is given, but schedule is {self.schedule}; write schedule: wsd" for key in given]
+        if not 0 < self.decay <= 1 - self.warmup:
+            problems.append(f"decay is {self.decay}; write a share above 0, with the warmup 1 at most")
+        if self.branches and self.percent is not None:
+            problems.append("branches are lengths, but the stage's own is in percent; write steps or another")
+        elif wrong := [length for length in self.branches if not 0 < length < (self.length or math.inf)]:
+            problems.append(f"branches has {wrong[0]:g}; write lengths above 0 and below {self.length:g}")
+        return problems
+
+    @property
+    def unit(self) -> str:
+        """Of its length."""
+        return next((key for key in LENGTHS if getattr(self, key) is not None), LENGTHS[0])
+
+    @property
+    def length(self) -> float | None:
+        """In its unit."""
+        found: float | None = getattr(self, self.unit)
+        return found
+
+    def branch(self, length: float) -> Stage:
+        """The same stage, of another length in its own unit."""
+        value: Any = length if self.unit == "epochs" else int(length)
+        return replace(self, branches=(), **{self.unit: value})
+
     @property
     def groups(self) -> tuple[str, ...]:
         """`trainable` as a list."""
         return (self.trainable,) if isinstance(self.trainable, str) else self.trainable
+
+
+_WSD = {field.name: field.default for field in fields(Stage)}
+
+
+def decay_start(stage: Stage, steps: int) -> int:
+    """The step of a stage of `steps` steps from which on the rate of wsd falls."""
+    return steps - max(1, round(stage.decay * steps))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from .checkpoint import (
     Progress,
     find_checkpoint,
     load_checkpoint,
+    read_checkpoint,
     save_checkpoint,
     set_damaged_aside,
     sweep,
@@ -60,6 +61,7 @@ class Trainer:
     change: what the task does to a batch on its device
     evaluate(student): metrics for the log, or None to leave evaluation out
     stop: asks the run to save and stop, from another thread
+    kept: steps, counted over all stages, whose checkpoints are saved and stay
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class Trainer:
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         seed: int = 0,
         stop: threading.Event | None = None,
+        kept: Collection[int] = (),
     ) -> None:
+        self.kept = frozenset(kept)
         self.accelerator, self.config, self.tracker = accelerator, config, tracker
         self.checkpoints = folder / "checkpoints"
         self.batches, self.change, self.evaluate, self.seed = batches, change, evaluate, seed
@@ -87,8 +91,9 @@ class Trainer:
         self._signal: signal.Signals | None = None
         self._resume_from: Path | None = None
 
-    def resume(self) -> bool:
-        """Find the newest whole checkpoint; its weights are loaded when its stage is prepared.
+    def resume(self, trunk: Path | None = None) -> bool:
+        """Find the newest whole checkpoint, or begin at another run's; its weights are loaded when its stage
+        is prepared.
 
         Raises UserError where this launch cannot continue it.
         """
@@ -97,6 +102,8 @@ class Trainer:
             set_damaged_aside(self.checkpoints, self.tracker.say)
         self.accelerator.wait_for_everyone()
         found = find_checkpoint(self.checkpoints)
+        if found is None and trunk is not None:
+            found = trunk, read_checkpoint(trunk)
         if found is None:
             return False
         self._resume_from, saved = found
@@ -182,7 +189,8 @@ class Trainer:
                 self.progress.stage_step, self.config.eval_every, done
             )
             # saved first: an evaluation may find an item that cannot be read
-            if stopping or evaluating or _due(self.progress.stage_step, self.config.save_every, done):
+            due = _due(self.progress.stage_step, self.config.save_every, done)
+            if stopping or evaluating or due or self.progress.step in self.kept:
                 self._save(window, evaluating)
             if stopping:
                 raise self._interrupted()
@@ -251,7 +259,7 @@ class Trainer:
         self.progress.metrics_offset = self.tracker.offset()
         self.progress.window = window.saved()
         self.progress.evaluating = evaluating
-        save_checkpoint(self.strategy, self.checkpoints, self.progress, self.config.keep)
+        save_checkpoint(self.strategy, self.checkpoints, self.progress, self.config.keep, self.kept)
 
     def _evaluate(self, stage: Stage) -> None:
         assert self.evaluate is not None, "asked by the caller"
