@@ -2,8 +2,9 @@
 
     python scripts/stories260k.py ../shared/data/stories260k runs/stories260k
 
-A Llama of 5 layers and 260 thousand parameters that tells stories: the teacher of recipes/configs/llama_to_hybrid_debug.yaml.
-FOLDER holds stories260K.bin (the legacy format: seven int32, then float32) and tok512.bin (its words with scores).
+A Llama of 5 layers and 260 thousand parameters that tells stories: the teacher of
+recipes/configs/llama_to_hybrid_debug.yaml. FOLDER holds stories260K.bin (the legacy format: seven int32, then
+float32) and tok512.bin (its words with scores).
 """
 
 import argparse

@@ -73,7 +73,7 @@ def gray_images() -> Tensor:
     return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of shared data sets and checkpoints; skips where it is absent."""
     if not SHARED_DATA.is_dir():

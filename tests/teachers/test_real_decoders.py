@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import os
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -22,65 +21,17 @@ from transmamba.core.output import Capture
 from transmamba.teachers.causal_lm import CausalLanguageModel
 from transmamba.teachers.check import differences
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
 
 def stories(folder: Path) -> tuple[Any, list[str]]:
-    """stories260K of llama2.c's legacy file as a Llama of transformers, and its words."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    data = (folder / "stories260K.bin").read_bytes()
-    dim, hidden, layers, heads, kv_heads, words, context = struct.unpack("7i", data[:28])
-    values, at = torch.from_numpy(np.frombuffer(data, dtype=np.float32, offset=28).copy()), 0
-
-    def take(*shape: int) -> Tensor:
-        nonlocal at
-        at += math.prod(shape)
-        return values[at - math.prod(shape) : at].view(shape)
-
-    narrow = dim * kv_heads // heads
-    table = take(words, dim)
-    shapes = {
-        "input_layernorm": (dim,),
-        "self_attn.q_proj": (dim, dim),
-        "self_attn.k_proj": (narrow, dim),
-        "self_attn.v_proj": (narrow, dim),
-        "self_attn.o_proj": (dim, dim),
-        "post_attention_layernorm": (dim,),
-        "mlp.gate_proj": (hidden, dim),
-        "mlp.down_proj": (dim, hidden),
-        "mlp.up_proj": (hidden, dim),
-    }
-    state = {"model.embed_tokens.weight": table, "lm_head.weight": table}
-    for name, shape in shapes.items():
-        for i, tensor in enumerate(take(layers, *shape)):
-            count = {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads}.get(name)
-            if count:  # its pairs of channels lie side by side, transformers' half a head apart
-                pairs = tensor.view(count, -1, 2, dim)
-                tensor = pairs.transpose(1, 2).reshape(tensor.shape)
-            state[f"model.layers.{i}.{name}.weight"] = tensor
-    state["model.norm.weight"] = take(dim)
-    config = LlamaConfig(
-        vocab_size=words,
-        hidden_size=dim,
-        intermediate_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=context,
-        rms_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
-    model = LlamaForCausalLM(config).eval()
-    model.load_state_dict(state)
-    return model, words_of(folder / "tok512.bin", words)
-
-
-def words_of(path: Path, count: int) -> list[str]:
-    data, at, found = path.read_bytes(), 4, []
-    for _ in range(count):
-        _, length = struct.unpack_from("fi", data, at)
-        found.append(data[at + 8 : at + 8 + length].decode(errors="replace"))
-        at += 8 + length
-    return found
+    """stories260K as a Llama of transformers, and its words."""
+    spec = importlib.util.spec_from_file_location("stories260k", SCRIPTS / "stories260k.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    words = script.words_of(folder / "tok512.bin", 512)
+    return script.model_of(folder / "stories260K.bin"), [word for word, _ in words]
 
 
 def test_stories260k_tells_its_author_s_story(shared_data: Path) -> None:

@@ -1,0 +1,100 @@
+"""The language miniature: stories260K becomes a hybrid, and transformers alone finds what the run found."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from teachers.test_real_decoders import stories
+
+import transmamba
+from transmamba.runs.run import load_recipe
+
+ROOT = Path(__file__).parents[1]
+SHORTER = ("stages.0.steps=16", "stages.1.steps=12", "task.block=128", "trainer.log_every=1")
+TEXT = "Once upon a time, there was a little girl named Lily. She liked to play with her cat.\n"
+
+
+@pytest.fixture(scope="module")
+def teacher(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("debug") / "stories260k"
+    script = ROOT / "scripts" / "stories260k.py"
+    command = [sys.executable, str(script), str(shared_data / "stories260k"), str(folder)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return folder
+
+
+def ran(shared_data: Path, teacher: Path, *overrides: str) -> dict[str, Any]:
+    recipe = load_recipe(
+        ROOT / "recipes" / "configs" / "llama_to_hybrid_debug.yaml",
+        [
+            f"output_dir={teacher.parent / 'run'}",
+            f"teacher.model={teacher}",
+            f"task.data.train={shared_data / 'text' / 'tinystories_head.txt'}",
+            f"task.cache={teacher.parent / 'tokens'}",
+            *overrides,
+        ],
+    )
+    return transmamba.distill(recipe)
+
+
+def test_the_tokenizer_is_llama2_c_s(shared_data: Path, teacher: Path) -> None:
+    """The pair of neighbours with the best score is merged, again and again, as run.c does."""
+    from transformers import AutoTokenizer
+
+    made = AutoTokenizer.from_pretrained(teacher)
+    _, words = stories(shared_data / "stories260k")
+    number = {word: k for k, word in enumerate(words)}
+    text = (shared_data / "text" / "tinystories_head.txt").read_text()[:3000].strip() + " é 日"
+    ids = [number[" "]]
+    for letter in text:
+        ids += [number[letter]] if letter in number else [byte + 3 for byte in letter.encode()]
+    while True:  # scores fall with the number
+        pairs = [number.get(words[a] + words[b], len(words)) for a, b in itertools.pairwise(ids)]
+        best = min(pairs)
+        if best == len(words):
+            break
+        at = pairs.index(best)
+        ids[at : at + 2] = [best]
+    assert made(text).input_ids == [1, *ids]
+    assert made.decode(made(text).input_ids, skip_special_tokens=True) == text
+
+
+def test_a_language_model_becomes_a_hybrid(shared_data: Path, teacher: Path) -> None:
+    """Shorter than the recipe as it stands. The folder is read by a process that never imports transmamba."""
+    results = ran(shared_data, teacher, *SHORTER)
+    found = results["student"]
+    assert found["kl"] < 1.0 and found["perplexity"] > results["teacher"]["perplexity"]
+    rows = [json.loads(line) for line in (teacher.parent / "run" / "metrics.jsonl").read_text().splitlines()]
+    mixer = [row["loss/mixer"] for row in rows if "loss/mixer" in row]
+    assert len(mixer) == 16 and mixer[-1] < 0.8 * mixer[0]
+    code = f"""
+import sys, json, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder = {str(teacher.parent / "run" / "student")!r}
+model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+given = tokenizer({TEXT!r}, return_tensors="pt", return_token_type_ids=False)
+with torch.no_grad():
+    logits = model(**given).logits
+options = dict(max_new_tokens=12, do_sample=False)
+written, slowly = (model.generate(**given, **options, use_cache=use)[0].tolist() for use in (True, False))
+assert written == slowly and "transmamba" not in sys.modules
+print(json.dumps([type(model).__name__, logits[0, -1].tolist()]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kind, logits = json.loads(done.stdout.strip().splitlines()[-1])
+    student: Any = transmamba.load_student(teacher.parent / "run")
+    import torch
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(teacher)(TEXT, return_tensors="pt").input_ids
+    with torch.no_grad():
+        ours = student.eval().run({"text": ids}).logits()[0, -1]
+    assert kind == "BambaForCausalLM"
+    assert torch.allclose(ours, torch.tensor(logits), atol=1e-4)
