@@ -70,12 +70,13 @@ def test_answers_are_what_the_assistant_writes(template: str, tmp_path: Path) ->
 
 def test_a_template_whose_answers_nothing_ends(tmp_path: Path) -> None:
     """The space before an answer is the prompt's: the token that holds both is no answer."""
-    tokenizer = reading(tmp_path, template=PLAIN_TEMPLATE).text
+    tokenizer = reading(tmp_path, template=PLAIN_TEMPLATE, words=400).text
+    assert len(tokenizer.encode([" the"])[0]) == 1
     ids, asked = tokenizer.chat([turns("The cat", "the dog ran")])[0]
     assert tokenizer.decode(ids) == "user: The cat\nassistant: the dog ran\n"
     prompt = tokenizer.encode(["user: The cat\nassistant:"])[0]
     assert ids[: len(prompt)] == prompt and not any(asked[: len(prompt)])
-    assert tokenizer.decode([t for t, a in zip(ids, asked, strict=True) if a]).endswith("dog ran\n")
+    assert tokenizer.decode([t for t, a in zip(ids, asked, strict=True) if a]) == " dog ran\n"
 
 
 @pytest.mark.parametrize("bos", [False, True])

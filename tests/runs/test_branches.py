@@ -33,7 +33,7 @@ def recipe_of(folder: Path, run: str, *, steps: int, branches: list[float], **st
         branches=branches,
     )
     stages = [dict(name="align", losses=["mixer"], steps=3, lr=3e-3), last | stage]
-    trainer = dict(global_batch=8, micro_batch=4, save_every=2, keep=1, log_every=2, eval_every=3)
+    trainer = dict(global_batch=8, micro_batch=4, save_every=2, keep=1, log_every=2, eval_every=4)
     return harness.tiny_recipe(folder, output_dir=str(folder / run), stages=stages, trainer=trainer)
 
 

@@ -183,11 +183,8 @@ def _source(name: str, revision: str | None) -> Source:
 
 def _identity(library: Any, numbers: dict[str, int]) -> str:
     """Of what its numbers depend on: words, rules, the token that ends a text, and the chat template."""
-    rules: dict[str, Any] = {}
-    if library.is_fast:
-        rules = json.loads(library.backend_tokenizer.to_str())
-        rules.pop("padding", None)
-        rules.pop("truncation", None)
+    # a call without padding and truncation has taken out of them what a file may say of these
+    rules = library.backend_tokenizer.to_str() if library.is_fast else ""
     said = [sorted(numbers.items()), rules, library.eos_token, library.bos_token, library.chat_template]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 

@@ -161,17 +161,26 @@ def test_a_killed_process_is_cleaned_up_after(tmp_path: Path) -> None:
     assert documents_of(found) == lengthy() and not list(cache.glob(".*.partial"))
 
 
-def test_of_two_processes_one_makes_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("locks", [True, False])
+def test_of_two_processes_one_makes_them(
+    locks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without locks both may, and neither is disturbed."""
+    if not locks:
+        monkeypatch.setattr("transmamba.data.text.cache._locked", lambda descriptor: False)
     context = multiprocessing.get_context("fork")
-    answers, cache = context.SimpleQueue(), str(tmp_path / "cache")
-    children = [context.Process(target=make, args=(cache, 0.05, answers)) for _ in range(2)]
+    cache = str(tmp_path / "cache")
+    answers = [context.SimpleQueue() for _ in range(2)]
+    children = [context.Process(target=make, args=(cache, 0.05, queue)) for queue in answers]
     for child in children:
         child.start()
-    found = [answers.get() for _ in children]
     for child in children:
         child.join()
-    assert sorted(reads for reads, _ in found) == [0, 1]
+        assert child.exitcode == 0
+    found = [queue.get() for queue in answers]
+    assert not locks or sorted(reads for reads, _ in found) == [0, 1]
     assert all(documents == lengthy() for _, documents in found)
+    assert not list(Path(cache).glob(".*.partial"))
 
 
 def test_what_is_left_out_is_said_each_time(

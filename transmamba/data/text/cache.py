@@ -58,10 +58,11 @@ def tokenised(source: TextSource, tokenizer: LanguageTokenizer, folder: str | No
 
 def _made(path: Path, source: TextSource, tokenizer: LanguageTokenizer) -> Tokenised:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path):
+    with _alone(path) as alone:
         if (found := Tokenised.open(path)) is not None:
             return found
-        for torn in (path, *path.parent.glob(f".{path.name}.*.partial")):
+        left = path.parent.glob(f".{path.name}.*.partial") if alone else ()
+        for torn in (path, *left):
             shutil.rmtree(torn, ignore_errors=True)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
         partial.mkdir()
@@ -79,21 +80,25 @@ def _made(path: Path, source: TextSource, tokenizer: LanguageTokenizer) -> Token
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Waits until no other process makes the same. Where there are no locks, all are let in."""
-    with contextlib.ExitStack() as held:
-        try:
-            import fcntl
+def _alone(path: Path) -> Iterator[bool]:
+    """Waits until no other process makes the same. False where there are no locks: then all are let in."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        yield _locked(lock.fileno())
 
-            lock = held.enter_context(path.with_name(f".{path.name}.lock").open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("waiting for another process, which tokenises the same")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except ImportError:  # Windows has no fcntl
-            pass
-        yield
+
+def _locked(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.info("waiting for another process, which tokenises the same")
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:  # a file system without
+        return False
+    return True
 
 
 def _write(folder: Path, source: TextSource, tokenizer: LanguageTokenizer) -> None:
