@@ -18,6 +18,7 @@ import pytest
 import timm
 import torch
 from harness import run_quietly
+from small_language import TEXTS, texts_file, tokenizer_folder
 
 from transmamba.config import load as configs
 from transmamba.config.registry import STUDENTS, TEACHERS
@@ -25,6 +26,7 @@ from transmamba.core.tower import StudentSpec
 from transmamba.data.images.synthetic import Synthetic
 from transmamba.data.pairs.scene_clips import DrawnClips
 from transmamba.data.pairs.scenes import DrawnScenes
+from transmamba.data.text.plain import Text
 from transmamba.ecosystems.find import save_model
 from transmamba.runs.recipe import Recipe
 from transmamba.teachers.load import adapt_teacher
@@ -78,6 +80,7 @@ def test_recipe_says_how_it_is_run(path: Path) -> None:
 
 
 PAIRED = [path for path in RECIPES if path.stem.startswith("clip_")]
+WRITTEN = [path for path in RECIPES if "_to_hybrid" in path.stem]
 
 
 @pytest.mark.parametrize("path", PAIRED, ids=name_of)
@@ -136,7 +139,35 @@ def test_recipe_of_pairs_trains(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "student" / "open_clip_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if path not in PAIRED], ids=name_of)
+@pytest.mark.parametrize("path", WRITTEN, ids=name_of)
+def test_recipe_of_texts_trains(path: Path, tmp_path: Path) -> None:
+    """Two steps a stage on a few sentences, with a random Llama of as many layers as the recipe speaks of."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    recipe = load(path, f"output_dir={tmp_path / 'run'}")
+    sizes = dict(vocab_size=300, hidden_size=32, intermediate_size=48, num_attention_heads=2)
+    depth = 1 + max(recipe.student.attention_layers)
+    torch.manual_seed(0)
+    LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=depth)).save_pretrained(tmp_path / "llama")
+    tokenizer_folder(tmp_path / "llama")
+    data = Text(train=texts_file(tmp_path / "a.jsonl", TEXTS * 4), test=texts_file(tmp_path / "b.jsonl"))
+    task = dataclasses.replace(recipe.task, data=data, block=32, cache=str(tmp_path / "tokens"))
+    lengths = dict(steps=2, epochs=None, percent=None, samples=None, tokens=None)
+    stages = tuple(dataclasses.replace(stage, **lengths) for stage in recipe.stages)
+    small = dict(global_batch=2, micro_batch=None, workers=0, eval_every=0, precision="no")
+    recipe = dataclasses.replace(
+        recipe,
+        task=task,
+        stages=stages,
+        teacher=TEACHERS["causal_lm"](model=str(tmp_path / "llama")),
+        trainer=dataclasses.replace(recipe.trainer, **small),
+        wandb=None,
+    )
+    assert np.isfinite(run_quietly(recipe)["student"]["kl"])
+    assert (tmp_path / "run" / "student" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p not in (*PAIRED, *WRITTEN)], ids=name_of)
 def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps a stage on random images of its own shape, all other settings but the size as they are."""
     monkeypatch.setenv("WANDB_MODE", "offline")
