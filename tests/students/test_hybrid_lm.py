@@ -115,7 +115,7 @@ def test_packed_documents_are_documents_alone(kept: tuple[int, ...]) -> None:
 def test_a_mixer_alone_is_what_it_adds_within_the_model() -> None:
     student, text = hybrid(llama(), 1), texts()
     assert isinstance(student, Student) and isinstance(student, Tower)
-    names = frozenset(("output", "B", "C"))
+    names = frozenset(("output", "B", "C", "values"))
     capture = Capture(hidden=frozenset((0, 1, 2)), mixers=dict.fromkeys(range(3), names))
     with torch.no_grad():
         stream = student.run({"text": text}, {"decoder": capture}).streams["decoder"]

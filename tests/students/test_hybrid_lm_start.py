@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 from pathlib import Path
@@ -120,14 +121,14 @@ def test_each_head_has_its_rows_bit_for_bit(name: str) -> None:
 def test_a_small_tap_makes_the_mixer_linear_attention(name: str) -> None:
     """With the gate open and without decay; SiLU's bend is of the order of the tap times what it reads."""
     attention, mixer = started(**TEACHERS[name])
-    mixer = mixer.double()
+    mixer, neutral = mixer.double(), copy.deepcopy(mixer)
+    neutral.neutral_()
     u = tokens(attention)[None]
     u[..., 0] = 1.0
     with torch.no_grad():
+        mixer.norm.weight.copy_(neutral.norm.weight)  # calibration has scaled it
         mixer.rows("z").zero_()[:, 0] = OPEN_GATE
         mixer.A_log.fill_(-math.inf)
-        # calibration has scaled it; by the formula it is the inverse of what the taps do
-        mixer.norm.weight.fill_(mixer.norm.eps**0.5 / (TAP / 2) ** 3)
         made = mixer(u, Context()).output[0]
         assert relative(made, linear_attention(attention, u[0])) < 5e-3
         mixer.A_log.fill_(0.0)
@@ -175,6 +176,23 @@ def test_padding_has_no_say_in_a_start() -> None:
     assert same == [True, False]
 
 
+def test_what_a_layer_adds_is_nearer_to_attention_than_nothing_is() -> None:
+    """Of random numbers too, whose scan may point anywhere; heads beyond the teacher's, whose columns are 0,
+    have a factor that a gradient passes."""
+    for model in (llama(), llama(head_dim=12)):
+        text = texts(8, 40)
+        batch = Batch({"text": text}, {}, torch.arange(8), {"samples": 8})
+        student, teacher = hybrid(model, calibration=[batch]), adapt_teacher(model)
+        capture = Capture(mixers=dict.fromkeys((0, 2, 4), frozenset(("input", "output"))))
+        taught = teacher({"text": text}, {"decoder": capture}).streams["decoder"].mixers
+        for k in range(3):
+            wanted = taught[2 * k]["output"]
+            with torch.no_grad():
+                made = student.mixer(k, taught[2 * k]["input"], Context(), Capture())[0]
+            assert (made - wanted).square().sum() < wanted.square().sum()
+            assert student.layer(k).mamba.norm.weight.abs().min() > 0
+
+
 def test_without_texts_the_same_words_are_drawn() -> None:
     first, second = (hybrid(llama(), 1) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -214,4 +232,4 @@ def test_a_hybrid_of_stories260k_starts_where_others_saw_it(shared_data: Path) -
         assert torch.equal(gates[..., :1].expand_as(gates), gates)
         assert float(gates.mean()) == pytest.approx(1.0, abs=0.05) and float(gates.std()) < 0.2
         nearest = (made * wanted[:4]).sum() / made.square().sum()
-        assert float(nearest) == pytest.approx(1.0, abs=1e-3)
+        assert float(nearest) == pytest.approx(1.0, abs=0.02)

@@ -117,7 +117,8 @@ class HybridMixer(nn.Module):
             delta_softplus=True,
             seq_idx=context.segments,
         )
-        return Mixed(self.out_proj(self.norm(y.flatten(2), z)), parts={"B": B, "C": C})
+        values = self.norm(y.flatten(2), z)
+        return Mixed(self.out_proj(values), parts={"B": B, "C": C, "values": values})
 
     def _projected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z, what is convolved, and dt. dt by itself: with its few rows the product's width is odd, for which

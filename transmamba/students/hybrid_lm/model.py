@@ -112,7 +112,8 @@ class HybridStudent(nn.Module):
     @property
     def parts(self) -> dict[str, int]:
         narrow = self.config.mamba_n_groups * self.config.mamba_d_state
-        return {"B": narrow, "C": narrow}
+        inner = self.config.mamba_n_heads * self.config.mamba_d_head
+        return {"B": narrow, "C": narrow, "values": inner}
 
     def sources(self, kinds: Sequence[str]) -> dict[int, int]:
         """Of Mamba-2 layers alone: the others have the teacher's attention."""

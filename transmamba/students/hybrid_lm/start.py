@@ -1,5 +1,5 @@
 """What of a Mamba-2 layer's start the teacher's weights do not say: how far its gate is open, and how large
-its output is; both by least squares on some text.
+what each head adds is; both by least squares on some text.
 
 in_proj has no bias, so the gate z is opened by rows along which the layer's inputs are nearly constant: w
 with w h = 1 for every token h. Shapes: M tokens, D channels.
@@ -23,8 +23,10 @@ Teacher = Callable[[Mapping[str, Tensor], Captures], Output]
 
 # of the words drawn where nobody gives a text
 _ROWS, _WORDS = 8, 256
-# in units of the mean square of a channel
+# in units of the mean square of a channel, or of a head
 _RIDGE = 1e-3
+# of the usual factor of a layer's heads
+_LEAST = 0.1
 
 
 def calibrate(
@@ -86,11 +88,43 @@ def _scale_output(
     wanted: Sequence[Tensor],
     contexts: Sequence[Context],
 ) -> None:
-    """Let the norm's weight carry the factor with which the output is nearest to attention's."""
-    along, square = 0.0, 0.0
+    """Let the norm's weight carry the factor of each head with which all together are nearest to attention's
+    output. It may be negative: a scan without rotary positions may point the other way."""
+    mixer: HybridMixer = student.layer(k).mamba
+    heads, within = mixer.heads, Capture(mixers={k: frozenset(("values",))})
+    square = torch.zeros(heads, heads, dtype=torch.float64, device=mixer.D.device)
+    along = square.new_zeros(heads)
+    columns = mixer.out_proj.weight.double().unflatten(1, (heads, -1))  # (D, H, P)
     for x, target, context in zip(inputs, wanted, contexts, strict=True):
-        made = _real(student.mixer(k, x, context, Capture())[0], context)
-        along += float((made * _real(target, context)).sum())
-        square += float(made.square().sum())
-    if along > 0 and square > 0:
-        student.layer(k).mamba.norm.weight.mul_(along / square)
+        values = student.mixer(k, x, context, within)[1]["values"]
+        # a row at a time, for there are as many streams as heads
+        for row in range(len(x)):
+            mask = None if context.mask is None else context.mask[row]
+            real = slice(None) if mask is None else mask
+            each = values[row, real].double().unflatten(-1, (heads, -1))
+            made = torch.einsum("mhp,dhp->hmd", each, columns).flatten(1)
+            square += made @ made.mT
+            along += made @ target[row, real].double().flatten()
+    factors = _least_squares(square, along)
+    mixer.norm.weight.copy_((mixer.norm.weight.unflatten(0, (heads, -1)) * factors[:, None]).flatten())
+
+
+def _least_squares(square: Tensor, along: Tensor) -> Tensor:
+    """The factors (H,) with which things of Gram matrix `square` add up to something, `along` it. Each has a
+    size that a gradient passes: what adds nothing (a head whose columns are 0) has the others' usual one."""
+    size = square.diagonal()
+    there = size > 0
+    if not there.any():
+        return torch.ones_like(along)
+    scale = torch.where(there, size, 1.0).rsqrt()
+    solved = (
+        torch.linalg.solve(
+            square * scale[:, None] * scale
+            + _RIDGE * torch.eye(len(size), dtype=size.dtype, device=size.device),
+            along * scale,
+        )
+        * scale
+    )
+    usual = solved[there].abs().median()
+    signed = torch.where(solved < 0, -1.0, 1.0)
+    return torch.where(there, signed * solved.abs().clamp_min(_LEAST * usual), usual)
