@@ -22,7 +22,7 @@ from transmamba.core.tower import StudentSpec, run_plain
 from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError
 from transmamba.students.clip.names import Clip, ImageTower, OpenClipModel
-from transmamba.students.frames import resampled
+from transmamba.students.frames import _say_resampled, resampled
 from transmamba.subcloning.convert import carry
 from transmamba.subcloning.subclone import SubcloneConfig, subclone
 from transmamba.teachers.load import adapt_teacher
@@ -148,11 +148,15 @@ def test_every_way_through_a_tower_reads_a_picture_alike(kind: str, make_student
     assert torch.allclose(model.run({"image": frames[:, 0]}, {}).logits(), wanted, atol=1e-6)
     final, _ = model.forward_intermediates(frames[:, 0])
     assert torch.allclose(model.forward_head(final), wanted, atol=1e-6)
+    with pytest.raises(ValueError, match="maps are made of pictures"):
+        model.forward_intermediates(frames)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["vim", "ssd_vit"])
-def test_other_numbers_of_frames_have_positions_between(kind: str, make_student: Callable[..., Any]) -> None:
+def test_other_numbers_of_frames_have_positions_between(
+    kind: str, make_student: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
     positions = torch.tensor([[[0.0], [1.0], [2.0], [3.0]]])
     assert resampled(positions, 2).flatten().tolist() == [0.5, 2.5]
     assert resampled(positions, 1).flatten().tolist() == [1.5]
@@ -160,7 +164,9 @@ def test_other_numbers_of_frames_have_positions_between(kind: str, make_student:
     model = make_student(f"{kind}_tiny_patch16_224", num_frames=4)
     spread(model)
     frames = videos(8, channels=1, side=32)
+    _say_resampled.cache_clear()
     before = model(frames)
+    assert "videos of 8 frames go to a tower made for 4" in caplog.text
     model.set_num_frames(8)
     assert model.temporal_pos_embedding.shape == (1, 8, 32) and torch.equal(model(frames), before)
 

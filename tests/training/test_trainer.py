@@ -221,6 +221,22 @@ def test_any_model_has_its_outermost_parts_as_groups() -> None:
         set_trainable(model, stage(trainable="visua"))
 
 
+def test_a_part_within_a_trained_one_is_at_rest_where_it_is_not_trained() -> None:
+    body = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+    plain = torch.nn.ModuleDict({"text": torch.nn.ModuleDict({"body": body, "proj": torch.nn.Linear(2, 2)})})
+    model = Distiller(plain, None, CE)
+    for parameter in body.parameters():
+        parameter.requires_grad_(False)
+    set_training(model, stage(trainable="all"))
+    inner: Any = plain["text"]
+    assert [inner.training, inner["proj"].training, body.training, body[1].training] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
 def test_a_head_stage_knows_what_it_can_train() -> None:
     for losses in (MIXER, (*CE, LOSSES["feature"]())):
         with pytest.raises(UserError, match="trainable head needs losses on the logits alone"):

@@ -141,6 +141,8 @@ def _model_cfg(source: Source, options: Sequence[str]) -> dict[str, Any]:
 def _open_clip(name: str, cfg: Mapping[str, Any], size: int) -> Any:
     """The model for images of `size` pixels."""
     own = copy.deepcopy(dict(cfg))
+    if not isinstance(own.get("vision_cfg"), dict):
+        raise UserError(f"vision_cfg is {own.get('vision_cfg')!r}; write its keys, as vision_cfg.layers=8")
     own["vision_cfg"]["image_size"] = size
     if "timm_model_name" not in own["vision_cfg"]:
         _check_patch(name, size, (own["vision_cfg"].get("patch_size", _PATCH),))

@@ -14,6 +14,7 @@ RETIRED = {
     "init.ridge": _LOST,
     "init.rescale": _LOST,
     "stages.*.cloned_lr_scale": _LOST,
+    "task.data.shuffled": "is task.shuffle_frames now, for every reader of videos; it measures both orders",
     "*losses.*.triangular": _LOST,
 }
 

@@ -79,6 +79,7 @@ def _image(trunk: Any, head: Mapping[str, Any] | None) -> dict[str, Any]:
             "grid": list(layout.grid),
             "special": [name for name, _ in layout.special],
             "positions": "none" if trunk.pos_embed is None else "learnt",
+            **({"frames": trunk.num_frames} if trunk.num_frames > 1 else {}),
             "norm": _norm(trunk.norm_pre),
         },
         "blocks": len(blocks),

@@ -135,7 +135,10 @@ def described(part: Any) -> str:
     """A part's name and those of its options that are not as if left out: `npz path=digits.npz`."""
     words = [str(getattr(type(part), "name", type(part).__name__))]
     for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        if field.default is dataclasses.MISSING or value != field.default:
-            words.append(f"{field.name}={value}")
+        value, usual = getattr(part, field.name), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            usual = field.default_factory()
+        if value != usual:
+            inside = dataclasses.is_dataclass(value) and not isinstance(value, type)
+            words.append(f"{field.name}={'(' + described(value) + ')' if inside else value}")
     return " ".join(words)

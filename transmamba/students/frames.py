@@ -10,6 +10,8 @@ of a frame, D channels.
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .sizes import check_sizes
+
+logger = logging.getLogger("transmamba.students")
 
 
 class ScansFrames:
@@ -78,13 +82,31 @@ class ScansFrames:
         """tokens (B * T, L, D) with the temporal position of their frame."""
         if self.temporal_pos_embedding is None:
             return tokens
+        if times not in (1, self.num_frames):
+            _say_resampled(self.num_frames, times)
         when = resampled(self.temporal_pos_embedding, times).squeeze(0)
         return (tokens.unflatten(0, (-1, times)) + when[:, None]).flatten(0, 1)
+
+
+@functools.cache
+def _say_resampled(made: int, given: int) -> None:
+    logger.warning(
+        "videos of %d frames go to a tower made for %d: its temporal positions are interpolated", given, made
+    )
 
 
 def joined(tokens: Tensor, times: int) -> Tensor:
     """(B, T * L, D) of (B * T, L, D)."""
     return tokens if times == 1 else tokens.unflatten(0, (-1, times)).flatten(1, 2)
+
+
+def only_pictures(x: Tensor) -> None:
+    """Raises ValueError for videos, whose maps of patches timm's interface has no shape for."""
+    if x.ndim == 5:
+        raise ValueError(
+            f"an input {tuple(x.shape)}: maps are made of pictures (B, C, H, W); give the frames of videos "
+            "one by one, or call the model itself"
+        )
 
 
 def mean_frame(tokens: Tensor, length: int) -> Tensor:

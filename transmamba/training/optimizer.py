@@ -131,9 +131,9 @@ def set_training(distiller: Distiller, stage: Stage) -> None:
     distiller.train()
     if stage.groups == ("head",):
         distiller.student.eval()
-    for part in distiller.student.children():
+    for part in distiller.student.modules():
         parameters = list(part.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
+        if part.training and parameters and not any(parameter.requires_grad for parameter in parameters):
             part.eval()
 
 

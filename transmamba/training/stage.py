@@ -24,7 +24,8 @@ class Stage:
     steps, epochs, samples, tokens: its length in optimizer steps of the global batch, or rounded to such
     percent: its length as a share of the optimizer steps of all stages: 20 beside 800 steps are 200 of 1,000
     trainable: which of the student's groups of parameters, one or a list: `mixers` (the Mamba mixers), `head`
-        (the classifier), a tower such as `image`; `all`, or `auto`: mixers where every loss is
+        (the classifier), a tower such as `image`; of a model that is trained as it is, its
+        outermost parts (`visual`, `logit_scale` of open_clip); `all`, or `auto`: mixers where every loss is
         teacher-forced, else all. The projections that its losses read are trained in any case
     lr: peak rate, for an optimizer step of the global batch, whatever its size
     min_lr: the rate at the end

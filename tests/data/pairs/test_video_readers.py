@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from transmamba.config.registry import PAIRS
 from transmamba.core.preprocessing import Preprocessing
 from transmamba.core.text import Tokens
 from transmamba.data.images.augment import Augment
+from transmamba.data.images.synthetic import Synthetic
 from transmamba.data.pairs.bad import Forgiving
 from transmamba.data.pairs.batches import EvalPairs, TrainPairs
+from transmamba.data.pairs.scene_tiles import Tiles
 from transmamba.data.pairs.shuffled import ShuffledFrames
 from transmamba.data.pairs.source import video_source
 from transmamba.data.scenes import Clips
@@ -173,6 +176,29 @@ def test_files_of_another_kind_are_told(tmp_path: Path) -> None:
         PAIRS["didemo"](train=options["train"], videos=str(wrong)).build("train")
 
 
+def test_shuffled_frames_are_never_in_order_and_videos_differ_in_theirs() -> None:
+    """Of three frames five orders are left, and each comes about as often."""
+
+    class Numbered:
+        num_frames = 3
+
+        def frames(self, index: int) -> list[int]:
+            return [0, 1, 2]
+
+    source: Any = Numbered()
+    orders = [tuple(ShuffledFrames(source).frames(n)) for n in range(500)]  # type: ignore[arg-type]
+    counts = Counter(orders)
+    assert len(counts) == 5 and (0, 1, 2) not in counts and min(counts.values()) > 60
+    assert orders == [tuple(ShuffledFrames(source).frames(n)) for n in range(500)]  # type: ignore[arg-type]
+
+
+def test_a_clip_has_no_tile_that_fills_it() -> None:
+    with pytest.raises(UserError, match=r"tiles\.filling is 0\.9; no clip shows one"):
+        PAIRS["scene_clips"](tiles=Tiles(filling=0.9, pictures=Synthetic(num_train=4, num_test=4)))
+    with pytest.raises(UserError, match="pairs 3: write 5 to"):
+        PAIRS["scene_clips"](pairs=3)
+
+
 def test_clips_are_the_clips_and_shuffled_ones_their_frames_in_another_order() -> None:
     options: dict[str, Any] = dict(side=16, frames=6, count_test=20, captions_test=3, seed=2)
     plain = PAIRS["scene_clips"](**options).build("test")
@@ -186,7 +212,7 @@ def test_clips_are_the_clips_and_shuffled_ones_their_frames_in_another_order() -
         assert sorted(frame.tobytes() for frame in other) == sorted(frame.tobytes() for frame in pictures)
         moved += not np.array_equal(other, pictures)
         assert plain.captions(n) == shuffled.captions(n) == tuple(clips.caption(n, k) for k in range(3))
-    assert moved >= 18 and len(shuffled) == 20 and shuffled.num_frames == 6
+    assert moved == 20 and len(shuffled) == 20 and shuffled.num_frames == 6
     other, wanted = (np.asarray(one.image(3)) for one in (ShuffledFrames(plain), shuffled))
     assert np.array_equal(other, wanted) and np.array_equal(other, np.asarray(shuffled.frames(3)[3]))
     with pytest.raises(UserError, match="captions_test 3: write a number from 1 to 2"):

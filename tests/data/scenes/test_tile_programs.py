@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from stocks import CLASSES, NAMES, stock
+from stocks import CLASSES, NAMES, classified, stock
 
 from transmamba.data.scenes import SPLITS, Clips, Ground, Object, Scene, Scenes
 from transmamba.data.scenes import captions as words
@@ -274,6 +274,11 @@ def test_clips_of_tiles_show_what_their_captions_say() -> None:
             lambda: stock(shapes=False, emoji={}),
             "unseen_objects",
             "shapes and emoji that training holds",
+        ),
+        (
+            lambda: stock(shapes=False, emoji={}, pictures=None, digits=classified(("0",), 28, 1)),
+            "swapped_relations",
+            "these tiles have no such two",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ...config.load import Part
 from ...config.registry import PAIRS
+from ...errors import UserError
 from ..images.source import check_split
 from ..scenes import Clips
 from .scene_tiles import Tiles
@@ -54,7 +55,11 @@ class DrawnClips:
     photographs: Annotated[Any, Part(PAIRS)] | None = None
 
     def __post_init__(self) -> None:
-        check_drawn(self, "clips", partial(Clips, frames=self.frames))
+        if self.tiles.filling:
+            raise UserError(
+                f"tiles.filling is {self.tiles.filling:g}; no clip shows one tile that fills it, leave it out"
+            )
+        check_drawn(self, "clips", partial(Clips, frames=self.frames, pairs=self.pairs))
 
     def build(self, split: str) -> PairSource:
         """Raises UserError for a side that cannot be drawn, and as the readers of tiles do."""

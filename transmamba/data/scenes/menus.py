@@ -8,7 +8,7 @@ shapes and of digits), the style HELD_STYLES and the emoji's other style, and a 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ...errors import UserError
@@ -90,6 +90,7 @@ def menu(split: str, stock: Stock) -> Menu:
     if split == "unseen_style":
         return replace(usual, styles=HELD_STYLES)
     if split == "swapped_relations":
+        _check_held_statement(groups)
         return replace(usual, states=is_held, needs_relation=True, filling=0.0)
     return usual
 
@@ -121,3 +122,13 @@ def _held(split: str, stock: Stock) -> tuple[tuple[Pair, ...], ...]:
     if not found:
         raise UserError(f"split {split!r} shows {what} that training holds back, and tiles has neither")
     return found
+
+
+def _check_held_statement(groups: Mapping[str, tuple[Pair, ...]]) -> None:
+    """Raises UserError where no two of these kinds have an order that training holds back."""
+    kinds = {kind for pairs in groups.values() for _, kind in pairs}
+    if not any(is_held(one, base, other) for one in kinds for other in kinds for base in _BASES):
+        raise UserError(
+            "split 'swapped_relations' states what training holds back of two kinds, and these tiles have no "
+            "such two; give tiles more sorts, such as shapes: true"
+        )

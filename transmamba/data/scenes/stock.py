@@ -93,7 +93,10 @@ class Stock:
         for source, named in ((self.digits, digit_kind), (self.pictures, picture_kind)):
             for number, name in enumerate(source.classes if source is not None else ()):
                 assert source is not None
-                found[named(name)] = source, np.flatnonzero(source.labels == number)
+                rows = np.flatnonzero(source.labels == number)
+                if not len(rows):
+                    raise UserError(f"tiles: no picture shows the class {name!r}; drop it, or add some")
+                found[named(name)] = source, rows
         return found
 
 

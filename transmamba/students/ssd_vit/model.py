@@ -25,7 +25,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
-from ..frames import ScansFrames, joined
+from ..frames import ScansFrames, joined, only_pictures
 from ..reading import ACTIVATIONS, suits_layer_norms
 from ..sizes import check_rates, check_sizes
 from ..timm_arguments import ALONE, Asked
@@ -169,6 +169,11 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
     @property
     def parts(self) -> dict[str, int]:
         return {"B": self.embed_dim, "C": self.embed_dim}
+
+    def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        """timm's, of pictures."""
+        only_pictures(x)
+        return super().forward_intermediates(x, *arguments, **options)
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
         capture, stream = captures.get("image", Capture()), Stream(self.layout)

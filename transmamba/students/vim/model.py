@@ -22,7 +22,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
-from ..frames import ScansFrames, joined, mean_frame
+from ..frames import ScansFrames, joined, mean_frame, only_pictures
 from ..sizes import check_pooling, check_rates, check_sizes
 from ..timm_arguments import ALONE, Asked
 from .embedding import norm_after, note_sizes, patches_of, resized_positions
@@ -198,6 +198,7 @@ class VisionMamba(ScansFrames, nn.Module):
     ) -> Any:
         """timm's intermediates: patch tokens as (B, D, h, w) or (B, h * w, D), the class token beside
         them."""
+        only_pictures(x)
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt is {output_fmt!r}; write 'NCHW' or 'NLC'")
         take, last = feature_take_indices(len(self.layers), indices)
