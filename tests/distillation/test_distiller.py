@@ -268,7 +268,9 @@ def test_items_are_known_from_the_batch_alone() -> None:
     assert distiller.items(pictures) == dict.fromkeys(harness.classifier_losses(), "samples")
     text = Batch({}, {"tokens": torch.zeros(1, 2)}, torch.zeros(1), {})
     found = distiller.items(text)
-    assert (found["cross_entropy"], found["kl"]) == ("answers", "tokens")
+    assert (found["cross_entropy"], found["kl"]) == ("tokens", "tokens")
+    answers = distiller.items(Batch({}, text.targets, text.index, {"answers": 2}))
+    assert (answers["cross_entropy"], answers["kl"]) == ("answers", "answers")
 
 
 def test_the_kept_coordinates_are_where_projections_start() -> None:
