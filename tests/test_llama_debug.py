@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from teachers.test_real_decoders import stories
 
 import transmamba
@@ -90,7 +93,6 @@ print(json.dumps([type(model).__name__, logits[0, -1].tolist()]))
     assert done.returncode == 0, done.stderr[-2000:]
     kind, logits = json.loads(done.stdout.strip().splitlines()[-1])
     student: Any = transmamba.load_student(teacher.parent / "run")
-    import torch
     from transformers import AutoTokenizer
 
     ids = AutoTokenizer.from_pretrained(teacher)(TEXT, return_tensors="pt").input_ids
@@ -98,3 +100,26 @@ print(json.dumps([type(model).__name__, logits[0, -1].tolist()]))
         ours = student.eval().run({"text": ids}).logits()[0, -1]
     assert kind == "BambaForCausalLM"
     assert torch.allclose(ours, torch.tensor(logits), atol=1e-4)
+
+
+def test_a_tied_student_goes_on_exactly(shared_data: Path, teacher: Path) -> None:
+    """Its head is its table of words, which a checkpoint has once. From a checkpoint of the second stage on
+    the run is that which was not stopped, bit for bit."""
+    short = ("stages.0.steps=2", "stages.1.steps=4", "task.block=64", "trainer.log_every=1")
+    options = (*short, "trainer.save_every=2", f"output_dir={teacher.parent / 'whole'}")
+    ran(shared_data, teacher, *options)
+    run = teacher.parent / "whole"
+    wanted, rows = load_file(run / "student" / "model.safetensors"), (run / "metrics.jsonl").read_text()
+    newest = max((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    assert newest.name.endswith("6"), "one of step 4 is left"
+    for gone in (newest, run / "student"):
+        shutil.rmtree(gone)
+    (run / "results.json").unlink()
+    ran(shared_data, teacher, *options)
+    made = load_file(run / "student" / "model.safetensors")
+    assert made.keys() == wanted.keys() and all(torch.equal(made[name], wanted[name]) for name in wanted)
+    losses = [
+        [json.loads(line).get("loss") for line in text.splitlines()]
+        for text in (rows, (run / "metrics.jsonl").read_text())
+    ]
+    assert losses[0] == losses[1] and len([loss for loss in losses[0] if loss is not None]) == 6

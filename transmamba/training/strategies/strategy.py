@@ -4,6 +4,7 @@ there are several."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -150,7 +151,13 @@ class Plain:
         self.accelerator.free_memory()
 
     def save(self, folder: Path) -> None:
-        self.accelerator.save_state(str(folder))
+        said = logging.getLogger("accelerate.utils.other")
+        level = said.level
+        said.setLevel(logging.ERROR)  # tied weights lie in the file once, and are both there when it is read
+        try:
+            self.accelerator.save_state(str(folder))
+        finally:
+            said.setLevel(level)
 
     def load(self, folder: Path) -> None:
         self.accelerator.load_state(str(folder))
