@@ -183,6 +183,19 @@ def named_split(path: str, splits: dict[str, Any], option: str, name: str) -> st
     return name
 
 
+def own_split(path: str, splits: dict[str, Any], split: str, train_split: str, test_split: str | None) -> str:
+    """The data set's name of 'train' or 'test': the one that was given, of test else the first that is
+    usual. Raises UserError when there is none."""
+    if split == "train":
+        return named_split(path, splits, "train_split", train_split)
+    if test_split is not None:
+        return named_split(path, splits, "test_split", test_split)
+    for name in TEST_SPLITS:
+        if name in splits:
+            return name
+    raise UserError(f"{path}: no test split among {', '.join(splits)}; write test_split: NAME")
+
+
 def check_column(table: Any, column: str, path: str) -> None:
     """Raises UserError, naming those there are, when `table` has no such column."""
     if column not in table.column_names:

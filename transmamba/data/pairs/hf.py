@@ -13,12 +13,11 @@ from ...config.registry import PAIRS
 from ...errors import UserError
 from ..images.decoding import decode_upright
 from ..images.hf import (
-    TEST_SPLITS,
     EncodedRows,
     check_column,
     find_image_column,
     load_splits,
-    named_split,
+    own_split,
     undecoded,
 )
 from ..images.source import check_split
@@ -58,7 +57,7 @@ class DatasetPairs:
         """Raises UserError: `datasets` not installed, nothing found, no such split or column, no captions."""
         check_split(split)
         splits = load_splits(self.path, self.config, self.revision)
-        name = self._split(split, splits)
+        name = own_split(self.path, splits, split, self.train_split, self.test_split)
         table, where = splits[name], f"{self.path}: {name}"
         image = self.image_column or find_image_column(table, self.path)
         spoken = self.caption_column or self._caption_column(table)
@@ -74,16 +73,6 @@ class DatasetPairs:
         return TablePairs(
             table=pictures, column=image, rows=rows, where=where, skipped=left_out.total, texts=captions
         )
-
-    def _split(self, split: str, splits: dict[str, Any]) -> str:
-        if split == "train":
-            return named_split(self.path, splits, "train_split", self.train_split)
-        if self.test_split is not None:
-            return named_split(self.path, splits, "test_split", self.test_split)
-        for name in TEST_SPLITS:
-            if name in splits:
-                return name
-        raise UserError(f"{self.path}: no test split among {', '.join(splits)}; write test_split: NAME")
 
     def _caption_column(self, table: Any) -> str:
         for name in CAPTION_COLUMNS:

@@ -61,6 +61,11 @@ def found_files(patterns: str | Sequence[str], kinds: Sequence[str]) -> tuple[st
     return tuple(files)
 
 
+def shortly(files: Sequence[str]) -> str:
+    """The first, and how many more."""
+    return files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
 def stamp_of(files: Sequence[str], *options: object) -> str:
     """What changes when a file is written anew, or read otherwise."""
     there = [path if is_remote(path) else str(Path(path).resolve()) for path in files]

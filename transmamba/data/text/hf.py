@@ -10,7 +10,7 @@ from typing import Any
 
 from ...config.registry import TEXTS
 from ...errors import UserError, suggest
-from ..images.hf import TEST_SPLITS, check_column, load_splits, named_split
+from ..images.hf import check_column, load_splits, own_split
 from ..images.source import check_split
 from ..pairs.captions import LeftOut
 from .source import EMPTY, UNANSWERED, Document, TextSource, asked_and_answered, conversation, written
@@ -60,7 +60,7 @@ class DatasetTexts:
         """Raises UserError: `datasets` not installed, nothing found, no such split or column."""
         check_split(split)
         splits = load_splits(self.path, self.config, self.revision)
-        name = self._split(split, splits)
+        name = own_split(self.path, splits, split, self.train_split, self.test_split)
         table, columns, answered = splits[name], *self._columns(splits[name])
         for column in columns:
             check_column(table, column, self.path)
@@ -72,16 +72,6 @@ class DatasetTexts:
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
         parquet = any(any(path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
         return DatasetTexts(path=str(path)) if saved or parquet else None
-
-    def _split(self, split: str, splits: dict[str, Any]) -> str:
-        if split == "train":
-            return named_split(self.path, splits, "train_split", self.train_split)
-        if self.test_split is not None:
-            return named_split(self.path, splits, "test_split", self.test_split)
-        for name in TEST_SPLITS:
-            if name in splits:
-                return name
-        raise UserError(f"{self.path}: no test split among {', '.join(splits)}; write test_split: NAME")
 
     def _columns(self, table: Any) -> tuple[tuple[str, ...], bool]:
         """(the columns that are read, whether they hold conversations)"""

@@ -9,7 +9,7 @@ from functools import cached_property
 from ...config.registry import TEXTS
 from ..pairs.captions import LeftOut
 from ..pairs.source import need_a_split, of_split
-from .files import TABLES, found_files, stamp_of, table_rows
+from .files import TABLES, found_files, shortly, stamp_of, table_rows
 from .plain import Files
 from .source import UNANSWERED, Document, TextSource, asked_and_answered, conversation
 
@@ -57,7 +57,7 @@ class InstructionFiles:
 
     @property
     def where(self) -> str:
-        return self.files[0] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
+        return shortly(self.files)
 
     @cached_property
     def stamp(self) -> str:

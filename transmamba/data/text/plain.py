@@ -12,7 +12,7 @@ from ...config.registry import TEXTS
 from ...errors import UserError
 from ..pairs.captions import LeftOut
 from ..pairs.source import need_a_split, of_split
-from .files import PLAIN, TABLES, found_files, kind_of, plain_texts, stamp_of, table_rows
+from .files import PLAIN, TABLES, found_files, kind_of, plain_texts, shortly, stamp_of, table_rows
 from .source import EMPTY, Document, TextSource, written
 
 KINDS = (*PLAIN, *TABLES)
@@ -75,7 +75,7 @@ class TextFiles:
 
     @property
     def where(self) -> str:
-        return self.files[0] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
+        return shortly(self.files)
 
     @cached_property
     def stamp(self) -> str:
