@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,32 @@ def hold_out(labels: Labels, fraction: float, seed: int) -> tuple[Positions, Pos
     _need_two(labels, size, f"hold out {fraction:.0%}")
     held = rank < np.minimum(_share(size, fraction), size - 1)
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+class _Shares(Protocol):
+    """The options of a task that say what is trained on."""
+
+    @property
+    def validation(self) -> float: ...
+
+    @property
+    def split_seed(self) -> int: ...
+
+    @property
+    def fraction(self) -> float: ...
+
+    @property
+    def fraction_seed(self) -> int: ...
+
+
+def trained_and_held_out(count: int, shares: _Shares) -> tuple[Positions, Positions]:
+    """Of `count` items without classes: (trained on, held out), the latter first, so that fractions are
+    measured alike. Raises UserError as `hold_out` and `stratified_fraction` do."""
+    one = np.zeros(count, dtype=np.int64)
+    chosen, held_out = np.arange(count, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    if shares.validation:
+        chosen, held_out = hold_out(one, shares.validation, shares.split_seed)
+    return chosen[stratified_fraction(one[chosen], shares.fraction, shares.fraction_seed)], held_out
 
 
 def partition_half(labels: Labels, partition: Partition, seed: int) -> Positions:

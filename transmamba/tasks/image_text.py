@@ -27,7 +27,7 @@ from ..data.pairs.shuffled import ShuffledFrames
 from ..data.pairs.source import PairSource, video_source
 from ..data.pairs.truncated import say_truncated
 from ..data.stream import in_order, load, train_stream
-from ..data.subset import check_fraction, check_held_out, held_out_of, hold_out, stratified_fraction
+from ..data.subset import check_fraction, check_held_out, held_out_of, trained_and_held_out
 from ..errors import UserError, refuse_all
 from ..views.heads import Embedder
 from .labelled_sets import LabelledSets, ZeroShot
@@ -283,13 +283,8 @@ class ImageText:
 
     @cached_property
     def _chosen(self) -> tuple[Indices, Indices]:
-        """(trained on, held out): validation first, so that fractions are measured alike."""
-        config, one = self.config, np.zeros(len(self._source("train")), dtype=np.int64)
-        chosen, held_out = np.arange(len(one)), np.zeros(0, dtype=np.int64)
-        if config.validation:
-            chosen, held_out = hold_out(one, config.validation, config.split_seed)
-        chosen = chosen[stratified_fraction(one[chosen], config.fraction, config.fraction_seed)]
-        return chosen, held_out
+        """(trained on, held out)"""
+        return trained_and_held_out(len(self._source("train")), self.config)
 
     def _source(self, split: str) -> PairSource:
         if split not in ("train", "validation", "test"):

@@ -18,7 +18,7 @@ from ..core.task import Evaluator, Metric, Pass, Steps
 from ..core.text import LanguageTokenizer, TextOnly
 from ..data.hashing import permutation
 from ..data.stream import in_order, load, train_stream
-from ..data.subset import check_fraction, check_held_out, held_out_of, hold_out, stratified_fraction
+from ..data.subset import check_fraction, check_held_out, held_out_of, trained_and_held_out
 from ..data.text.batches import EvalText, TrainText
 from ..data.text.blocks import Blocks, Packed, Padded
 from ..data.text.cache import tokenised
@@ -220,14 +220,11 @@ class Language:
 
     @cached_property
     def _chosen(self) -> tuple[Indices, Indices]:
-        """(trained on, held out): validation first, so that fractions are measured alike."""
-        config, one = self.config, np.zeros(len(self._text("train")), dtype=np.int64)
-        chosen, held_out = np.arange(len(one), dtype=np.int64), np.zeros(0, dtype=np.int64)
-        if config.validation:
-            if len(one) < 2:
-                raise UserError("validation: the training data are one document; leave it out, or split it")
-            chosen, held_out = hold_out(one, config.validation, config.split_seed)
-        return chosen[stratified_fraction(one[chosen], config.fraction, config.fraction_seed)], held_out
+        """(trained on, held out)"""
+        count = len(self._text("train"))
+        if self.config.validation and count < 2:
+            raise UserError("validation: the training data are one document; leave it out, or split it")
+        return trained_and_held_out(count, self.config)
 
     def _text(self, split: str) -> Tokenised:
         if split not in ("train", "validation", "test"):
