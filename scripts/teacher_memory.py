@@ -1,25 +1,33 @@
-"""Peak host memory of a process that loads a teacher, resident and sharded over two processes.
+"""A teacher of random numbers: host memory to load it, tokens/s and GPU memory of its forward pass.
 
-    python scripts/teacher_memory.py make FOLDER   (a Llama of 1.36 billion random numbers in bf16, 2.7 GB)
+    python scripts/teacher_memory.py make FOLDER [1.3b|7b]   (a Llama in bf16, 2.7 or 13.5 GB)
 python scripts/teacher_memory.py resident FOLDER
 python -m torch.distributed.run --nproc-per-node 2 scripts/teacher_memory.py sharded FOLDER
+
+    python scripts/teacher_memory.py forward FOLDER resident   (or offloaded)
+python -m torch.distributed.run --nproc-per-node 2 scripts/teacher_memory.py forward FOLDER sharded
 """
 
 import json
+import os
+import statistics
 import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-SHAPE = dict(
-    vocab_size=32000,
-    hidden_size=2048,
-    intermediate_size=5632,
-    num_hidden_layers=28,
-    num_attention_heads=32,
-    num_key_value_heads=4,
-    tie_word_embeddings=False,
-)
+if TYPE_CHECKING:
+    from transmamba import Teacher
+
+SHAPES = {
+    "1.3b": dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=28, num_key_value_heads=4),
+    "7b": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_key_value_heads=32),
+}
+COMMON = dict(vocab_size=32000, num_attention_heads=32, tie_word_embeddings=False)
+ROWS, LENGTH, REPEATS = 4, 2048, 10  # of text on each process, and how often it is read
 
 
 def peak() -> float:
@@ -29,11 +37,13 @@ def peak() -> float:
     return int(line.split()[1]) / 1024
 
 
-def make(folder: str) -> None:
+def make(folder: str, shape: str = "1.3b") -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(folder, max_shard_size="1GB")
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(LlamaConfig(**COMMON, **SHAPES[shape]))
+    model.save_pretrained(folder, max_shard_size="1GB")
 
 
 def resident(folder: str) -> None:
@@ -48,16 +58,57 @@ def resident(folder: str) -> None:
 def sharded(folder: str) -> None:
     import torch.distributed as dist
 
+    dist.init_process_group("gloo")
+    before = peak()
+    teacher = by_slices(folder, torch.device("cpu"))
+    told(f"sharded, rank {dist.get_rank()}", before, teacher.num_params)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def by_slices(folder: str, device: torch.device) -> "Teacher":
     from transmamba.ecosystems.sources import read_source
     from transmamba.teachers.causal_lm import CausalLanguageModel
     from transmamba.teachers.sliced import load_sharded
 
-    dist.init_process_group("gloo")
-    before = peak()
-    teacher = load_sharded(CausalLanguageModel(model=folder), read_source(folder), torch.device("cpu"))
-    told(f"sharded, rank {dist.get_rank()}", before, teacher.num_params)
-    dist.barrier()
-    dist.destroy_process_group()
+    return load_sharded(CausalLanguageModel(model=folder), read_source(folder), device)
+
+
+def forward(folder: str, placement: str) -> None:
+    import torch.distributed as dist
+
+    from transmamba import load_teacher
+
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
+    if placement == "sharded":
+        dist.init_process_group("nccl", device_id=device)
+        teacher = by_slices(folder, device)
+    else:
+        teacher = load_teacher(folder).placed(placement, device)
+    text = torch.randint(3, 32000, (ROWS, LENGTH), generator=torch.Generator().manual_seed(rank)).to(device)
+    held = torch.cuda.memory_allocated(device)
+    with torch.inference_mode():
+        taken = [seconds(teacher, text) for _ in range(REPEATS + 2)][2:]  # the first two also warm up
+    numbers = {
+        "tokens_per_second_a_gpu": round(text.numel() / statistics.median(taken)),
+        "held_mib": round(held / 2**20),
+        "peak_mib": round(torch.cuda.max_memory_allocated(device) / 2**20),
+        "parameters": teacher.num_params,
+    }
+    print(f"{placement}, rank {rank}", json.dumps(numbers))
+    if placement == "sharded":
+        dist.destroy_process_group()
+
+
+def seconds(teacher: "Teacher", text: Tensor) -> float:
+    """Of one forward pass, logits included."""
+    torch.cuda.synchronize()
+    begin = time.perf_counter()
+    teacher({"text": text}).logits()
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin
 
 
 def told(what: str, before: float, parameters: int) -> None:
@@ -67,4 +118,5 @@ def told(what: str, before: float, parameters: int) -> None:
 
 
 if __name__ == "__main__":
-    {"make": make, "resident": resident, "sharded": sharded}[sys.argv[1]](sys.argv[2])
+    commands = {"make": make, "resident": resident, "sharded": sharded, "forward": forward}
+    commands[sys.argv[1]](*sys.argv[2:])
