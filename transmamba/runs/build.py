@@ -105,7 +105,7 @@ def make_accelerator(recipe: Recipe) -> Any:
             f"the launcher set ACCELERATE_DYNAMO_BACKEND={dynamo}, which no recipe knows; write no"
         )
     handlers = [
-        DistributedDataParallelKwargs(broadcast_buffers=False),
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         # one rank may look through a large data set while the others wait for it
         InitProcessGroupKwargs(timeout=timedelta(hours=2)),
     ]
