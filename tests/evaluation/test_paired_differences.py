@@ -112,6 +112,30 @@ def test_metrics_together_are_each_by_itself() -> None:
         assert vars(together[key]) == pytest.approx(vars(alone))
 
 
+def test_twins_are_drawn_together() -> None:
+    """Each item twice says no more than once; told nothing, the interval would be narrower by sqrt(2)."""
+    (a, b), twice = made_up_scores(0), np.repeat(np.arange(400), 2)
+    once = paired_differences({"x": a}, {"x": b})["x"]
+    together = paired_differences({"x": a[twice]}, {"x": b[twice]}, twice)["x"]
+    assert vars(together) == pytest.approx({**vars(once), "items": 800})
+    apart = paired_differences({"x": a[twice]}, {"x": b[twice]})["x"]
+    assert (apart.high - apart.low) * 2**0.5 == pytest.approx(once.high - once.low, rel=0.05)
+
+
+def test_clusters_of_any_size_as_a_slow_bootstrap_has_them() -> None:
+    a, b = made_up_scores(3, 90)
+    cluster = np.random.default_rng(1).integers(0, 25, 90)
+    found = paired_difference(a, np.arange(90), b, np.arange(90), cluster)
+    assert found is not None
+    generator, members = np.random.default_rng(2), [np.flatnonzero(cluster == c) for c in np.unique(cluster)]
+    draws = []
+    for _ in range(4000):
+        drawn = np.concatenate([members[c] for c in generator.integers(0, len(members), len(members))])
+        draws.append(b[drawn].mean() - a[drawn].mean())
+    low, high = np.quantile(draws, (0.025, 0.975))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.08 * (high - low))
+
+
 def test_equal_models_differ_by_nothing() -> None:
     a, _ = made_up_scores(2)
     found = paired_differences({"x": a}, {"x": a.copy()}, draws=50)["x"]

@@ -363,5 +363,6 @@ def test_twins_apart_equal_a_slow_loop(wordings: int) -> None:
             assert outcome.items[way][number] == pytest.approx(np.mean(scores)), (way, number)
     assert outcome.items["twin_i2t"][0] == 50 and outcome.items["twin_t2i"][4] == 50
     assert outcome.metrics["twin_i2t"] == pytest.approx(outcome.items["twin_i2t"].mean())
+    assert outcome.cluster is not None and outcome.cluster.tolist() == [n - n % 2 for n in outcome.index]
     assert {metric.key for metric in evaluator.metrics} >= {"twin_i2t", "twin_t2i"}
     assert "twin_i2t" not in outcome_of(image, text, owners).metrics

@@ -90,6 +90,8 @@ class Outcome:
     index:    (N,) the items' numbers in their split
     exhibits: what else a report shows
     answers:  what the evaluator itself needs to compare models and to show samples
+    cluster:  (N,) numbers that are the same of items which are no independent ones, such as twins; None where
+        each stands for itself
     """
 
     metrics: Mapping[str, float]
@@ -97,6 +99,7 @@ class Outcome:
     index: npt.NDArray[np.int64] | None = None
     exhibits: Sequence[Matrix | Listing] = ()
     answers: Any = None
+    cluster: npt.NDArray[np.int64] | None = None
 
 
 class Runner(Protocol):

@@ -4,7 +4,8 @@ Intervals are of the percentile bootstrap (Efron and Tibshirani, An Introduction
 chapter 13) over items, each of which keeps the scores of both models: what is hard for both says nothing of
 their difference. What an item is, its evaluator says: of retrieval it is a picture together with its
 captions, so that captions of one picture are not taken for independent ones (where pictures have unequally
-many, the number of all captions stays as it is). The gallery stays as it is too: queries alone are drawn
+many, the number of all captions stays as it is). Items of one cluster, such as twins, are drawn together.
+The gallery stays as it is too: queries alone are drawn
 again. Drawn into the gallery twice, an item would tie with itself, and the gallery would have fewer others to
 be found instead, so that recall there is that of another task.
 """
@@ -61,6 +62,7 @@ def paired_difference(
     a_index: npt.NDArray[np.int64],
     b: Array,
     b_index: npt.NDArray[np.int64],
+    cluster: npt.NDArray[np.int64] | None = None,
     *,
     draws: int = DRAWS,
     seed: int = 0,
@@ -68,20 +70,29 @@ def paired_difference(
     """b against a over the items that both have, in the metric's own unit; None where fewer than two are
     shared.
 
-    a, b: (N,), (M,) scores of the items numbered a_index, b_index; items without a score (nan) are left out
+    a, b:    (N,), (M,) scores of the items numbered a_index, b_index; those without one (nan) are left out
+    cluster: (N,) of a's items; None where each stands alone
     """
-    a_index, a = a_index[np.isfinite(a)], a[np.isfinite(a)]
+    kept = np.isfinite(a)
+    a_index, a, cluster = a_index[kept], a[kept], None if cluster is None else cluster[kept]
     b_index, b = b_index[np.isfinite(b)], b[np.isfinite(b)]
     _, in_a, in_b = np.intersect1d(a_index, b_index, return_indices=True)
-    return paired_differences({"": a[in_a]}, {"": b[in_b]}, draws=draws, seed=seed).get("")
+    together = None if cluster is None else cluster[in_a]
+    return paired_differences({"": a[in_a]}, {"": b[in_b]}, together, draws=draws, seed=seed).get("")
 
 
 def paired_differences(
-    a: Mapping[str, Array], b: Mapping[str, Array], *, draws: int = DRAWS, seed: int = 0
+    a: Mapping[str, Array],
+    b: Mapping[str, Array],
+    cluster: npt.NDArray[np.int64] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
 ) -> dict[str, Difference]:
     """b against a in each metric that both have: the same items are drawn for all of them.
 
-    a, b: (N,) scores of the same items in the same order, by metric
+    a, b:    (N,) scores of the same items in the same order, by metric
+    cluster: (N,) numbers that are the same of items which are drawn together; None where each stands alone
 
     A metric in which an item has no score (nan) is left out, and all are where there are fewer than two
     items.
@@ -91,7 +102,7 @@ def paired_differences(
         return {}
     # the difference itself, not two means: it is 0 to the last bit where the models do the same
     scores = np.stack([column for key in shared for column in (a[key], b[key] - a[key])], axis=1)
-    means = _means(scores, draws, seed)
+    means = _means(scores, draws, seed, cluster)
     found = {}
     for place, key in enumerate(shared):
         columns = slice(2 * place, 2 * place + 2)
@@ -114,8 +125,16 @@ def _difference(mean: Array, means: Array, items: int, never_below: bool) -> Dif
     return replace(found, ratio=1 + float(mean[1] / mean[0]), ratio_low=float(low), ratio_high=float(high))
 
 
-def _means(scores: Array, draws: int, seed: int) -> Array:
-    """(draws, K): means of (N, K) scores over N of their rows, drawn with replacement."""
+def _means(scores: Array, draws: int, seed: int, cluster: npt.NDArray[np.int64] | None = None) -> Array:
+    """(draws, K): means of (N, K) scores over as many clusters of rows as there are, drawn with replacement;
+    without `cluster` over N of the rows."""
+    sizes = None
+    if cluster is not None:
+        _, place = np.unique(cluster, return_inverse=True)
+        sizes = np.bincount(place).astype(np.float64)
+        sums = np.zeros((len(sizes), scores.shape[1]))
+        np.add.at(sums, place, scores)
+        scores = sums
     generator, count = np.random.default_rng(seed), len(scores)
     rows = max(1, _BLOCK // count)
     found = np.empty((draws, scores.shape[1]))
@@ -124,8 +143,10 @@ def _means(scores: Array, draws: int, seed: int) -> Array:
         drawn += count * np.arange(len(drawn))[:, None]
         # how often each row was drawn: one product then serves all columns
         times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        found[start : start + rows] = times.astype(np.float64) @ scores
-    return found / count
+        times = times.astype(np.float64)
+        items = count if sizes is None else (times @ sizes)[:, None]
+        found[start : start + rows] = times @ scores / items
+    return found
 
 
 def _interval(means: Array) -> tuple[float, float]:

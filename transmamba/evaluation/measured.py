@@ -63,7 +63,7 @@ class Measured:
                 student, teacher = outcomes["student"], outcomes["teacher"]
                 if student.index is not None and teacher.index is not None:
                     assert np.array_equal(student.index, teacher.index), "measured on the same items"
-                    found |= paired_differences(teacher.items, student.items)
+                    found |= paired_differences(teacher.items, student.items, student.cluster)
         return found
 
     def results(self) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from .embedded import Embeddings, embedded
 from .once import once
 from .ranks import Floats, Ints, Ranks, overlap, search
 from .retrieval_exhibits import Found, distribution, sample
-from .twins import Twin, twin_scores
+from .twins import Twin, pairs_of, twin_scores
 from .twins import metrics_for as metrics_of_twins
 
 KS = (1, 5, 10)
@@ -144,6 +144,7 @@ class RetrievalEvaluator:
             metrics={key: float(scores.mean()) for key, scores in items.items()} | medians,
             items=items,
             index=asked,
+            cluster=pairs_of(asked, self.twin) if self.twin else None,
             exhibits=(self._distribution(found),),
             answers=found,
         )

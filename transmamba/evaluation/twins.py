@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..core.task import Metric
-from .ranks import STEPS, Floats
+from .ranks import STEPS, Floats, Ints
 from .retrieval_exhibits import Found
 
 Twin = Callable[[int], int]
@@ -41,6 +41,11 @@ def twin_scores(found: Found, twin: Twin) -> dict[str, Floats]:
         scores["twin_i2t"].append(_won(own[:count] @ image, of_twin[:count] @ image))
         scores["twin_t2i"].append(_won(own @ image, own @ image_of_twin))
     return {key: np.array(values, dtype=np.float64) for key, values in scores.items()}
+
+
+def pairs_of(index: Ints, twin: Twin) -> Ints:
+    """(A,) of items' numbers (A,): the smaller one of each and its twin, so that twins have the same."""
+    return np.array([min(int(number), twin(int(number))) for number in index], dtype=np.int64)
 
 
 def _won(own: Floats, other: Floats) -> float:

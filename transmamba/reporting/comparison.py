@@ -158,7 +158,8 @@ def _paired(a: RunData, b: RunData, key: str) -> Difference | None:
     mine, other = (next((each for each in run.items if key in each.scores), None) for run in (a, b))
     if mine is None or other is None:
         return None
-    return paired_difference(mine.scores[key], mine.index, other.scores[key], other.index, draws=DRAWS)
+    pair = (mine.scores[key], mine.index, other.scores[key], other.index)
+    return paired_difference(*pair, mine.cluster, draws=DRAWS)
 
 
 def _of_task(run: RunData, key: str) -> Any:

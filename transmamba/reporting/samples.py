@@ -1,7 +1,8 @@
 """What an evaluation leaves in RUN beside its numbers: scores of items, items to look at, exhibits.
 
-items.npz:   `index` (N,) and `student/top1` (N,), ...: each model's score of each item. Where a task has
-             several evaluators, those after the first are numbered: `2/index`, `2/student/recall`, ...
+items.npz:   `index` (N,) and `student/top1` (N,), ...: each model's score of each item; `cluster` (N,) where
+             some are no independent ones. Where a task has several evaluators, those after the first are
+             numbered: `2/index`, `2/student/recall`, ...
 samples.npz: `json`, UTF-8 bytes of {"samples": [...], "exhibits": {model: [...]}}, whose pictures and
              matrices are the arrays `picture/0`, `matrix/0`, ... that it names
 """
@@ -28,10 +29,11 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """Scores (N,) of one evaluator's items by `model/metric`, and the items' numbers (N,)."""
+    """Scores (N,) of one evaluator's items by `model/metric`, the items' numbers and their clusters (N,)."""
 
     index: npt.NDArray[np.int64]
     scores: Mapping[str, npt.NDArray[np.float64]]
+    cluster: npt.NDArray[np.int64] | None = None
 
 
 def write_samples(folder: Path, measured: Measured, count: int) -> None:
@@ -52,7 +54,7 @@ def read_items(path: Path) -> list[Items]:
         group, name = (number, rest) if number.isdigit() else ("1", key)
         groups.setdefault(group, {})[name] = array
     return [
-        Items(arrays["index"], {key: scores for key, scores in arrays.items() if key != "index"})
+        Items(arrays.pop("index"), cluster=arrays.pop("cluster", None), scores=arrays)
         for _, arrays in sorted(groups.items(), key=lambda group: int(group[0]))
         if "index" in arrays
     ]
@@ -136,6 +138,8 @@ def _of(number: int, outcomes: Mapping[str, Outcome]) -> Iterator[tuple[str, npt
         if outcome.index is None:
             continue
         yield f"{prefix}index", outcome.index
+        if outcome.cluster is not None:
+            yield f"{prefix}cluster", outcome.cluster
         for key, scores in outcome.items.items():
             yield f"{prefix}{name}/{key}", scores
 
