@@ -270,6 +270,10 @@ def test_zero_shot_and_a_probe_from_the_command_line(command: Command, clip: Pat
             ["task.probe=synthetic", "--split", "train"],
             "task.probe=synthetic is measured with the split test",
         ),
+        (
+            ["task.final_split=validation"],
+            "task.final_split=validation: the split test is measured; write --split",
+        ),
     ],
 )
 def test_what_task_options_are_refused(

@@ -59,6 +59,9 @@ def task_of(
             raise UserError(
                 f"task.{word} is measured with the split test or validation; leave one of them out"
             )
+        key, _, value = word.partition("=")
+        if key == "final_split" and split is not None and value != split:
+            raise UserError(f"task.final_split={value}: {split} is the split measured; write --split {value}")
         _set(values, word)
     known = {field.name for field in dataclasses.fields(TASKS[task])}
     if "final_split" in known and (split == "test" or (split == "validation" and values.get("validation"))):

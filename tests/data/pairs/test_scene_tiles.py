@@ -17,6 +17,7 @@ from PIL import Image
 
 from transmamba.config.load import Part, dump
 from transmamba.config.registry import PAIRS
+from transmamba.data.pairs import scene_tiles
 from transmamba.data.pairs.scene_tiles import Tiles
 from transmamba.data.pairs.scenes import DrawnScenes
 from transmamba.data.scenes import SPLITS
@@ -144,6 +145,15 @@ def test_photographs_are_told_from_charts(tmp_path: Path) -> None:
     (tmp_path / "grounds" / "train" / "photo.png").unlink()
     with pytest.raises(UserError, match="photographs: none of the pictures is one"):
         reader(options).build("train")
+
+
+def test_large_photographs_are_kept_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = write(tmp_path)
+    monkeypatch.setattr(scene_tiles, "_LARGEST", 20)
+    (photograph,) = reader(options).build("train").scenes.stock.photographs
+    whole = Image.open(tmp_path / "grounds" / "train" / "photo.png").convert("RGB")
+    assert photograph.shape == (20, 20, 3) and photograph.flags.c_contiguous
+    assert np.array_equal(photograph, np.asarray(whole.resize((20, 20))))
 
 
 def test_clips_have_tiles_too(tmp_path: Path) -> None:

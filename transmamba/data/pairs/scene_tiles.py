@@ -32,6 +32,7 @@ Pixels = npt.NDArray[np.uint8]
 # channel), and none of them (of 3 bits) is most of it. Of textbook figures that leaves about a fifth, nearly
 # all of them photographs and paintings.
 _WHITE, _MOST_WHITE, _FEWEST_COLOURS, _MOST_OF_ONE = 236, 0.1, 150, 0.3
+_LARGEST = 1024  # pixels of a photograph's shorter side that are kept
 _NAME = re.compile(r"[\w .!'-]+")  # no brackets, colons and commas: captions are lists
 
 logger = logging.getLogger("transmamba.data")
@@ -138,13 +139,20 @@ def _photographs(reader: Any, part: str) -> tuple[Pixels, ...]:
 
 
 def _photograph(picture: Image.Image) -> Pixels | None:
-    """(H, W, 3); None for a chart or a drawing."""
+    """(H, W, 3), its shorter side `_LARGEST` at most; None for a chart or a drawing."""
     array = pixels(picture)
     if array.shape[-1] != 3 or (array.min(-1) >= _WHITE).mean() > _MOST_WHITE:
         return None
     fine, coarse = (_colours(array, bits) for bits in (4, 3))
     is_one = len(fine) >= _FEWEST_COLOURS and coarse.max() <= _MOST_OF_ONE * coarse.sum()
-    return array if is_one else None
+    if not is_one:
+        return None
+    shorter = min(picture.size)
+    if shorter <= _LARGEST:
+        return array
+    # a camera's would fill memory, and be drawn much smaller
+    small = Image.fromarray(array).resize([round(side * _LARGEST / shorter) for side in picture.size])
+    return np.asarray(small)
 
 
 def _colours(array: Pixels, bits: int) -> npt.NDArray[np.int64]:
