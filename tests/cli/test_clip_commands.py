@@ -272,7 +272,7 @@ def test_zero_shot_and_a_probe_from_the_command_line(command: Command, clip: Pat
         ),
         (
             ["task.final_split=validation"],
-            "task.final_split=validation: the split test is measured; write --split",
+            "task.final_split=validation: test is the split measured; write",
         ),
     ],
 )
