@@ -18,6 +18,7 @@ from transmamba import adapt_teacher, convert
 from transmamba.core.batch import Batch
 from transmamba.core.output import Capture, Context
 from transmamba.students.hybrid_lm.mixer import OPEN_GATE, HybridMixer
+from transmamba.students.hybrid_lm.start import _choose_half_lives
 from transmamba.views.sublayers import Attention
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
@@ -233,3 +234,56 @@ def test_a_hybrid_of_stories260k_starts_where_others_saw_it(shared_data: Path) -
         assert float(gates.mean()) == pytest.approx(1.0, abs=0.05) and float(gates.std()) < 0.2
         nearest = (made * wanted[:4]).sum() / made.square().sum()
         assert float(nearest) == pytest.approx(1.0, abs=0.02)
+
+
+def decaying_attention(attention: Attention, u: Tensor, half_lives: Tensor, skips: Tensor) -> Tensor:
+    """(L, H P): of each head, sum over s <= t of 2^-((t - s) / half-life) v_s (k_s q_t), and skip v_t, in
+    float64, from the teacher's own matrices; u (L, D) what the projections read."""
+    shared = attention.heads // (attention.kv_heads or attention.heads)
+    parts = [(u @ part.weight.double().mT) for part in (attention.q, attention.k, attention.v)]
+    q, k, v = (part.unflatten(-1, (-1, len(attention.q.weight) // attention.heads)) for part in parts)
+    k, v = (part.repeat_interleave(shared, dim=1) for part in (k, v))
+    steps = torch.arange(len(u))[:, None] - torch.arange(len(u))
+    decay = torch.where(steps >= 0, 2.0 ** (-steps / half_lives[:, None, None]), 0.0)
+    scores = torch.einsum("thp,shp->hts", q, k) * decay
+    return (torch.einsum("hts,shp->thp", scores, v) + skips[:, None] * v).flatten(1)
+
+
+def test_fitted_half_lives_are_those_that_made_the_values() -> None:
+    model = llama(num_attention_heads=8, num_key_value_heads=2)
+    attention = adapt_teacher(model).view.towers["decoder"].sublayers[2]
+    assert isinstance(attention, Attention)
+    student = hybrid(model, conv_tap=0.01).double()
+    x = torch.randn(2, 200, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[..., 0], x[..., 1:] = 1.0, F.normalize(x[..., 1:], dim=-1) * 31**0.5  # of mean square 1, as normed
+    half_lives = torch.tensor([1.0, 4.0, 32.0, 2.0, 0.5, 64.0, 8.0, 16.0], dtype=torch.float64)
+    with torch.no_grad():
+        normed = student.layer(1).input_layernorm(x)
+        wanted = [
+            decaying_attention(attention, row, half_lives, torch.linspace(-1, 1, 8).double())
+            for row in normed
+        ]
+        student.layer(1).mamba.rows("z").zero_()[:, 0] = OPEN_GATE / normed[0, 0, 0]  # open alike for all
+        _choose_half_lives(student, 1, [x], [torch.stack(wanted)], [Context()])
+    found = math.log(2) / student.layer(1).mamba.A_log.detach().exp()
+    assert found.tolist() == pytest.approx(half_lives.tolist())
+
+
+def test_a_fitted_start_is_nearer_to_attention() -> None:
+    for model in (llama(), llama(head_dim=12)):
+        text = texts(8, 40)
+        batch = Batch({"text": text}, {}, torch.arange(8), {"samples": 8})
+        capture = Capture(mixers=dict.fromkeys((0, 2, 4), frozenset(("input", "output"))))
+        taught = adapt_teacher(model)({"text": text}, {"decoder": capture}).streams["decoder"].mixers
+        students = [hybrid(model, calibration=[batch], half_life=each) for each in (8.0, "fitted")]
+        for k in range(3):
+            wanted = taught[2 * k]["output"]
+            with torch.no_grad():
+                usual, fitted = (
+                    (s.mixer(k, taught[2 * k]["input"], Context(), Capture())[0] - wanted).square().sum()
+                    for s in students
+                )
+            assert fitted < 0.97 * usual
+            mixer = students[1].layer(k).mamba
+            assert mixer.D.abs().max() > 0 and torch.isfinite(mixer.D).all()
+            assert len(mixer.A_log.unique()) > 1 and mixer.norm.weight.abs().min() > 0

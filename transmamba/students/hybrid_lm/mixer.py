@@ -27,6 +27,11 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def decay_log(half_life: float) -> float:
+    """The A_log with which a state halves in so many steps of 1."""
+    return math.log(math.log(2) / half_life)
+
+
 class GatedNorm(nn.Module):
     """RMSNorm of x silu(z) over each group's channels."""
 
@@ -77,7 +82,7 @@ class HybridMixer(nn.Module):
         if self.conv1d.bias is not None:
             self.conv1d.bias.zero_()
         self.dt_bias.fill_(math.log(math.expm1(1.0)))
-        self.A_log.fill_(math.log(math.log(2) / self.half_life))
+        self.A_log.fill_(decay_log(self.half_life))
         self.D.zero_()
         self.norm.weight.fill_(self.norm.eps**0.5 / (self.tap / 2) ** 3)
         self.rows("dt").zero_()

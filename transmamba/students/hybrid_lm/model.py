@@ -39,10 +39,14 @@ class HybridStudent(nn.Module):
     config:    transformers', of a class in `architectures`
     half_life: tokens after which a new Mamba-2 layer's state is half as large
     tap:       the convolution's tap at the token itself in a new layer; small ones keep SiLU straight
+    fitted:    whether `calibrate_` chooses each head's half-life and skip
     """
 
-    def __init__(self, config: Any, *, half_life: float = 8.0, tap: float = 0.1) -> None:
+    def __init__(
+        self, config: Any, *, half_life: float = 8.0, tap: float = 0.1, fitted: bool = False
+    ) -> None:
         super().__init__()
+        self.fitted = fitted
         self.config, architecture = config, architecture_of(config)
         depth = config.num_hidden_layers - getattr(config, OURS)["null"]
         kinds = config.layers_block_type[:depth]

@@ -27,7 +27,9 @@ class HybridLM:
     architecture: transformers' class: `bamba`, or `granite` (GraniteMoeHybrid, which has biases of q, k and v
         elsewhere, too); `auto`: granite for a Qwen2, else bamba
     depth:     layers, where they are fewer than the teacher's, taken from both of its ends
-    half_life: tokens after which what a Mamba-2 layer remembers is half as large, to begin with
+    half_life: tokens after which what a Mamba-2 layer remembers is half as large, to begin with; `fitted`: of
+        each head those with which it is nearest to the teacher's on some training texts, and what skips its
+        scan likewise
     conv_tap:  the convolution at the token itself, to begin with: below 1 SiLU bends less what it reads, and
         the gated norm's weight makes up for it
     """
@@ -35,7 +37,7 @@ class HybridLM:
     attention_layers: tuple[int, ...] = ()
     architecture: Literal["auto", "bamba", "granite"] = "auto"
     depth: int | None = None
-    half_life: float = 8.0
+    half_life: float | Literal["fitted"] = 8.0
     conv_tap: float = 0.1
 
     def __post_init__(self) -> None:
@@ -50,8 +52,8 @@ class HybridLM:
             )
         if self.depth is not None and self.depth < 1:
             problems.append(f"depth is {self.depth}; write a number of layers, or leave it out")
-        if not self.half_life > 0:
-            problems.append(f"half_life is {self.half_life}; write tokens, above 0")
+        if self.half_life != "fitted" and not self.half_life > 0:
+            problems.append(f"half_life is {self.half_life}; write tokens, above 0, or fitted")
         if not 0 < self.conv_tap <= 1:
             problems.append(f"conv_tap is {self.conv_tap}; write a number above 0, 1 at most")
         refuse_all(problems)
@@ -66,7 +68,9 @@ class HybridLM:
         kind = architecture_for(spec.view, self.architecture)
         fused = not ARCHITECTURES[kind].mlp_bias
         shape = shape_of(spec.view, self.attention_layers, self.depth, fused)
-        return HybridStudent(make_config(kind, shape), half_life=self.half_life, tap=self.conv_tap)
+        fitted = self.half_life == "fitted"
+        start = {} if self.half_life == "fitted" else {"half_life": self.half_life}
+        return HybridStudent(make_config(kind, shape), tap=self.conv_tap, fitted=fitted, **start)
 
     def preprocessing(self) -> Any:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")
