@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 import sys
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -93,9 +94,11 @@ def nested(part: Any) -> Iterator[tuple[str, type, bool]]:
     """The fields of a part that are mappings of keys of their own: (field, its class, whether a list of
     them)."""
     for field, hint in typing.get_type_hints(part).items():
-        below = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-        if isinstance(below, type) and dataclasses.is_dataclass(below):
-            yield field, below, below is not hint
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        for member in typing.get_args(hint) if union else (hint,):
+            below = typing.get_args(member)[0] if typing.get_origin(member) is tuple else member
+            if isinstance(below, type) and dataclasses.is_dataclass(below):
+                yield field, below, below is not member
 
 
 def entries(text: str) -> tuple[str, Mapping[str, str]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .distillation.distiller import Distiller
     from .errors import ConfigError, UserError
     from .runs.inspect import inspect
+    from .runs.select_layers import select_layers
     from .subcloning.convert import convert
     from .subcloning.subclone import SubcloneConfig
     from .teachers.load import adapt_teacher, load_teacher
@@ -42,6 +43,7 @@ __all__ = [
     "load_teacher",
     "push_to_hub",
     "save_student",
+    "select_layers",
 ]
 
 # where each is; a name that is not here is the module api's
@@ -57,6 +59,7 @@ _HOME = {
     "image_batch": "core.batch",
     "inspect": "runs.inspect",
     "load_teacher": "teachers.load",
+    "select_layers": "runs.select_layers",
 }
 
 

@@ -81,19 +81,30 @@ def bench_table(result: dict[str, Any]) -> str:
 
 
 def interleaved(
-    kinds: Mapping[str, Callable[[], object]], steps: int, device: torch.device
+    kinds: Mapping[str, Callable[[], object]],
+    steps: int,
+    device: torch.device,
+    *,
+    warmup: int = _WARMUP,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, float]:
-    """Median seconds of each kind, all of them in turns."""
+    """Median seconds of each kind, all of them in turns.
+
+    warmup: rounds that do not count
+    before: what is done before each run of a kind, off the clock
+    """
     times: dict[str, list[float]] = {name: [] for name in kinds}
-    for round_ in range(_WARMUP + steps):
+    for round_ in range(warmup + steps):
         for name, run in kinds.items():
+            if before is not None:
+                before[name]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             started = time.perf_counter()
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            if round_ >= _WARMUP:
+            if round_ >= warmup:
                 times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 

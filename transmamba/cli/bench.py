@@ -38,6 +38,31 @@ def add_inference(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_decode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--teacher", required=True, help="a language model's folder, id or config.json; its shape is taken"
+    )
+    parser.add_argument(
+        "--keep", type=_words, default="", metavar="K,K", help="layers in which the hybrid keeps attention"
+    )
+    parser.add_argument("--student", help="a hybrid's folder or config.json, instead of --keep")
+    parser.add_argument("--lengths", type=_words, default="2048,16384", help="tokens (2048,16384)")
+    parser.add_argument("--batch", type=_words, default="1,16", metavar="N,N", help="rows (1,16)")
+    parser.add_argument("--phases", type=_words, default="decode,prefill", help="decode,prefill, or one")
+    parser.add_argument("--tokens", type=int, default=8, help="that a timed run writes (8)")
+    parser.add_argument("--graphs", action="store_true", help="record a token as a CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="decode through torch.compile")
+    parser.add_argument(
+        "--kernels",
+        default="transmamba",
+        choices=("transmamba", "transformers"),
+        help="whose Mamba-2 the hybrid runs on: transformers takes mamba_ssm's where it is installed",
+    )
+    parser.add_argument("--precision", default="bf16", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
+    _add_common(parser)
+
+
 def add_kernels(parser: argparse.ArgumentParser) -> None:
     from transmamba_kernels.bench import add_arguments
 
@@ -51,6 +76,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
+
+
+def _whole(words: list[str], option: str, example: str) -> list[int]:
+    for word in words:
+        if not word.isdecimal():
+            raise UserError(f"{option}: {word!r} is no whole number; write such as {example}")
+    return [int(word) for word in words]
 
 
 def _pixels(words: list[str]) -> list[int]:
@@ -91,6 +123,36 @@ def run_inference(arguments: argparse.Namespace) -> int:
     print(inference_line(dict.fromkeys(COLUMNS), longest), flush=True)
     for row in rows:
         print(inference_line(row, longest), flush=True)
+    return 0
+
+
+def run_decode(arguments: argparse.Namespace) -> int:
+    from ..bench.decode import COLUMNS, bench_decode, decode_line
+
+    rows = bench_decode(
+        arguments.teacher,
+        _whole(arguments.keep, "--keep", "0,4,8"),
+        _whole(arguments.lengths, "--lengths", "2048,16384"),
+        _whole(arguments.batch, "--batch", "1,16"),
+        student=arguments.student,
+        phases=arguments.phases,
+        steps=arguments.steps,
+        tokens=arguments.tokens,
+        graphs=arguments.graphs,
+        compiled=arguments.compile,
+        kernels=arguments.kernels,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    if arguments.json:
+        print(json.dumps(list(rows), indent=2))
+        return 0
+    for number, row in enumerate(rows):
+        if number == 0:
+            ways = [way for way in ("graphs", "compiled") if row[way]]
+            print(f"Mamba-2 by {row['kernels']}, {row['precision']}{''.join(f', {way}' for way in ways)}")
+            print(decode_line(dict.fromkeys(COLUMNS)), flush=True)
+        print(decode_line(row), flush=True)
     return 0
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError, suggest
-from . import bench, convert, evaluate, inspect, launch, listing, predict, publish
+from . import bench, convert, evaluate, inspect, launch, listing, predict, publish, select_layers
 from .mistakes import guarded
 from .words import parsed
 
@@ -37,6 +37,7 @@ class Verbs:
 BENCH = {
     "recipe": Verb("time a recipe's step beside plain training", bench.add_recipe, bench.run_recipe),
     "inference": Verb("time students beside their teacher", bench.add_inference, bench.run_inference),
+    "decode": Verb("time a hybrid language model beside its teacher", bench.add_decode, bench.run_decode),
     "kernels": Verb("time kernels, beside others where installed", bench.add_kernels, bench.run_kernels),
 }
 VERBS: dict[str, Verb | Verbs] = {
@@ -44,6 +45,9 @@ VERBS: dict[str, Verb | Verbs] = {
     "convert": Verb("write a student that starts from a teacher's weights", convert.add, convert.run),
     "distill": Verb("run a recipe on this process", launch.add, launch.run),
     "evaluate": Verb("measure a model, and its teacher beside it", evaluate.add, evaluate.run),
+    "select-layers": Verb(
+        "which attention layers a hybrid language model keeps", select_layers.add, select_layers.run
+    ),
     "predict": Verb("say what a model sees in images", predict.add, predict.run),
     "report": Verb("write RUN/report.html again, or compare runs", publish.add_report, publish.run_report),
     "list": Verb("teachers, students, losses, tasks and data readers", listing.add, listing.run),
@@ -62,7 +66,7 @@ def _chosen(prog: str, text: str, verbs: Mapping[str, Verb | Verbs], words: Sequ
     parser = argparse.ArgumentParser(
         prog=prog,
         description=text,
-        epilog="\n".join(["verbs:", *(f"  {name:<10} {verb.text}" for name, verb in verbs.items())]),
+        epilog="\n".join(["verbs:", *(f"  {name:<13} {verb.text}" for name, verb in verbs.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", metavar="VERB")

@@ -114,7 +114,9 @@ def lines_of(problems: Sequence[Problem]) -> list[str]:
         by_path.setdefault(dotted(problem.path), []).append(problem)
     lines = []
     for path, group in by_path.items():
-        for key, message in _messages(group):
+        if path and isinstance(group[0].value, dict) and any(o.startswith(f"{path}.") for o in by_path):
+            group = [problem for problem in group if problem.wanted is None]  # a mapping is what it may be
+        for key, message in _messages(group) if group else ():
             where = ".".join(filter(None, (path, key)))
             lines.append(f"{where}: {message}" if where else message)
     return list(dict.fromkeys(lines))

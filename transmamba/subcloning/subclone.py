@@ -104,7 +104,7 @@ def subclone(
             if isinstance(item, Dropped):
                 report.dropped.append(item)
             else:
-                report.rows.append(_execute(item, parameters))
+                report.rows.append(execute(item, parameters))
         _calibrate(student, teacher, limit, calibration)
         if config.average:
             _average(student, view, limit, calibration)
@@ -193,7 +193,9 @@ def _scores(
     return {}
 
 
-def _execute(take: Take, parameters: Mapping[str, nn.Parameter]) -> Row:
+def execute(take: Take, parameters: Mapping[str, nn.Parameter]) -> Row:
+    """Overwrite what a `Take` names, out of these parameters. Raises UserError where its shape does not
+    fit."""
     if take.target not in parameters:
         raise UserError(
             f"the student has no {take.target} to take the teacher's {take.source}; "

@@ -177,7 +177,11 @@ class Language:
 
     def calibration(self, samples: int, batch_size: int) -> Iterator[Batch]:
         """A fixed random choice of training blocks (all if there are fewer)."""
-        blocks = self.blocks("train")
+        return self.drawn("train", samples, batch_size)
+
+    def drawn(self, split: str, samples: int, batch_size: int) -> Iterator[Batch]:
+        """A fixed random choice of a split's blocks (all if there are fewer)."""
+        blocks = self.blocks(split)
         chosen = permutation(len(blocks), self.config.split_seed)[:samples]
         return load(EvalText(blocks, self.config.packed), in_order(chosen, batch_size), batch_size)
 

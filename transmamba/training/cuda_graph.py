@@ -38,7 +38,7 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _first(error: BaseException) -> str:
+def first_error(error: BaseException) -> str:
     """What failed first: the end of a spoiled recording raises another error over it."""
     while isinstance(error.__context__, Exception):
         error = error.__context__
@@ -107,8 +107,8 @@ class GraphedStep(Generic[Result]):
             self._recorded, self._key = Recording(self.body, inputs, constants), key
         except RuntimeError as error:
             raise UserError(
-                f"trainer.cuda_graphs: a step could not be recorded ({_first(error)}); write false for it "
-                "and start the same command again"
+                f"trainer.cuda_graphs: a step could not be recorded ({first_error(error)}); write false for "
+                "it and start the same command again"
             ) from error
 
     def _restore_places(self) -> None:

@@ -12,6 +12,7 @@ from ...core.tower import StudentSpec
 from ...ecosystems.sources import Source
 from ...errors import UserError, refuse_all
 from .architectures import ARCHITECTURES, make_config
+from .selected import LayersFile, Pattern
 
 if TYPE_CHECKING:
     from .model import HybridStudent
@@ -23,7 +24,9 @@ class HybridLM:
     """A language model after a Llama, Mistral, SmolLM or Qwen2, with Mamba-2 in place of attention but in the
     layers that keep it. Saved as a model of transformers, which loads it without transmamba.
 
-    attention_layers: the teacher's layers that keep attention, counted from 0; none for a pure one
+    attention_layers: the teacher's layers that keep attention, counted from 0; none for a pure one. Or
+        {file: layers.json, keep: 8}: the first of those that `transmamba select-layers` has put in order. Or
+        a published pattern: every_2nd_from_1, every_4th_from_0
     architecture: transformers' class: `bamba`, or `granite` (GraniteMoeHybrid, which has biases of q, k and v
         elsewhere, too); `auto`: granite for a Qwen2, else bamba
     depth:     layers, where they are fewer than the teacher's, taken from both of its ends
@@ -34,7 +37,7 @@ class HybridLM:
         the gated norm's weight makes up for it
     """
 
-    attention_layers: tuple[int, ...] = ()
+    attention_layers: tuple[int, ...] | Pattern | LayersFile = ()
     architecture: Literal["auto", "bamba", "granite"] = "auto"
     depth: int | None = None
     half_life: float | Literal["fitted"] = 8.0
@@ -42,13 +45,10 @@ class HybridLM:
 
     def __post_init__(self) -> None:
         problems = []
-        if (
-            len(set(self.attention_layers)) < len(self.attention_layers)
-            or min(self.attention_layers, default=0) < 0
-        ):
+        layers = self.attention_layers if isinstance(self.attention_layers, tuple) else ()
+        if len(set(layers)) < len(layers) or min(layers, default=0) < 0:
             problems.append(
-                f"attention_layers is {list(self.attention_layers)}; write the teacher's layers, each once, "
-                "counted from 0"
+                f"attention_layers is {list(layers)}; write the teacher's layers, each once, counted from 0"
             )
         if self.depth is not None and self.depth < 1:
             problems.append(f"depth is {self.depth}; write a number of layers, or leave it out")
@@ -59,7 +59,8 @@ class HybridLM:
         refuse_all(problems)
 
     def build(self, spec: StudentSpec) -> nn.Module:
-        """Raises UserError without a teacher, and for one that no class of transformers holds as a hybrid."""
+        """Raises UserError without a teacher, for one that no class of transformers holds, and for a
+        file of layers that is none, or another teacher's."""
         if spec.view is None:
             raise UserError("student hybrid_lm takes its shape from a teacher; name one")
         from .model import HybridStudent

@@ -51,7 +51,7 @@ def plan(student: HybridStudent, view: View) -> Items:
         into, source = f"model.layers.{k}", f"blocks.{t}"
         yield from take_norm(f"{into}.input_layernorm", f"{source}.attention.norm", attention.norm, k)
         if layers[k].attention:
-            yield from _plan_attention(f"{into}.self_attn", f"{source}.attention", attention, k)
+            yield from plan_attention(f"{into}.self_attn", f"{source}.attention", attention, k)
         else:
             yield from _plan_mixer(layers[k].mamba, f"{into}.mamba", f"{source}.attention", attention, k)
         yield from take_norm(f"{into}.{architecture.mlp_norm}", f"{source}.mlp.norm", mlp.norm, k)
@@ -59,7 +59,8 @@ def plan(student: HybridStudent, view: View) -> Items:
         yield from _plan_mlp(f"{into}.{architecture.mlp}", f"{source}.mlp", mlp, k, fused)
 
 
-def _plan_attention(into: str, source: str, attention: Attention, k: int) -> Items:
+def plan_attention(into: str, source: str, attention: Attention, k: int) -> Items:
+    """Attention as it is, for layer k."""
     for name in ("q", "k", "v", "o"):
         yield from take_affine(f"{into}.{name}_proj", f"{source}.{name}", getattr(attention, name), k)
 

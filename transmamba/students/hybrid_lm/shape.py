@@ -15,6 +15,7 @@ from ...views.sublayers import Attention, Mlp
 from ...views.view import Tower, View
 from ..reading import activation_name
 from .architectures import Shape
+from .selected import LayersFile, Pattern, asked_layers
 
 # of a teacher's configuration, what a student's has as it is; a token that is not there is None in both
 _SPECIAL = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -44,10 +45,12 @@ def architecture_for(view: View, asked: Literal["auto", "bamba", "granite"]) -> 
     return "granite" if _config_of(view)["model_type"] in _BIASED else "bamba"
 
 
-def shape_of(view: View, attention_layers: Sequence[int], depth: int | None, fused: bool) -> Shape:
+def shape_of(
+    view: View, attention_layers: Sequence[int] | Pattern | LayersFile, depth: int | None, fused: bool
+) -> Shape:
     """The shape that follows a teacher.
 
-    attention_layers: the teacher's layers that keep their attention
+    attention_layers: the teacher's layers that keep their attention, or what says them
     depth: layers of the student, None for the teacher's
     fused: whether the class has no biases in MLPs
     Raises UserError for a teacher that neither class holds, and for layers that are not there.
@@ -73,7 +76,9 @@ def shape_of(view: View, attention_layers: Sequence[int], depth: int | None, fus
         head_size=head_size,
         neurons=neurons,
         eps=blocks[0][0].norm.eps,
-        attention_layers=own_layers(attention_layers, chosen, len(blocks)),
+        attention_layers=own_layers(
+            asked_layers(attention_layers, chosen, teacher_shape(view)), chosen, len(blocks)
+        ),
         attention_bias=any(a.q.bias is not None or a.o.bias is not None for a, _ in blocks),
         mlp_bias=any(m.up.bias is not None for _, m in blocks),
         tied=head.tied,
@@ -81,6 +86,20 @@ def shape_of(view: View, attention_layers: Sequence[int], depth: int | None, fus
         special={name: config.get(name) for name in _SPECIAL}
         | {"initializer_range": config.get("initializer_range", 0.02)},
     )
+
+
+def teacher_shape(view: View) -> dict[str, int]:
+    """By what the file of a selection knows its teacher."""
+    tower, _ = _decoder(view)
+    blocks = blocks_of(tower)
+    first = blocks[0][0]
+    return {
+        "layers": len(blocks),
+        "width": tower.width,
+        "heads": first.heads,
+        "kv_heads": first.kv_heads or first.heads,
+        "vocabulary": tower.embedding.weight.shape[0],
+    }
 
 
 def chosen_layers(depth: int | None, teacher: int) -> list[int]:

@@ -1,0 +1,205 @@
+"""What `bench decode` times: a language model and its hybrid as transformers' own classes, of configurations
+alone, and the caches that they write into.
+
+Their weights are random: what they are does not change the time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ecosystems import decoders
+from ..ecosystems.sources import read_source
+from ..errors import UserError
+from ..students.hybrid_lm.architectures import ARCHITECTURES, make_config
+from ..students.hybrid_lm.shape import architecture_for, shape_of
+from ..teachers.load import adapt_teacher
+from ..training.cuda_graph import WARMUP, Recording, first_error
+
+# tokens that are read before a cache is filled with numbers: more than a convolution's taps
+_PROMPT = 16
+
+
+def read_model_config(text: str) -> Any:
+    """transformers' configuration of a language model in a folder, a repository or a file config.json. Raises
+    UserError for anything else."""
+    path = Path(text).expanduser()
+    if path.suffix == ".json" and path.is_file():
+        config = _of_file(text, path)
+    else:
+        source = read_source(text)
+        if not decoders.is_decoder(source):
+            raise UserError(f"{text!r} is no language model of transformers; write a folder or a config.json")
+        config = decoders.read_config(source)
+    return config
+
+
+def _of_file(text: str, path: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{text!r} is no JSON ({error}); write the config.json of a language model") from None
+    kind = values.pop("model_type", None) if isinstance(values, dict) else None
+    if not isinstance(kind, str) or not decoders.is_language(kind):
+        raise UserError(f"{text!r}: model_type is {kind!r}, which is no language model of transformers")
+    with decoders.explained(text):
+        return AutoConfig.for_model(kind, **values)
+
+
+def hybrid_config(teacher: Any, keep: Sequence[int]) -> Any:
+    """Of the hybrid with a teacher's shape and its attention in these layers. Raises UserError for a teacher
+    that no hybrid_lm holds, and for layers that are not there."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
+        empty: Any = AutoModelForCausalLM.from_config(teacher)
+    empty.tie_weights()  # making its parameters empty has undone that
+    view = adapt_teacher(empty).view
+    kind = architecture_for(view, "auto")
+    return make_config(kind, shape_of(view, keep, None, not ARCHITECTURES[kind].mlp_bias))
+
+
+def attention_layers(config: Any) -> int:
+    """How many there are, but for the empty one of a hybrid without any."""
+    kinds = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None)
+    if not kinds:
+        return int(config.num_hidden_layers)
+    nulls = (getattr(config, "transmamba", None) or {}).get("null", 0)
+    return sum("attention" in kind and "linear" not in kind for kind in kinds) - nulls
+
+
+def make_model(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """transformers' model with random weights, in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    with decoders.explained(config.model_type, tried="made"), torch.device(device):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return model.to(device, dtype).eval().requires_grad_(False)
+
+
+class Prefill:
+    """Reads `length` tokens in each of `batch` rows into an empty cache, and predicts the next."""
+
+    def __init__(self, model: Any, batch: int, length: int) -> None:
+        self.model, self.cache = model, static_cache(model, length)
+        self.ids = torch.randint(model.config.vocab_size, (batch, length), device=model.device)
+
+    def rewind(self) -> None:
+        self.cache.reset()
+
+    def __call__(self) -> Tensor:
+        logits: Tensor = self.model(
+            input_ids=self.ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        ).logits
+        return logits
+
+
+class Decoding:
+    """Writes `tokens` tokens greedily in each of `batch` rows, the last of them as the `length`th.
+
+    graphs:   a token is one CUDA graph, recorded once and replayed
+    compiled: the model went through torch.compile
+
+    Raises UserError where it cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        batch: int,
+        length: int,
+        tokens: int,
+        *,
+        graphs: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        self.model, self.tokens, self.start = model, tokens, length - tokens
+        self.cache = static_cache(model, length)
+        ids = torch.randint(model.config.vocab_size, (batch, min(_PROMPT, self.start)), device=model.device)
+        self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        for layer in self.cache.layers:  # as if it had read all that is before
+            if getattr(layer, "keys", None) is not None:
+                layer.keys.normal_()
+                layer.values.normal_()
+        self.ids, self.positions = ids[:, :1].clone(), torch.zeros_like(ids[:, :1])
+        self._forward = torch.compile(model, dynamic=False) if compiled else model
+        self._recording = self._recorded() if graphs else None
+
+    def rewind(self) -> None:
+        """Back to the first of them. States of Mamba-2 go on, which have no length."""
+        self.positions.fill_(self.start)
+        for layer in self.cache.layers:
+            if getattr(layer, "keys", None) is not None:
+                layer.cumulative_length.fill_(self.start)
+
+    def __call__(self) -> Tensor:
+        for _ in range(self.tokens):
+            self.step()
+        return self.ids
+
+    def step(self) -> None:
+        """One token."""
+        if self._recording is None:
+            self._token()
+        else:
+            self._recording()
+
+    def _token(self) -> None:
+        """Everything in place, so that a recording can be replayed."""
+        logits = self._forward(
+            input_ids=self.ids, position_ids=self.positions, past_key_values=self.cache, use_cache=True
+        ).logits
+        self.ids.copy_(logits[:, -1:].argmax(dim=-1))
+        self.positions.add_(1)
+
+    def _recorded(self) -> Recording[None]:
+        for _ in range(WARMUP):
+            self.rewind()
+            self._token()
+        self.rewind()
+        torch.cuda.synchronize(self.model.device)
+        try:
+            return Recording(lambda constants: self._token(), (), None)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            raise UserError(
+                f"graphs: a token of {self.model.config.model_type} could not be recorded "
+                f"({first_error(error)}); leave --graphs out"
+            ) from error
+
+
+def static_cache(model: Any, length: int) -> Any:
+    """Of `length` tokens, all in place: keys and values of attention, states of Mamba-2."""
+    from transformers import StaticCache
+
+    return StaticCache(config=model.config, max_cache_len=length)
+
+
+def cache_bytes(cache: Any) -> int:
+    """Of all tensors that a cache holds."""
+    held = []
+    for layer in cache.layers:
+        for name in ("keys", "values"):
+            held.append(getattr(layer, name, None))
+        for name in ("conv_states", "recurrent_states"):
+            held += (getattr(layer, name, None) or {}).values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it hides, says that the memory is too small."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,79 @@
+"""A student without attention, in whose layers the teacher's attention can be put back, in place."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ...errors import UserError
+from ...subcloning.plan import Take, depth_map
+from ...subcloning.subclone import execute
+from ...views.view import View
+from .layers import Attention
+from .plan import plan_attention
+from .shape import blocks_of
+
+if TYPE_CHECKING:
+    from .model import HybridStudent
+
+
+class Swap:
+    """A student and, for each of its layers, the teacher's attention as the student would have it.
+
+    layers: the teacher's layer behind each of the student's
+
+    Raises UserError for a student that has attention, and for a teacher of another width.
+    """
+
+    def __init__(self, student: HybridStudent, view: View) -> None:
+        if student.attention_layers:
+            kept = ", ".join(map(str, student.attention_layers))
+            raise UserError(
+                f"the student keeps attention in layers {kept}; layers are selected from a student that has "
+                "none (student.attention_layers: [])"
+            )
+        tower = view.towers["decoder"]
+        if tower.width != student.width:
+            raise UserError(
+                f"the student is {student.width} wide, the teacher {tower.width}; name the student's own "
+                "teacher"
+            )
+        blocks = blocks_of(tower)
+        self.student = student
+        self.layers = tuple(depth_map(student.num_layers, len(blocks)))
+        self._attention = [self._of(tower.sublayers[2 * t], f"blocks.{t}.attention") for t in self.layers]
+
+    @torch.no_grad()
+    def _of(self, theirs: object, source: str) -> nn.Module:
+        """The student's module with the tensors of one of the teacher's."""
+        made = Attention(self.student.config)
+        parameters = dict(made.named_parameters(prefix="self_attn"))
+        for name, parameter in parameters.items():
+            if name.endswith("bias"):
+                parameter.zero_()
+        for item in plan_attention("self_attn", source, theirs, 0):  # type: ignore[arg-type]
+            assert isinstance(item, Take), "attention is kept whole"
+            execute(item, parameters)
+        like = next(self.student.parameters())
+        return made.to(like.device, like.dtype).requires_grad_(False).eval()
+
+    @contextlib.contextmanager
+    def keeping(self, layers: Sequence[int]) -> Iterator[HybridStudent]:
+        """Within it the student has the teacher's attention in these of its own layers."""
+        student = self.student
+        for k in layers:
+            layer = student.layer(k)
+            layer.self_attn, layer.attention = self._attention[k], True
+        student.attention_layers = tuple(sorted(layers))
+        try:
+            yield student
+        finally:
+            student.attention_layers = ()
+            for k in layers:
+                layer = student.layer(k)
+                layer.attention = False
+                del layer.self_attn
