@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError, suggest
-from . import bench, convert, evaluate, inspect, launch, listing, predict, publish
+from . import bench, convert, evaluate, generate_data, inspect, launch, listing, predict, publish
 from .mistakes import guarded
 from .words import parsed
 
@@ -44,6 +44,9 @@ VERBS: dict[str, Verb | Verbs] = {
     "convert": Verb("write a student that starts from a teacher's weights", convert.add, convert.run),
     "distill": Verb("run a recipe on this process", launch.add, launch.run),
     "evaluate": Verb("measure a model, and its teacher beside it", evaluate.add, evaluate.run),
+    "generate-data": Verb(
+        "let a language model write texts to train on", generate_data.add, generate_data.run
+    ),
     "predict": Verb("say what a model sees in images", predict.add, predict.run),
     "report": Verb("write RUN/report.html again, or compare runs", publish.add_report, publish.run_report),
     "list": Verb("teachers, students, losses, tasks and data readers", listing.add, listing.run),
@@ -62,7 +65,7 @@ def _chosen(prog: str, text: str, verbs: Mapping[str, Verb | Verbs], words: Sequ
     parser = argparse.ArgumentParser(
         prog=prog,
         description=text,
-        epilog="\n".join(["verbs:", *(f"  {name:<10} {verb.text}" for name, verb in verbs.items())]),
+        epilog="\n".join(["verbs:", *(f"  {name:<13} {verb.text}" for name, verb in verbs.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", metavar="VERB")

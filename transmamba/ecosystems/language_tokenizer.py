@@ -70,6 +70,11 @@ class HuggingFaceTokenizer:
         text: str = self._made.library.decode(list(ids))
         return text
 
+    def words(self, ids: Sequence[int]) -> str:
+        """The text in tokens, without those that stand for no words: ends, padding, the turns of a chat."""
+        text: str = self._made.library.decode(list(ids), skip_special_tokens=True)
+        return text
+
     def chat(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[bool]]]:
         if self._made.library.chat_template is None:
             raise UserError(
