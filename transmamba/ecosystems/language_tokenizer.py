@@ -54,6 +54,11 @@ class HuggingFaceTokenizer:
         return self._made.prefix
 
     @property
+    def chats(self) -> bool:
+        """Whether it has a chat template."""
+        return self._made.library.chat_template is not None
+
+    @property
     def eos(self) -> int:
         found = self._made.library.eos_token_id
         if found is None:
