@@ -84,3 +84,24 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
 
 def texts_file(path: Path, texts: Iterable[str] = TEXTS) -> str:
     return write_jsonl(path, ({"text": text} for text in texts))
+
+
+def llama_folder(folder: Path, *, context: int = 96, seed: int = 1, **options: Any) -> Path:
+    """A Llama that a tokenizer lies beside: random, and sure enough of itself to write now this, now that."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer_folder(folder, **options)
+    words = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    sizes: dict[str, Any] = dict(hidden_size=32, intermediate_size=56, num_hidden_layers=2)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        **sizes, **heads, vocab_size=words, max_position_embeddings=context, eos_token_id=2, bos_token_id=1
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    return folder

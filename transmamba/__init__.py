@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .core.batch import Batch, image_batch
     from .distillation.distiller import Distiller
     from .errors import ConfigError, UserError
+    from .runs.generate_data import Writing, generate_data
     from .runs.inspect import inspect
     from .runs.select_layers import select_layers
     from .subcloning.convert import convert
@@ -33,10 +34,12 @@ __all__ = [
     "SubcloneConfig",
     "Teacher",
     "UserError",
+    "Writing",
     "adapt_teacher",
     "convert",
     "distill",
     "evaluate",
+    "generate_data",
     "image_batch",
     "inspect",
     "load_student",
@@ -54,8 +57,10 @@ _HOME = {
     "SubcloneConfig": "subcloning.subclone",
     "Teacher": "teachers.teacher",
     "UserError": "errors",
+    "Writing": "runs.generate_data",
     "adapt_teacher": "teachers.load",
     "convert": "subcloning.convert",
+    "generate_data": "runs.generate_data",
     "image_batch": "core.batch",
     "inspect": "runs.inspect",
     "load_teacher": "teachers.load",

@@ -55,7 +55,7 @@ def task_of(
         if reader:  # such as root=, where the data lie elsewhere on this machine
             values["data"] |= pairs(reader)
     for word in below("task.", options):
-        if split == "train" and word.startswith(("zero_shot", "probe")):
+        if split == "train" and word.startswith(("zero_shot", "probe", "generated")):
             raise UserError(
                 f"task.{word} is measured with the split test or validation; leave one of them out"
             )
@@ -101,20 +101,27 @@ def readers_of(task: str) -> Registry:
     return found[0].registry
 
 
-def _reader(data: str, options: dict[str, Any], readers: Registry) -> dict[str, Any]:
+def reader_of(data: str, words: Sequence[str], readers: Registry, option: str) -> Any:
+    """The configuration of a reader that an option of the command line and key=value words mean."""
+    values = _reader(data, pairs(words), readers, option)
+    name = values.pop("name")
+    return configs.parse(readers[name], values, option)
+
+
+def _reader(data: str, options: dict[str, Any], readers: Registry, option: str = "--data") -> dict[str, Any]:
     """A reader's name and options: of that name, or as the reader that knows what is there sees it."""
     values, said = {"name": data}, {"name"}
     path = Path(data).expanduser()
     if data not in readers:
         if not path.exists():
             if path.name != data or path.suffix:
-                raise UserError(f"--data {data}: no such file or folder; write one, or a reader's name")
+                raise UserError(f"{option} {data}: no such file or folder; write one, or a reader's name")
             return {**options, "name": data}  # the registry says which names there are
-        found = recognised(path, readers)
+        found = recognised(path, readers, f"{option} ")
         values = configs.dump(found)
         said |= {field.name for field in dataclasses.fields(found) if _is_set(found, field)}
     for key in options.keys() & said:
-        raise UserError(f"{key}={options[key]}: --data {data} says that already; write one of the two")
+        raise UserError(f"{key}={options[key]}: {option} {data} says that already; write one of the two")
     return {**values, **options}
 
 

@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError, suggest
-from . import bench, convert, evaluate, inspect, launch, listing, predict, publish, select_layers
+from . import (
+    bench,
+    convert,
+    evaluate,
+    generate_data,
+    inspect,
+    launch,
+    listing,
+    predict,
+    publish,
+    select_layers,
+)
 from .mistakes import guarded
 from .words import parsed
 
@@ -47,6 +58,9 @@ VERBS: dict[str, Verb | Verbs] = {
     "evaluate": Verb("measure a model, and its teacher beside it", evaluate.add, evaluate.run),
     "select-layers": Verb(
         "which attention layers a hybrid language model keeps", select_layers.add, select_layers.run
+    ),
+    "generate-data": Verb(
+        "let a language model write texts to train on", generate_data.add, generate_data.run
     ),
     "predict": Verb("say what a model sees in images", predict.add, predict.run),
     "report": Verb("write RUN/report.html again, or compare runs", publish.add_report, publish.run_report),

@@ -54,6 +54,11 @@ class HuggingFaceTokenizer:
         return self._made.prefix
 
     @property
+    def chats(self) -> bool:
+        """Whether it has a chat template."""
+        return self._made.library.chat_template is not None
+
+    @property
     def eos(self) -> int:
         found = self._made.library.eos_token_id
         if found is None:
@@ -68,6 +73,11 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._made.library.decode(list(ids))
+        return text
+
+    def words(self, ids: Sequence[int]) -> str:
+        """The text in tokens, without those that stand for no words: ends, padding, the turns of a chat."""
+        text: str = self._made.library.decode(list(ids), skip_special_tokens=True)
         return text
 
     def chat(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[bool]]]:

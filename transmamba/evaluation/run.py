@@ -74,11 +74,13 @@ class ModelRunner:
         }
 
     def generate(self, batch: Batch, limit: int) -> Tensor:
-        """Raises UserError where the model does not write."""
+        """Not on the clock, which times a batch's one pass. Raises UserError where the model does not
+        write."""
         write = getattr(self.model, "generate", None)
         if write is None:
             raise UserError(f"{type(self.model).__name__} cannot generate; this evaluation needs it")
-        return self._work(self._begin(batch), lambda: write(self._inputs(batch), limit))
+        self._count += len(batch) > 0
+        return self._prepared(lambda: write(self._inputs(batch), limit))
 
     def __enter__(self) -> ModelRunner:
         if not self._modes:
@@ -112,15 +114,16 @@ class ModelRunner:
         return self.clock.batch(len(batch))
 
     def _work(self, timed: Timed, work: Callable[[], T]) -> T:
-        def inside() -> T:
-            with torch.no_grad(), self.autocast():
-                return work()
+        return self.clock.run(timed, lambda: self._prepared(work))
 
+    def _prepared(self, work: Callable[[], T]) -> T:
+        """In evaluation mode, without gradients, in the run's precision."""
         outside = not self._modes
         if outside:
             self._evaluating()
         try:
-            return self.clock.run(timed, inside)
+            with torch.no_grad(), self.autocast():
+                return work()
         finally:
             if outside:
                 self._restore()

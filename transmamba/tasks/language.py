@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..config.load import Part
-from ..config.registry import TASKS, TEXTS
+from ..config.registry import GENERATED, TASKS, TEXTS
 from ..core.batch import Batch
 from ..core.task import Evaluator, Metric, Pass, Steps
 from ..core.text import LanguageTokenizer, TextOnly
@@ -24,6 +24,7 @@ from ..data.text.blocks import Blocks, Packed, Padded
 from ..data.text.cache import tokenised
 from ..data.text.tokenised import Tokenised
 from ..errors import UserError, refuse_all
+from .generated import check_names, evaluators_of
 
 Indices = npt.NDArray[np.int64]
 
@@ -62,6 +63,7 @@ class LanguageConfig:
         `test`
     final_split:   what results.json is measured on, once: by default the split that training is watched on
     split_seed:    which documents the validation split takes
+    generated:     benchmarks that are answered in writing, measured with the final split
     cache:         the folder where the tokens are kept; ~/.cache/transmamba/tokens if left out
     """
 
@@ -75,6 +77,7 @@ class LanguageConfig:
     validation: float = 0.0
     final_split: Literal["validation", "test"] | None = None
     split_seed: int = 0
+    generated: tuple[Annotated[Any, Part(GENERATED)], ...] = ()
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +88,7 @@ class LanguageConfig:
             problems.append(
                 f"mixed has shares of {shares:g} together; write less than 1, for data is the rest"
             )
-        refuse_all(problems)
+        refuse_all(problems + check_names(self.generated))
 
     def build(self, preprocessing: Any) -> Language:
         """Raises UserError for a model that says no tokenizer, for blocks longer than it reads, and as the
@@ -113,6 +116,7 @@ class Language:
         self._texts: dict[str, Tokenised] = {}
         for split in dict.fromkeys((self.watched, self.final)):
             self.blocks(split)  # so that what is wrong with it is known before training, not after
+        self._generated = evaluators_of(config.generated, self.tokenizer)
 
     @property
     def num_train(self) -> int:
@@ -192,7 +196,8 @@ class Language:
         from ..evaluation.language import LanguageEvaluator
 
         self.documents(split)  # refuses a split that there is not
-        return (LanguageEvaluator(split, partial(self.eval_batches, split), partial(self.shown, split)),)
+        own = LanguageEvaluator(split, partial(self.eval_batches, split), partial(self.shown, split))
+        return (own, *(self._generated if split == self.final else ()))
 
     def shown(self, split: str, block: int) -> str:
         """A block's text, to look at."""

@@ -17,7 +17,7 @@ from ..views.view import View
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype)
 
 
-def fingerprint(view: View) -> str:
+def fingerprint(view: View | nn.Module) -> str:
     """SHA-256 in hex: the same for the same numbers in the same architecture, wherever they are from."""
     digest = hashlib.sha256()
     for part in _parts(view):

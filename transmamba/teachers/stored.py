@@ -83,6 +83,7 @@ class StoredTeacher(Teacher):
             class_names=teacher.class_names,
             licence=teacher.licence,
             base_model=teacher.base_model,
+            writer=teacher.writer,
         )
         self.config, self.teacher = config, teacher
         self.placement = "resident"

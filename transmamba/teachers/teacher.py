@@ -29,6 +29,8 @@ class Teacher:
     num_params:  of the model it was read from
     class_names: of its classes, by number; None where it has none of its own
     licence, base_model: of its weights, as the Hub writes them; None where nothing says so
+    writer:      what writes for it, by its own library: (inputs, at most so many new tokens) to tokens; None
+        where nothing does
     """
 
     def __init__(
@@ -41,10 +43,12 @@ class Teacher:
         class_names: tuple[str, ...] | None = None,
         licence: str | None = None,
         base_model: str | None = None,
+        writer: Callable[[Mapping[str, Tensor], int], Tensor] | None = None,
     ) -> None:
         self.view: View = map_tensors(view, lambda tensor: tensor.detach())
         self.source, self.preprocessing, self.num_params = source, preprocessing, num_params
         self.class_names, self.licence, self.base_model = class_names, licence, base_model
+        self.writer = writer
         self.folded = False
 
     @property
@@ -99,6 +103,13 @@ class Teacher:
         if output.logits is not None:  # made when they are asked for, without gradients then too
             output.logits = Logits(output.logits.hidden, torch.no_grad()(output.logits.head))
         return output
+
+    def generate(self, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
+        """The likeliest words after `text` (B, L), whose padding lies before it: (B, at most limit). Raises
+        UserError for a teacher that does not write."""
+        if self.writer is None:
+            raise UserError(f"teacher {self.source} cannot generate; this evaluation needs it")
+        return self.writer(inputs, limit)
 
     def answer(self, batch: Batch, captures: Captures | None = None) -> Output:
         """What a student learns from it at a training batch: its output, made now or read from a store."""

@@ -27,7 +27,7 @@ from .architectures import OURS, architecture_of, rotary_of
 from .layers import HybridLayer, Reading, RMSNorm
 from .plan import plan
 from .start import calibrate
-from .stock import as_stock, save
+from .stock import as_stock, save, write
 
 PLAIN = Want()
 NOTHING = Capture()
@@ -150,6 +150,11 @@ class HybridStudent(nn.Module):
             if k in capture.mixers:
                 stream.mixers[k] = kept({"output": mixed.output, **mixed.parts}, capture.mixers[k])
         return Output({"decoder": stream}, Logits(x, self._head))
+
+    def generate(self, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
+        """The likeliest words after `text` (B, L), whose padding lies before it, by transformers' model of
+        the same tensors: (B, at most limit)."""
+        return write(self, inputs, limit)
 
     def forward(self, text: Tensor) -> Tensor:
         """Logits (B, L, V) of text (B, L)."""

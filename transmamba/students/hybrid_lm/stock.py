@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ...ecosystems import decoders
 from ...ecosystems.sources import Source
+from ...errors import UserError
 from .architectures import OURS
 
 if TYPE_CHECKING:
@@ -31,6 +33,21 @@ def as_stock(student: HybridStudent) -> Any:
     if student.beside.generation is not None:
         model.generation_config = student.beside.generation
     return model.train(student.training)
+
+
+def write(student: HybridStudent, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
+    """What transformers' model of it writes, (B, at most limit) tokens: see `ecosystems.generation.generate`.
+    Raises UserError for a student that is sharded over processes."""
+    from ...ecosystems.generation import generate
+
+    if any(hasattr(each, "full_tensor") or not each.numel() for each in student.parameters()):
+        raise UserError(
+            "a student whose weights are sharded over processes does not write; leave task.generated out of "
+            "the recipe, and measure it afterwards: transmamba evaluate RUN task.generated.0.name=..."
+        )
+    words, made = student.beside.tokenizer, getattr(student.reads, "text", None)
+    end = made.eos if made is not None else getattr(words, "eos_token_id", None)
+    return generate(as_stock(student), inputs, limit, ends=() if end is None else (end,))
 
 
 def _null_layers(student: HybridStudent, model: Any) -> dict[str, Tensor]:

@@ -1,0 +1,164 @@
+"""Language models of transformers that write: greedily, or by random numbers that belong to each row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..data.hashing import hash64
+from ..errors import UserError
+
+_UNIT = 2.0**-53
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How rows draw their words: word t of row r by one number, a hash of (seed, items[r], t), so that it
+    depends neither on the other rows nor on what was written before this call.
+
+    items:       (B,) what each row is known by
+    temperature: logits are divided by it, above 0
+    top_p:       the likeliest words that hold so much of the probability are drawn from (nucleus sampling,
+        arXiv 1904.09751); 1 for all
+    """
+
+    seed: int
+    items: npt.NDArray[np.int64]
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def uniform(self, step: int) -> Tensor:
+        """(B,) float64 in [0, 1)"""
+        bits = hash64(self.seed, self.items, step) >> np.uint64(11)
+        return torch.from_numpy(bits.astype(np.float64) * _UNIT)
+
+    def draw(self, logits: Tensor, step: int) -> Tensor:
+        """(B,) words out of logits (B, V), by the inverse of the cumulative distribution. Raises UserError
+        for logits that are not finite."""
+        probabilities = (logits.float() / self.temperature).softmax(dim=-1, dtype=torch.float64)
+        order = None
+        if self.top_p < 1:
+            probabilities, order = probabilities.sort(dim=-1, descending=True, stable=True)
+            before = probabilities.cumsum(dim=-1) - probabilities
+            probabilities = probabilities.masked_fill(before >= self.top_p, 0.0)
+        sums = probabilities.cumsum(dim=-1)
+        if not torch.isfinite(sums[:, -1]).all():
+            raise UserError(
+                "the model's logits are not finite; its weights are damaged, or the precision is too low for "
+                "them (fp16 overflows where bf16 and float32 do not)"
+            )
+        wanted = self.uniform(step).to(sums.device)[:, None] * sums[:, -1:]
+        # the first word whose sum is above; never one of no probability
+        place = torch.searchsorted(sums, wanted, right=True).clamp_max(sums.shape[-1] - 1)
+        return (place if order is None else order.gather(1, place))[:, 0]
+
+
+class _Draws:
+    """A logits processor of transformers that leaves one word, for greedy search to take."""
+
+    def __init__(self, drawing: Drawing, given: int) -> None:
+        self.drawing, self.given = drawing, given
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = self.drawing.draw(scores, input_ids.shape[1] - self.given)
+        only = torch.full_like(scores, -torch.inf)
+        return only.scatter_(1, chosen[:, None], 0.0)
+
+
+def generate(
+    model: Any,
+    inputs: Mapping[str, Tensor],
+    limit: int,
+    *,
+    ends: Sequence[int] = (),
+    drawing: Drawing | None = None,
+) -> Tensor:
+    """What a model of transformers writes, by its own `generate` with its cache: (B, at most `limit`) tokens.
+    A row that has ended is filled up with the token that ends it.
+
+    inputs:  `text` (B, L) with `text_mask` (B, L) where rows have padding, which lies before them
+    ends:    tokens that end a text beside those that the model's own configuration names
+    drawing: how words are drawn; without one the likeliest is taken
+
+    Nothing else that a generation_config.json says is followed (temperatures, penalties, top_k).
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    text = inputs["text"]
+    mask = inputs.get("text_mask", torch.ones_like(text))
+    assert bool(mask[:, -1].all()), "padding lies before a text that is gone on with"
+    ended = list(dict.fromkeys([*ends_of(model), *ends]))
+    settings = GenerationConfig(
+        max_new_tokens=limit,
+        do_sample=False,
+        eos_token_id=ended or None,
+        pad_token_id=ended[0] if ended else 0,
+        use_cache=True,
+    )
+    draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
+    with torch.no_grad(), _evaluating(model), _plainly(model):
+        made: Tensor = model.generate(
+            input_ids=text,
+            attention_mask=mask.long(),
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(draws),
+        )
+    return made[:, text.shape[1] :]
+
+
+def ends_of(model: Any) -> list[int]:
+    """The tokens that end what it writes, by its generation_config.json, else by its config.json."""
+    for config in (model.generation_config, model.config):
+        found = getattr(config, "eos_token_id", None)
+        if found is not None:
+            return [int(each) for each in (found if isinstance(found, list | tuple) else [found])]
+    return []
+
+
+def left_padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """`text` (B, L) int64 and `text_mask` (B, L) bool of rows of unlike lengths, padding before them."""
+    length = max(map(len, rows))
+    text = torch.zeros(len(rows), length, dtype=torch.int64)
+    mask = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, ids in enumerate(rows):
+        assert ids, "something is gone on with"
+        text[row, length - len(ids) :], mask[row, length - len(ids) :] = torch.tensor(ids), True
+    return {"text": text, "text_mask": mask}
+
+
+def check_drawing(temperature: float, top_p: float) -> list[str]:
+    """What is wrong with them, in words."""
+    problems = [] if temperature >= 0 else [f"temperature is {temperature}; write 0 (the likeliest) or more"]
+    return problems + ([] if 0 < top_p <= 1 else [f"top_p is {top_p}; write more than 0, at most 1"])
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextlib.contextmanager
+def _plainly(model: Any) -> Iterator[None]:
+    """Without its own generation settings, which transformers puts wherever a call leaves one out."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    if own is None:
+        raise UserError(f"{type(model).__name__} cannot generate")
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
