@@ -16,7 +16,17 @@ from typing import Any
 import yaml
 
 from transmamba.api import student_models
-from transmamba.config.registry import LOSSES, PAIRS, READERS, STUDENTS, TASKS, TEACHERS, TEXTS, Registry
+from transmamba.config.registry import (
+    BENCHMARKS,
+    LOSSES,
+    PAIRS,
+    READERS,
+    STUDENTS,
+    TASKS,
+    TEACHERS,
+    TEXTS,
+    Registry,
+)
 from transmamba.config.retired import RETIRED
 from transmamba.reporting.tracking import WandbConfig
 from transmamba.runs.recipe import Recipe, Scratch
@@ -49,6 +59,7 @@ PARTS: tuple[tuple[str, Registry], ...] = (
     ("task.data", READERS),
     ("task.data, pictures with captions", PAIRS),
     ("task.data, texts", TEXTS),
+    ("task.benchmarks, each", BENCHMARKS),
 )
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): +(.*)")
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..config.load import Part
-from ..config.registry import TASKS, TEXTS
+from ..config.registry import BENCHMARKS, TASKS, TEXTS
 from ..core.batch import Batch
 from ..core.task import Evaluator, Metric, Pass, Steps
 from ..core.text import LanguageTokenizer, TextOnly
@@ -24,6 +24,7 @@ from ..data.text.blocks import Blocks, Packed, Padded
 from ..data.text.cache import tokenised
 from ..data.text.tokenised import Tokenised
 from ..errors import UserError, refuse_all
+from .benchmarks import Benchmarks, names_twice
 
 Indices = npt.NDArray[np.int64]
 
@@ -63,6 +64,8 @@ class LanguageConfig:
     final_split:   what results.json is measured on, once: by default the split that training is watched on
     split_seed:    which documents the validation split takes
     cache:         the folder where the tokens are kept; ~/.cache/transmamba/tokens if left out
+    benchmarks:    what else the final split's models are measured on, no two of one name: questions answered
+        by likelihood, and what is recalled of a long context (`transmamba list benchmarks`)
     """
 
     data: Annotated[Any, Part(TEXTS)]
@@ -76,6 +79,7 @@ class LanguageConfig:
     final_split: Literal["validation", "test"] | None = None
     split_seed: int = 0
     cache: str | None = None
+    benchmarks: tuple[Annotated[Any, Part(BENCHMARKS)], ...] = ()
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -85,11 +89,12 @@ class LanguageConfig:
             problems.append(
                 f"mixed has shares of {shares:g} together; write less than 1, for data is the rest"
             )
-        refuse_all(problems)
+        refuse_all([*problems, *names_twice(self.benchmarks)])
 
     def build(self, preprocessing: Any) -> Language:
-        """Raises UserError for a model that says no tokenizer, for blocks longer than it reads, and as the
-        reader of what is measured does; as that of what is trained on does when it is asked for."""
+        """Raises UserError for a model that says no tokenizer, for blocks longer than it reads, and as
+        benchmarks and the reader of what is measured do; as that of what is trained on does when it is asked
+        for."""
         return Language(self, preprocessing)
 
 
@@ -113,6 +118,7 @@ class Language:
         self._texts: dict[str, Tokenised] = {}
         for split in dict.fromkeys((self.watched, self.final)):
             self.blocks(split)  # so that what is wrong with it is known before training, not after
+        self.benchmarks = Benchmarks(config.benchmarks, self.tokenizer)
 
     @property
     def num_train(self) -> int:
@@ -185,10 +191,12 @@ class Language:
         return batch
 
     def evaluators(self, split: str) -> tuple[Evaluator, ...]:
+        """Of the texts; with the final split, of the benchmarks too."""
         from ..evaluation.language import LanguageEvaluator
 
         self.documents(split)  # refuses a split that there is not
-        return (LanguageEvaluator(split, partial(self.eval_batches, split), partial(self.shown, split)),)
+        own = LanguageEvaluator(split, partial(self.eval_batches, split), partial(self.shown, split))
+        return (own, *self.benchmarks.evaluators) if split == self.final else (own,)
 
     def shown(self, split: str, block: int) -> str:
         """A block's text, to look at."""
