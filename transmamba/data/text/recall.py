@@ -99,7 +99,10 @@ class _Recall:
         """Raises UserError for a file that would have to be written twice to fill a length."""
         filler = Filler.of(path, tokenizer, self.items * self.lengths[-1])
         if filler.tokens < self.lengths[-1]:
-            raise UserError(f"{path}: has {filler.tokens} tokens, fewer than the longest of lengths")
+            raise UserError(
+                f"{path}: has {filler.tokens} tokens, fewer than the longest of lengths "
+                f"({self.lengths[-1]}); write another file"
+            )
         return filler
 
 
