@@ -64,8 +64,9 @@ class LanguageConfig:
     final_split:   what results.json is measured on, once: by default the split that training is watched on
     split_seed:    which documents the validation split takes
     cache:         the folder where the tokens are kept; ~/.cache/transmamba/tokens if left out
-    benchmarks:    what else the final split's models are measured on, no two of one name: questions answered
-        by likelihood, and what is recalled of a long context (`transmamba list benchmarks`)
+    benchmarks:    what else models are measured on with the final split, no two of one name: questions
+        answered by likelihood, and what is recalled of a long context (`transmamba list benchmarks`). Not
+        while training, if that is watched on another split: `validation: 0.01` with `final_split: test`
     """
 
     data: Annotated[Any, Part(TEXTS)]

@@ -11,8 +11,6 @@ from ...errors import UserError
 from ..pairs.captions import LeftOut
 from .plain import Text
 
-# tokens that are read of a file at most
-_MOST = 2**20
 # documents that are tokenised at a time
 _TOGETHER = 16
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -34,7 +32,7 @@ class Filler:
             found = tokenizer.encode([f"{sentence}\n" for sentence in sentences])
             lines += found
             held += sum(map(len, found))
-            if held >= min(tokens, _MOST):
+            if held >= tokens:
                 break
         if not held:
             raise UserError(f"{path}: has no text")

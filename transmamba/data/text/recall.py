@@ -6,6 +6,7 @@ index are alike at all lengths, but for how much stands around what is asked, an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -32,8 +33,12 @@ anchor apple arrow basket beach bell bird boat bridge brush candle castle cloud 
 flower forest garden glass hammer harbor island jacket kettle ladder lamp letter lion market meadow mirror
 mountain needle orange paper pencil piano pocket river road rocket saddle shadow spoon stone table tower
 """
+# it does not name the key: a model that continues what stood behind it the last time would go on from there
+_WHICH_NUMBER = "\nQuestion: Which number does the list give for the following?\n\n"
 # tokens of a line `key: value`, which no tokenizer makes fewer
 _SHORTEST = 5
+# tokens of a file that items are made of, however many they are
+_POOL = 2**18
 # all lengths of the item that a number draws
 Make = Callable[[int], Iterator["Recalled"]]
 
@@ -97,7 +102,7 @@ class _Recall:
 
     def _filler(self, path: str, tokenizer: LanguageTokenizer) -> Filler:
         """Raises UserError for a file that would have to be written twice to fill a length."""
-        filler = Filler.of(path, tokenizer, self.items * self.lengths[-1])
+        filler = Filler.of(path, tokenizer, max(_POOL, self.lengths[-1]))
         if filler.tokens < self.lengths[-1]:
             raise UserError(
                 f"{path}: has {filler.tokens} tokens, fewer than the longest of lengths "
@@ -156,24 +161,24 @@ class KeyValue(_Recall):
     """
 
     def _maker(self, tokenizer: LanguageTokenizer) -> Make:
-        prefix, keys = (
-            [*tokenizer.prefix],
-            [f"{one} {other}" for one in _ADJECTIVES.split() for other in _NOUNS.split()],
-        )
+        keys = [f"{one} {other}" for one in _ADJECTIVES.split() for other in _NOUNS.split()]
+        head = [*tokenizer.prefix, *tokenizer.encode(["A list of numbers:\n\n"])[0]]
 
         def make(seed: int) -> Iterator[Recalled]:
             draws = Draws(seed)
-            place, code = draws.uniform(), number(draws, 4)
-            (key, *others) = drawn(keys, 1 + self.lengths[-1] // _SHORTEST, draws)
-            lines = tokenizer.encode([f"{key}: {code}\n", *(f"{o}: {number(draws, 4)}\n" for o in others)])
-            question, answer = asked(tokenizer, f"\nQuestion: What is the value of {key}?\n{key}:", code)
+            place = draws.uniform()
+            chosen = itertools.islice(drawn(keys, draws), 1 + self.lengths[-1] // _SHORTEST)
+            pairs = [(key, number(draws, 4)) for key in chosen]
+            lines = tokenizer.encode([f"{key}: {value}\n" for key, value in pairs])
+            question, answer = asked(tokenizer, f"{_WHICH_NUMBER}{pairs[0][0]}:", pairs[0][1])
             ends = np.cumsum([len(line) for line in lines])
-            used = len(prefix) + len(question) + len(answer)
+            used = len(head) + len(question) + len(answer)
             for length in self.lengths:
                 fit = int((ends <= self._room(length, used, int(ends[1]))).sum())
-                assert fit < len(lines), "no line is shorter than the shortest"
+                if fit == len(lines):
+                    raise UserError(f"lengths has {length}; there are keys for {used + int(ends[-1])} tokens")
                 at = int(place * fit)
-                text = [*prefix, *joined([*lines[1 : at + 1], lines[0], *lines[at + 1 : fit]]), *question]
+                text = [*head, *joined([*lines[1 : at + 1], lines[0], *lines[at + 1 : fit]]), *question]
                 yield Recalled([*text, *answer], len(text), length)
 
         return make
@@ -230,11 +235,10 @@ def number(draws: Draws, digits: int) -> str:
     return str(least + draws.below(9 * least))
 
 
-def drawn(items: Sequence[str], count: int, draws: Draws) -> list[str]:
-    """So many of them, or all, in an order that is drawn."""
-    left, taken = [*items], list[str]()
-    while left and len(taken) < count:
+def drawn(items: Sequence[str], draws: Draws) -> Iterator[str]:
+    """All of them in an order that is drawn, as far as it is asked for."""
+    left = [*items]
+    while left:
         at = draws.below(len(left))
         left[at], left[-1] = left[-1], left[at]
-        taken.append(left.pop())
-    return taken
+        yield left.pop()

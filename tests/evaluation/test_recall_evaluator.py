@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from copying import Copies
+from copying_runner import Copies
 from small_language import reading, write_jsonl
 
 import transmamba.evaluation.words as words
