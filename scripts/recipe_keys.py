@@ -18,6 +18,7 @@ import yaml
 
 from transmamba.api import student_models
 from transmamba.config.registry import (
+    BENCHMARKS,
     GENERATED,
     LOSSES,
     PAIRS,
@@ -60,6 +61,7 @@ PARTS: tuple[tuple[str, Registry], ...] = (
     ("task.data", READERS),
     ("task.data, pictures with captions", PAIRS),
     ("task.data, texts", TEXTS),
+    ("task.benchmarks, each", BENCHMARKS),
     ("task.generated, each", GENERATED),
 )
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): +(.*)")

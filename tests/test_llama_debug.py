@@ -70,12 +70,15 @@ def test_the_tokenizer_is_llama2_c_s(shared_data: Path, teacher: Path) -> None:
 
 def test_a_language_model_becomes_a_hybrid(shared_data: Path, teacher: Path) -> None:
     """Shorter than the recipe as it stands. The folder is read by a process that never imports transmamba."""
-    results = ran(shared_data, teacher, *SHORTER)
+    text = shared_data / "text" / "tinystories_head.txt"
+    needle = f"task.benchmarks=[{{name: needle, path: {text}, lengths: [150, 250], items: 4}}]"
+    results = ran(shared_data, teacher, *SHORTER, needle)
     found = results["student"]
     assert found["kl"] < 1.0 and found["perplexity"] > results["teacher"]["perplexity"]
     rows = [json.loads(line) for line in (teacher.parent / "run" / "metrics.jsonl").read_text().splitlines()]
     mixer = [row["loss/mixer"] for row in rows if "loss/mixer" in row]
     assert len(mixer) == 16 and mixer[-1] < 0.8 * mixer[0]
+    shown_everywhere(teacher.parent / "run", results)
     code = f"""
 import sys, json, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -100,6 +103,16 @@ print(json.dumps([type(model).__name__, logits[0, -1].tolist()]))
         ours = student.eval().run({"text": ids}).logits()[0, -1]
     assert kind == "BambaForCausalLM"
     assert torch.allclose(ours, torch.tensor(logits), atol=1e-4)
+
+
+def shown_everywhere(run: Path, results: dict[str, Any]) -> None:
+    """A benchmark is in the results, with how student and teacher differ, in the card and in the report."""
+    saved = json.loads((run / "results.json").read_text())
+    for who in ("student", "teacher"):
+        assert saved[who].keys() >= {"needle_acc", "needle_150_acc", "needle_250_acc"}
+    assert results["difference"]["needle_250_acc"]["items"] == 4
+    for page in ("student/README.md", "report.html"):
+        assert "needle at 250 tokens, acc %" in (run / page).read_text()
 
 
 def test_a_tied_student_goes_on_exactly(shared_data: Path, teacher: Path) -> None:

@@ -17,7 +17,8 @@ from transmamba.core.output import Logits
 from transmamba.core.task import Evaluator, Pass
 from transmamba.data.text.benchmarks import Question
 from transmamba.errors import UserError
-from transmamba.evaluation.likelihood import LikelihoodEvaluator, split_spaces
+from transmamba.evaluation.likelihood import LikelihoodEvaluator
+from transmamba.evaluation.requests import split_spaces
 from transmamba.evaluation.run import measure
 
 LETTERS = " abcdefgh.:"

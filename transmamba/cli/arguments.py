@@ -55,7 +55,7 @@ def task_of(
         if reader:  # such as root=, where the data lie elsewhere on this machine
             values["data"] |= pairs(reader)
     for word in below("task.", options):
-        if split == "train" and word.startswith(("zero_shot", "probe", "generated")):
+        if split == "train" and word.startswith(("zero_shot", "probe", "benchmarks", "generated")):
             raise UserError(
                 f"task.{word} is measured with the split test or validation; leave one of them out"
             )

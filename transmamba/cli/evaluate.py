@@ -15,7 +15,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
     parser.add_argument(
-        "--task", default="image_classification", help="image_classification (if left out) or image_text"
+        "--task",
+        default="image_classification",
+        help="image_classification (if left out), image_text or language",
     )
     parser.add_argument(
         "--data", help="a name of the task's readers, a folder or a file; left out: what RUN was trained on"
@@ -37,7 +39,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="key=value",
         help="reader options, such as root=/data/x; task.KEY=... for the task, as in a recipe: of image_text "
-        "task.zero_shot.0.data=FOLDER, task.zero_shot.0.templates=FILE, task.probe=FOLDER",
+        "task.zero_shot.0.data=FOLDER, task.zero_shot.0.templates=FILE, task.probe=FOLDER; of language "
+        "task.benchmarks.0.name=piqa, task.benchmarks.0.path=FOLDER",
     )
 
 

@@ -10,7 +10,9 @@ from ..errors import UserError
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "kind", nargs="?", help="teachers, students, losses, tasks, readers, pairs or texts; all if left out"
+        "kind",
+        nargs="?",
+        help="teachers, students, losses, tasks, readers, pairs, texts or benchmarks; all if left out",
     )
 
 
@@ -25,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         "readers": registry.READERS,
         "pairs": registry.PAIRS,
         "texts": registry.TEXTS,
+        "benchmarks": registry.BENCHMARKS,
     }
     if arguments.kind is not None and arguments.kind not in kinds:
         raise UserError(f"unknown kind {arguments.kind!r}; write one of {', '.join(kinds)}")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ..config.load import Part
-from ..config.registry import GENERATED, TASKS, TEXTS
+from ..config.registry import BENCHMARKS, GENERATED, TASKS, TEXTS
 from ..core.batch import Batch
 from ..core.task import Evaluator, Metric, Pass, Steps
 from ..core.text import LanguageTokenizer, TextOnly
@@ -24,6 +24,7 @@ from ..data.text.blocks import Blocks, Packed, Padded
 from ..data.text.cache import tokenised
 from ..data.text.tokenised import Tokenised
 from ..errors import UserError, refuse_all
+from .benchmarks import Benchmarks, names_twice
 from .generated import check_names, evaluators_of
 
 Indices = npt.NDArray[np.int64]
@@ -65,6 +66,9 @@ class LanguageConfig:
     split_seed:    which documents the validation split takes
     generated:     benchmarks that are answered in writing, measured with the final split
     cache:         the folder where the tokens are kept; ~/.cache/transmamba/tokens if left out
+    benchmarks:    what else models are measured on with the final split, no two of one name: questions
+        answered by likelihood, and what is recalled of a long context (`transmamba list benchmarks`). Not
+        while training, if that is watched on another split: `validation: 0.01` with `final_split: test`
     """
 
     data: Annotated[Any, Part(TEXTS)]
@@ -79,6 +83,7 @@ class LanguageConfig:
     split_seed: int = 0
     generated: tuple[Annotated[Any, Part(GENERATED)], ...] = ()
     cache: str | None = None
+    benchmarks: tuple[Annotated[Any, Part(BENCHMARKS)], ...] = ()
 
     def __post_init__(self) -> None:
         check_fraction(self.fraction)
@@ -88,11 +93,12 @@ class LanguageConfig:
             problems.append(
                 f"mixed has shares of {shares:g} together; write less than 1, for data is the rest"
             )
-        refuse_all(problems + check_names(self.generated))
+        refuse_all([*problems, *names_twice(self.benchmarks), *check_names(self.generated)])
 
     def build(self, preprocessing: Any) -> Language:
-        """Raises UserError for a model that says no tokenizer, for blocks longer than it reads, and as the
-        reader of what is measured does; as that of what is trained on does when it is asked for."""
+        """Raises UserError for a model that says no tokenizer, for blocks longer than it reads, and as
+        benchmarks and the reader of what is measured do; as that of what is trained on does when it is asked
+        for."""
         return Language(self, preprocessing)
 
 
@@ -116,6 +122,7 @@ class Language:
         self._texts: dict[str, Tokenised] = {}
         for split in dict.fromkeys((self.watched, self.final)):
             self.blocks(split)  # so that what is wrong with it is known before training, not after
+        self.benchmarks = Benchmarks(config.benchmarks, self.tokenizer)
         self._generated = evaluators_of(config.generated, self.tokenizer)
 
     @property
@@ -193,11 +200,12 @@ class Language:
         return batch
 
     def evaluators(self, split: str) -> tuple[Evaluator, ...]:
+        """Of the texts; with the final split, of the benchmarks too."""
         from ..evaluation.language import LanguageEvaluator
 
         self.documents(split)  # refuses a split that there is not
         own = LanguageEvaluator(split, partial(self.eval_batches, split), partial(self.shown, split))
-        return (own, *(self._generated if split == self.final else ()))
+        return (own, *self.benchmarks.evaluators, *self._generated) if split == self.final else (own,)
 
     def shown(self, split: str, block: int) -> str:
         """A block's text, to look at."""

@@ -21,7 +21,7 @@ def written(path: Path, *rows: Any) -> Path:
 
 
 def read(name: str, path: Path, **options: Any) -> list[Question]:
-    found: list[Question] = BENCHMARKS[name](path=str(path), **options).build()
+    found: list[Question] = BENCHMARKS[name](path=str(path), **options).build(None)
     return found
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ...config.registry import BENCHMARKS
+from ...core.text import LanguageTokenizer
 from ...errors import UserError
 
 
@@ -45,8 +46,9 @@ class _Benchmark:
         if self.items is not None and self.items < 1:
             raise UserError(f"items is {self.items}; write a number of questions, at least 1")
 
-    def build(self) -> list[Question]:
-        """Raises UserError for a file that is not there, or holds something else."""
+    def build(self, tokenizer: LanguageTokenizer) -> list[Question]:
+        """The questions, which do not depend on the tokenizer. Raises UserError for a file that is not there,
+        or holds something else."""
         path = Path(self.path).expanduser()
         questions = list(self._read(_found(path, self._FILES) if path.is_dir() else path))
         if not questions:
