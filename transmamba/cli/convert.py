@@ -15,6 +15,8 @@ from .words import below, nested
 if TYPE_CHECKING:
     from ..subcloning.subclone import SubcloneConfig
 
+# where a student is no image classifier
+_TASKS = {"clip": "image_text", "hybrid_lm": "language"}
 # short for init.KEY=true
 _FLAGS = {
     "fold": "fold LayerNorms into the linears first",
@@ -29,11 +31,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--student",
         default="vim",
-        help="vim (if left out) or ssd_vit, of the teacher's shape, a timm name, or clip: both towers of a "
-        "CLIP or SigLIP",
+        help="vim (if left out) or ssd_vit, of the teacher's shape, a timm name, clip: both towers of a CLIP "
+        "or SigLIP, or hybrid_lm: of a language model",
     )
     parser.add_argument("--architecture", metavar="NAME", help="of a teacher that is a file of weights alone")
-    parser.add_argument("--data", help="images to rank coordinates by and to average: see evaluate")
+    parser.add_argument(
+        "--data", help="images or texts to rank coordinates by and to begin with: see evaluate"
+    )
     parser.add_argument("--layers", type=_layers, help="all, half, or a number of student layers to clone")
     for name, text in _FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
@@ -59,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"{towers[0]} is an option of a clip, not of {arguments.student}; add --student clip")
     if reader and arguments.data is None:
         raise UserError(f"data.{reader[0]} is the reader's, and there is none; write --data and its name")
-    task = "image_text" if arguments.student == "clip" else "image_classification"  # whose readers are meant
+    task = _TASKS.get(arguments.student, "image_classification")  # whose readers are meant
     named = {} if arguments.architecture is None else {"architecture": arguments.architecture}
     report = convert_checkpoint(
         arguments.teacher,

@@ -75,11 +75,11 @@ def activation_scores(teacher: Teacher, batches: Iterable[Batch]) -> Scores:
 
     Raises UserError when there are no batches.
     """
-    sums: Scores = {}
+    found: dict[tuple[str, str], dict[tuple[int, int], Tensor]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     ends = {name: set(tower.ends) for name, tower in teacher.view.towers.items()}
 
-    def observe(tower: str, s: int, name: str, tensor: Tensor) -> None:
+    def observe(b: int, tower: str, s: int, name: str, tensor: Tensor) -> None:
         if name == "stream" and s in ends[tower]:
             key = "stream"
         elif name in ("values", "neurons"):
@@ -87,18 +87,19 @@ def activation_scores(teacher: Teacher, batches: Iterable[Batch]) -> Scores:
         else:
             return
         flat = tensor.float().abs().flatten(0, -2)
-        found = sums.setdefault(tower, {})
-        found[key] = found.get(key, 0) + flat.sum(dim=0)
+        found.setdefault((tower, key), {})[b, s] = flat.sum(dim=0)
         counts[tower, key] += len(flat)
 
-    for batch in batches:
-        teacher(batch.inputs, observe=observe)
-    if not sums:
+    for _ in teacher.walk([batch.inputs for batch in batches], observe):
+        pass
+    if not found:
         raise UserError("subcloning by activation needs calibration images; set init.importance to 'uniform'")
-    return {
-        tower: {key: (total / counts[tower, key]).cpu() for key, total in found.items()}
-        for tower, found in sums.items()
-    }
+    scores: Scores = {}
+    for (tower, key), sums in found.items():
+        # batch by batch, whatever was run first: sums are rounded
+        total = sum((sums[place] for place in sorted(sums)), torch.zeros(()))
+        scores.setdefault(tower, {})[key] = (total / counts[tower, key]).cpu()
+    return scores
 
 
 @torch.no_grad()

@@ -22,11 +22,12 @@ from ...ecosystems.texts import Beside
 from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...views.rope import Rope
-from ...views.view import View
+from ...views.view import Tower, View
 from .architectures import OURS, architecture_of, rotary_of
 from .layers import HybridLayer, Reading, RMSNorm
 from .plan import plan
-from .start import calibrate
+from .shape import blocks_of
+from .start import Walk, calibrate
 from .stock import as_stock, save
 
 PLAIN = Want()
@@ -166,6 +167,17 @@ class HybridStudent(nn.Module):
             return checkpoint(layer, x, reading, use_reentrant=False)
         return layer(x, reading)
 
+    def narrower(self, theirs: Tower) -> bool:
+        """Whether it has fewer channels, heads or neurons than a teacher's tower, so that some are chosen."""
+        attention, mlp = blocks_of(theirs)[0]
+        mine = (self.width, self.config.num_attention_heads, self.config.num_key_value_heads)
+        return (*mine, self._layers[0].neurons) != (
+            theirs.width,
+            attention.heads,
+            attention.kv_heads or attention.heads,
+            len(mlp.up.weight),
+        )
+
     def plan(self, view: View, select: Any = None) -> Iterator[Take | Dropped]:
         """What takes which tensor of a teacher's decoder: all of them but positions in Mamba-2 layers. Raises
         UserError for a teacher of another shape."""
@@ -173,13 +185,13 @@ class HybridStudent(nn.Module):
 
     def calibrate_(
         self,
-        teacher: Callable[[Mapping[str, Tensor], Captures], Output],
+        walk: Walk,
         kinds: Sequence[str],
         texts: Sequence[Mapping[str, Tensor]],
         layers: int,
     ) -> None:
         """What `plan` cannot say of a start, see `start.calibrate`."""
-        calibrate(self, teacher, kinds, texts, layers)
+        calibrate(self, walk, kinds, texts, layers)
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         mlp = f".{architecture_of(self.config).mlp}."
@@ -214,5 +226,5 @@ class HybridStudent(nn.Module):
         return as_stock(self)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """config.json, model.safetensors, generation_config.json, and the tokenizer where there is one."""
+        """config.json, safetensors, generation_config.json, and the tokenizer where there is one."""
         save(self, Path(folder))

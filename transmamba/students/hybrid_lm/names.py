@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from ...config.registry import STUDENTS
@@ -31,6 +34,9 @@ class HybridLM:
     conv_tap:  the convolution at the token itself, to begin with: below 1 SiLU bends less what it reads, and
         the gated norm's weight makes up for it
     """
+
+    # its plan asks for each of a teacher's blocks once, in order: they need not all be in memory
+    streams: ClassVar[bool] = True
 
     attention_layers: tuple[int, ...] = ()
     architecture: Literal["auto", "bamba", "granite"] = "auto"
@@ -60,13 +66,21 @@ class HybridLM:
         """Raises UserError without a teacher, and for one that no class of transformers holds as a hybrid."""
         if spec.view is None:
             raise UserError("student hybrid_lm takes its shape from a teacher; name one")
+        from .mixer import norm_weight
         from .model import HybridStudent
         from .shape import architecture_for, shape_of
 
         kind = architecture_for(spec.view, self.architecture)
         fused = not ARCHITECTURES[kind].mlp_bias
         shape = shape_of(spec.view, self.attention_layers, self.depth, fused)
-        return HybridStudent(make_config(kind, shape), half_life=self.half_life, tap=self.conv_tap)
+        dtype = spec.dtype or torch.get_default_dtype()
+        if norm_weight(shape.eps, self.conv_tap) > torch.finfo(dtype).max:
+            raise UserError(
+                f"student.conv_tap is {self.conv_tap}, for which {dtype} cannot hold the norm's weight; "
+                "write a larger one, such as 0.1"
+            )
+        with _numbers_of(dtype):
+            return HybridStudent(make_config(kind, shape), half_life=self.half_life, tap=self.conv_tap)
 
     def preprocessing(self) -> Any:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")
@@ -85,3 +99,14 @@ class HybridLM:
         from .stock import load
 
         return load(source, HybridStudent)
+
+
+@contextmanager
+def _numbers_of(dtype: torch.dtype) -> Iterator[None]:
+    """Within it new parameters are of this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -7,22 +7,28 @@ with w h = 1 for every token h. Shapes: M tokens, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...core.output import Capture, Captures, Context, Output
+from ...core.output import Context
+from ...views.view import Walker
+from .layers import HybridLayer
 from .mixer import OPEN_GATE, HybridMixer
 
 if TYPE_CHECKING:
     from .model import HybridStudent
 
-Teacher = Callable[[Mapping[str, Tensor], Captures], Output]
+# a teacher's `walk`: inputs of batches through one sublayer after the other
+Walk = Callable[[Sequence[Mapping[str, Tensor]], Walker], Iterator[tuple[str, int]]]
 
 # of the words drawn where nobody gives a text
 _ROWS, _WORDS = 8, 256
+# tokens of which each head's output is made at once
+_TOKENS = 128
 # in units of the mean square of a channel, or of a head
 _RIDGE = 1e-3
 # of the usual factor of a layer's heads
@@ -31,30 +37,33 @@ _LEAST = 0.1
 
 def calibrate(
     student: HybridStudent,
-    teacher: Teacher,
+    walk: Walk,
     kinds: Sequence[str],
     texts: Sequence[Mapping[str, Tensor]],
     layers: int,
 ) -> None:
-    """Open the gates, and scale the outputs, of those of the first `layers` layers that are Mamba-2's.
+    """Open the gates, and scale the outputs, of those of the first `layers` layers that are Mamba-2's, each
+    as soon as the teacher has gone through its attention: what is held is one sublayer's.
 
-    teacher: what the teacher makes of inputs, with what is captured
-    kinds:   of its sublayers
-    texts:   inputs of batches; without any, words are drawn, the same ones each time
+    kinds: of the teacher's sublayers
+    texts: inputs of batches; without any, words are drawn, the same ones each time
     """
-    sources = {k: s for k, s in student.sources(kinds).items() if k < layers}
-    if not sources:
+    todo = {s: k for k, s in student.sources(kinds).items() if k < layers}
+    if not todo:
         return
-    texts = texts or [_drawn_words(student)]
-    capture = Capture(mixers=dict.fromkeys(sources.values(), frozenset(("input", "output"))))
-    taught = [teacher(inputs, {"decoder": capture}).streams["decoder"].mixers for inputs in texts]
-    contexts = [Context.of(inputs) for inputs in texts]
-    dtype = student.lm_head.weight.dtype
-    for k, s in sources.items():
-        inputs = [mixers[s]["input"].to(dtype) for mixers in taught]
-        wanted = [mixers[s]["output"].to(dtype) for mixers in taught]
-        _open_gate(student, k, inputs, contexts)
-        _scale_output(student, k, inputs, wanted, contexts)
+    rows = [row for text in texts or [_drawn_words(student)] for row in _rows_of(text)]
+    contexts, seen = [Context.of(row) for row in rows], dict[str, list[Tensor]]()
+
+    def observe(_: int, tower: str, s: int, name: str, tensor: Tensor) -> None:
+        if tower == "decoder" and s in todo and name in ("input", "output"):
+            seen.setdefault(name, []).append(tensor)
+
+    for tower, s in walk(rows, observe):
+        if tower == "decoder" and s in todo:
+            _begin(student.layer(todo.pop(s)), seen["input"], seen["output"], contexts)
+            seen.clear()
+        if not todo:
+            return
 
 
 def _drawn_words(student: HybridStudent) -> dict[str, Tensor]:
@@ -64,47 +73,65 @@ def _drawn_words(student: HybridStudent) -> dict[str, Tensor]:
     return {"text": torch.randint(student.vocabulary, (_ROWS, length), generator=seeded).to(device)}
 
 
+def _rows_of(text: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """A batch's inputs by themselves, for a mixer's inner tensors are large."""
+    for row in range(len(text["text"])):
+        yield {name: tensor[row : row + 1] for name, tensor in text.items()}
+
+
+def _begin(
+    layer: HybridLayer, inputs: Sequence[Tensor], wanted: Sequence[Tensor], contexts: Sequence[Context]
+) -> None:
+    """One layer's gate and outputs. In half precision they are found by a copy in float32, then rounded."""
+    norm, mixer = layer.input_layernorm, layer.mamba
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    if dtype != norm.weight.dtype:
+        norm, mixer = copy.deepcopy(norm).to(dtype), copy.deepcopy(mixer).to(dtype)
+
+    def normed() -> Iterator[tuple[Tensor, Context]]:
+        for x, context in zip(inputs, contexts, strict=True):
+            yield norm(x.to(dtype)), context
+
+    _open_gate(mixer, normed())
+    _scale_output(mixer, normed(), wanted)
+    if mixer is not layer.mamba:
+        layer.mamba.rows("z").copy_(mixer.rows("z"))
+        layer.mamba.norm.weight.copy_(mixer.norm.weight)
+
+
 def _real(x: Tensor, context: Context) -> Tensor:
-    """The real tokens (M, D) of x (B, L, D), in float64."""
-    return (x.flatten(0, 1) if context.mask is None else x[context.mask]).double()
+    """The real tokens (M, D) of a row x (1, L, D), in float64."""
+    return (x[0] if context.mask is None else x[context.mask]).double()
 
 
-def _open_gate(student: HybridStudent, k: int, inputs: Sequence[Tensor], contexts: Sequence[Context]) -> None:
-    layer, mixer = student.layer(k), student.layer(k).mamba
-    assert isinstance(mixer, HybridMixer), "no layer of attention"
-    normed = torch.cat([_real(layer.input_layernorm(x), c) for x, c in zip(inputs, contexts, strict=True)])
-    square = normed.mT @ normed
-    ridge = (
-        _RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype, device=square.device)
-    )
-    row = torch.linalg.solve(square + ridge, normed.sum(dim=0))
-    mixer.rows("z").copy_(OPEN_GATE * row)
+def _open_gate(mixer: HybridMixer, normed: Iterable[tuple[Tensor, Context]]) -> None:
+    width = mixer.in_proj.in_features
+    square = torch.zeros(width, width, dtype=torch.float64, device=mixer.D.device)
+    along = square.new_zeros(width)
+    for x, context in normed:
+        tokens = _real(x, context)
+        square.addmm_(tokens.mT, tokens)
+        along += tokens.sum(dim=0)
+    square.diagonal().add_(_RIDGE * square.diagonal().mean())
+    mixer.rows("z").copy_(OPEN_GATE * torch.linalg.solve(square, along))
 
 
 def _scale_output(
-    student: HybridStudent,
-    k: int,
-    inputs: Sequence[Tensor],
-    wanted: Sequence[Tensor],
-    contexts: Sequence[Context],
+    mixer: HybridMixer, normed: Iterable[tuple[Tensor, Context]], wanted: Sequence[Tensor]
 ) -> None:
     """Let the norm's weight carry the factor of each head with which all together are nearest to attention's
     output. It may be negative: a scan without rotary positions may point the other way."""
-    mixer: HybridMixer = student.layer(k).mamba
-    heads, within = mixer.heads, Capture(mixers={k: frozenset(("values",))})
+    heads = mixer.heads
     square = torch.zeros(heads, heads, dtype=torch.float64, device=mixer.D.device)
     along = square.new_zeros(heads)
-    columns = mixer.out_proj.weight.double().unflatten(1, (heads, -1))  # (D, H, P)
-    for x, target, context in zip(inputs, wanted, contexts, strict=True):
-        values = student.mixer(k, x, context, within)[1]["values"]
-        # a row at a time, for there are as many streams as heads
-        for row in range(len(x)):
-            mask = None if context.mask is None else context.mask[row]
-            real = slice(None) if mask is None else mask
-            each = values[row, real].double().unflatten(-1, (heads, -1))
-            made = torch.einsum("mhp,dhp->hmd", each, columns).flatten(1)
+    columns = mixer.out_proj.weight.double().mT.unflatten(0, (heads, -1))  # (H, P, D)
+    for (x, context), target in zip(normed, wanted, strict=True):
+        values = _real(mixer(x, context).parts["values"], context).unflatten(-1, (heads, -1))
+        pieces = zip(values.split(_TOKENS), _real(target, context).split(_TOKENS), strict=True)
+        for each, goal in pieces:  # there are as many streams as heads
+            made = (each.transpose(0, 1) @ columns).flatten(1)
             square += made @ made.mT
-            along += made @ target[row, real].double().flatten()
+            along += made @ goal.flatten()
     factors = _least_squares(square, along)
     mixer.norm.weight.copy_((mixer.norm.weight.unflatten(0, (heads, -1)) * factors[:, None]).flatten())
 
