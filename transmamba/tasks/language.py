@@ -92,6 +92,10 @@ class LanguageConfig:
         reader of what is measured does; as that of what is trained on does when it is asked for."""
         return Language(self, preprocessing)
 
+    def build_training(self, preprocessing: Any) -> Language:
+        """The same without evaluation splits."""
+        return Language(self, preprocessing, measured=False)
+
 
 class Language:
     """The data of one run, as one model sees them. A `core.task.Task`.
@@ -99,19 +103,20 @@ class Language:
     preprocessing: the model's
     watched:       'validation' if a share of the training data is held out, 'test' otherwise
     final:         the split that the finished model is measured on
+    measured:      whether it will be: else its evaluation splits are not opened
     """
 
     num_classes = None
     inputs = ("text",)
 
-    def __init__(self, config: LanguageConfig, preprocessing: Any) -> None:
+    def __init__(self, config: LanguageConfig, preprocessing: Any, measured: bool = True) -> None:
         self.config, self.preprocessing = config, preprocessing
         self.tokenizer = _tokenizer(preprocessing)
         _check_context(config.block, self.tokenizer.context, "the model")
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
         self._texts: dict[str, Tokenised] = {}
-        for split in dict.fromkeys((self.watched, self.final)):
+        for split in dict.fromkeys((self.watched, self.final)) if measured else ():
             self.blocks(split)  # so that what is wrong with it is known before training, not after
 
     @property
