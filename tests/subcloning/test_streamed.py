@@ -78,18 +78,21 @@ def test_it_is_the_conversion_of_the_whole_teacher(name: str, dtype: torch.dtype
     assert isinstance(load_student(out), type(student))
 
 
-@pytest.mark.parametrize("layers", ["all", 1])
-def test_with_texts_too(layers: Any, tmp_path: Path) -> None:
+NARROWER = dict(width=20, neurons=24, heads=2)
+
+
+@pytest.mark.parametrize(("layers", "options"), [("all", {}), (1, {}), ("all", NARROWER)])
+def test_with_texts_too(layers: Any, options: dict[str, Any], tmp_path: Path) -> None:
     folder, texts = folder_of("Llama 2", tmp_path), batches(0, 3, 5)
-    init = SubcloneConfig(layers=layers, importance="uniform")
+    init, options = SubcloneConfig(layers=layers), dict(options, attention_layers=[2])
     made = []
     for teacher in (load_streamed_teacher(str(folder)), load_teacher(folder)):
         assert teacher is not None
         torch.manual_seed(0)
-        student, _ = convert(teacher, "hybrid_lm", init=init, calibration=texts, attention_layers=[2])
+        student, _ = convert(teacher, "hybrid_lm", init=init, calibration=texts, **options)
         made.append(student.state_dict())
     torch.manual_seed(0)
-    others, _ = convert(folder, "hybrid_lm", init=init, calibration=batches(9, 3), attention_layers=[2])
+    others, _ = convert(folder, "hybrid_lm", init=init, calibration=batches(9, 3), **options)
     gate = "model.layers.0.mamba.in_proj.weight"
     assert all(torch.equal(made[0][name], made[1][name]) for name in made[1])
     assert not torch.equal(made[0][gate], others.state_dict()[gate]), "the texts do say something"
@@ -112,7 +115,11 @@ def test_each_block_is_read_once_for_its_tensors_and_once_to_run(
     convert(teacher, "hybrid_lm", calibration=batches(0, 2, 3, 4), attention_layers=[2])
     times = {name.split(".")[2]: read[name] for name in read if ".layers." in name}
     assert times == {"0": 2, "1": 2, "2": 1}
-    assert all(read[name] == 1 for name in read if ".layers." not in name)
+    read.clear()
+    convert(teacher, "hybrid_lm", calibration=batches(0, 2, 3, 4), attention_layers=[2], **NARROWER)
+    times = {name.split(".")[2]: read[name] for name in read if ".layers." in name}
+    assert times == {"0": 3, "1": 3, "2": 2}, "and once more to rank what a narrower one keeps"
+    assert all(".layers." in name for name in read), "embedding, norm and head are there"
 
 
 @pytest.mark.parametrize("name", sorted(DECODERS))

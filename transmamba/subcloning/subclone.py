@@ -105,7 +105,7 @@ def subclone(
                 report.dropped.append(item)
             else:
                 report.rows.append(_execute(item, parameters))
-        _calibrate(student, teacher, limit, calibration)
+        _calibrate(student, teacher, limit, calibration, select)
         if config.average:
             _average(student, view, limit, calibration)
     taken = report.cloned
@@ -156,14 +156,21 @@ def _average(student: Student, view: View, layers: int, calibration: Sequence[Ba
     student.train(was_training)
 
 
-def _calibrate(student: Student, teacher: Teacher, layers: int, calibration: Sequence[Batch]) -> None:
+def _calibrate(
+    student: Student,
+    teacher: Teacher,
+    layers: int,
+    calibration: Sequence[Batch],
+    select: Mapping[str, Selection],
+) -> None:
     """Let towers that can take what no tensor of the teacher's says from what it makes of some items."""
     assert isinstance(student, nn.Module), "a student is a module"
     device = next(student.parameters()).device
     for name, tower in student.towers.items():
         if hasattr(tower, "calibrate_") and name in teacher.view.towers:
             inputs = [batch.to(device).inputs for batch in calibration]
-            tower.calibrate_(teacher.walk, teacher.view.towers[name].kinds, inputs, layers)
+            kinds, kept = teacher.view.towers[name].kinds, select[name].residual
+            tower.calibrate_(teacher.walk, kinds, inputs, layers, kept.to(device))
 
 
 def cloned_layers(student: Student, config: SubcloneConfig) -> int:

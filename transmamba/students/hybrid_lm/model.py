@@ -21,6 +21,7 @@ from ...ecosystems.origin import Origin
 from ...ecosystems.texts import Beside
 from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
+from ...subcloning.selection import Selection
 from ...views.rope import Rope
 from ...views.view import Tower, View
 from .architectures import OURS, architecture_of, rotary_of
@@ -178,10 +179,13 @@ class HybridStudent(nn.Module):
             len(mlp.up.weight),
         )
 
-    def plan(self, view: View, select: Any = None) -> Iterator[Take | Dropped]:
+    def plan(self, view: View, select: Mapping[str, Selection] | None = None) -> Iterator[Take | Dropped]:
         """What takes which tensor of a teacher's decoder: all of them but positions in Mamba-2 layers. Raises
-        UserError for a teacher of another shape."""
-        return plan(self, view)
+        UserError for a teacher of another shape.
+
+        select: which coordinates a narrower one keeps; without it they are evenly spaced
+        """
+        return plan(self, view, None if select is None else select["decoder"])
 
     def calibrate_(
         self,
@@ -189,9 +193,10 @@ class HybridStudent(nn.Module):
         kinds: Sequence[str],
         texts: Sequence[Mapping[str, Tensor]],
         layers: int,
+        kept: Tensor,
     ) -> None:
         """What `plan` cannot say of a start, see `start.calibrate`."""
-        calibrate(self, walk, kinds, texts, layers)
+        calibrate(self, walk, kinds, texts, layers, kept)
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         mlp = f".{architecture_of(self.config).mlp}."

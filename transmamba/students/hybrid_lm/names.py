@@ -30,6 +30,11 @@ class HybridLM:
     architecture: transformers' class: `bamba`, or `granite` (GraniteMoeHybrid, which has biases of q, k and v
         elsewhere, too); `auto`: granite for a Qwen2, else bamba
     depth:     layers, where they are fewer than the teacher's, taken from both of its ends
+    width:     channels of the stream, where they are fewer than the teacher's: those that matter most
+        (`init.importance`), the same ones in all layers. So are the next three, in each layer by itself
+    heads:     of attention and of Mamba-2, which stay as large as the teacher's
+    kv_heads:  of k and v; left out: as many heads of q on each as the teacher has
+    neurons:   of each MLP
     half_life: tokens after which what a Mamba-2 layer remembers is half as large, to begin with
     conv_tap:  the convolution at the token itself, to begin with: below 1 SiLU bends less what it reads, and
         the gated norm's weight makes up for it
@@ -41,6 +46,10 @@ class HybridLM:
     attention_layers: tuple[int, ...] = ()
     architecture: Literal["auto", "bamba", "granite"] = "auto"
     depth: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    neurons: int | None = None
     half_life: float = 8.0
     conv_tap: float = 0.1
 
@@ -54,8 +63,9 @@ class HybridLM:
                 f"attention_layers is {list(self.attention_layers)}; write the teacher's layers, each once, "
                 "counted from 0"
             )
-        if self.depth is not None and self.depth < 1:
-            problems.append(f"depth is {self.depth}; write a number of layers, or leave it out")
+        for name in ("depth", "width", "heads", "kv_heads", "neurons"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                problems.append(f"{name} is {count}; write a number of at least 1, or leave it out")
         if not self.half_life > 0:
             problems.append(f"half_life is {self.half_life}; write tokens, above 0")
         if not 0 < self.conv_tap <= 1:
@@ -72,7 +82,7 @@ class HybridLM:
 
         kind = architecture_for(spec.view, self.architecture)
         fused = not ARCHITECTURES[kind].mlp_bias
-        shape = shape_of(spec.view, self.attention_layers, self.depth, fused)
+        shape = shape_of(spec.view, self, fused)
         dtype = spec.dtype or torch.get_default_dtype()
         if norm_weight(shape.eps, self.conv_tap) > torch.finfo(dtype).max:
             raise UserError(

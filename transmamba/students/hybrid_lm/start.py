@@ -41,22 +41,26 @@ def calibrate(
     kinds: Sequence[str],
     texts: Sequence[Mapping[str, Tensor]],
     layers: int,
+    kept: Tensor,
 ) -> None:
     """Open the gates, and scale the outputs, of those of the first `layers` layers that are Mamba-2's, each
     as soon as the teacher has gone through its attention: what is held is one sublayer's.
 
     kinds: of the teacher's sublayers
     texts: inputs of batches; without any, words are drawn, the same ones each time
+    kept:  the teacher's channel behind each of the student's
     """
     todo = {s: k for k, s in student.sources(kinds).items() if k < layers}
     if not todo:
         return
     rows = [row for text in texts or [_drawn_words(student)] for row in _rows_of(text)]
     contexts, seen = [Context.of(row) for row in rows], dict[str, list[Tensor]]()
+    every = torch.equal(kept.cpu(), torch.arange(len(kept)))  # or the first ones
 
     def observe(_: int, tower: str, s: int, name: str, tensor: Tensor) -> None:
         if tower == "decoder" and s in todo and name in ("input", "output"):
-            seen.setdefault(name, []).append(tensor)
+            mine = tensor[..., : len(kept)] if every else tensor[..., kept]
+            seen.setdefault(name, []).append(mine)
 
     for tower, s in walk(rows, observe):
         if tower == "decoder" and s in todo:
