@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from transmamba import UserError, convert, load_student
+from transmamba.cli.main import main
 from transmamba.core.batch import Batch
 from transmamba.core.output import Capture
 from transmamba.ecosystems.slices import Slices
@@ -231,3 +232,23 @@ def test_the_peak_is_a_shard_beside_the_student(tmp_path: Path) -> None:
     mib = json.loads(line.removeprefix("convert"))
     assert mib["student"] > 200 and 60 < mib["largest_shard"] < 85
     assert mib["above_imports"] < mib["student"] + 1.2 * mib["largest_shard"], mib
+
+
+def test_texts_are_read_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file of texts, without a test split; by them a narrower student's channels are ranked."""
+    from small_language import TEXTS, texts_file, tokenizer_folder
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer_folder(tmp_path / "llama")
+    config = LlamaConfig(**{**SHAPE, "vocab_size": 300, "max_position_embeddings": 32})
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "llama")
+    texts = texts_file(tmp_path / "texts.jsonl", TEXTS * 4)
+    words = ["convert", str(tmp_path / "llama"), str(tmp_path / "out"), "--student", "hybrid_lm", "width=20"]
+    assert main([*words, "task.block=16"]) == 2
+    assert "task.block=16 is the reader's, and there is none; write --data" in capsys.readouterr().err
+    assert main([*words, "--data", "text", f"data.train={texts}", "task.block=16"]) == 0
+    assert "sliced" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out/subclone.json").read_text())
+    assert found["counts"]["sliced"] > 20 and (tmp_path / "out/tokenizer.json").is_file()
+    assert {t.dtype for t in tensors(tmp_path / "out").values()} == {torch.bfloat16}

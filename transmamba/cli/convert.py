@@ -47,8 +47,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "options",
         nargs="*",
         metavar="key=value",
-        help="init.KEY=... as in a recipe; data.KEY=... for the reader; others for the student, such as "
-        "gate_bias=true, or of a clip image.kind=ssd_vit",
+        help="init.KEY=... as in a recipe; data.KEY=... for the reader, task.KEY=... (block) for how it is "
+        "read; others for the student, such as gate_bias=true, or of a clip image.kind=ssd_vit",
     )
 
 
@@ -58,21 +58,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     options: list[str] = arguments.options
     reader, init = below("data.", options), below("init.", options)
+    reading = [word for word in options if word.startswith("task.")]
     towers = [word for word in options if word.startswith(("image.", "text."))]
     if towers and arguments.student != "clip":
         raise UserError(f"{towers[0]} is an option of a clip, not of {arguments.student}; add --student clip")
-    if reader and arguments.data is None:
-        raise UserError(f"data.{reader[0]} is the reader's, and there is none; write --data and its name")
+    if (given := [*(f"data.{word}" for word in reader), *reading]) and arguments.data is None:
+        raise UserError(f"{given[0]} is the reader's, and there is none; write --data and its name")
     task = _TASKS.get(arguments.student, "image_classification")  # whose readers are meant
     named = {} if arguments.architecture is None else {"architecture": arguments.architecture}
     report = convert_checkpoint(
         arguments.teacher,
         Path(arguments.out),
         student=arguments.student,
-        data=task_of(arguments.data, reader, task) if arguments.data else None,
+        data=task_of(arguments.data, [*reader, *reading], task) if arguments.data else None,
         init=_init(arguments, init),
         overwrite=arguments.overwrite,
-        options=nested([word for word in options if not word.startswith(("data.", "init."))]),
+        options=nested([word for word in options if not word.startswith(("data.", "init.", "task."))]),
         **named,
     )
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)

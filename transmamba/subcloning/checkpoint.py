@@ -71,7 +71,8 @@ def convert_checkpoint(
         preprocessing = source.preprocessing
         batches: list[Batch] = []
         if data is not None:
-            batches = list(data.build(preprocessing).calibration(init.calibration_images, 64))
+            build = data.build_training if hasattr(data, "build_training") else data.build
+            batches = list(build(preprocessing).calibration(init.calibration_images, 64))
         model, report = convert(source, student, init=init, calibration=batches, **(options or {}))
     with written_to(out) as folder:
         save_model(model, folder, preprocessing)
