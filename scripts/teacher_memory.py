@@ -1,8 +1,10 @@
-"""A teacher of random numbers: host memory to load it, tokens/s and GPU memory of its forward pass.
+"""A teacher of random numbers: host memory to load it and to convert it, tokens/s and GPU memory of its
+forward pass.
 
-    python scripts/teacher_memory.py make FOLDER [1.3b|7b]   (a Llama in bf16, 2.7 or 13.5 GB)
+    python scripts/teacher_memory.py make FOLDER [1.3b|7b|70b [LAYERS]]   (a Llama in bf16: 2.7, 13.5 GB ...)
 python scripts/teacher_memory.py resident FOLDER
 python -m torch.distributed.run --nproc-per-node 2 scripts/teacher_memory.py sharded FOLDER
+    python scripts/teacher_memory.py convert FOLDER OUT    (to a pure hybrid_lm, streamed)
 
     python scripts/teacher_memory.py forward FOLDER resident   (or offloaded)
 python -m torch.distributed.run --nproc-per-node 2 scripts/teacher_memory.py forward FOLDER sharded
@@ -12,6 +14,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +28,13 @@ if TYPE_CHECKING:
 SHAPES = {
     "1.3b": dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=28, num_key_value_heads=4),
     "7b": dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_key_value_heads=32),
+    "70b": dict(
+        hidden_size=8192,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+    ),
 }
 COMMON = dict(vocab_size=32000, num_attention_heads=32, tie_word_embeddings=False)
 ROWS, LENGTH, REPEATS = 4, 2048, 10  # of text on each process, and how often it is read
@@ -37,13 +47,14 @@ def peak() -> float:
     return int(line.split()[1]) / 1024
 
 
-def make(folder: str, shape: str = "1.3b") -> None:
+def make(folder: str, shape: str = "1.3b", layers: str = "") -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = LlamaForCausalLM(LlamaConfig(**COMMON, **SHAPES[shape]))
-    model.save_pretrained(folder, max_shard_size="1GB")
+        cut = {"num_hidden_layers": int(layers)} if layers else {}
+        model = LlamaForCausalLM(LlamaConfig(**{**COMMON, **SHAPES[shape], **cut}))
+    model.save_pretrained(folder, max_shard_size="5GB" if shape == "70b" else "1GB")
 
 
 def resident(folder: str) -> None:
@@ -72,6 +83,32 @@ def by_slices(folder: str, device: torch.device) -> "Teacher":
     from transmamba.teachers.sliced import load_sharded
 
     return load_sharded(CausalLanguageModel(model=folder), read_source(folder), device)
+
+
+def convert(folder: str, out: str) -> None:
+    """In MiB: the most that converting took above what its imports take, the largest file of the checkpoint,
+    and the student."""
+    from transmamba.subcloning.checkpoint import convert_checkpoint
+
+    with tempfile.TemporaryDirectory() as small:  # once, so that everything is imported
+        tiny(f"{small}/teacher")
+        convert_checkpoint(f"{small}/teacher", Path(small) / "out", student="hybrid_lm")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = peak()
+    convert_checkpoint(folder, Path(out), student="hybrid_lm")
+    sizes = {
+        "above_imports": peak() - before,
+        "largest_shard": max(file.stat().st_size for file in Path(folder).glob("*.safetensors")) / 2**20,
+        "student": sum(file.stat().st_size for file in Path(out).glob("*.safetensors")) / 2**20,
+    }
+    print("convert", json.dumps({name: round(size) for name, size in sizes.items()}))
+
+
+def tiny(folder: str) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    LlamaForCausalLM(LlamaConfig(vocab_size=100, **shape)).to(torch.bfloat16).save_pretrained(folder)
 
 
 def forward(folder: str, placement: str) -> None:
@@ -118,5 +155,11 @@ def told(what: str, before: float, parameters: int) -> None:
 
 
 if __name__ == "__main__":
-    commands = {"make": make, "resident": resident, "sharded": sharded, "forward": forward}
+    commands = {
+        "make": make,
+        "resident": resident,
+        "sharded": sharded,
+        "convert": convert,
+        "forward": forward,
+    }
     commands[sys.argv[1]](*sys.argv[2:])

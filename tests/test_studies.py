@@ -11,7 +11,7 @@ import yaml
 
 from transmamba.config import load as configs
 from transmamba.runs.recipe import Recipe
-from transmamba.training.stage import stage_steps
+from transmamba.training.stage import Items, stage_steps
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -54,7 +54,8 @@ def test_every_arm_takes_the_same_steps() -> None:
     assert len(cells) > 100
     for name, recipe in cells.items():
         expected = lengths.get(name.split(".")[2].split("_")[-1], 800)
-        assert sum(stage_steps(recipe.stages, 45_000, recipe.trainer.global_batch)) == expected, name
+        items = [Items(45_000)] * len(recipe.stages)
+        assert sum(stage_steps(recipe.stages, items, recipe.trainer.global_batch)) == expected, name
         assert recipe.trainer.global_batch == 256
         assert recipe.task.validation and recipe.task.final_split == "test"
 

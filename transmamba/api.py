@@ -32,7 +32,7 @@ __all__ = [
     "student_models",
 ]
 
-_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors")
+_WEIGHTS = ("model.safetensors", "open_clip_model.safetensors", "model.safetensors.index.json")
 
 
 def distill(
@@ -110,7 +110,7 @@ def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token:
     folder = model_folder(path)
     if folder is None or not any((folder / name).is_file() for name in _WEIGHTS):
         raise UserError(
-            f"{path}: no student there; write a run folder or a folder with {' or '.join(_WEIGHTS)}"
+            f"{path}: no student there; write a run folder or a folder with {' or '.join(_WEIGHTS[:2])}"
         )
     api = HfApi(token=token)
     try:

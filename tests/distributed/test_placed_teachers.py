@@ -159,7 +159,7 @@ def test_by_slices_what_does_not_fit_is_one_line(tmp_path: Path, alone: Any) -> 
     next(tmp_path.glob("model-00003*")).unlink()
     with pytest.raises(UserError, match="lacks its file model-00003"):
         load_sharded(part, read_source(part.model), CPU)
-    with pytest.raises(UserError, match=r"\.gguf' cannot be sharded"):
+    with pytest.raises(UserError, match=r"\.gguf' cannot be read by slices"):
         (tmp_path / "m.gguf").touch()
         load_sharded(part, read_source(str(tmp_path / "m.gguf")), CPU)
 

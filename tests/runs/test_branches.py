@@ -16,6 +16,7 @@ from transmamba.reporting.metrics import read_results
 from transmamba.runs.branches import branches_of
 from transmamba.runs.folder import claim_folder
 from transmamba.runs.recipe import Recipe
+from transmamba.training.stage import Items
 from transmamba.training.step import Stepper
 from transmamba.training.trainer import Interrupted
 
@@ -109,7 +110,7 @@ def test_overwrite_removes_branches(tmp_path: Path) -> None:
 def test_lengths_in_other_units(tmp_path: Path) -> None:
     stage = dict(steps=None, samples=800, branches=[160, 400])
     recipe = recipe_of(tmp_path, "trunk", **(dict(steps=1, branches=[]) | stage))
-    first, second = branches_of(recipe, num_train=37, row_tokens=None)
+    first, second = branches_of(recipe, [Items(37)] * len(recipe.stages))
     assert (first.step, second.step) == (3 + 10, 3 + 25)
     assert [Path(each.recipe.output_dir).name for each in (first, second)] == ["samples-160", "samples-400"]
     assert first.recipe.stages[1].samples == 160 and first.recipe.stages[1].branches == ()

@@ -264,7 +264,8 @@ def test_fitted_half_lives_are_those_that_made_the_values() -> None:
             for row in normed
         ]
         student.layer(1).mamba.rows("z").zero_()[:, 0] = OPEN_GATE / normed[0, 0, 0]  # open alike for all
-        _choose_half_lives(student, 1, [x], [torch.stack(wanted)], [Context()])
+        rows = [(row[None], Context()) for row in student.layer(1).input_layernorm(x)]
+        _choose_half_lives(student.layer(1).mamba, lambda: rows, [row[None] for row in wanted])
     found = math.log(2) / student.layer(1).mamba.A_log.detach().exp()
     assert found.tolist() == pytest.approx(half_lives.tolist())
 

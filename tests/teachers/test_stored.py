@@ -123,19 +123,21 @@ def test_the_teacher_is_not_run_in_training(
     teacher = pipeline.parts.teacher
     assert isinstance(teacher, StoredTeacher)
     assert teacher.to("meta").view.tensor.device.type == "cpu", "it goes where it is run"
-    real, calls = View.run, []
+    real: dict[str, Any] = {"run": View.run, "walk": View.walk}
+    calls: list[str] = []
+    for way in real:
 
-    def counted(self: View, *arguments: Any) -> Output:
-        calls.append(1)
-        return real(self, *arguments)
+        def counted(self: View, *arguments: Any, way: str = way) -> Any:
+            calls.append(way)
+            return real[way](self, *arguments)
 
-    monkeypatch.setattr(View, "run", counted)
+        monkeypatch.setattr(View, way, counted)
     batch = next(pipeline.batches(0, 1, 0))
     teacher(batch.inputs)
-    assert calls == [1] and teacher._running is not None, "the count works"
+    assert calls == ["run"] and teacher._running is not None, "the count works"
     (tmp_path / "run").mkdir()
     pipeline.train(tmp_path / "run", quiet=True)
-    assert calls == [1, 1, 1], "two batches of calibration for subcloning, none in training"
+    assert calls == ["run", "walk"], "once through for subcloning, never in training"
     assert teacher._running is None, "no copy of it stays on the device"
 
 

@@ -49,7 +49,7 @@ def train(
             folder,
             tracker,
             batches=batches,
-            change=lambda batch, _: batch,
+            change=lambda batch, *_: batch,
             evaluate=evaluate,
             seed=3,
             stop=stop,

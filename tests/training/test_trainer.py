@@ -34,7 +34,7 @@ from transmamba.training.optimizer import (
     set_trainable,
     set_training,
 )
-from transmamba.training.stage import Stage, TrainerConfig, stage_steps
+from transmamba.training.stage import Items, Stage, TrainerConfig, stage_steps
 from transmamba.training.step import Stepper
 from transmamba.training.trainer import Trainer
 
@@ -94,14 +94,20 @@ def test_a_stage_of_one_step_has_a_rate() -> None:
 )
 def test_stage_lengths(lengths: list[dict[str, Any]], expected: list[int]) -> None:
     stages = tuple(Stage(losses=CE, **length) for length in lengths)
-    assert stage_steps(stages, num_train=100, global_batch=8) == expected
+    assert stage_steps(stages, [Items(100)] * len(stages), global_batch=8) == expected
+
+
+def test_each_stage_has_the_length_of_its_own_data() -> None:
+    stages = (stage(steps=None, epochs=2), stage(steps=None, epochs=2), stage(steps=None, tokens=800))
+    items = [Items(100), Items(12), Items(12, tokens=25)]
+    assert stage_steps(stages, items, global_batch=4) == [50, 6, 8]
 
 
 def test_a_length_in_tokens_needs_tokens() -> None:
     stages = (stage(steps=None, tokens=10_000), stage(steps=None, percent=50))
-    assert stage_steps(stages, num_train=100, global_batch=8, row_tokens=100) == [12, 12]
+    assert stage_steps(stages, [Items(100, tokens=100)] * 2, global_batch=8) == [12, 12]
     with pytest.raises(UserError, match="tokens is 10000, but the task has none; write samples"):
-        stage_steps(stages, num_train=100, global_batch=8)
+        stage_steps(stages, [Items(100)] * 2, global_batch=8)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +360,7 @@ def train(folder: Path, poisoned: set[int], steps: int = 8, **options: Any) -> t
             folder,
             tracker,
             batches=lambda start, count, _: batches(4, poisoned, start, count),
-            change=lambda batch, _: batch,
+            change=lambda batch, *_: batch,
         )
         real = Stepper._apply
 

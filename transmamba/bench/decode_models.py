@@ -18,6 +18,7 @@ from ..ecosystems import decoders
 from ..ecosystems.sources import read_source
 from ..errors import UserError
 from ..students.hybrid_lm.architectures import ARCHITECTURES, make_config
+from ..students.hybrid_lm.names import HybridLM
 from ..students.hybrid_lm.shape import architecture_for, shape_of
 from ..teachers.load import adapt_teacher
 from ..training.cuda_graph import WARMUP, Recording, first_error
@@ -65,7 +66,9 @@ def hybrid_config(teacher: Any, keep: Sequence[int]) -> Any:
     empty.tie_weights()  # making its parameters empty has undone that
     view = adapt_teacher(empty).view
     kind = architecture_for(view, "auto")
-    return make_config(kind, shape_of(view, keep, None, not ARCHITECTURES[kind].mlp_bias))
+    return make_config(
+        kind, shape_of(view, HybridLM(attention_layers=tuple(keep)), not ARCHITECTURES[kind].mlp_bias)
+    )
 
 
 def attention_layers(config: Any) -> int:

@@ -197,7 +197,7 @@ def _distillation(parts: Parts, token_fraction: float, micro: Sequence[Batch]) -
     arrange()
     strategy = Plain(parts.accelerator)
     strategy.prepare(distiller, lambda given: make_optimizer(given, stage), clip=stage.clip)
-    stepper = Stepper(strategy, seed=recipe.seed, change=parts.task.change, graphed=_graphed(parts))
+    stepper = Stepper(strategy, seed=recipe.seed, change=parts.tasks[-1].change, graphed=_graphed(parts))
     numbers = itertools.count()
 
     def step() -> None:

@@ -15,6 +15,8 @@ from .words import below, nested
 if TYPE_CHECKING:
     from ..subcloning.subclone import SubcloneConfig
 
+# where a student is no image classifier
+_TASKS = {"clip": "image_text", "hybrid_lm": "language"}
 # short for init.KEY=true
 _FLAGS = {
     "fold": "fold LayerNorms into the linears first",
@@ -29,11 +31,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--student",
         default="vim",
-        help="vim (if left out) or ssd_vit, of the teacher's shape, a timm name, or clip: both towers of a "
-        "CLIP or SigLIP",
+        help="vim (if left out) or ssd_vit, of the teacher's shape, a timm name, clip: both towers of a CLIP "
+        "or SigLIP, or hybrid_lm: of a language model",
     )
     parser.add_argument("--architecture", metavar="NAME", help="of a teacher that is a file of weights alone")
-    parser.add_argument("--data", help="images to rank coordinates by and to average: see evaluate")
+    parser.add_argument(
+        "--data", help="images or texts to rank coordinates by and to begin with: see evaluate"
+    )
     parser.add_argument("--layers", type=_layers, help="all, half, or a number of student layers to clone")
     for name, text in _FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=text)
@@ -43,8 +47,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "options",
         nargs="*",
         metavar="key=value",
-        help="init.KEY=... as in a recipe; data.KEY=... for the reader; others for the student, such as "
-        "gate_bias=true, or of a clip image.kind=ssd_vit",
+        help="init.KEY=... as in a recipe; data.KEY=... for the reader, task.KEY=... (block) for how it is "
+        "read; others for the student, such as gate_bias=true, or of a clip image.kind=ssd_vit",
     )
 
 
@@ -54,21 +58,22 @@ def run(arguments: argparse.Namespace) -> int:
 
     options: list[str] = arguments.options
     reader, init = below("data.", options), below("init.", options)
+    reading = [word for word in options if word.startswith("task.")]
     towers = [word for word in options if word.startswith(("image.", "text."))]
     if towers and arguments.student != "clip":
         raise UserError(f"{towers[0]} is an option of a clip, not of {arguments.student}; add --student clip")
-    if reader and arguments.data is None:
-        raise UserError(f"data.{reader[0]} is the reader's, and there is none; write --data and its name")
-    task = "image_text" if arguments.student == "clip" else "image_classification"  # whose readers are meant
+    if (given := [*(f"data.{word}" for word in reader), *reading]) and arguments.data is None:
+        raise UserError(f"{given[0]} is the reader's, and there is none; write --data and its name")
+    task = _TASKS.get(arguments.student, "image_classification")  # whose readers are meant
     named = {} if arguments.architecture is None else {"architecture": arguments.architecture}
     report = convert_checkpoint(
         arguments.teacher,
         Path(arguments.out),
         student=arguments.student,
-        data=task_of(arguments.data, reader, task) if arguments.data else None,
+        data=task_of(arguments.data, [*reader, *reading], task) if arguments.data else None,
         init=_init(arguments, init),
         overwrite=arguments.overwrite,
-        options=nested([word for word in options if not word.startswith(("data.", "init."))]),
+        options=nested([word for word in options if not word.startswith(("data.", "init.", "task."))]),
         **named,
     )
     print(json.dumps(report.to_dict(), indent=1) if arguments.json else report)

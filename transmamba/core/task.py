@@ -185,6 +185,9 @@ class Task(Protocol):
     `train_source(seed)`, what makes a training batch of (epoch, position) pairs (`teachers.stored.Storable`),
     `position` below num_train, `seed` of what is drawn for each item: with it a teacher's outputs can be
     stored. `train_batches` then is its `data.stream.train_stream`.
+
+    Its configuration makes it: `build(preprocessing)`; and it may have `build_training(preprocessing)`, which
+    makes one that is trained on alone, for a stage with data of its own: without evaluation splits.
     """
 
     num_train: int

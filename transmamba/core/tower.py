@@ -125,8 +125,10 @@ class StudentSpec:
     view:          the teacher's, whose shape the student follows where it is told no other; None without one
     preprocessing: of the teacher; None without one
     num_classes:   of the task; None where there are none
+    dtype:         of its numbers, where it is not trained and its kind can have another than float32
     """
 
     view: Any = None
     preprocessing: Any = None
     num_classes: int | None = None
+    dtype: torch.dtype | None = None

@@ -26,7 +26,7 @@ class Slices:
     def __init__(self, source: Source) -> None:
         if source.folder is None and source.repo is None:
             raise NotByName(
-                f"{source.text!r} cannot be sharded: that needs a folder or repository with safetensors"
+                f"{source.text!r} cannot be read by slices: that needs a folder or repository of safetensors"
             )
         self.text = source.text
         self._source = source

@@ -88,6 +88,8 @@ def _stage(index: int, stage: Mapping[str, Any]) -> tuple[str, str, str]:
         for key, value in stage.items()
         if key not in ("name", "losses") and isinstance(value, str | int | float) and value != ""
     ]
+    own = stage.get("task") or {}  # of its data
+    settings += [f"task.{key} {_data(value) if key == 'data' else value}" for key, value in own.items()]
     return _cell(stage.get("name") or f"stage {index}"), _cell(", ".join(losses)), _cell(", ".join(settings))
 
 

@@ -7,12 +7,13 @@ several budgets cost one trunk and a decay each (arXiv 2404.06395, section 4).
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import UserError
 from ..reporting.tracking import METRICS_FILE
-from ..training.stage import Stage, decay_start, stage_steps
+from ..training.stage import Items, Stage, decay_start, stage_steps
 from .folder import BRANCHES, SUBCLONE
 from .recipe import Recipe
 
@@ -25,16 +26,16 @@ class Branch:
     step: int
 
 
-def branches_of(recipe: Recipe, num_train: int, row_tokens: int | None) -> list[Branch]:
-    """Those that a recipe's stages name. Raises UserError for one that would leave within the warm-up, or
-    whose earlier stages would be of other lengths."""
-    trunk = stage_steps(recipe.stages, num_train, recipe.trainer.global_batch, row_tokens)
+def branches_of(recipe: Recipe, items: Sequence[Items]) -> list[Branch]:
+    """Those that a recipe's stages name; `items` are what each stage is trained on. Raises UserError for one
+    that would leave within the warm-up, or whose earlier stages would be of other lengths."""
+    trunk = stage_steps(recipe.stages, items, recipe.trainer.global_batch)
     found = []
     for number, stage in enumerate(recipe.stages):
         for length in stage.branches:
             stages = [replace(other, branches=()) for other in recipe.stages]
             stages[number] = stage.branch(length)
-            counts = stage_steps(stages, num_train, recipe.trainer.global_batch, row_tokens)
+            counts = stage_steps(stages, items, recipe.trainer.global_batch)
             if counts[:number] != trunk[:number]:
                 raise UserError(
                     f"stage {stage.name}: with branches, earlier stages cannot be in percent; write steps"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from ..subcloning.convert import carry
 from ..teachers.teacher import Teacher
 from ..training.strategies.choose import DEEPSPEED, asked, strategy_of
 from .recipe import Recipe
+from .stages import stage_tasks
 from .stored import with_store
 from .teacher import build_teacher
 
@@ -43,13 +44,17 @@ def _unasked(variable: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Parts:
-    """A recipe's parts, on the accelerator's device. The teacher is folded where the recipe says so."""
+    """A recipe's parts, on the accelerator's device. The teacher is folded where the recipe says so.
+
+    tasks: what each stage is trained on: `task`, or another where the stage's keys say so
+    """
 
     recipe: Recipe
     accelerator: Any
     teacher: Teacher | None
     student: nn.Module
     task: Task
+    tasks: Sequence[Task]
 
 
 def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
@@ -62,8 +67,8 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
     preprocessing = recipe.student.preprocessing() if teacher is None else teacher.preprocessing
     with accelerator.local_main_process_first():  # what it finds out about the files, the others read
         task = recipe.task.build(preprocessing)
+        tasks = stage_tasks(recipe, task, teacher, preprocessing)
     if teacher is not None:
-        task.check(teacher, "teacher")
         folded = recipe.init is not None and recipe.init.fold
         teacher = with_store(teacher, task, recipe.trainer, accelerator, folded=folded, quiet=quiet)
         if folded:
@@ -81,7 +86,7 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
         if not hasattr(student, "set_grad_checkpointing"):
             raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")
         student.set_grad_checkpointing(True)
-    return Parts(recipe, accelerator, teacher, student.to(accelerator.device), task)
+    return Parts(recipe, accelerator, teacher, student.to(accelerator.device), task, tasks)
 
 
 def make_accelerator(recipe: Recipe) -> Any:

@@ -30,11 +30,12 @@ from ..subcloning.subclone import subclone
 from ..teachers.teacher import Teacher
 from ..training.checkpoint import list_checkpoints
 from ..training.optimizer import check_stage
-from ..training.stage import Stage, stage_steps
+from ..training.stage import Items, Stage, stage_steps
 from ..training.trainer import Trainer
 from .branches import branches_of, take_over
 from .build import Parts
 from .folder import INDICES, SUBCLONE
+from .stages import begins_of
 from .stored import train_batches
 
 # items from which the teacher's channel statistics are taken
@@ -59,19 +60,15 @@ class Pipeline:
 
     def __init__(self, parts: Parts, title: str = "student") -> None:
         self.parts, self.title = parts, title
-        recipe, task = parts.recipe, parts.task
+        recipe = parts.recipe
         self.accelerator = parts.accelerator
-        row_tokens = getattr(task, "row_tokens", None)
-        counts = stage_steps(recipe.stages, task.num_train, recipe.trainer.global_batch, row_tokens)
-        self.branches = branches_of(recipe, task.num_train, row_tokens)
+        items = [Items(task.num_train, getattr(task, "row_tokens", None)) for task in parts.tasks]
+        counts = stage_steps(recipe.stages, items, recipe.trainer.global_batch)
+        self.branches = branches_of(recipe, items)
         self.stages: list[tuple[Stage, int]] = list(zip(recipe.stages, counts, strict=True))
-        self.starts = [0, *itertools.accumulate(counts)]
+        self.total_steps, self.begins = sum(counts), begins_of(parts.tasks, counts)
         self.aligners: nn.ModuleDict | None = None
         self._last: Measured | None = None
-
-    @property
-    def total_steps(self) -> int:
-        return self.starts[-1]
 
     def train(
         self,
@@ -107,7 +104,7 @@ class Pipeline:
                 folder,
                 tracker,
                 batches=self.batches,
-                change=task.change,
+                change=self.change,
                 evaluate=lambda student: self._evaluate(student, tracker),
                 seed=recipe.seed,
                 stop=stop,
@@ -123,7 +120,8 @@ class Pipeline:
                 np.save(folder / INDICES, task.train_indices)
             self._initialise(folder, resumed, tracker)
             for index in range(len(self.stages)):  # every stage's mistakes, before the first is trained
-                check_stage(self.distiller(index), self.stages[index][0], getattr(task, "inputs", None))
+                inputs = getattr(self.parts.tasks[index], "inputs", None)
+                check_stage(self.distiller(index), self.stages[index][0], inputs)
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
             trainer.run(self.distiller, self.stages)
             if self.accelerator.is_main_process:
@@ -190,7 +188,7 @@ class Pipeline:
         trainer = self.parts.recipe.trainer
         micro, accumulation = trainer.division(self.accelerator.num_processes)
         return train_batches(
-            self.parts.task,
+            self.parts.tasks[stage],
             self.parts.teacher,
             Steps(
                 micro_batch=micro,
@@ -198,12 +196,16 @@ class Pipeline:
                 rank=self.accelerator.process_index,
                 world=self.accelerator.num_processes,
                 seed=self.parts.recipe.seed,
-                start_step=self.starts[stage] + start,
+                start_step=self.begins[stage] + start,
                 num_steps=steps - start,
                 workers=trainer.workers,
                 pin_memory=self.accelerator.device.type == "cuda",
             ),
         )
+
+    def change(self, batch: Batch, seed: int, stage: int) -> Batch:
+        """What a stage's task does to a batch on its device."""
+        return self.parts.tasks[stage].change(batch, seed)
 
     def _evaluate(self, student: nn.Module, tracker: Tracker) -> dict[str, float]:
         split = self.parts.task.watched

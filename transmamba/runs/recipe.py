@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from ..config import load as configs
+from ..config.file import merged
 from ..config.load import Part
 from ..config.registry import LOSSES, STUDENTS, TASKS, TEACHERS
-from ..errors import refuse_all
+from ..errors import ConfigError, refuse_all
 from ..losses.cross_entropy import CrossEntropy
 from ..reporting.tracking import WandbConfig
 from ..subcloning.subclone import SubcloneConfig
@@ -71,9 +73,33 @@ class Recipe:
                 "the stages' percents are shares of a length that none of them gives, or reach 100; at least "
                 "one stage needs steps, epochs, samples or tokens"
             )
+        for stage in range(len(self.stages)):
+            problems += self._task_problems(stage)
         if self.teacher_recipe is not None and self.teacher is None:
             problems.append(
                 "teacher_recipe is given, but no teacher; write teacher with its output_dir as "
                 "model, or leave teacher_recipe out"
             )
         refuse_all(problems)
+
+    def task_of(self, stage: int) -> Any:
+        """What a stage is trained on: the recipe's task, with the stage's own keys in the place of its.
+        Raises ConfigError."""
+        changes = self.stages[stage].task
+        if changes is None:
+            return self.task
+        values, _ = merged(configs.dump(self.task), changes, "task")
+        values.pop("name", None)  # the class says it
+        return configs.parse(type(self.task), values, f"stages.{stage}.task")
+
+    def _task_problems(self, stage: int) -> list[str]:
+        changes, path = self.stages[stage].task, f"stages.{stage}.task"
+        if changes is None:
+            return []
+        if not changes or "name" in changes:
+            return [f"{path}: {changes}; write keys of the recipe's task, such as block or data"]
+        try:
+            self.task_of(stage)
+        except ConfigError as error:
+            return [f"{path}.{problem}" for problem in error.problems]
+        return []

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..config.registry import STUDENTS
 from ..core.batch import Batch
 from ..core.preprocessing import Preprocessing
 from ..ecosystems.find import card_of, save_model
@@ -14,7 +15,8 @@ from ..ecosystems.timm import create_timm
 from ..ecosystems.weights import read_weights
 from ..errors import UserError
 from ..reporting.model_card import write_model_card
-from ..teachers.load import load_teacher
+from ..teachers.load import load_streamed_teacher, load_teacher
+from ..teachers.teacher import Teacher
 from .convert import convert
 from .place import check_apart, check_place, written_to
 from .report import Report, Row
@@ -45,6 +47,9 @@ def convert_checkpoint(
         `init`
     overwrite: replace the model in `out`; files beside it that are not a model's stay
 
+    A language model's student has its precision and is filled block by block: in memory are the student and
+    one of the teacher's blocks, each of which is read twice, the second time to run some text.
+
     Raises UserError for whatever cannot be read, met or written; `out` is then as it was.
     """
     check_apart(teacher, out)
@@ -62,11 +67,12 @@ def convert_checkpoint(
             raise UserError(f"{teacher} is a Vim already, only rewritten; leave out how a student starts")
         model, report = _rewrite_official(Path(teacher).expanduser(), student, options or {})
     else:
-        source = load_teacher(teacher, architecture)
+        source = _teacher(teacher, architecture, student)
         preprocessing = source.preprocessing
         batches: list[Batch] = []
         if data is not None:
-            batches = list(data.build(preprocessing).calibration(init.calibration_images, 64))
+            build = data.build_training if hasattr(data, "build_training") else data.build
+            batches = list(build(preprocessing).calibration(init.calibration_images, 64))
         model, report = convert(source, student, init=init, calibration=batches, **(options or {}))
     with written_to(out) as folder:
         save_model(model, folder, preprocessing)
@@ -76,6 +82,16 @@ def convert_checkpoint(
         assert card is not None, "its library has saved it"
         write_model_card(folder, card, results={}, config=config)
     return report
+
+
+def _teacher(name: str, architecture: str | None, student: str) -> Teacher:
+    """Its blocks stay in their files where the student takes from one after the other."""
+    if student in STUDENTS and getattr(STUDENTS[student], "streams", False):
+        if architecture is not None:
+            raise UserError(f"architecture {architecture} is of an image model; leave it out")
+        if (streamed := load_streamed_teacher(name)) is not None:
+            return streamed
+    return load_teacher(name, architecture)
 
 
 def _is_vim(teacher: str, architecture: str | None) -> bool:

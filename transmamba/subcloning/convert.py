@@ -91,11 +91,17 @@ def carry(student: Any, teacher: Teacher) -> None:
 
 
 def build_student(name: str, teacher: Teacher, num_classes: int | None = None, **kwargs: Any) -> nn.Module:
-    """An untrained student for this teacher's images: a registered kind, or a timm name of ours."""
+    """An untrained student for this teacher's images or texts: a registered kind, or a timm name of ours. A
+    language model has its teacher's precision."""
     if num_classes is not None and num_classes < 1:
         raise UserError(f"num_classes is {num_classes}; write a number of at least 1")
     classes = teacher.num_classes if num_classes is None else num_classes
-    spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing, num_classes=classes)
+    spec = StudentSpec(
+        view=teacher.view,
+        preprocessing=teacher.preprocessing,
+        num_classes=classes,
+        dtype=teacher.view.tensor.dtype,
+    )
     if name in _TRAINED_AS_THEY_ARE:
         raise UserError(
             f"student {name!r} takes no teacher's weights; write vim, ssd_vit or clip, or a timm name of ours"

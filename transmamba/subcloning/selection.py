@@ -46,6 +46,20 @@ class Selection:
         """`count` of the `full` channels that sublayer s writes from."""
         return self._choose(f"inner.{s}", full, count)
 
+    def heads(self, s: int, groups: int, shared: int, count: int, each: int) -> Tensor:
+        """Heads of attention s, (count, each): `count` of its `groups` of heads that share k and v, `each` of
+        the `shared` heads in them. A group matters as much as those of its heads that stay."""
+        score = self._scores.get(f"inner.{s}")
+        if score is None:
+            chosen = torch.arange(count) * groups // count
+            within = (torch.arange(each) * shared // each).expand(count, each)
+        else:
+            by_head = score.unflatten(0, (groups, shared, -1)).sum(dim=-1)
+            best = by_head.topk(each, dim=1)
+            chosen = best.values.sum(dim=1).topk(count).indices.sort().values
+            within = best.indices[chosen].sort(dim=1).values
+        return chosen[:, None] * shared + within
+
     def _choose(self, name: str, full: int, count: int) -> Tensor:
         """`count` positions: whole cycles of all of them first, then the most important ones in their
         order."""
@@ -75,11 +89,11 @@ def activation_scores(teacher: Teacher, batches: Iterable[Batch]) -> Scores:
 
     Raises UserError when there are no batches.
     """
-    sums: Scores = {}
+    found: dict[tuple[str, str], dict[tuple[int, int], Tensor]] = {}
     counts: Counter[tuple[str, str]] = Counter()
     ends = {name: set(tower.ends) for name, tower in teacher.view.towers.items()}
 
-    def observe(tower: str, s: int, name: str, tensor: Tensor) -> None:
+    def observe(b: int, tower: str, s: int, name: str, tensor: Tensor) -> None:
         if name == "stream" and s in ends[tower]:
             key = "stream"
         elif name in ("values", "neurons"):
@@ -87,18 +101,19 @@ def activation_scores(teacher: Teacher, batches: Iterable[Batch]) -> Scores:
         else:
             return
         flat = tensor.float().abs().flatten(0, -2)
-        found = sums.setdefault(tower, {})
-        found[key] = found.get(key, 0) + flat.sum(dim=0)
+        found.setdefault((tower, key), {})[b, s] = flat.sum(dim=0)
         counts[tower, key] += len(flat)
 
-    for batch in batches:
-        teacher(batch.inputs, observe=observe)
-    if not sums:
+    for _ in teacher.walk([batch.inputs for batch in batches], observe):
+        pass
+    if not found:
         raise UserError("subcloning by activation needs calibration images; set init.importance to 'uniform'")
-    return {
-        tower: {key: (total / counts[tower, key]).cpu() for key, total in found.items()}
-        for tower, found in sums.items()
-    }
+    scores: Scores = {}
+    for (tower, key), sums in found.items():
+        # batch by batch, whatever was run first: sums are rounded
+        total = sum((sums[place] for place in sorted(sums)), torch.zeros(()))
+        scores.setdefault(tower, {})[key] = (total / counts[tower, key]).cpu()
+    return scores
 
 
 @torch.no_grad()
@@ -120,6 +135,9 @@ def change_scores(view: View, base: View) -> Scores:
                 for new, was in zip(read_and_write(now), read_and_write(before), strict=True)
             )
             stream += reads.sum(0) + writes.sum(1)
-            found[f"inner.{s}"] = -(reads.sum(1) + writes.sum(0))
+            # heads of v may be fewer, each shared by several of o
+            shared = writes.shape[1] // reads.shape[0]
+            by_head = reads.sum(1).unflatten(0, (-1, getattr(now, "head_width", 1)))
+            found[f"inner.{s}"] = -(by_head.repeat_interleave(shared, dim=0).flatten() + writes.sum(0))
         scores[name] = {**found, "stream": -stream}
     return scores

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core.batch import Batch
 from ..core.tower import Student
 from ..errors import UserError, refuse_all
-from ..views.view import View
+from ..views.view import Tower, View
 from .plan import Dropped, Kind, Take
 from .report import Report, Row
 from .selection import Scores, Selection, activation_scores, change_scores
@@ -105,7 +105,7 @@ def subclone(
                 report.dropped.append(item)
             else:
                 report.rows.append(execute(item, parameters))
-        _calibrate(student, teacher, limit, calibration)
+        _calibrate(student, teacher, limit, calibration, select)
         if config.average:
             _average(student, view, limit, calibration)
     taken = report.cloned
@@ -156,14 +156,21 @@ def _average(student: Student, view: View, layers: int, calibration: Sequence[Ba
     student.train(was_training)
 
 
-def _calibrate(student: Student, teacher: Teacher, layers: int, calibration: Sequence[Batch]) -> None:
+def _calibrate(
+    student: Student,
+    teacher: Teacher,
+    layers: int,
+    calibration: Sequence[Batch],
+    select: Mapping[str, Selection],
+) -> None:
     """Let towers that can take what no tensor of the teacher's says from what it makes of some items."""
     assert isinstance(student, nn.Module), "a student is a module"
     device = next(student.parameters()).device
     for name, tower in student.towers.items():
         if hasattr(tower, "calibrate_") and name in teacher.view.towers:
             inputs = [batch.to(device).inputs for batch in calibration]
-            tower.calibrate_(teacher, teacher.view.towers[name].kinds, inputs, layers)
+            kinds, kept = teacher.view.towers[name].kinds, select[name].residual
+            tower.calibrate_(teacher.walk, kinds, inputs, layers, kept.to(device))
 
 
 def cloned_layers(student: Student, config: SubcloneConfig) -> int:
@@ -178,11 +185,9 @@ def _scores(
     student: Student, teacher: Teacher, config: SubcloneConfig, calibration: Sequence[Batch]
 ) -> Scores:
     """What ranks coordinates: asked for where a tower is narrower, or where images are there anyway."""
-    towers = teacher.view.towers
-    narrower = any(
-        tower.width != towers[name].width for name, tower in student.towers.items() if name in towers
-    )
-    if config.importance == "activation" and (narrower or calibration):
+    theirs = teacher.view.towers
+    ranked = any(_ranks(t, theirs[name], calibration) for name, t in student.towers.items() if name in theirs)
+    if config.importance == "activation" and ranked:
         return activation_scores(teacher, calibration)
     if config.importance == "change":
         from ..teachers.load import load_teacher
@@ -191,6 +196,13 @@ def _scores(
         base = load_teacher(config.base).to(teacher.device)
         return change_scores(teacher.view, (base.fold() if config.fold else base).view)
     return {}
+
+
+def _ranks(tower: Any, theirs: Tower, calibration: Sequence[Batch]) -> bool:
+    """Whether a student's tower may choose among a teacher's coordinates."""
+    if hasattr(tower, "narrower"):  # one that says it itself
+        return bool(tower.narrower(theirs))
+    return tower.width != theirs.width or bool(calibration)
 
 
 def execute(take: Take, parameters: Mapping[str, nn.Parameter]) -> Row:

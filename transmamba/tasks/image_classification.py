@@ -80,6 +80,10 @@ class ImageClassificationConfig:
         """Reads the data. Raises UserError as the reader does, and when the splits have different classes."""
         return ImageClassification(self, preprocessing)
 
+    def build_training(self, preprocessing: Preprocessing) -> ImageClassification:
+        """The same without evaluation splits."""
+        return ImageClassification(self, preprocessing, measured=False)
+
 
 class ImageClassification:
     """The data of one run, as one model sees it. A `core.task.Task`.
@@ -87,10 +91,13 @@ class ImageClassification:
     preprocessing: the model's
     watched:       'validation' if a share of the training data is held out, 'test' otherwise
     final:         the split that the finished model is measured on
+    measured:      whether it will be: else its evaluation splits are not opened
     train_indices: (num_train,) int64, the images trained on, by number in the training source
     """
 
-    def __init__(self, config: ImageClassificationConfig, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, config: ImageClassificationConfig, preprocessing: Preprocessing, measured: bool = True
+    ) -> None:
         self.config = config
         self.preprocessing = preprocessing
         self.watched = "validation" if config.validation else "test"
@@ -101,7 +108,7 @@ class ImageClassification:
         self.train_indices, self._held_out = self._choose()
         self.num_train = len(self.train_indices)
         self.num_classes = len(self._train.classes)
-        if "test" in (self.watched, self.final):
+        if measured and "test" in (self.watched, self.final):
             self._source("test")  # so that a missing test split is known before training, not after
 
     @property

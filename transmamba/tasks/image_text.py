@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,6 +92,10 @@ class ImageTextConfig:
         had, that is said when they are asked for, and a model is evaluated without them."""
         return ImageText(self, preprocessing)
 
+    def build_training(self, preprocessing: Preprocessing) -> ImageText:
+        """The same without evaluation splits and what else is measured; the training data must be there."""
+        return ImageText(replace(self, zero_shot=(), probe=None, shuffle_frames=False), preprocessing, False)
+
 
 class ImageText:
     """The data of one run, as one model sees it. A `core.task.Task`.
@@ -99,13 +103,14 @@ class ImageText:
     preprocessing: the model's
     watched:       'validation' if a share of the training data is held out, 'test' otherwise
     final:         the split that the finished model is measured on
+    measured:      whether it will be: else its evaluation splits are not opened
     train_indices: (num_train,) int64, the pictures trained on, by number in the training source
     """
 
     num_classes = None
 
-    def __init__(self, config: ImageTextConfig, preprocessing: Preprocessing) -> None:
-        self.config, self.preprocessing = config, preprocessing
+    def __init__(self, config: ImageTextConfig, preprocessing: Preprocessing, measured: bool = True) -> None:
+        self.config, self.preprocessing, self.measured = config, preprocessing, measured
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
         self._sources: dict[str, PairSource] = {}
@@ -113,9 +118,9 @@ class ImageText:
         try:
             self._source("train")
         except UserError:  # said when it is asked for: whoever evaluates may have a test split alone
-            if config.validation:
+            if config.validation or not measured:
                 raise
-        if "test" in (self.watched, self.final):
+        if measured and "test" in (self.watched, self.final):
             self._source("test")  # so that a missing test split is known before training, not after
         if config.shuffle_frames and video_source(self._source(self.final)) is None:
             raise UserError("shuffle_frames is for videos, and data has pictures; leave it out")
@@ -160,8 +165,8 @@ class ImageText:
     @property
     def _reads_texts(self) -> bool:
         """In training or in measurements."""
-        measured = any(self._has_captions(split) for split in (self.watched, self.final))
-        return self.config.captions or measured or bool(self.config.zero_shot)
+        splits = (self.watched, self.final) if self.measured else ()
+        return self.config.captions or bool(self.config.zero_shot) or any(map(self._has_captions, splits))
 
     def indices(self, split: str) -> Indices:
         """Numbers of the pictures of 'train' (those trained on), 'validation' or 'test' in their source."""

@@ -101,6 +101,10 @@ class LanguageConfig:
         for."""
         return Language(self, preprocessing)
 
+    def build_training(self, preprocessing: Any) -> Language:
+        """The same without evaluation splits."""
+        return Language(self, preprocessing, measured=False)
+
 
 class Language:
     """The data of one run, as one model sees them. A `core.task.Task`.
@@ -108,19 +112,20 @@ class Language:
     preprocessing: the model's
     watched:       'validation' if a share of the training data is held out, 'test' otherwise
     final:         the split that the finished model is measured on
+    measured:      whether it will be: else its evaluation splits are not opened
     """
 
     num_classes = None
     inputs = ("text",)
 
-    def __init__(self, config: LanguageConfig, preprocessing: Any) -> None:
+    def __init__(self, config: LanguageConfig, preprocessing: Any, measured: bool = True) -> None:
         self.config, self.preprocessing = config, preprocessing
         self.tokenizer = _tokenizer(preprocessing)
         _check_context(config.block, self.tokenizer.context, "the model")
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
         self._texts: dict[str, Tokenised] = {}
-        for split in dict.fromkeys((self.watched, self.final)):
+        for split in dict.fromkeys((self.watched, self.final)) if measured else ():
             self.blocks(split)  # so that what is wrong with it is known before training, not after
         self.benchmarks = Benchmarks(config.benchmarks, self.tokenizer)
         self._generated = evaluators_of(config.generated, self.tokenizer)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..config.registry import TEACHERS
 from ..ecosystems.find import ECOSYSTEMS, ecosystem_of
+from ..ecosystems.slices import NotByName
 from ..ecosystems.sources import Source, read_source
 from ..ecosystems.transformers import unknown_type
 from ..ecosystems.weights import read_weights
 from ..errors import Inexpressible, UserError
+from .of_module import OfModule
+from .sliced import load_streamed
 from .teacher import Teacher
+
+logger = logging.getLogger("transmamba.teacher")
 
 
 def adapt_teacher(module: nn.Module) -> Teacher:
@@ -46,13 +55,38 @@ def load_teacher(source: str | Path, architecture: str | None = None) -> Teacher
 
     Raises UserError with what was tried.
     """
-    try:
+    with _named(str(source)):
         _, part = part_reading(read_source(str(source), architecture))
         teacher: Teacher = part.build()
         return teacher
+
+
+def load_streamed_teacher(source: str) -> Teacher | None:
+    """The teacher named by a folder or a Hugging Face id with its blocks left in their files, see
+    `sliced.load_streamed`; None, said in a line, where it has to be read whole.
+
+    Raises UserError with what was tried.
+    """
+    with _named(source):
+        found = read_source(source)
+        _, part = part_reading(found)
+        if not isinstance(part, OfModule):
+            return None
+        try:
+            return load_streamed(part, found, torch.device("cpu"))
+        except NotByName as error:
+            logger.warning("%s: it is read whole", error)
+            return None
+
+
+@contextmanager
+def _named(source: str) -> Iterator[None]:
+    """Within it a UserError names the teacher."""
+    try:
+        yield
     except UserError as error:
         said = str(error).removeprefix("teacher ")
-        raise UserError(f"teacher {said if str(source) in said else f'{str(source)!r}: {said}'}") from error
+        raise UserError(f"teacher {said if source in said else f'{source!r}: {said}'}") from error
 
 
 def part_reading(source: Source) -> tuple[str, Any]:

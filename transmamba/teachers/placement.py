@@ -1,5 +1,5 @@
 """Where a teacher's blocks lie when they do not lie whole on the device: on the host, brought over one by
-one, or a slice of each on every process, gathered one by one.
+one; a slice of each on every process, gathered one by one; or in the files that they are read from.
 
 Embeddings, norms and heads stay whole on the device. Everything is read only, so nothing is ever sent back.
 """
@@ -123,6 +123,44 @@ class Sharded(Placed):
         moved.skeletons = self.skeletons
         moved.slices = [{dtype: t.to(device) for dtype, t in each.items()} for each in self.slices]
         return moved
+
+
+class OnDisk(Placed):
+    """In a checkpoint's files: the block of a sublayer is read when it is asked for, and forgotten when
+    another's is.
+
+    read: sublayer -> the sublayers of its block, and the number of the first of them
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], tuple[int, Sequence[Sublayer]]],
+        sublayers: Sequence[Sublayer],
+        device: torch.device,
+    ) -> None:
+        self.read, self.device = read, device
+        self.skeletons = [_skeleton(sublayer) for sublayer in sublayers]
+        self.last: dict[int, Sublayer] = {}
+
+    def whole(self, index: int) -> Sublayer:
+        if index not in self.last:
+            self.last = {}  # before the next is read
+            begin, block = self.read(index)
+            self.last = {begin + i: self._here(sublayer) for i, sublayer in enumerate(block)}
+        return self.last[index]
+
+    def _here(self, sublayer: Sublayer) -> Sublayer:
+        return cast(Sublayer, map_tensors(sublayer, lambda tensor: tensor.detach().to(self.device)))
+
+    def changed(self, function: Callable[[Sublayer], Sublayer]) -> Placed:
+        def read(index: int) -> tuple[int, Sequence[Sublayer]]:
+            begin, block = self.read(index)
+            return begin, [function(sublayer) for sublayer in block]
+
+        return OnDisk(read, [function(sublayer) for sublayer in self], self.device)
+
+    def on(self, device: torch.device) -> Placed:
+        return self if device == self.device else OnDisk(self.read, self.skeletons, device)
 
 
 def place(view: View, placement: str, device: torch.device) -> View:

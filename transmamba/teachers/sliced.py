@@ -1,8 +1,9 @@
-"""A teacher that is never whole in any process: read block by block, each process keeping its slice."""
+"""Teachers that are never whole in any process: read block by block, of which each process keeps its slice,
+or nothing at all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import nn
 from ..ecosystems.decoders import unplaced
 from ..ecosystems.slices import NotByName, Slices
 from ..ecosystems.sources import Source
+from ..views.placed import Placed
 from ..views.sublayers import Sublayer
-from .placement import Sharded
+from ..views.view import Tower
+from .placement import OnDisk, Sharded
 from .teacher import Teacher
 
 
@@ -24,6 +27,16 @@ def load_sharded(part: Any, source: Source, device: torch.device, group: Any = N
     Raises UserError for other files, NotByName where names or shapes are not those of the library's class.
     View and module are not compared: a file holds no adapter and no hook.
     """
+    return _load(part, source, device, lambda blocks: Sharded(blocks.sublayers(), device, group))
+
+
+def load_streamed(part: Any, source: Source, device: torch.device) -> Teacher:
+    """The same with its blocks left in their files, each read whenever it is asked for: what is in memory is
+    one of them, beside embeddings, norms and head."""
+    return _load(part, source, device, lambda blocks: OnDisk(blocks.read, blocks.skeletons(), device))
+
+
+def _load(part: Any, source: Source, device: torch.device, place: Callable[[_Blocks], Placed]) -> Teacher:
     slices, module = Slices(source), part.empty()
     _tie(module)
     blocks = part.original(module).blocks
@@ -36,7 +49,7 @@ def load_sharded(part: Any, source: Source, device: torch.device, group: Any = N
     _fill(module, rest, slices)
     _tie(module)
     towers = {
-        name: Sharded(_sublayers(part, module, name, of, names, slices), device, group)
+        name: place(_Blocks(part, module, name, [names[block] for block in of], slices))
         for name, of in blocks.items()
     }
     teacher: Teacher = (
@@ -50,22 +63,42 @@ def load_sharded(part: Any, source: Source, device: torch.device, group: Any = N
     return teacher._with(replace(view, towers=kept).to(device))
 
 
-def _sublayers(
-    part: Any,
-    module: nn.Module,
-    tower: str,
-    blocks: Sequence[nn.Module],
-    names: dict[nn.Module, str],
-    slices: Slices,
-) -> Iterator[Sublayer]:
-    """Each block's sublayers with their tensors, which are forgotten before the next block is read."""
-    for t, block in enumerate(blocks):
-        held = [f"{names[block]}.{name}" for name, _ in block.named_parameters()]
-        _fill(module, held, slices)
-        view = part.describe(module, source="").view.towers[tower]
-        begin = view.ends[t - 1] + 1 if t else 0
-        yield from view.sublayers[begin : view.ends[t] + 1]
-        _forget(module, held)
+class _Blocks:
+    """The blocks of a tower, whose tensors are put into the module, described and forgotten, one block at a
+    time.
+
+    names: of the blocks in `module`
+    """
+
+    def __init__(
+        self, part: Any, module: nn.Module, tower: str, names: Sequence[str], slices: Slices
+    ) -> None:
+        self.part, self.module, self.tower, self.names, self.slices = part, module, tower, names, slices
+        ends = self._tower().ends
+        self.begins = [0, *(end + 1 for end in ends)]
+
+    def read(self, s: int) -> tuple[int, Sequence[Sublayer]]:
+        """The sublayers of the block that has sublayer s, and the number of the first of them."""
+        t = next(t for t, begin in enumerate(self.begins[1:]) if s < begin)
+        block = self.module.get_submodule(self.names[t])
+        held = [f"{self.names[t]}.{name}" for name, _ in block.named_parameters()]
+        _fill(self.module, held, self.slices)
+        made = self._tower().sublayers[self.begins[t] : self.begins[t + 1]]
+        _forget(self.module, held)
+        return self.begins[t], made
+
+    def sublayers(self) -> Iterator[Sublayer]:
+        for begin in self.begins[:-1]:
+            yield from self.read(begin)[1]
+
+    def skeletons(self) -> Sequence[Sublayer]:
+        """Shapes without numbers, of which nothing is read."""
+        found: Sequence[Sublayer] = self._tower().sublayers
+        return found
+
+    def _tower(self) -> Tower:
+        found: Tower = self.part.describe(self.module, source="").view.towers[self.tower]
+        return found
 
 
 def _fill(module: nn.Module, names: Sequence[str], slices: Slices) -> None:

@@ -3,7 +3,7 @@ every later epoch and by every later run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Protocol
 
@@ -17,7 +17,7 @@ from ..config.registry import TEACHERS
 from ..core.batch import Batch
 from ..core.output import Capture, Captures, Context, Logits, Output, Stream
 from ..errors import UserError, refuse_all, suggest
-from ..views.view import View
+from ..views.view import View, Walker
 from .store_files import Store
 from .teacher import Teacher
 
@@ -131,10 +131,17 @@ class StoredTeacher(Teacher):
         captures: Captures | None = None,
         observe: Callable[[str, int, str, Tensor], None] | None = None,
     ) -> Output:
+        return self._beside(inputs)(inputs, captures, observe)
+
+    def walk(self, batches: Sequence[Mapping[str, Tensor]], observe: Walker) -> Iterator[tuple[str, int]]:
+        yield from self._beside(batches[0]).walk(batches, observe) if batches else ()
+
+    def _beside(self, inputs: Mapping[str, Tensor] | Tensor) -> Teacher:
+        """The teacher itself, where these inputs are."""
         device = inputs.device if isinstance(inputs, Tensor) else next(iter(inputs.values())).device
         if self._running is None or self._running.device != device:
             self._running = self.teacher._with(self.view).placed(self.placement, device)
-        return self._running(inputs, captures, observe)
+        return self._running
 
     def check_reads(self, loss: str, captures: Captures) -> None:
         for stream, capture in captures.items():

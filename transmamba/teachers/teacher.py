@@ -7,7 +7,7 @@ checkpoint or in train mode (the second invariant, kept by construction).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..core.output import Captures, Logits, Output
 from ..errors import Inexpressible, UserError
 from ..views.folding import fold
 from ..views.sublayers import map_tensors
-from ..views.view import View
+from ..views.view import View, Walker
 from .placement import PLACEMENTS, place
 
 
@@ -110,6 +110,13 @@ class Teacher:
         if self.writer is None:
             raise UserError(f"teacher {self.source} cannot generate; this evaluation needs it")
         return self.writer(inputs, limit)
+
+    @torch.no_grad()
+    def walk(self, batches: Sequence[Mapping[str, Tensor]], observe: Walker) -> Iterator[tuple[str, int]]:
+        """Several batches' inputs through one sublayer after the other, see `View.walk`."""
+        for inputs in batches:
+            self._check(inputs)
+        yield from self.view.walk(batches, observe)
 
     def answer(self, batch: Batch, captures: Captures | None = None) -> Output:
         """What a student learns from it at a training batch: its output, made now or read from a store."""

@@ -42,6 +42,8 @@ class Stage:
     betas: of AdamW
     clip: largest norm of all gradients together; 0 for none
     token_fraction: share of the tokens that feature losses look at, drawn anew each step
+    task: keys of the recipe's task that have other values for this stage's training, each as an override sets
+        it: other data, another block. What is measured, and `init`, stay with the recipe's
     """
 
     losses: tuple[Annotated[Any, Part(LOSSES)], ...]
@@ -63,6 +65,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
     token_fraction: float = 1.0
+    task: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         problems = [*self._length_problems(), *optimizer_problems(self), *self._schedule_problems()]
@@ -219,25 +222,31 @@ def optimizer_problems(settings: Any) -> list[str]:
     return problems
 
 
-def stage_steps(
-    stages: Sequence[Stage], num_train: int, global_batch: int, row_tokens: int | None = None
-) -> list[int]:
-    """Optimizer steps of each stage, at least 1, for `num_train` items, `global_batch` of them a step, each
-    of `row_tokens` tokens. Raises UserError for a length in tokens where items have none."""
+@dataclass(frozen=True)
+class Items:
+    """What a stage is trained on: how many, and the tokens of each; None where they have none."""
+
+    count: int
+    tokens: int | None = None
+
+
+def stage_steps(stages: Sequence[Stage], items: Sequence[Items], global_batch: int) -> list[int]:
+    """Optimizer steps of each stage, at least 1, of `global_batch` of its items a step. Raises UserError for
+    a length in tokens where items have none."""
     steps: list[int | None] = []
-    for stage in stages:
+    for stage, trained in zip(stages, items, strict=True):
         if stage.steps is not None:
             steps.append(stage.steps)
         elif stage.epochs is not None:
-            steps.append(max(1, round(stage.epochs * num_train / global_batch)))
+            steps.append(max(1, round(stage.epochs * trained.count / global_batch)))
         elif stage.samples is not None:
             steps.append(max(1, round(stage.samples / global_batch)))
         elif stage.tokens is not None:
-            if row_tokens is None:
+            if trained.tokens is None:
                 raise UserError(
                     f"stage {stage.name}: tokens is {stage.tokens}, but the task has none; write samples"
                 )
-            steps.append(max(1, round(stage.tokens / (global_batch * row_tokens))))
+            steps.append(max(1, round(stage.tokens / (global_batch * trained.tokens))))
         else:
             steps.append(None)
     fixed = sum(count for count in steps if count is not None)

@@ -58,7 +58,7 @@ class Trainer:
     """Runs stages one after the other on what `accelerator` was launched with.
 
     batches(start_step, num_steps, stage): this rank's micro-batches, resumable at any step
-    change: what the task does to a batch on its device
+    change(batch, seed, stage): what the stage's task does to a batch on its device
     evaluate(student): metrics for the log, or None to leave evaluation out
     stop: asks the run to save and stop, from another thread
     kept: steps, counted over all stages, whose checkpoints are saved and stay
@@ -72,7 +72,7 @@ class Trainer:
         tracker: Tracker,
         *,
         batches: Callable[[int, int, int], Iterator[Batch]],
-        change: Callable[[Batch, int], Batch],
+        change: Callable[[Batch, int, int], Batch],
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         seed: int = 0,
         stop: threading.Event | None = None,
@@ -174,7 +174,7 @@ class Trainer:
         else:
             self.progress.stage, self.progress.stage_step, self.progress.window = index, 0, {}
         self.tracker.say(announced)
-        stepper = self._stepper()
+        stepper = self._stepper(index)
         stream = self.batches(self.progress.stage_step, steps, index)
         window = Window.restored(self.progress.window)
         if self.progress.evaluating:  # saved before it was evaluated
@@ -202,14 +202,18 @@ class Trainer:
         """A batch as stage `index`'s are, before the first is trained on."""
         batch = next(self.batches(0, steps, index)).to(self.accelerator.device)
         torch.manual_seed(self.seed)
-        return self.change(batch, self.seed)
+        return self.change(batch, self.seed, index)
 
-    def _stepper(self) -> Stepper:
+    def _stepper(self, index: int) -> Stepper:
         graphed = self.config.cuda_graphs and self.accelerator.device.type == "cuda"
         if graphed and self.accelerator.num_processes > 1:
             self.tracker.say("trainer.cuda_graphs: only for one process so far; going on without")
             graphed = False
-        return Stepper(self.strategy, seed=self.seed, change=self.change, graphed=graphed)
+
+        def change(batch: Batch, seed: int) -> Batch:
+            return self.change(batch, seed, index)
+
+        return Stepper(self.strategy, seed=self.seed, change=change, graphed=graphed)
 
     def _announcement(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> str:
         """The numbers that follow from the recipe, before the stage is trained."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from ..core.frames import embed_frames
 from ..core.layout import Layout
-from ..core.output import Capture, Captures, Logits, Output, Stream
+from ..core.output import Capture, Captures, Context, Logits, Output, Stream
 from .embeddings import Embedding, Spliced
 from .heads import Classifier, Embedder, Head, LanguageHead
 from .placed import Placed, skeletons
-from .sublayers import Norm, Sublayer, map_tensors
+from .sublayers import Norm, Observer, Sublayer, map_tensors
 
 # takes a sublayer's number, an inner tensor's name and the tensor; `stream` is what comes out of the sublayer
 TowerObserver = Callable[[int, str, Tensor], None]
+# takes a batch's number, the tower, and the same
+Walker = Callable[[int, str, int, str, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,19 @@ class Tower:
         stream = Stream(self.layout, context.mask)
         for s, sublayer in enumerate(self.sublayers):
             see = partial(_see, stream, capture.mixers.get(s, frozenset()), observe, s)
-            see("input", x)
-            added = sublayer(x, context, see)
-            see("output", added)
-            x = x + added
-            if observe is not None:
-                observe(s, "stream", x)
+            x = _through(sublayer, x, context, see)
             if s in capture.hidden:
                 stream.hidden[s] = x
         return stream, x
+
+
+def _through(sublayer: Sublayer, x: Tensor, context: Context, see: Observer) -> Tensor:
+    see("input", x)
+    added = sublayer(x, context, see)
+    see("output", added)
+    x = x + added
+    see("stream", x)
+    return x
 
 
 def _see(
@@ -194,6 +200,23 @@ class View:
         if "frames" in inputs:
             output.embeddings["image"] = embed_frames(inputs, captures or {}, self.run)
         return output
+
+    def walk(self, batches: Sequence[Mapping[str, Tensor]], observe: Walker) -> Iterator[tuple[str, int]]:
+        """Several batches' inputs through one sublayer after the other, so that each is brought only once;
+        yields tower and sublayer when all are through. No heads, and nothing of frames."""
+        ends: list[dict[str, Tensor]] = [{} for _ in batches]
+        for name, tower in self.towers.items():
+            mine = {
+                b: tower.embedding({**inputs, **self._spliced(tower, ends[b])})
+                for b, inputs in enumerate(batches)
+                if tower.embedding.reads in inputs
+            }
+            for s, sublayer in enumerate(tower.sublayers) if mine else ():
+                for b, (x, context) in mine.items():
+                    mine[b] = _through(sublayer, x, context, partial(observe, b, name, s)), context
+                yield name, s
+            for b, (x, _) in mine.items():
+                ends[b][name] = x
 
     def _spliced(self, tower: Tower, ends: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tokens of another tower that this one takes in, as an input of it."""

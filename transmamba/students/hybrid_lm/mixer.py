@@ -32,6 +32,13 @@ def decay_log(half_life: float) -> float:
     return math.log(math.log(2) / half_life)
 
 
+def norm_weight(eps: float, tap: float) -> float:
+    """Of a norm that undoes what its eps, the convolution's tap and SiLU do to small numbers: silu(tap u) is
+    tap u / 2 for small ones, as x, B and C are, and the norm divides by sqrt(eps) while what it reads is far
+    smaller than that."""
+    return float(eps**0.5 / (tap / 2) ** 3)
+
+
 class GatedNorm(nn.Module):
     """RMSNorm of x silu(z) over each group's channels."""
 
@@ -72,11 +79,7 @@ class HybridMixer(nn.Module):
     def neutral_(self) -> None:
         """Everything but the projections: the convolution the identity times `tap`, steps of 1, a decay by
         half in `half_life` tokens, no skip, and a norm that undoes what its own eps, the taps and SiLU do to
-        small numbers.
-
-        silu(tap u) is tap u / 2 for small ones, and the norm divides by sqrt(eps) while what it reads is far
-        smaller than that: so its weight is sqrt(eps) / (tap / 2)^3 for x, B and C.
-        """
+        small numbers."""
         self.conv1d.weight.zero_()
         self.conv1d.weight[:, 0, -1] = self.tap
         if self.conv1d.bias is not None:
@@ -84,7 +87,7 @@ class HybridMixer(nn.Module):
         self.dt_bias.fill_(math.log(math.expm1(1.0)))
         self.A_log.fill_(decay_log(self.half_life))
         self.D.zero_()
-        self.norm.weight.fill_(self.norm.eps**0.5 / (self.tap / 2) ** 3)
+        self.norm.weight.fill_(norm_weight(self.norm.eps, self.tap))
         self.rows("dt").zero_()
 
     def rows(self, part: str) -> Tensor:

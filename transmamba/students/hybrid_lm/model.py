@@ -21,12 +21,14 @@ from ...ecosystems.origin import Origin
 from ...ecosystems.texts import Beside
 from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
+from ...subcloning.selection import Selection
 from ...views.rope import Rope
-from ...views.view import View
+from ...views.view import Tower, View
 from .architectures import OURS, architecture_of, rotary_of
 from .layers import HybridLayer, Reading, RMSNorm
 from .plan import plan
-from .start import calibrate
+from .shape import blocks_of
+from .start import Walk, calibrate
 from .stock import as_stock, save, write
 
 PLAIN = Want()
@@ -175,20 +177,35 @@ class HybridStudent(nn.Module):
             return checkpoint(layer, x, reading, use_reentrant=False)
         return layer(x, reading)
 
-    def plan(self, view: View, select: Any = None) -> Iterator[Take | Dropped]:
+    def narrower(self, theirs: Tower) -> bool:
+        """Whether it has fewer channels, heads or neurons than a teacher's tower, so that some are chosen."""
+        attention, mlp = blocks_of(theirs)[0]
+        mine = (self.width, self.config.num_attention_heads, self.config.num_key_value_heads)
+        return (*mine, self._layers[0].neurons) != (
+            theirs.width,
+            attention.heads,
+            attention.kv_heads or attention.heads,
+            len(mlp.up.weight),
+        )
+
+    def plan(self, view: View, select: Mapping[str, Selection] | None = None) -> Iterator[Take | Dropped]:
         """What takes which tensor of a teacher's decoder: all of them but positions in Mamba-2 layers. Raises
-        UserError for a teacher of another shape."""
-        return plan(self, view)
+        UserError for a teacher of another shape.
+
+        select: which coordinates a narrower one keeps; without it they are evenly spaced
+        """
+        return plan(self, view, None if select is None else select["decoder"])
 
     def calibrate_(
         self,
-        teacher: Callable[[Mapping[str, Tensor], Captures], Output],
+        walk: Walk,
         kinds: Sequence[str],
         texts: Sequence[Mapping[str, Tensor]],
         layers: int,
+        kept: Tensor,
     ) -> None:
         """What `plan` cannot say of a start, see `start.calibrate`."""
-        calibrate(self, teacher, kinds, texts, layers)
+        calibrate(self, walk, kinds, texts, layers, kept)
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         mlp = f".{architecture_of(self.config).mlp}."
@@ -223,5 +240,5 @@ class HybridStudent(nn.Module):
         return as_stock(self)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """config.json, model.safetensors, generation_config.json, and the tokenizer where there is one."""
+        """config.json, safetensors, generation_config.json, and the tokenizer where there is one."""
         save(self, Path(folder))

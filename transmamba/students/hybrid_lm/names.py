@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from ...config.registry import STUDENTS
@@ -30,6 +33,11 @@ class HybridLM:
     architecture: transformers' class: `bamba`, or `granite` (GraniteMoeHybrid, which has biases of q, k and v
         elsewhere, too); `auto`: granite for a Qwen2, else bamba
     depth:     layers, where they are fewer than the teacher's, taken from both of its ends
+    width:     channels of the stream, where they are fewer than the teacher's: those that matter most
+        (`init.importance`), the same ones in all layers. So are the next three, in each layer by itself
+    heads:     of attention and of Mamba-2, which stay as large as the teacher's
+    kv_heads:  of k and v; left out: as many heads of q on each as the teacher has
+    neurons:   of each MLP
     half_life: tokens after which what a Mamba-2 layer remembers is half as large, to begin with; `fitted`: of
         each head those with which it is nearest to the teacher's on some training texts, and what skips its
         scan likewise
@@ -37,9 +45,16 @@ class HybridLM:
         the gated norm's weight makes up for it
     """
 
+    # its plan asks for each of a teacher's blocks once, in order: they need not all be in memory
+    streams: ClassVar[bool] = True
+
     attention_layers: tuple[int, ...] | Pattern | LayersFile = ()
     architecture: Literal["auto", "bamba", "granite"] = "auto"
     depth: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    neurons: int | None = None
     half_life: float | Literal["fitted"] = 8.0
     conv_tap: float = 0.1
 
@@ -50,10 +65,15 @@ class HybridLM:
             problems.append(
                 f"attention_layers is {list(layers)}; write the teacher's layers, each once, counted from 0"
             )
-        if self.depth is not None and self.depth < 1:
-            problems.append(f"depth is {self.depth}; write a number of layers, or leave it out")
+        for name in ("depth", "width", "heads", "kv_heads", "neurons"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                problems.append(f"{name} is {count}; write a number of at least 1, or leave it out")
         if self.half_life != "fitted" and not self.half_life > 0:
             problems.append(f"half_life is {self.half_life}; write tokens, above 0, or fitted")
+        if self.half_life == "fitted" and (self.heads, self.kv_heads) != (None, None):
+            problems.append(
+                "half_life fitted is found for the teacher's own heads; leave heads and kv_heads out"
+            )
         if not 0 < self.conv_tap <= 1:
             problems.append(f"conv_tap is {self.conv_tap}; write a number above 0, 1 at most")
         refuse_all(problems)
@@ -63,15 +83,23 @@ class HybridLM:
         file of layers that is none, or another teacher's."""
         if spec.view is None:
             raise UserError("student hybrid_lm takes its shape from a teacher; name one")
+        from .mixer import norm_weight
         from .model import HybridStudent
         from .shape import architecture_for, shape_of
 
         kind = architecture_for(spec.view, self.architecture)
         fused = not ARCHITECTURES[kind].mlp_bias
-        shape = shape_of(spec.view, self.attention_layers, self.depth, fused)
+        shape = shape_of(spec.view, self, fused)
+        dtype = spec.dtype or torch.get_default_dtype()
+        if norm_weight(shape.eps, self.conv_tap) > torch.finfo(dtype).max:
+            raise UserError(
+                f"student.conv_tap is {self.conv_tap}, for which {dtype} cannot hold the norm's weight; "
+                "write a larger one, such as 0.1"
+            )
         fitted = self.half_life == "fitted"
         start = {} if self.half_life == "fitted" else {"half_life": self.half_life}
-        return HybridStudent(make_config(kind, shape), tap=self.conv_tap, fitted=fitted, **start)
+        with _numbers_of(dtype):
+            return HybridStudent(make_config(kind, shape), tap=self.conv_tap, fitted=fitted, **start)
 
     def preprocessing(self) -> Any:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")
@@ -90,3 +118,14 @@ class HybridLM:
         from .stock import load
 
         return load(source, HybridStudent)
+
+
+@contextmanager
+def _numbers_of(dtype: torch.dtype) -> Iterator[None]:
+    """Within it new parameters are of this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

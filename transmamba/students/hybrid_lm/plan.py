@@ -16,10 +16,11 @@ import torch
 from ...core.layout import Sequence as Text
 from ...errors import UserError
 from ...subcloning.plan import Dropped, Take, depth_map
+from ...subcloning.selection import Selection
 from ...views.heads import LanguageHead
-from ...views.sublayers import Attention, Mlp
-from ...views.view import View
-from ..reading import rope_dropped, take_affine, take_norm
+from ...views.sublayers import Affine, Attention, Mlp, Norm
+from ...views.view import Tower, View
+from ..reading import rope_dropped
 from .architectures import architecture_of
 from .mixer import HybridMixer
 
@@ -27,74 +28,163 @@ if TYPE_CHECKING:
     from .model import HybridStudent
 
 Items = Iterator[Take | Dropped]
+Index = torch.Tensor | None
 
 
-def plan(student: HybridStudent, view: View) -> Items:
-    """Everything. Raises UserError for a teacher of another width or without a language head."""
+def plan(student: HybridStudent, view: View, select: Selection | None) -> Items:
+    """Everything. Raises UserError for a teacher that is narrower, or without a language head.
+
+    select: which coordinates a narrower student keeps; None for evenly spaced ones
+    """
     tower, head = view.towers.get("decoder"), view.heads.get("decoder")
     if tower is None or not isinstance(head, LanguageHead) or not isinstance(tower.layout, Text):
         raise UserError("hybrid_lm takes its tensors from a language model; this teacher is none")
-    if tower.width != student.width:
+    if tower.width < student.width:
         raise UserError(
             f"this hybrid_lm is {student.width} wide, the teacher {tower.width}; make one of its own"
         )
+    select = select or Selection(tower.width, student.width)
+    keep = None if tower.width == student.width else select.residual
     architecture = architecture_of(student.config)
-    yield Take(target="model.embed_tokens.weight", source="embedding.weight", tensor=tower.embedding.weight)
-    assert tower.norm is not None, "looked at when the shape was taken"
-    yield from take_norm(f"model.{architecture.last_norm}", "norm", tower.norm)
-    if not student.config.tie_word_embeddings:
-        yield from take_affine("lm_head", "head", head.linear)
+    yield from _plan_ends(student, tower, head, keep)
     layers: Any = student.model["layers"]
     for k, t in enumerate(depth_map(student.num_layers, len(tower.ends))):
         attention, mlp = tower.sublayers[2 * t], tower.sublayers[2 * t + 1]
         assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "looked at with the shape"
-        into, source = f"model.layers.{k}", f"blocks.{t}"
-        yield from take_norm(f"{into}.input_layernorm", f"{source}.attention.norm", attention.norm, k)
-        if layers[k].attention:
-            yield from plan_attention(f"{into}.self_attn", f"{source}.attention", attention, k)
+        into, source, layer = f"model.layers.{k}", f"blocks.{t}", layers[k]
+        yield from _norm(f"{into}.input_layernorm", f"{source}.attention.norm", attention.norm, keep, k)
+        heads = _heads(student, attention, select, 2 * t)
+        if layer.attention:
+            yield from plan_attention(f"{into}.self_attn", f"{source}.attention", attention, heads, keep, k)
         else:
-            yield from _plan_mixer(layers[k].mamba, f"{into}.mamba", f"{source}.attention", attention, k)
-        yield from take_norm(f"{into}.{architecture.mlp_norm}", f"{source}.mlp.norm", mlp.norm, k)
+            yield from _plan_mixer(
+                layer.mamba, f"{into}.mamba", f"{source}.attention", attention, heads, keep, k
+            )
+        yield from _norm(f"{into}.{architecture.mlp_norm}", f"{source}.mlp.norm", mlp.norm, keep, k)
+        full = len(mlp.up.weight)
+        rows = None if layer.neurons == full else select.inner(2 * t + 1, full, layer.neurons)
         fused = architecture.fused
-        yield from _plan_mlp(f"{into}.{architecture.mlp}", f"{source}.mlp", mlp, k, fused)
+        yield from _plan_mlp(f"{into}.{architecture.mlp}", f"{source}.mlp", mlp, rows, keep, k, fused)
 
 
-def plan_attention(into: str, source: str, attention: Attention, k: int) -> Items:
-    """Attention as it is, for layer k."""
-    for name in ("q", "k", "v", "o"):
-        yield from take_affine(f"{into}.{name}_proj", f"{source}.{name}", getattr(attention, name), k)
+def _plan_ends(student: HybridStudent, tower: Tower, head: LanguageHead, keep: Index) -> Items:
+    """Embedding, last norm and head. What reads the stream of a narrower student is scaled, as everywhere;
+    where the head is the embedding, which is not, the norm before it."""
+    words, tied = tower.embedding.weight, student.config.tie_word_embeddings
+    yield Take(
+        target="model.embed_tokens.weight",
+        source="embedding.weight",
+        tensor=words if keep is None else words[:, keep.to(words.device)],
+        made="copied" if keep is None else "sliced",
+    )
+    assert tower.norm is not None, "looked at when the shape was taken"
+    scale = (tower.width / student.width) ** 0.5 if tied else 1.0
+    yield from _norm(
+        f"model.{architecture_of(student.config).last_norm}", "norm", tower.norm, keep, scale=scale
+    )
+    if not tied:
+        yield from _affine("lm_head", "head", head.linear, None, keep)
 
 
-def _plan_mlp(into: str, source: str, mlp: Mlp, k: int, fused: bool) -> Items:
+def _norm(
+    target: str, source: str, norm: Norm, keep: Index, layer: int | None = None, scale: float = 1.0
+) -> Items:
+    assert norm.weight is not None, "an RMSNorm of a decoder"
+    yield Take(
+        target=f"{target}.weight",
+        source=f"{source}.weight",
+        tensor=norm.weight,
+        index=(keep,),
+        scale=scale,
+        layer=layer,
+    )
+
+
+def _affine(
+    target: str,
+    source: str,
+    affine: Affine,
+    rows: Index,
+    columns: Index,
+    layer: int | None = None,
+    into: slice | None = None,
+) -> Items:
+    """These rows and columns of its weight, and of its bias where it has one; None for all."""
+    for name, tensor, index in (("weight", affine.weight, (rows, columns)), ("bias", affine.bias, (rows,))):
+        if tensor is not None:
+            yield Take(
+                target=f"{target}.{name}",
+                source=f"{source}.{name}",
+                tensor=tensor,
+                index=index,
+                into=into,
+                layer=layer,
+            )
+
+
+def _heads(student: HybridStudent, attention: Attention, select: Selection, s: int) -> torch.Tensor:
+    """Which of a sublayer's heads a layer has: (heads of k and v, heads of q on each)."""
+    groups = attention.kv_heads or attention.heads
+    count = student.config.num_key_value_heads
+    each = student.config.num_attention_heads // count
+    return select.heads(s, groups, attention.heads // groups, count, each)
+
+
+def plan_attention(
+    into: str, source: str, attention: Attention, heads: torch.Tensor, keep: Index, k: int
+) -> Items:
+    q: Index = None
+    shared: Index = None
+    if heads.numel() < attention.heads:
+        q = channels_of(heads.flatten(), attention.head_width)
+    groups = attention.kv_heads or attention.heads
+    if len(heads) < groups:
+        shared = channels_of(heads[:, 0] // (attention.heads // groups), attention.head_width)
+    for name, rows, columns in (("q", q, keep), ("k", shared, keep), ("v", shared, keep), ("o", keep, q)):
+        affine: Affine = getattr(attention, name)
+        yield from _affine(f"{into}.{name}_proj", f"{source}.{name}", affine, rows, columns, k)
+
+
+def _plan_mlp(into: str, source: str, mlp: Mlp, rows: Index, keep: Index, k: int, fused: bool) -> Items:
     assert mlp.gate is not None, "looked at with the shape"
     if not fused:
-        for name in ("gate", "up", "down"):
-            yield from take_affine(f"{into}.{name}_proj", f"{source}.{name}", getattr(mlp, name), k)
+        yield from _affine(f"{into}.gate_proj", f"{source}.gate", mlp.gate, rows, keep, k)
+        yield from _affine(f"{into}.up_proj", f"{source}.up", mlp.up, rows, keep, k)
+        yield from _affine(f"{into}.down_proj", f"{source}.down", mlp.down, keep, rows, k)
         return
-    neurons = len(mlp.up.weight)
-    for name, rows in (("gate", slice(neurons)), ("up", slice(neurons, 2 * neurons))):
-        yield from take_affine(f"{into}.input_linear", f"{source}.{name}", getattr(mlp, name), k, rows)
-    yield from take_affine(f"{into}.output_linear", f"{source}.down", mlp.down, k)
+    neurons = len(mlp.up.weight) if rows is None else len(rows)
+    for name, place in (("gate", slice(neurons)), ("up", slice(neurons, 2 * neurons))):
+        affine: Affine = getattr(mlp, name)
+        yield from _affine(f"{into}.input_linear", f"{source}.{name}", affine, rows, keep, k, place)
+    yield from _affine(f"{into}.output_linear", f"{source}.down", mlp.down, keep, rows, k)
 
 
-def _plan_mixer(mixer: HybridMixer, into: str, source: str, attention: Attention, k: int) -> Items:
-    """Heads beyond the teacher's begin as the first ones again, and out_proj reads nothing of them: they have
-    a gradient, and no effect yet."""
-    own = torch.arange(mixer.heads) % attention.heads
+def _plan_mixer(
+    mixer: HybridMixer,
+    into: str,
+    source: str,
+    attention: Attention,
+    heads: torch.Tensor,
+    keep: Index,
+    k: int,
+) -> Items:
+    """Heads beyond the attention's begin as the first ones again, and out_proj reads nothing of them: they
+    have a gradient, and no effect yet."""
+    own = heads.flatten()[torch.arange(mixer.heads) % heads.numel()]
     shared = own // (attention.heads // (attention.kv_heads or attention.heads))
     at = mixer.inner  # where in the convolution's channels x begins: its rows lack z
-    for part, name, heads, scale in (
+    for part, name, chosen, scale in (
         ("x", "v", shared, 1.0),
         ("B", "k", shared, 1.0),
         ("C", "q", own, attention.head_width**-0.5),
     ):
         affine, rows = getattr(attention, name), mixer.slice_of(part)
-        channels = channels_of(heads, attention.head_width)
+        channels = channels_of(chosen, attention.head_width)
         yield Take(
             target=f"{into}.in_proj.weight",
             source=f"{source}.{name}.weight",
             tensor=affine.weight,
-            index=(channels,),
+            index=(channels, keep),
             into=rows,
             scale=scale,
             layer=k,
@@ -109,12 +199,12 @@ def _plan_mixer(mixer: HybridMixer, into: str, source: str, attention: Attention
                 scale=mixer.tap * scale,
                 layer=k,
             )
-    real = torch.arange(mixer.inner) < attention.heads * attention.head_width
+    real = torch.arange(mixer.inner) < heads.numel() * attention.head_width
     yield Take(
         target=f"{into}.out_proj.weight",
         source=f"{source}.o.weight",
         tensor=attention.o.weight,
-        index=(None, channels_of(own, attention.head_width)),
+        index=(keep, channels_of(own, attention.head_width)),
         scale=real.float(),
         layer=k,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from ...core.layout import Sequence as Text
 from ...errors import UserError
@@ -15,7 +15,10 @@ from ...views.sublayers import Attention, Mlp
 from ...views.view import Tower, View
 from ..reading import activation_name
 from .architectures import Shape
-from .selected import LayersFile, Pattern, asked_layers
+from .selected import asked_layers
+
+if TYPE_CHECKING:
+    from .names import HybridLM
 
 # of a teacher's configuration, what a student's has as it is; a token that is not there is None in both
 _SPECIAL = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -45,15 +48,12 @@ def architecture_for(view: View, asked: Literal["auto", "bamba", "granite"]) -> 
     return "granite" if _config_of(view)["model_type"] in _BIASED else "bamba"
 
 
-def shape_of(
-    view: View, attention_layers: Sequence[int] | Pattern | LayersFile, depth: int | None, fused: bool
-) -> Shape:
-    """The shape that follows a teacher.
+def shape_of(view: View, asked: HybridLM, fused: bool) -> Shape:
+    """The shape that follows a teacher where nothing else is asked.
 
-    attention_layers: the teacher's layers that keep their attention, or what says them
-    depth: layers of the student, None for the teacher's
     fused: whether the class has no biases in MLPs
-    Raises UserError for a teacher that neither class holds, and for layers that are not there.
+    Raises UserError for a teacher that neither class holds, for layers that are not there, and for more of
+    anything than the teacher has.
     """
     tower, head = _decoder(view)
     blocks = blocks_of(tower)
@@ -65,19 +65,20 @@ def shape_of(
     if len(sizes) > 1:
         refuse(f"its layers differ in (heads, heads of k and v, channels a head, neurons): {sorted(sizes)}")
     heads, kv_heads, head_size, neurons = sizes.pop()
-    chosen = chosen_layers(depth, len(blocks))
+    own_heads, own_kv_heads = _heads(asked, heads, kv_heads)
+    chosen = chosen_layers(asked.depth, len(blocks))
     config = _config_of(view)
     return Shape(
         vocabulary=tower.embedding.weight.shape[0],
-        width=tower.width,
+        width=_at_most("width", asked.width, tower.width),
         depth=len(chosen),
-        heads=heads,
-        kv_heads=kv_heads,
+        heads=own_heads,
+        kv_heads=own_kv_heads,
         head_size=head_size,
-        neurons=neurons,
+        neurons=_at_most("neurons", asked.neurons, neurons),
         eps=blocks[0][0].norm.eps,
         attention_layers=own_layers(
-            asked_layers(attention_layers, chosen, teacher_shape(view)), chosen, len(blocks)
+            asked_layers(asked.attention_layers, chosen, teacher_shape(view)), chosen, len(blocks)
         ),
         attention_bias=any(a.q.bias is not None or a.o.bias is not None for a, _ in blocks),
         mlp_bias=any(m.up.bias is not None for _, m in blocks),
@@ -100,6 +101,30 @@ def teacher_shape(view: View) -> dict[str, int]:
         "kv_heads": first.kv_heads or first.heads,
         "vocabulary": tower.embedding.weight.shape[0],
     }
+
+
+def _at_most(name: str, asked: int | None, theirs: int) -> int:
+    if asked is not None and asked > theirs:
+        raise UserError(f"student.{name} is {asked}; write {theirs} at most, the teacher's, or leave it out")
+    return asked or theirs
+
+
+def _heads(asked: HybridLM, heads: int, kv_heads: int) -> tuple[int, int]:
+    """(heads, heads of k and v). Without a word on the second, as many of the first share one as in the
+    teacher."""
+    shared = heads // kv_heads
+    mine = _at_most("heads", asked.heads, heads)
+    theirs = _at_most("kv_heads", asked.kv_heads, kv_heads)
+    if asked.kv_heads is None:
+        theirs = mine // shared
+    if asked.heads is None:
+        mine = theirs * shared
+    if not theirs or mine % theirs or mine // theirs > shared:
+        raise UserError(
+            f"student.heads is {mine} on {theirs} of k and v, in the teacher {heads} on {kv_heads}; write a "
+            f"whole multiple of kv_heads, {shared} times as many at most"
+        )
+    return mine, theirs
 
 
 def chosen_layers(depth: int | None, teacher: int) -> list[int]:

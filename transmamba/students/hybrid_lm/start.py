@@ -7,22 +7,28 @@ with w h = 1 for every token h. Shapes: M tokens, D channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ...core.output import Capture, Captures, Context, Output
+from ...core.output import Context
+from ...views.view import Walker
+from .layers import HybridLayer
 from .mixer import OPEN_GATE, HybridMixer, decay_log
 
 if TYPE_CHECKING:
     from .model import HybridStudent
 
-Teacher = Callable[[Mapping[str, Tensor], Captures], Output]
+# a teacher's `walk`: inputs of batches through one sublayer after the other
+Walk = Callable[[Sequence[Mapping[str, Tensor]], Walker], Iterator[tuple[str, int]]]
 
 # of the words drawn where nobody gives a text
 _ROWS, _WORDS = 8, 256
+# tokens of which each head's output is made at once
+_TOKENS = 128
 # in units of the mean square of a channel, or of a head
 _RIDGE = 1e-3
 # of the usual factor of a layer's heads
@@ -33,33 +39,40 @@ HALF_LIVES = tuple(2.0**n for n in range(-1, 10))
 
 def calibrate(
     student: HybridStudent,
-    teacher: Teacher,
+    walk: Walk,
     kinds: Sequence[str],
     texts: Sequence[Mapping[str, Tensor]],
     layers: int,
+    kept: Tensor,
 ) -> None:
-    """Open the gates, and scale the outputs, of those of the first `layers` layers that are Mamba-2's.
+    """Open the gates, and scale the outputs, of those of the first `layers` layers that are Mamba-2's, each
+    as soon as the teacher has gone through its attention: what is held is one sublayer's.
 
-    teacher: what the teacher makes of inputs, with what is captured
-    kinds:   of its sublayers
-    texts:   inputs of batches; without any, words are drawn, the same ones each time
+    kinds: of the teacher's sublayers
+    texts: inputs of batches; without any, words are drawn, the same ones each time
+    kept:  the teacher's channel behind each of the student's
     """
-    sources = {k: s for k, s in student.sources(kinds).items() if k < layers}
-    if not sources:
+    todo = {s: k for k, s in student.sources(kinds).items() if k < layers}
+    if not todo:
         return
-    texts = texts or [_drawn_words(student)]
-    capture = Capture(mixers=dict.fromkeys(sources.values(), frozenset(("input", "output", "values"))))
-    taught = [teacher(inputs, {"decoder": capture}).streams["decoder"].mixers for inputs in texts]
-    contexts = [Context.of(inputs) for inputs in texts]
-    dtype = student.lm_head.weight.dtype
-    for k, s in sources.items():
-        inputs = [mixers[s]["input"].to(dtype) for mixers in taught]
-        wanted = [mixers[s]["output"].to(dtype) for mixers in taught]
-        _open_gate(student, k, inputs, contexts)
-        if student.fitted:
-            values = [mixers[s]["values"].to(dtype) for mixers in taught]
-            _choose_half_lives(student, k, inputs, values, contexts)
-        _scale_output(student, k, inputs, wanted, contexts)
+    rows = [row for text in texts or [_drawn_words(student)] for row in _rows_of(text)]
+    contexts, seen = [Context.of(row) for row in rows], dict[str, list[Tensor]]()
+    every = torch.equal(kept.cpu(), torch.arange(len(kept)))  # or the first ones
+
+    def observe(_: int, tower: str, s: int, name: str, tensor: Tensor) -> None:
+        if tower != "decoder" or s not in todo:
+            return
+        if name in ("input", "output"):
+            seen.setdefault(name, []).append(tensor[..., : len(kept)] if every else tensor[..., kept])
+        elif name == "values" and student.fitted:
+            seen.setdefault(name, []).append(tensor)
+
+    for tower, s in walk(rows, observe):
+        if tower == "decoder" and s in todo:
+            _begin(student.layer(todo.pop(s)), seen["input"], seen["output"], seen.get("values"), contexts)
+            seen.clear()
+        if not todo:
+            return
 
 
 def _drawn_words(student: HybridStudent) -> dict[str, Tensor]:
@@ -69,41 +82,70 @@ def _drawn_words(student: HybridStudent) -> dict[str, Tensor]:
     return {"text": torch.randint(student.vocabulary, (_ROWS, length), generator=seeded).to(device)}
 
 
+def _rows_of(text: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """A batch's inputs by themselves, for a mixer's inner tensors are large."""
+    for row in range(len(text["text"])):
+        yield {name: tensor[row : row + 1] for name, tensor in text.items()}
+
+
+def _begin(
+    layer: HybridLayer,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    values: Sequence[Tensor] | None,
+    contexts: Sequence[Context],
+) -> None:
+    """One layer's gate and outputs; with attention's `values` its half-lives and skips too. In half precision
+    they are found by a copy in float32, then rounded."""
+    norm, mixer = layer.input_layernorm, layer.mamba
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    if dtype != norm.weight.dtype:
+        norm, mixer = copy.deepcopy(norm).to(dtype), copy.deepcopy(mixer).to(dtype)
+
+    def normed() -> Iterator[tuple[Tensor, Context]]:
+        for x, context in zip(inputs, contexts, strict=True):
+            yield norm(x.to(dtype)), context
+
+    _open_gate(mixer, normed())
+    if values is not None:
+        _choose_half_lives(mixer, normed, values)
+    _scale_output(mixer, normed(), wanted, skips=values is not None)
+    if mixer is not layer.mamba:
+        layer.mamba.rows("z").copy_(mixer.rows("z"))
+        for name in ("norm.weight", "A_log", "D"):
+            layer.mamba.get_parameter(name).copy_(mixer.get_parameter(name))
+
+
 def _real(x: Tensor, context: Context) -> Tensor:
-    """The real tokens (M, D) of x (B, L, D), in float64."""
-    return (x.flatten(0, 1) if context.mask is None else x[context.mask]).double()
+    """The real tokens (M, D) of a row x (1, L, D), in float64."""
+    return (x[0] if context.mask is None else x[context.mask]).double()
 
 
-def _open_gate(student: HybridStudent, k: int, inputs: Sequence[Tensor], contexts: Sequence[Context]) -> None:
-    layer, mixer = student.layer(k), student.layer(k).mamba
-    assert isinstance(mixer, HybridMixer), "no layer of attention"
-    normed = torch.cat([_real(layer.input_layernorm(x), c) for x, c in zip(inputs, contexts, strict=True)])
-    square = normed.mT @ normed
-    ridge = (
-        _RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=square.dtype, device=square.device)
-    )
-    row = torch.linalg.solve(square + ridge, normed.sum(dim=0))
-    mixer.rows("z").copy_(OPEN_GATE * row)
+def _open_gate(mixer: HybridMixer, normed: Iterable[tuple[Tensor, Context]]) -> None:
+    width = mixer.in_proj.in_features
+    square = torch.zeros(width, width, dtype=torch.float64, device=mixer.D.device)
+    along = square.new_zeros(width)
+    for x, context in normed:
+        tokens = _real(x, context)
+        square.addmm_(tokens.mT, tokens)
+        along += tokens.sum(dim=0)
+    square.diagonal().add_(_RIDGE * square.diagonal().mean())
+    mixer.rows("z").copy_(OPEN_GATE * torch.linalg.solve(square, along))
 
 
 def _choose_half_lives(
-    student: HybridStudent,
-    k: int,
-    inputs: Sequence[Tensor],
-    wanted: Sequence[Tensor],
-    contexts: Sequence[Context],
+    mixer: HybridMixer, normed: Callable[[], Iterable[tuple[Tensor, Context]]], wanted: Sequence[Tensor]
 ) -> None:
     """Let each head's state halve in those of `HALF_LIVES` with which its scan and its skip, scaled, are
-    nearest to what the teacher's same head makes of the values, (B, L, H P) in `wanted`."""
-    mixer: HybridMixer = student.layer(k).mamba
-    heads = wanted[0].shape[-1] // mixer.head_dim
+    nearest to what the teacher's same head makes of the values, rows (1, L, H P) in `wanted`."""
+    heads, size = wanted[0].shape[-1] // mixer.head_dim, mixer.head_dim
     usual, gains = mixer.A_log.clone(), []
     for half_life in HALF_LIVES:
         mixer.A_log.fill_(decay_log(half_life))
         products = torch.zeros(heads, 2, 3, dtype=torch.float64, device=usual.device)
-        for x, target, context in zip(inputs, wanted, contexts, strict=True):
-            parts = [_real(part, context) for part in (*_scan_and_skip(student, k, x, context), target)]
-            each = torch.stack([p.unflatten(-1, (-1, mixer.head_dim))[:, :heads] for p in parts], dim=-1)
+        for (x, context), target in zip(normed(), wanted, strict=True):
+            parts = [*_scan_and_skip(mixer, x, context), _real(target, context)]
+            each = torch.stack([part.unflatten(-1, (-1, size))[:, :heads] for part in parts], dim=-1)
             products += torch.einsum("mhpa,mhpb->hab", each[..., :2], each)
         square, along = products[..., :2], products[..., 2]
         solved = torch.stack([_ridge(*pair) for pair in zip(square, along, strict=True)])
@@ -112,13 +154,12 @@ def _choose_half_lives(
     mixer.A_log.copy_(torch.cat([choices[torch.stack(gains).argmax(dim=0)], usual[heads:]]))
 
 
-def _scan_and_skip(student: HybridStudent, k: int, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
-    """What out_proj reads of the scan alone, and what a skip of `_unit` adds to that; each (B, L, H P)."""
-    mixer: HybridMixer = student.layer(k).mamba
-    within = Capture(mixers={k: frozenset(("values",))})
-    scan = student.mixer(k, x, context, within)[1]["values"]
+def _scan_and_skip(mixer: HybridMixer, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    """What out_proj reads of the scan alone, and what a skip of `_unit` adds to that, of real tokens
+    (M, H P)."""
+    scan = _real(mixer(x, context).parts["values"], context)
     mixer.D.fill_(_unit(mixer))
-    both = student.mixer(k, x, context, within)[1]["values"]
+    both = _real(mixer(x, context).parts["values"], context)
     mixer.D.zero_()
     return scan, both - scan
 
@@ -129,33 +170,33 @@ def _unit(mixer: HybridMixer) -> float:
 
 
 def _scale_output(
-    student: HybridStudent,
-    k: int,
-    inputs: Sequence[Tensor],
+    mixer: HybridMixer,
+    normed: Iterable[tuple[Tensor, Context]],
     wanted: Sequence[Tensor],
-    contexts: Sequence[Context],
+    skips: bool = False,
 ) -> None:
     """Let the norm's weight carry the factor of each head with which all together are nearest to attention's
-    output, and where starts are fitted D that of its skip. A factor may be negative: a scan without rotary
-    positions may point the other way."""
-    mixer: HybridMixer = student.layer(k).mamba
-    heads, kinds = mixer.heads, 2 if student.fitted else 1
+    output, and with `skips` D that of its skip. A factor may be negative: a scan without rotary positions may
+    point the other way."""
+    heads, kinds = mixer.heads, 2 if skips else 1
     square = torch.zeros(kinds * heads, kinds * heads, dtype=torch.float64, device=mixer.D.device)
     along = square.new_zeros(kinds * heads)
-    columns = mixer.out_proj.weight.double().unflatten(1, (heads, -1))  # (D, H, P)
-    for x, target, context in zip(inputs, wanted, contexts, strict=True):
-        parts = _scan_and_skip(student, k, x, context)[:kinds]
-        # a row at a time, for there are as many streams as heads
-        for row in range(len(x)):
-            real = slice(None) if context.mask is None else context.mask[row]
-            each = torch.stack([part[row, real].double().unflatten(-1, (heads, -1)) for part in parts])
-            made = torch.einsum("kmhp,dhp->khmd", each, columns).flatten(0, 1).flatten(1)
+    columns = mixer.out_proj.weight.double().mT.unflatten(0, (heads, -1)).repeat(kinds, 1, 1)  # (2 H, P, D)
+    for (x, context), target in zip(normed, wanted, strict=True):
+        if skips:
+            values = torch.cat(_scan_and_skip(mixer, x, context), dim=-1)
+        else:
+            values = _real(mixer(x, context).parts["values"], context)
+        values = values.unflatten(-1, (kinds * heads, -1))
+        pieces = zip(values.split(_TOKENS), _real(target, context).split(_TOKENS), strict=True)
+        for each, goal in pieces:  # there are as many streams as heads
+            made = (each.transpose(0, 1) @ columns).flatten(1)
             square += made @ made.mT
-            along += made @ target[row, real].double().flatten()
+            along += made @ goal.flatten()
     solved = _ridge(square, along)
     factors = _at_least(solved[:heads], square.diagonal()[:heads] > 0)
     mixer.norm.weight.copy_((mixer.norm.weight.unflatten(0, (heads, -1)) * factors[:, None]).flatten())
-    if student.fitted:
+    if skips:
         mixer.D.copy_(_unit(mixer) * solved[heads:] / factors)
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .model import HybridStudent
 
 
+# of a file of weights
+SHARD = "5GB"
+
+
 def as_stock(student: HybridStudent) -> Any:
     """transformers' model of the same tensors, not copies, in the student's mode. Loaded strictly."""
     from accelerate import init_empty_weights
@@ -62,10 +66,10 @@ def _null_layers(student: HybridStudent, model: Any) -> dict[str, Tensor]:
 
 
 def save(student: HybridStudent, folder: Path) -> None:
-    """The folder that `AutoModelForCausalLM.from_pretrained(FOLDER)` loads."""
+    """The folder that `AutoModelForCausalLM.from_pretrained(FOLDER)` loads, in files of at most `SHARD`."""
     folder.mkdir(parents=True, exist_ok=True)
     with decoders.explained(str(folder), tried="saved"):  # without its progress bars
-        as_stock(student).save_pretrained(folder)
+        as_stock(student).save_pretrained(folder, max_shard_size=SHARD)
     words = getattr(student.reads, "text", None)
     if student.beside.tokenizer is not None:
         student.beside.tokenizer.save_pretrained(folder)

@@ -12,6 +12,7 @@ from torch import nn
 from ...errors import UserError
 from ...subcloning.plan import Take, depth_map
 from ...subcloning.subclone import execute
+from ...views.sublayers import Attention as Sublayer
 from ...views.view import View
 from .layers import Attention
 from .plan import plan_attention
@@ -55,7 +56,9 @@ class Swap:
         for name, parameter in parameters.items():
             if name.endswith("bias"):
                 parameter.zero_()
-        for item in plan_attention("self_attn", source, theirs, 0):  # type: ignore[arg-type]
+        assert isinstance(theirs, Sublayer), "looked at with the shape"
+        heads = torch.arange(theirs.heads).unflatten(0, (theirs.kv_heads or theirs.heads, -1))
+        for item in plan_attention("self_attn", source, theirs, heads, None, 0):
             assert isinstance(item, Take), "attention is kept whole"
             execute(item, parameters)
         like = next(self.student.parameters())
