@@ -16,7 +16,7 @@ from transmamba.core.output import Context
 from transmamba.layers.mixed import Mixed
 from transmamba.students.text_mamba import TextMamba, TextShape, text_shape
 from transmamba.subcloning.plan import Dropped, Take
-from transmamba.subcloning.subclone import _execute
+from transmamba.subcloning.subclone import execute
 from transmamba.views.heads import Embedder
 from transmamba.views.sublayers import Attention
 from transmamba.views.view import Tower, View
@@ -100,7 +100,7 @@ def cloned(view: View, **change: Any) -> tuple[TextMamba, list[Take], list[Dropp
     takes = [item for item in items if isinstance(item, Take)]
     parameters = dict(student.named_parameters())
     for take in takes:
-        _execute(take, parameters)
+        execute(take, parameters)
     return student, takes, [item for item in items if isinstance(item, Dropped)]
 
 
