@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from ...errors import UserError
 
+Kind = Literal["full_attention", "window_attention", "linear_attention"]
+
 # key of config.json: what transformers' class does not say of our student
 OURS = "transmamba"
 
@@ -56,7 +58,17 @@ GRANITE = Architecture(
     mlp_bias=False,
     rotary="GraniteMoeHybridRotaryEmbedding",
 )
-ARCHITECTURES: Mapping[str, Architecture] = {"bamba": BAMBA, "granite": GRANITE}
+# the class of our own, saved with its code
+OWN = Architecture(
+    model_type="transmamba_hybrid",
+    mlp_norm="post_attention_layernorm",
+    mlp="mlp",
+    last_norm="norm",
+    fused=False,
+    mlp_bias=True,
+    rotary="LlamaRotaryEmbedding",
+)
+ARCHITECTURES: Mapping[str, Architecture] = {"bamba": BAMBA, "granite": GRANITE, "own": OWN}
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -188,11 +200,18 @@ def _granite(shape: Shape, attention: Sequence[int], common: Mapping[str, Any]) 
     )
 
 
+def kinds_of(config: Any) -> tuple[Kind, ...]:
+    """Of the student's layers, without those that the class has beyond them."""
+    if architecture_of(config) is OWN:
+        return tuple(config.layer_kinds)
+    return tuple(config.layers_block_type[: config.num_hidden_layers - getattr(config, OURS)["null"]])
+
+
 def rotary_of(config: Any) -> Any:
     """The class's own rotary positions: its `inv_freq` (R/2,) and `attention_scaling`."""
     import importlib
 
-    name = config.model_type
+    name = "llama" if architecture_of(config) is OWN else config.model_type
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     return getattr(module, architecture_of(config).rotary)(config)
 

@@ -39,17 +39,7 @@ class HybridLM:
     conv_tap: float = 0.1
 
     def __post_init__(self) -> None:
-        problems = []
-        if (
-            len(set(self.attention_layers)) < len(self.attention_layers)
-            or min(self.attention_layers, default=0) < 0
-        ):
-            problems.append(
-                f"attention_layers is {list(self.attention_layers)}; write the teacher's layers, each once, "
-                "counted from 0"
-            )
-        if self.depth is not None and self.depth < 1:
-            problems.append(f"depth is {self.depth}; write a number of layers, or leave it out")
+        problems = problems_of(self.attention_layers, self.depth)
         if not self.half_life > 0:
             problems.append(f"half_life is {self.half_life}; write tokens, above 0")
         if not 0 < self.conv_tap <= 1:
@@ -72,11 +62,12 @@ class HybridLM:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")
 
     @staticmethod
-    def of_config(config: Any) -> HybridStudent:
-        """The student that a configuration of transformers describes, at its start."""
+    def empty(source: Source) -> HybridStudent:
+        """The student that a configuration describes, at its start."""
         from .model import HybridStudent
+        from .stock import empty
 
-        return HybridStudent(config)
+        return empty(source, HybridStudent)
 
     @staticmethod
     def load(source: Source) -> HybridStudent:
@@ -85,3 +76,17 @@ class HybridLM:
         from .stock import load
 
         return load(source, HybridStudent)
+
+
+def problems_of(attention_layers: tuple[int, ...], depth: int | None) -> list[str]:
+    """What is wrong with the layers that keep attention, and with how many there are, whatever the
+    teacher."""
+    problems = []
+    if len(set(attention_layers)) < len(attention_layers) or min(attention_layers, default=0) < 0:
+        problems.append(
+            f"attention_layers is {list(attention_layers)}; write the teacher's layers, each once, counted "
+            "from 0"
+        )
+    if depth is not None and depth < 1:
+        problems.append(f"depth is {depth}; write a number of layers, or leave it out")
+    return problems

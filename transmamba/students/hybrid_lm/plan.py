@@ -50,10 +50,10 @@ def plan(student: HybridStudent, view: View) -> Items:
         assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "looked at with the shape"
         into, source = f"model.layers.{k}", f"blocks.{t}"
         yield from take_norm(f"{into}.input_layernorm", f"{source}.attention.norm", attention.norm, k)
-        if layers[k].attention:
-            yield from _plan_attention(f"{into}.self_attn", f"{source}.attention", attention, k)
-        else:
+        if layers[k].scans:
             yield from _plan_mixer(layers[k].mamba, f"{into}.mamba", f"{source}.attention", attention, k)
+        else:
+            yield from _plan_attention(f"{into}.self_attn", f"{source}.attention", attention, k)
         yield from take_norm(f"{into}.{architecture.mlp_norm}", f"{source}.mlp.norm", mlp.norm, k)
         fused = architecture.fused
         yield from _plan_mlp(f"{into}.{architecture.mlp}", f"{source}.mlp", mlp, k, fused)

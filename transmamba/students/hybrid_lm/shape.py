@@ -24,8 +24,8 @@ _BIASED = ("qwen2",)
 
 def refuse(why: str) -> NoReturn:
     raise UserError(
-        f"no hybrid_lm holds this teacher: {why}; choose a Llama, a Mistral without window, a SmolLM 1 or 2, "
-        "or a Qwen2"
+        f"no hybrid_lm and no window_lm holds this teacher: {why}; choose a Llama, a Mistral without window, "
+        "a SmolLM 1 or 2, or a Qwen2"
     )
 
 
@@ -115,8 +115,8 @@ def _decoder(view: View) -> tuple[Tower, LanguageHead]:
     tower, head = view.towers.get("decoder"), view.heads.get("decoder")
     if tower is None or not isinstance(head, LanguageHead) or not isinstance(tower.layout, Text):
         raise UserError(
-            f"hybrid_lm is made of a language model; this teacher has {', '.join(view.towers)} and no head "
-            "of words"
+            "hybrid_lm and window_lm are made of a language model; this teacher has "
+            f"{', '.join(view.towers)} and no head of words"
         )
     embedding = tower.embedding
     if not isinstance(embedding, TokenEmbedding) or embedding.positions is not None:

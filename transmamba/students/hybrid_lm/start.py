@@ -42,7 +42,8 @@ def calibrate(
     kinds:   of its sublayers
     texts:   inputs of batches; without any, words are drawn, the same ones each time
     """
-    sources = {k: s for k, s in student.sources(kinds).items() if k < layers}
+    converted = student.sources(kinds).items()
+    sources = {k: s for k, s in converted if k < layers and student.layer(k).scans}
     if not sources:
         return
     texts = texts or [_drawn_words(student)]
