@@ -78,7 +78,7 @@ def _generation(source: Source) -> Any:
 
 _SNIPPET = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("OWNER/NAME")
+tokenizer = AutoTokenizer.from_pretrained("OWNER/NAME"{also})
 model = AutoModelForCausalLM.from_pretrained("OWNER/NAME"{also}).eval()
 print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=20)[0]))
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..students.hybrid_lm.architectures import head_size_of
+from ..students.hybrid_lm.architectures import head_size_of, normalises
 from ..students.hybrid_lm.model import HybridStudent
 from ..students.ssd_vit.model import SSDVisionTransformer
 from ..students.text_mamba import TextMamba
@@ -144,6 +144,7 @@ def _hybrid(model: HybridStudent) -> dict[str, Any]:
 def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
     config, layer = model.config, model.layer(k)
     norm = f"RMSNorm {config.rms_norm_eps:g}"
+    qk_norm = norm if normalises(config) else "none"
     mixer: dict[str, Any]
     if not layer.scans:
         mixer = {
@@ -153,6 +154,7 @@ def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
             "kv_heads": config.num_key_value_heads,
             "head_size": head_size_of(config),
             "rope": config.rope_parameters.get("rope_type", "default"),
+            "qk_norm": qk_norm,
         }
         if layer.kind == "window_attention":
             mixer |= {"window": config.window, "sinks": config.sinks}
@@ -165,6 +167,7 @@ def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
             "state": config.mamba_d_state,
             "convolution": config.mamba_d_conv,
             "directions": 1,
+            "qk_norm": qk_norm,
         }
     neurons = layer.neurons
     return [mixer, {"kind": "mlp", "norm": norm, "neurons": neurons, "gated": True, "activation": "silu"}]

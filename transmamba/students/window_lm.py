@@ -54,7 +54,7 @@ class WindowLM:
         from .hybrid_lm.own_class import make_own_config
         from .hybrid_lm.shape import shape_of
 
-        shape = shape_of(spec.view, self.attention_layers, self.depth, fused=False)
+        shape = shape_of(spec.view, self.attention_layers, self.depth, fused=False, normed=True)
         nearby = {"window": self.window, "sinks": self.sinks}
         return HybridStudent(make_own_config(shape, "window_lm", "window_attention", **nearby))
 

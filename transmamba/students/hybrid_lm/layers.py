@@ -16,8 +16,9 @@ from ...core.output import Context
 from ...layers.mixed import Mixed, Want
 from ...views.rope import Rope, turned
 from ...views.sublayers import readable
-from .architectures import Kind, architecture_of, head_size_of
+from .architectures import Kind, architecture_of, head_size_of, normalises
 from .mixer import HybridMixer
+from .norms import RMSNorm
 
 PLAIN = Want()
 
@@ -61,23 +62,9 @@ def _nearby(allowed: Tensor | None, places: Tensor, window: int, sinks: int) -> 
     return near & (every.tril() if allowed is None else allowed)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) in float32 or wider, back in x's type times the weight, as in Llama."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype and x.element_size() >= 4:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.weight * F.rms_norm(wide, x.shape[-1:], None, self.eps).to(x.dtype)
-
-
 class Attention(nn.Module):
-    """Causal, rotary, with fewer heads of k and v where the configuration says so.
+    """Causal, rotary, with fewer heads of k and v, and q and k normalised head by head before they are turned
+    (as in Qwen3), where the configuration says so.
 
     windowed: whether it reads the last tokens and the first ones alone
     """
@@ -91,6 +78,10 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
         self.v_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
         self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
+        self.normed = normalises(config)
+        if self.normed:
+            self.q_norm = RMSNorm(size, config.rms_norm_eps)
+            self.k_norm = RMSNorm(size, config.rms_norm_eps)
 
     def forward(self, u: Tensor, reading: Reading) -> Mixed:
         """u (B, L, D) -> `Mixed`, without inner tensors."""
@@ -100,6 +91,8 @@ class Attention(nn.Module):
             projection(u).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
             for projection in (self.k_proj, self.v_proj)
         )
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
         allowed = reading.nearby if self.windowed else reading.allowed
         mixed = F.scaled_dot_product_attention(
             turned(q, *reading.waves),

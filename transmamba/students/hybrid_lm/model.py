@@ -1,7 +1,8 @@
-"""A causal language model of Mamba-2 and attention layers, with the tensors of a stock transformers class.
+"""A causal language model of Mamba-2 and attention layers, or of attention to all tokens and to near ones,
+with the tensors of a stock transformers class or of our own (`own/`).
 
-It is our own module, for its layers return records and take packed documents apart; transformers' class loads
-its tensors strictly (`stock`), and is what is saved. Shapes: B rows, L tokens, D channels, V words.
+It is a module of its own, for its layers return records and take packed documents apart; that class loads its
+tensors strictly (`stock`), and is what is saved. Shapes: B rows, L tokens, D channels, V words.
 """
 
 from __future__ import annotations

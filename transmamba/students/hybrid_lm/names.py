@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 @STUDENTS.register("hybrid_lm")
 @dataclass(frozen=True, kw_only=True)
 class HybridLM:
-    """A language model after a Llama, Mistral, SmolLM or Qwen2, with Mamba-2 in place of attention but in the
-    layers that keep it. Saved as a model of transformers, which loads it without transmamba.
+    """A language model after a Llama, Mistral, SmolLM, Qwen2 or Qwen3, with Mamba-2 in place of attention but
+    in the layers that keep it. Saved as a model of transformers, which loads it without transmamba, or with
+    code of its own, which transformers loads with trust_remote_code=True.
 
     attention_layers: the teacher's layers that keep attention, counted from 0; none for a pure one
     architecture: transformers' class: `bamba`, or `granite` (GraniteMoeHybrid, which has biases of q, k and v
-        elsewhere, too); `auto`: granite for a Qwen2, else bamba
+        elsewhere, too), or a class of `own`, whose code is saved, too: it can normalise q and k, and then B
+        and C; `auto`: own for a Qwen3, granite for a Qwen2, else bamba
     depth:     layers, where they are fewer than the teacher's, taken from both of its ends
     half_life: tokens after which what a Mamba-2 layer remembers is half as large, to begin with
     conv_tap:  the convolution at the token itself, to begin with: below 1 SiLU bends less what it reads, and
@@ -33,7 +35,7 @@ class HybridLM:
     """
 
     attention_layers: tuple[int, ...] = ()
-    architecture: Literal["auto", "bamba", "granite"] = "auto"
+    architecture: Literal["auto", "bamba", "granite", "own"] = "auto"
     depth: int | None = None
     half_life: float = 8.0
     conv_tap: float = 0.1
@@ -47,16 +49,21 @@ class HybridLM:
         refuse_all(problems)
 
     def build(self, spec: StudentSpec) -> nn.Module:
-        """Raises UserError without a teacher, and for one that no class of transformers holds as a hybrid."""
+        """Raises UserError without a teacher, and for one that no class holds as a hybrid."""
         if spec.view is None:
             raise UserError("student hybrid_lm takes its shape from a teacher; name one")
         from .model import HybridStudent
+        from .own_class import make_own_config
         from .shape import architecture_for, shape_of
 
         kind = architecture_for(spec.view, self.architecture)
         fused = not ARCHITECTURES[kind].mlp_bias
-        shape = shape_of(spec.view, self.attention_layers, self.depth, fused)
-        return HybridStudent(make_config(kind, shape), half_life=self.half_life, tap=self.conv_tap)
+        shape = shape_of(spec.view, self.attention_layers, self.depth, fused, normed=kind == "own")
+        if kind == "own":
+            config = make_own_config(shape, "hybrid_lm", "linear_attention")
+        else:
+            config = make_config(kind, shape)
+        return HybridStudent(config, half_life=self.half_life, tap=self.conv_tap)
 
     def preprocessing(self) -> Any:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")

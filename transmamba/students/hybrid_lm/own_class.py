@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .architectures import OURS, Kind, Shape
+from .architectures import OURS, Kind, Shape, mamba_sizes
 
 FOLDER = Path(__file__).parent / "own"
 # what transformers loads with `trust_remote_code`, of the files in FOLDER
@@ -24,6 +24,8 @@ def make_own_config(shape: Shape, student: str, other: Kind, **options: Any) -> 
     options: of such layers
     """
     kinds = ["full_attention" if k in shape.attention_layers else other for k in range(shape.depth)]
+    if other == "linear_attention":
+        options |= mamba_sizes(shape.heads, shape.head_size)
     return own_config()(
         **shape.special,
         **options,
@@ -36,6 +38,7 @@ def make_own_config(shape: Shape, student: str, other: Kind, **options: Any) -> 
         head_dim=shape.head_size,
         attention_bias=shape.attention_bias,
         mlp_bias=shape.mlp_bias,
+        qk_norm=shape.qk_norm,
         rms_norm_eps=shape.eps,
         rope_parameters=dict(shape.rope),
         tie_word_embeddings=shape.tied,

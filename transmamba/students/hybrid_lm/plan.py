@@ -3,7 +3,8 @@
 Attention that is kept, MLPs, norms, embeddings and head as they are. In a Mamba-2 layer x takes the values'
 place, B the keys', C the queries' over the root of their size, out_proj the output projection's; heads of k
 and v that several of q share are repeated for each [proposal; the same roles as in MambaInLlama, arXiv
-2408.15237]. Rotary positions have no place there.
+2408.15237]. Where keys and queries are normalised, B and C are by the same norms. Rotary positions have no
+place there.
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ def plan(student: HybridStudent, view: View) -> Items:
 def _plan_attention(into: str, source: str, attention: Attention, k: int) -> Items:
     for name in ("q", "k", "v", "o"):
         yield from take_affine(f"{into}.{name}_proj", f"{source}.{name}", getattr(attention, name), k)
+    for name, norm in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
+        if norm is not None:
+            yield from take_norm(f"{into}.{name}", f"{source}.{name}", norm, k)
 
 
 def _plan_mlp(into: str, source: str, mlp: Mlp, k: int, fused: bool) -> Items:
@@ -82,10 +86,11 @@ def _plan_mixer(mixer: HybridMixer, into: str, source: str, attention: Attention
     own = torch.arange(mixer.heads) % attention.heads
     shared = own // (attention.heads // (attention.kv_heads or attention.heads))
     at = mixer.inner  # where in the convolution's channels x begins: its rows lack z
+    root = attention.head_width**-0.5
     for part, name, heads, scale in (
         ("x", "v", shared, 1.0),
         ("B", "k", shared, 1.0),
-        ("C", "q", own, attention.head_width**-0.5),
+        ("C", "q", own, 1.0 if mixer.normed else root),  # the norm's weight has it where there is one
     ):
         affine, rows = getattr(attention, name), mixer.slice_of(part)
         channels = channels_of(heads, attention.head_width)
@@ -106,6 +111,15 @@ def _plan_mixer(mixer: HybridMixer, into: str, source: str, attention: Attention
                 index=(channels,),
                 into=slice(rows.start - at, rows.stop - at),
                 scale=mixer.tap * scale,
+                layer=k,
+            )
+    for part, norm, scale in (("B", attention.k_norm, 1.0), ("C", attention.q_norm, root)):
+        if norm is not None and norm.weight is not None:
+            yield Take(
+                target=f"{into}.{part}_norm.weight",
+                source=f"{source}.{'q' if part == 'C' else 'k'}_norm.weight",
+                tensor=norm.weight,
+                scale=scale,
                 layer=k,
             )
     real = torch.arange(mixer.inner) < attention.heads * attention.head_width

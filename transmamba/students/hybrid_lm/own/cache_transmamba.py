@@ -11,7 +11,8 @@ from transformers.cache_utils import Cache
 
 class HybridCache(Cache):
     """Of each layer some tensors by name, rows first: of attention `keys` and `values` (B, H, S, P), and
-    `places` (B, S), the tokens' places in their texts, -1 for padding.
+    `places` (B, S), the tokens' places in their texts, -1 for padding; of Mamba-2 what its convolution read
+    last, `before` (B, taps - 1, channels), and its `state` (B, H, P, N).
 
     read: tokens so far, padding included
     next: (B,) the place of each row's next token

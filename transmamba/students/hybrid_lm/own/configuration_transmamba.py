@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-KINDS = ("full_attention", "window_attention")
+KINDS = ("full_attention", "window_attention", "linear_attention")
 
 
 class HybridConfig(PretrainedConfig):
@@ -13,6 +13,10 @@ class HybridConfig(PretrainedConfig):
     window, sinks: in a layer of window_attention a token reads the last `window` tokens, itself included, and
         the first `sinks` of its text
     attention_bias, mlp_bias: whether those linears have biases
+    qk_norm: whether each head of q and k is normalised before it is turned; in layers of linear_attention,
+        Mamba-2's, each head of C and B
+    mamba_n_heads, mamba_d_head, mamba_n_groups, mamba_d_state, mamba_d_conv: of those layers: heads, their
+        channels, heads of B and C, states, taps
 
     The other names are Llama's.
     """
@@ -33,6 +37,14 @@ class HybridConfig(PretrainedConfig):
         sinks: int = 0,
         attention_bias: bool = False,
         mlp_bias: bool = False,
+        qk_norm: bool = False,
+        mamba_n_heads: int = 4,
+        mamba_d_head: int = 16,
+        mamba_n_groups: int = 4,
+        mamba_d_state: int = 16,
+        mamba_d_conv: int = 4,
+        mamba_conv_bias: bool = True,
+        mamba_proj_bias: bool = False,
         rms_norm_eps: float = 1e-5,
         rope_parameters: Any = None,
         max_position_embeddings: int = 2048,
@@ -45,6 +57,8 @@ class HybridConfig(PretrainedConfig):
             raise ValueError(f"layer_kinds has {unknown[0]!r}; known: {', '.join(KINDS)}")
         if "window_attention" in layer_kinds and (window < 1 or sinks < 0):
             raise ValueError(f"window is {window}, sinks {sinks}; write at least 1 and 0")
+        if mamba_proj_bias or not mamba_conv_bias:
+            raise ValueError("layers of linear_attention have a bias in the convolution, in no projection")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -59,6 +73,14 @@ class HybridConfig(PretrainedConfig):
         self.sinks = sinks
         self.attention_bias = attention_bias
         self.mlp_bias = mlp_bias
+        self.qk_norm = qk_norm
+        self.mamba_n_heads = mamba_n_heads
+        self.mamba_d_head = mamba_d_head
+        self.mamba_n_groups = mamba_n_groups
+        self.mamba_d_state = mamba_d_state
+        self.mamba_d_conv = mamba_d_conv
+        self.mamba_conv_bias = mamba_conv_bias
+        self.mamba_proj_bias = mamba_proj_bias
         self.rms_norm_eps = rms_norm_eps
         self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": 10000.0}
         self.max_position_embeddings = max_position_embeddings

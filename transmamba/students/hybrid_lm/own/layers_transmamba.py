@@ -30,6 +30,11 @@ class Pass:
     plain: bool
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32, or wider where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class HybridRMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -38,8 +43,7 @@ class HybridRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x / sqrt(mean(x²) + eps) in float32 or wider, back in x's type times the weight."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.weight * F.rms_norm(wide, x.shape[-1:], None, self.eps).to(x.dtype)
+        return self.weight * F.rms_norm(wide(x), x.shape[-1:], None, self.eps).to(x.dtype)
 
 
 class HybridAttention(nn.Module):
@@ -55,12 +59,21 @@ class HybridAttention(nn.Module):
         self.k_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
         self.v_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
         self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
+        self.normed = config.qk_norm
+        if self.normed:
+            self.q_norm = HybridRMSNorm(size, config.rms_norm_eps)
+            self.k_norm = HybridRMSNorm(size, config.rms_norm_eps)
 
     def forward(self, u: Tensor, shared: Pass) -> Tensor:
         """What attention adds to the stream, of its norm u (B, T, D)."""
-        q = _turned(self.q_proj(u).unflatten(-1, (self.heads, -1)).transpose(1, 2), shared)
-        k = _turned(self.k_proj(u).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2), shared)
-        v = self.v_proj(u).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        q = self.q_proj(u).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (
+            projection(u).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+            for projection in (self.k_proj, self.v_proj)
+        )
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = _turned(q, shared), _turned(k, shared)
         places = shared.places
         if shared.cache is not None:
             k, v, places = shared.cache.add(self.layer, k, v, places, self.nearby)

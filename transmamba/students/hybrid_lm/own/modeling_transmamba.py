@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A causal language model some of whose layers read a window of tokens and the first ones, made by transmamba
-from a model with attention in all of them:
+"""A causal language model some of whose layers have Mamba-2 in the place of attention, or attention to the
+last tokens and the first ones alone, made by transmamba from a model with attention in all of them:
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
@@ -20,18 +20,24 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from .cache_transmamba import HybridCache
 from .configuration_transmamba import HybridConfig
 from .layers_transmamba import HybridAttention, HybridMLP, HybridRMSNorm, Pass
+from .mixer_transmamba import HybridMamba2
 
 
 class HybridDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: HybridConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = HybridRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = HybridAttention(config, layer)
+        self.scans = config.layer_kinds[layer] == "linear_attention"
+        if self.scans:
+            self.mamba = HybridMamba2(config, layer)
+        else:
+            self.self_attn = HybridAttention(config, layer)
         self.post_attention_layernorm = HybridRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = HybridMLP(config)
 
     def forward(self, x: Tensor, shared: Pass) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), shared)
+        mixer = self.mamba if self.scans else self.self_attn
+        x = x + mixer(self.input_layernorm(x), shared)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
