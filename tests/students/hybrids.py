@@ -15,15 +15,26 @@ from transmamba.students.hybrid_lm.model import HybridStudent
 sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
 from decoders_made import SHAPE, WORDS, make
 
-__all__ = ["WORDS", "hybrid", "llama", "make", "moved", "quiet_texts", "relative", "texts"]
+__all__ = ["WORDS", "hybrid", "llama", "make", "moved", "quiet_texts", "qwen3", "relative", "texts"]
 
 
 def llama(**changes: Any) -> Any:
     """A Llama of `SHAPE`, with norms and biases that are not what they begin with."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    return _moved(LlamaForCausalLM, LlamaConfig(**{**SHAPE, **changes}))
+
+
+def qwen3(**changes: Any) -> Any:
+    """A Qwen3, alike."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return _moved(Qwen3ForCausalLM, Qwen3Config(**{**SHAPE, "head_dim": 8, **changes}))
+
+
+def _moved(kind: Any, config: Any) -> Any:
     torch.manual_seed(1)
-    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **changes})).eval()
+    model = kind(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))

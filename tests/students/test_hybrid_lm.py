@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrids import hybrid, llama, make, moved, relative, texts
+from hybrids import hybrid, llama, make, moved, qwen3, relative, texts
 from torch import Tensor
 
 from transmamba import UserError, adapt_teacher, convert
@@ -26,6 +26,7 @@ HELD = {
     "SmolLM (tied)": "BambaForCausalLM",
     "Mistral": "BambaForCausalLM",
     "Qwen2 (QKV biases)": "GraniteMoeHybridForCausalLM",
+    "Qwen3 (q/k norms)": "HybridForCausalLM",
 }
 
 
@@ -69,6 +70,8 @@ def test_heads_that_share_keys_are_the_teacher_s(kv_heads: int) -> None:
         ("Llama 2", "granite"),
         ("Qwen2 (QKV biases)", "granite"),
         ("SmolLM (tied)", "bamba"),
+        ("Qwen3 (q/k norms)", "own"),
+        ("Llama, biases, wide heads", "own"),
     ],
 )
 def test_the_stock_class_holds_its_tensors(name: str, kind: str, kept: tuple[int, ...]) -> None:
@@ -77,7 +80,7 @@ def test_the_stock_class_holds_its_tensors(name: str, kind: str, kept: tuple[int
     assert relative(logits(student, text=text), stock_logits(stock, input_ids=text)) < 1e-5
     mine = dict(student.named_parameters())
     assert all(p.data_ptr() == mine[n].data_ptr() for n, p in stock.named_parameters() if n in mine)
-    assert len(stock.model.layers) == 3 + (not kept)
+    assert len(stock.model.layers) == 3 + (not kept and kind != "own")
 
 
 def test_biases_of_the_mlps_and_wide_heads_are_held() -> None:
@@ -87,9 +90,10 @@ def test_biases_of_the_mlps_and_wide_heads_are_held() -> None:
     assert relative(logits(student, text=text), stock_logits(student.stock(), input_ids=text)) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["Qwen2 (QKV biases)", "Qwen3 (q/k norms)"])
 @pytest.mark.parametrize("kept", [(), (1,), (0, 1, 2)])
-def test_padding_before_a_text_changes_nothing(kept: tuple[int, ...]) -> None:
-    student, text = moved(hybrid(make("Qwen2 (QKV biases)"), *kept)), texts(length=12)
+def test_padding_before_a_text_changes_nothing(kept: tuple[int, ...], name: str) -> None:
+    student, text = moved(hybrid(make(name), *kept)), texts(length=12)
     padded = torch.cat([texts(length=5, seed=3), text], dim=1)
     mask = torch.ones_like(padded, dtype=torch.bool)
     mask[:, :5] = False
@@ -100,9 +104,10 @@ def test_padding_before_a_text_changes_nothing(kept: tuple[int, ...]) -> None:
     assert relative(stock[:, 5:], alone) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["Qwen2 (QKV biases)", "Qwen3 (q/k norms)"])
 @pytest.mark.parametrize("kept", [(), (1,), (0, 1, 2)])
-def test_packed_documents_are_documents_alone(kept: tuple[int, ...]) -> None:
-    student = moved(hybrid(make("Qwen2 (QKV biases)"), *kept))
+def test_packed_documents_are_documents_alone(kept: tuple[int, ...], name: str) -> None:
+    student = moved(hybrid(make(name), *kept))
     first, second, third = (texts(1, length, seed=length) for length in (7, 2, 11))
     packed = torch.cat([first, second, third], dim=1)
     segments = torch.tensor([[0] * 7 + [1] * 2 + [2] * 11], dtype=torch.int32)
@@ -142,16 +147,25 @@ def test_a_step_has_finite_gradients_in_every_part() -> None:
     assert all(torch.allclose(grads[name], before[name], atol=1e-5) for name in grads)  # type: ignore[arg-type]
 
 
+def test_norms_of_queries_and_keys_have_gradients() -> None:
+    student = hybrid(qwen3(), 1).train()
+    student(texts()).logsumexp(-1).sum().backward()
+    norms = {name: p.grad for name, p in student.named_parameters() if name.split(".")[-2][1:] == "_norm"}
+    assert {name.split(".")[-2] for name in norms} == {"q_norm", "k_norm", "B_norm", "C_norm"}
+    assert all(grad is not None and bool(grad.isfinite().all() and grad.any()) for grad in norms.values())
+
+
 def test_groups_name_every_parameter() -> None:
-    for student in (hybrid(make("SmolLM (tied)"), 1), hybrid(make("Qwen2 (QKV biases)"), 1)):
+    for name in ("SmolLM (tied)", "Qwen2 (QKV biases)", "Qwen3 (q/k norms)"):
+        student = hybrid(make(name), 1)
         groups = student.groups()
-        for name, _ in student.named_parameters():
-            found = [group for group, holds in groups.items() if holds(name)]
+        for each, _ in student.named_parameters():
+            found = [group for group, holds in groups.items() if holds(each)]
             assert (
-                found == (["embedding", "head"] if "embed" in name and len(found) == 2 else found[:1]) != []
+                found == (["embedding", "head"] if "embed" in each and len(found) == 2 else found[:1]) != []
             )
         mixers = [name for name, _ in student.named_parameters() if groups["mixers"](name)]
-        assert len(mixers) == 2 * 8
+        assert len(mixers) == 2 * (8 if "Qwen3" not in name else 10)
         assert any(groups["head"](name) for name, _ in student.named_parameters())
 
 
@@ -189,7 +203,6 @@ def test_a_shallower_student_takes_both_ends() -> None:
     [
         ("Mistral, window of 5", "window of 5 tokens"),
         ("Qwen2, windows in the last layers", "window of 4 tokens"),
-        ("Qwen3 (q/k norms)", "Qwen3"),
         ("SmolLM3 (layers without RoPE)", "no rotary positions"),
         ("Gemma", "scaled by 5.65"),
         ("GPT-2", "positions"),
@@ -199,6 +212,15 @@ def test_what_no_class_holds_is_refused_by_name(name: str, why: str) -> None:
     with pytest.raises(UserError, match=why) as said:
         hybrid(make(name))
     assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("kind", ["bamba", "granite"])
+def test_a_class_without_norms_of_queries_is_refused_by_name(kind: str) -> None:
+    with pytest.raises(UserError, match=r"as Qwen3 does.*student\.architecture=own") as said:
+        hybrid(make("Qwen3 (q/k norms)"), 1, architecture=kind)
+    assert "\n" not in str(said.value)
+    with pytest.raises(UserError, match="biases beneath their norms"):
+        hybrid(qwen3(attention_bias=True), 1)
 
 
 @pytest.mark.parametrize(

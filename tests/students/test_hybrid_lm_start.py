@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hybrids import hybrid, llama, make, relative, texts
+from hybrids import hybrid, llama, make, qwen3, relative, texts
 from torch import Tensor
 
 from transmamba import adapt_teacher, convert
@@ -30,13 +30,14 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "MQA": dict(num_attention_heads=8, num_key_value_heads=1),
     "GQA, biases": dict(num_attention_heads=8, num_key_value_heads=2, attention_bias=True),
     "heads beyond the teacher's": dict(hidden_size=48, head_dim=16),
+    "norms of q and k": dict(num_attention_heads=8, num_key_value_heads=2, head_dim=4, normed=True),
 }
 TAP = 2.0**-13
 
 
 def linear_attention(attention: Attention, u: Tensor) -> Tensor:
     """o of sum over s <= t of v_s (k_s q_t) / sqrt(P), head by head and token by token, in float64; without
-    o's bias. u (L, D)."""
+    o's bias; q and k normalised where the teacher's are. u (L, D)."""
 
     def projected(part: Any, heads: int) -> Tensor:
         bias = 0.0 if part.bias is None else part.bias.double()
@@ -45,6 +46,10 @@ def linear_attention(attention: Attention, u: Tensor) -> Tensor:
     shared = attention.heads // (attention.kv_heads or attention.heads)
     q = projected(attention.q, attention.heads)
     k, v = (projected(part, attention.heads // shared) for part in (attention.k, attention.v))
+    if attention.q_norm is not None and attention.k_norm is not None:
+        q, k = (
+            normed(x, norm.weight, norm.eps) for x, norm in ((q, attention.q_norm), (k, attention.k_norm))
+        )
     read = torch.zeros_like(q)
     for h in range(attention.heads):
         state = torch.zeros(q.shape[-1], q.shape[-1], dtype=torch.float64)
@@ -52,6 +57,11 @@ def linear_attention(attention: Attention, u: Tensor) -> Tensor:
             state = state + torch.outer(v[t, h // shared], k[t, h // shared])
             read[t, h] = state @ q[t, h] / math.sqrt(q.shape[-1])
     return read.flatten(1) @ attention.o.weight.double().mT
+
+
+def normed(x: Tensor, weight: Any, eps: float) -> Tensor:
+    """x (..., P) over the root of its mean square, times the weight."""
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
 
 
 def ideal(mixer: HybridMixer, u: Tensor) -> Tensor:
@@ -62,6 +72,8 @@ def ideal(mixer: HybridMixer, u: Tensor) -> Tensor:
     tap = tensors["conv1d.weight"][:, 0, -1]
     made = u @ tensors["in_proj.weight"].mT[:, inner : 4 * inner] + tensors["conv1d.bias"] / tap
     x, B, C = made.unflatten(-1, (3, heads, size)).unbind(-3)
+    if "B_norm.weight" in tensors:
+        B, C = (normed(y, tensors[f"{n}_norm.weight"], mixer.norm.eps) for n, y in (("B", B), ("C", C)))
     read, state = torch.zeros_like(x), torch.zeros(heads, size, size, dtype=torch.float64)
     for t in range(len(u)):
         state = state + x[t, :, :, None] * B[t, :, None, :]
@@ -71,7 +83,8 @@ def ideal(mixer: HybridMixer, u: Tensor) -> Tensor:
 
 def started(**changes: Any) -> tuple[Attention, HybridMixer]:
     """The teacher's second layer, and the student's, in whose convolution a power of 2 is exact."""
-    model = llama(**changes)
+    made = dict(changes)
+    model = qwen3(**made) if made.pop("normed", False) else llama(**made)
     attention = adapt_teacher(model).view.towers["decoder"].sublayers[2]
     assert isinstance(attention, Attention)
     return attention, hybrid(model, conv_tap=TAP).layer(1).mamba
@@ -105,7 +118,7 @@ def test_each_head_has_its_rows_bit_for_bit(name: str) -> None:
         ):
             at = part * mixer.inner + h * size
             wanted, factor = affine.weight[source * size : (source + 1) * size], 1.0
-            factor = 1 / math.sqrt(size) if part == 3 else 1.0
+            factor = 1 / math.sqrt(size) if part == 3 and attention.q_norm is None else 1.0
             assert torch.equal(rows[at : at + size], wanted * factor)
             if affine.bias is not None:
                 bias = mixer.conv1d.bias
@@ -114,6 +127,9 @@ def test_each_head_has_its_rows_bit_for_bit(name: str) -> None:
                 assert torch.equal(own, affine.bias[source * size : (source + 1) * size] * factor * TAP)
         columns = mixer.out_proj.weight[:, h * size : (h + 1) * size]
         assert torch.equal(columns, attention.o.weight[:, h * size : (h + 1) * size])
+    if attention.q_norm is not None and attention.k_norm is not None:
+        assert torch.equal(mixer.C_norm.weight, attention.q_norm.weight / math.sqrt(size))  # type: ignore[operator]
+        assert torch.equal(mixer.B_norm.weight, attention.k_norm.weight)  # type: ignore[arg-type]
     assert not mixer.out_proj.weight[:, count * size :].any()
     assert not rows[4 * mixer.inner :].any(), "dt is the same for every token"
 
@@ -180,7 +196,7 @@ def test_padding_has_no_say_in_a_start() -> None:
 def test_what_a_layer_adds_is_nearer_to_attention_than_nothing_is() -> None:
     """Of random numbers too, whose scan may point anywhere; heads beyond the teacher's, whose columns are 0,
     have a factor that a gradient passes."""
-    for model in (llama(), llama(head_dim=12)):
+    for model in (llama(), llama(head_dim=12), qwen3()):
         text = texts(8, 40)
         batch = Batch({"text": text}, {}, torch.arange(8), {"samples": 8})
         student, teacher = hybrid(model, calibration=[batch]), adapt_teacher(model)

@@ -41,7 +41,9 @@ def test_all_families_are_in_the_matrix() -> None:
     }
     # those whose tag says their shape are the image towers of dual encoders
     assert ours - {"vim_shaped", "ssd_vit_shaped"} == set(MODELS) and len(MODELS) >= 10
-    assert set(STUDENTS.names()) == {*("vim", "ssd_vit", "timm", "hf_vit", "clip", "open_clip", "hybrid_lm")}
+    assert set(STUDENTS.names()) == {
+        *("vim", "ssd_vit", "timm", "hf_vit", "clip", "open_clip", "hybrid_lm", "window_lm")
+    }
 
 
 @pytest.mark.parametrize("name", MODELS)

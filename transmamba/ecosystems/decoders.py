@@ -46,14 +46,14 @@ def is_language(model_type: str) -> bool:
     return known and model_type not in kinds.MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
-def read_config(source: Source) -> Any:
-    """The configuration, as transformers reads it. Raises UserError in one line."""
+def read_config(source: Source, reader: Any = None) -> Any:
+    """The configuration, as transformers reads it, or a class of ours. Raises UserError in one line."""
     from transformers import AutoConfig
 
     name, given = _arguments(source)
     refuse_unsaid_parts(source.text, source.config)
     with explained(source.text):
-        config = AutoConfig.from_pretrained(name, **given)
+        config = (reader or AutoConfig).from_pretrained(name, **given)
     if not is_gguf(source) and getattr(config, "quantization_config", None):
         raise UserError(f"{source.text!r} is quantised; a teacher needs weights of plain numbers")
     return config
@@ -140,7 +140,8 @@ def load_tokenizer(source: Source) -> Any:
 
     name, given = _arguments(source)
     with explained(source.text):
-        return AutoTokenizer.from_pretrained(name, **given)
+        # of a model with code beside it, too, whose configuration is of no matter here: without asking
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False, **given)
 
 
 def _arguments(source: Source) -> tuple[str, dict[str, Any]]:

@@ -30,6 +30,7 @@ MODEL_FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "*_transmamba.py",  # code of a class of ours
 )
 
 

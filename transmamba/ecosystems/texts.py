@@ -78,18 +78,18 @@ def _generation(source: Source) -> Any:
 
 _SNIPPET = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("OWNER/NAME")
-model = AutoModelForCausalLM.from_pretrained("OWNER/NAME").eval()
+tokenizer = AutoTokenizer.from_pretrained("OWNER/NAME"{also})
+model = AutoModelForCausalLM.from_pretrained("OWNER/NAME"{also}).eval()
 print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), max_new_tokens=20)[0]))
 """
 
 
-def card(origin: Origin) -> Card:
-    """Of a language model of transformers."""
+def card(origin: Origin, own_code: bool = False) -> Card:
+    """Of a language model of transformers; with `own_code` one whose class lies beside it."""
     return Card(
         library="transformers",
         pipeline_tag="text-generation",
-        snippet=_SNIPPET,
+        snippet=_SNIPPET.format(also=", trust_remote_code=True" if own_code else ""),
         licence=origin.licence,
         base_model=origin.base_model,
     )

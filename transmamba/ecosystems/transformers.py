@@ -131,11 +131,11 @@ def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
 def empty_of_any_type(source: Source) -> nn.Module:
     """A model of any type that transformers knows, on the meta device, so that something can be said of it.
     Raises UserError in one line."""
-    config = decoders.read_config(source)
     if (ours := _student_of(source)) is not None:
         with torch.device("meta"):
-            student: nn.Module = ours.of_config(config)
+            student: nn.Module = ours.empty(source)
         return student.eval()
+    config = decoders.read_config(source)
     with decoders.explained(source.text, tried="read"):
         return _empty(config, _class_named(config, "AutoModel"))
 
@@ -229,7 +229,8 @@ def unknown_type(name: str, model_type: str) -> UserError:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     model_type = str(model_type)  # a config by another hand may hold anything there
-    kind = Inexpressible if model_type in CONFIG_MAPPING_NAMES else UserError
+    ours = model_type.startswith("transmamba_")
+    kind = Inexpressible if ours or model_type in CONFIG_MAPPING_NAMES else UserError
     elsewhere, lacking = _ELSEWHERE.get(model_type), _LACKING.get(model_type)
     hint = f"; timm has the same weights, write {elsewhere}" if elsewhere else ""
     why = f"it has {lacking}, and " if lacking else ""
@@ -279,8 +280,9 @@ model = {loader}.from_pretrained("OWNER/NAME").eval()
 
 def card(model: nn.Module) -> Card:
     built: Any = model
-    if decoders.is_language(built.config.model_type):
-        return texts.card(getattr(built, "origin", None) or origin(built))
+    own_code = hasattr(built.config, "auto_map") and hasattr(built.config, "transmamba")  # a student of ours
+    if own_code or decoders.is_language(built.config.model_type):
+        return texts.card(getattr(built, "origin", None) or origin(built), own_code)
     classifies = "ForImageClassification" in type(model).__name__
     dual = built.config.model_type in DUAL_ENCODERS
     loader = "AutoModelForImageClassification" if classifies else "AutoModel"

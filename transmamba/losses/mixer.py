@@ -15,6 +15,7 @@ from torch import Tensor
 from ..config.registry import LOSSES
 from ..core.output import Capture, Captures, Term
 from ..distillation.signals import Loss, Signals, StreamGeometry, check_weight, only, stack_parts
+from ..errors import UserError
 
 
 @LOSSES.register("mixer")
@@ -35,6 +36,12 @@ class Mixer:
         check_weight(self.weight)
 
     def build_stream(self, geometry: StreamGeometry) -> MixerLoss:
+        """Raises UserError for a student without mixers of its own."""
+        if not geometry.sources:
+            raise UserError(
+                "loss mixer: all layers of this student keep the teacher's attention, so nothing is there to "
+                "align; leave the loss out, and a stage of it alone"
+            )
         return MixerLoss(geometry, self.weight)
 
 

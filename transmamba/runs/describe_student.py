@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..students.hybrid_lm.architectures import head_size_of
+from ..students.hybrid_lm.architectures import head_size_of, normalises
 from ..students.hybrid_lm.model import HybridStudent
 from ..students.ssd_vit.model import SSDVisionTransformer
 from ..students.text_mamba import TextMamba
@@ -15,7 +15,7 @@ from ..students.vim.model import VisionMamba
 from ..teachers.describe import runs_of, tower_in_words
 from ..teachers.open_clip_text import only_runs, text_view
 
-KEPT = "kept"
+KEPT, WINDOW = "kept", "window"
 # timm's names of them, and those of a teacher's
 _POOLS = {"token": "cls", "avg": "mean", "map": "attention", "": "none"}
 
@@ -25,7 +25,8 @@ def student_towers(model: Any) -> dict[str, dict[str, Any]]:
     for any other model.
 
     What a teacher's have, and `kind`: vim, ssd_vit, or vit where every block has attention; of a text mamba2,
-    or kept; of a decoder hybrid, mamba2 where no block has attention, or kept. `parameters` are the tower's.
+    or kept; of a decoder hybrid, mamba2 where no block has attention, window where some have attention to the
+    last tokens alone, or kept. `parameters` are the tower's.
     """
     if isinstance(model, HybridStudent):
         return {"decoder": _counted(model, _hybrid(model))}
@@ -40,7 +41,7 @@ def student_towers(model: Any) -> dict[str, dict[str, Any]]:
 
 def converted(towers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The names of those that have Mamba in place of attention."""
-    return [name for name, tower in towers.items() if tower["kind"] not in (KEPT, "vit")]
+    return [name for name, tower in towers.items() if tower["kind"] not in (KEPT, WINDOW, "vit")]
 
 
 def _is_image(module: Any) -> bool:
@@ -123,8 +124,9 @@ def _text_mamba(text: TextMamba) -> dict[str, Any]:
 def _hybrid(model: HybridStudent) -> dict[str, Any]:
     config, count = model.config, model.num_layers
     blocks = [_hybrid_layer(model, k) for k in range(count)]
+    kind = {0: "mamba2", count: KEPT}.get(len(model.attention_layers), "hybrid")
     return {
-        "kind": {0: "mamba2", count: KEPT}.get(len(model.attention_layers), "hybrid"),
+        "kind": WINDOW if "window_attention" in model.kinds else kind,
         "reads": "text",
         "width": model.width,
         "embedding": {"kind": "words", "vocabulary": model.vocabulary, "positions": "none"},
@@ -142,8 +144,9 @@ def _hybrid(model: HybridStudent) -> dict[str, Any]:
 def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
     config, layer = model.config, model.layer(k)
     norm = f"RMSNorm {config.rms_norm_eps:g}"
+    qk_norm = norm if normalises(config) else "none"
     mixer: dict[str, Any]
-    if layer.attention:
+    if not layer.scans:
         mixer = {
             "kind": "attention",
             "norm": norm,
@@ -151,7 +154,10 @@ def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
             "kv_heads": config.num_key_value_heads,
             "head_size": head_size_of(config),
             "rope": config.rope_parameters.get("rope_type", "default"),
+            "qk_norm": qk_norm,
         }
+        if layer.kind == "window_attention":
+            mixer |= {"window": config.window, "sinks": config.sinks}
     else:
         mixer = {
             "kind": "mamba2",
@@ -161,6 +167,7 @@ def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
             "state": config.mamba_d_state,
             "convolution": config.mamba_d_conv,
             "directions": 1,
+            "qk_norm": qk_norm,
         }
     neurons = layer.neurons
     return [mixer, {"kind": "mlp", "norm": norm, "neurons": neurons, "gated": True, "activation": "silu"}]

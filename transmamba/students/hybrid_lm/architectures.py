@@ -1,8 +1,9 @@
-"""The classes of transformers that hold a hybrid exactly, and what each calls a layer's parts.
+"""The classes that hold a hybrid exactly, two of transformers' and one of our own, and what each calls a
+layer's parts.
 
-Both have RMSNorms before attention or Mamba-2 and before a SwiGLU MLP, rotary positions in attention and none
-in Mamba-2; they differ in names, and in which biases they have. A configuration of theirs is all that a
-student is built from.
+All have RMSNorms before attention or Mamba-2 and before a SwiGLU MLP, rotary positions in attention and none
+in Mamba-2; they differ in names, in which biases they have, and in whether queries and keys are normalised. A
+configuration of theirs is all that a student is built from.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any, Literal
 
 from ...errors import UserError
 
+Kind = Literal["full_attention", "window_attention", "linear_attention"]
+
 # key of config.json: what transformers' class does not say of our student
 OURS = "transmamba"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """One class of transformers.
+    """One class.
 
     model_type: as its config.json has it
     mlp_norm, mlp, last_norm: what it calls the norm before an MLP, the MLP, the norm before the head
@@ -56,7 +59,17 @@ GRANITE = Architecture(
     mlp_bias=False,
     rotary="GraniteMoeHybridRotaryEmbedding",
 )
-ARCHITECTURES: Mapping[str, Architecture] = {"bamba": BAMBA, "granite": GRANITE}
+# the class of our own, saved with its code
+OWN = Architecture(
+    model_type="transmamba_hybrid",
+    mlp_norm="post_attention_layernorm",
+    mlp="mlp",
+    last_norm="norm",
+    fused=False,
+    mlp_bias=True,
+    rotary="LlamaRotaryEmbedding",
+)
+ARCHITECTURES: Mapping[str, Architecture] = {"bamba": BAMBA, "granite": GRANITE, "own": OWN}
 
 
 def architecture_of(config: Any) -> Architecture:
@@ -97,6 +110,7 @@ class Shape:
     """What a hybrid is made of; words and special tokens beside it in `special`.
 
     attention_layers: those that keep attention, by the student's own numbers
+    qk_norm: whether queries and keys are normalised, head by head
     special: of the teacher's configuration, as it is: bos_token_id ...
     """
 
@@ -114,6 +128,7 @@ class Shape:
     tied: bool
     rope: Mapping[str, Any]
     special: Mapping[str, Any]
+    qk_norm: bool = False
 
 
 def make_config(kind: Literal["bamba", "granite"], shape: Shape) -> Any:
@@ -141,13 +156,20 @@ def _common(shape: Shape) -> dict[str, Any]:
         "rms_norm_eps": shape.eps,
         "tie_word_embeddings": shape.tied,
         "attention_bias": shape.attention_bias,
-        "mamba_n_heads": heads.all,
-        "mamba_d_head": heads.size,
-        "mamba_n_groups": heads.all,
-        "mamba_d_state": heads.size,
         "mamba_expand": heads.expand,
-        "mamba_d_conv": 4,
         "mamba_chunk_size": 256,
+        **mamba_sizes(heads.all, heads.size),
+    }
+
+
+def mamba_sizes(heads: int, size: int) -> dict[str, Any]:
+    """Of a mixer with attention's heads, each of `size` channels and states."""
+    return {
+        "mamba_n_heads": heads,
+        "mamba_d_head": size,
+        "mamba_n_groups": heads,
+        "mamba_d_state": size,
+        "mamba_d_conv": 4,
         "mamba_conv_bias": True,
         "mamba_proj_bias": False,  # padded tokens would carry it into the convolution of those behind them
     }
@@ -188,13 +210,25 @@ def _granite(shape: Shape, attention: Sequence[int], common: Mapping[str, Any]) 
     )
 
 
+def kinds_of(config: Any) -> tuple[Kind, ...]:
+    """Of the student's layers, without those that the class has beyond them."""
+    if architecture_of(config) is OWN:
+        return tuple(config.layer_kinds)
+    return tuple(config.layers_block_type[: config.num_hidden_layers - getattr(config, OURS)["null"]])
+
+
 def rotary_of(config: Any) -> Any:
     """The class's own rotary positions: its `inv_freq` (R/2,) and `attention_scaling`."""
     import importlib
 
-    name = config.model_type
+    name = "llama" if architecture_of(config) is OWN else config.model_type
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     return getattr(module, architecture_of(config).rotary)(config)
+
+
+def normalises(config: Any) -> bool:
+    """Whether queries and keys are normalised, and so are C and B."""
+    return bool(getattr(config, "qk_norm", False))
 
 
 def head_size_of(config: Any) -> int:

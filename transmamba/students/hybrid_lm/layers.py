@@ -16,8 +16,9 @@ from ...core.output import Context
 from ...layers.mixed import Mixed, Want
 from ...views.rope import Rope, turned
 from ...views.sublayers import readable
-from .architectures import architecture_of, head_size_of
+from .architectures import Kind, architecture_of, head_size_of, normalises
 from .mixer import HybridMixer
+from .norms import RMSNorm
 
 PLAIN = Want()
 
@@ -28,49 +29,59 @@ class Reading:
 
     waves:   cosine and sine of the tokens' positions, each (B, 1, L, P); None where no layer has attention
     allowed: (B, 1, L, L) bool, whether a token may read another; None where causality alone says so
+    nearby:  the same in layers of window_attention
     """
 
     context: Context
-    waves: tuple[Tensor, Tensor] | None
-    allowed: Tensor | None
+    waves: tuple[Tensor, Tensor] | None = None
+    allowed: Tensor | None = None
+    nearby: Tensor | None = None
 
     @classmethod
-    def of(cls, context: Context, x: Tensor, rope: Rope | None) -> Reading:
-        """Of a stream x (B, L, D); without `rope` for layers without attention."""
-        if rope is None:
-            return cls(context, None, None)
+    def of(cls, context: Context, x: Tensor, rope: Rope, window: tuple[int, int] | None) -> Reading:
+        """Of a stream x (B, L, D).
+
+        window: of layers of window_attention, with their sinks; None where there are none
+        """
         positions = context.positions
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
-        return cls(context, rope.waves(positions), readable(context, True, None, x))
+        allowed = readable(context, True, None, x)
+        nearby = None if window is None else _nearby(allowed, positions, *window)
+        return cls(context, rope.waves(positions), allowed, nearby)
 
 
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) in float32 or wider, back in x's type times the weight, as in Llama."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.weight.dtype and x.element_size() >= 4:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return self.weight * F.rms_norm(wide, x.shape[-1:], None, self.eps).to(x.dtype)
+def _nearby(allowed: Tensor | None, places: Tensor, window: int, sinks: int) -> Tensor | None:
+    """What of `allowed` is among the last `window` tokens or at the first `sinks` places of its document;
+    places (B, L)."""
+    length = places.shape[1]
+    if window >= length:
+        return allowed
+    every = torch.ones(length, length, dtype=torch.bool, device=places.device)
+    near = every.triu(1 - window) | (places < sinks)[:, None, None, :]
+    return near & (every.tril() if allowed is None else allowed)
 
 
 class Attention(nn.Module):
-    """Causal, rotary, with fewer heads of k and v where the configuration says so."""
+    """Causal, rotary, with fewer heads of k and v, and q and k normalised head by head before they are turned
+    (as in Qwen3), where the configuration says so.
 
-    def __init__(self, config: Any) -> None:
+    windowed: whether it reads the last tokens and the first ones alone
+    """
+
+    def __init__(self, config: Any, windowed: bool) -> None:
         super().__init__()
+        self.windowed = windowed
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         size, width, bias = head_size_of(config), config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(width, self.heads * size, bias=bias)
         self.k_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
         self.v_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
         self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
+        self.normed = normalises(config)
+        if self.normed:
+            self.q_norm = RMSNorm(size, config.rms_norm_eps)
+            self.k_norm = RMSNorm(size, config.rms_norm_eps)
 
     def forward(self, u: Tensor, reading: Reading) -> Mixed:
         """u (B, L, D) -> `Mixed`, without inner tensors."""
@@ -80,12 +91,15 @@ class Attention(nn.Module):
             projection(u).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
             for projection in (self.k_proj, self.v_proj)
         )
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        allowed = reading.nearby if self.windowed else reading.allowed
         mixed = F.scaled_dot_product_attention(
             turned(q, *reading.waves),
             turned(k, *reading.waves),
             v,
-            attn_mask=reading.allowed,
-            is_causal=reading.allowed is None,
+            attn_mask=allowed,
+            is_causal=allowed is None,
             enable_gqa=self.kv_heads != self.heads,
         )
         return Mixed(self.o_proj(mixed.transpose(1, 2).flatten(2)))
@@ -120,16 +134,16 @@ class FusedSwiGLU(nn.Module):
 class HybridLayer(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)); the mixer is `self_attn` or `mamba`."""
 
-    def __init__(self, config: Any, attention: bool, half_life: float, tap: float) -> None:
+    def __init__(self, config: Any, kind: Kind, half_life: float, tap: float) -> None:
         super().__init__()
         architecture, width, eps = architecture_of(config), config.hidden_size, config.rms_norm_eps
-        self.attention = attention
+        self.kind = kind
         self._mlp_norm, self._mlp = architecture.mlp_norm, architecture.mlp
         self.input_layernorm = RMSNorm(width, eps)
-        if attention:
-            self.self_attn = Attention(config)
-        else:
+        if self.scans:
             self.mamba = HybridMixer(config, half_life, tap)
+        else:
+            self.self_attn = Attention(config, windowed=kind == "window_attention")
         self.add_module(architecture.mlp_norm, RMSNorm(width, eps))
         self.neurons = config.shared_intermediate_size if architecture.fused else config.intermediate_size
         mlp: nn.Module
@@ -139,10 +153,15 @@ class HybridLayer(nn.Module):
             mlp = SwiGLU(width, self.neurons, config.mlp_bias)
         self.add_module(architecture.mlp, mlp)
 
+    @property
+    def scans(self) -> bool:
+        """Whether it has Mamba-2 in the place of attention."""
+        return self.kind == "linear_attention"
+
     def forward(self, x: Tensor, reading: Reading, want: Want = PLAIN) -> tuple[Tensor, Mixed]:
         """The stream (B, L, D) after the layer, or what its mixer alone adds, and the mixer's record."""
         normed = self.input_layernorm(x)
-        mixed = self.self_attn(normed, reading) if self.attention else self.mamba(normed, reading.context)
+        mixed = self.mamba(normed, reading.context) if self.scans else self.self_attn(normed, reading)
         if want.alone:
             return mixed.output, mixed
         x = x + mixed.output

@@ -17,14 +17,11 @@ from transmamba_kernels import causal_conv1d, ssd_scan
 
 from ...core.output import Context
 from ...layers.mixed import Mixed
+from .architectures import normalises
+from .norms import GatedNorm, RMSNorm, wide
 
 # silu of it is 1
 OPEN_GATE = 1.2784645427610738
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In float32, or wider where it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def decay_log(half_life: float) -> float:
@@ -39,22 +36,12 @@ def norm_weight(eps: float, tap: float) -> float:
     return float(eps**0.5 / (tap / 2) ** 3)
 
 
-class GatedNorm(nn.Module):
-    """RMSNorm of x silu(z) over each group's channels."""
-
-    def __init__(self, channels: int, group: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.group, self.eps = group, eps
-
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """x, z (..., H P) -> the same, in x's type; at least float32 within, as in transformers."""
-        gated = (_wide(x) * F.silu(_wide(z))).unflatten(-1, (-1, self.group))
-        return self.weight * F.rms_norm(gated, (self.group,), None, self.eps).flatten(-2).to(x.dtype)
-
-
 class HybridMixer(nn.Module):
-    """half_life, tap: see `neutral_`."""
+    """Where the configuration normalises keys and queries, so is each head of B and C: before the
+    convolution, as attention does it before it turns them.
+
+    half_life, tap: see `neutral_`
+    """
 
     def __init__(self, config: Any, half_life: float, tap: float) -> None:
         super().__init__()
@@ -72,6 +59,9 @@ class HybridMixer(nn.Module):
         self.D = nn.Parameter(torch.empty(self.heads))
         self.norm = GatedNorm(self.inner, self.inner // self.groups, eps)
         self.out_proj = nn.Linear(self.inner, config.hidden_size, bias=bias)
+        self.normed = normalises(config)
+        if self.normed:
+            self.B_norm, self.C_norm = RMSNorm(self.states, eps), RMSNorm(self.states, eps)
         self.half_life, self.tap = half_life, tap
         self.neutral_()
 
@@ -107,6 +97,8 @@ class HybridMixer(nn.Module):
         convolution begin anew where the segment changes."""
         real = None if context.mask is None else context.mask.unsqueeze(-1)
         z, mixed, delta = self._projected(u if real is None else u.masked_fill(~real, 0))
+        if self.normed:
+            mixed = self._normalised(mixed)
         mixed = causal_conv1d(
             mixed, self.conv1d.weight[:, 0], self.conv1d.bias, activation="silu", seq_idx=context.segments
         )
@@ -117,11 +109,11 @@ class HybridMixer(nn.Module):
         y = ssd_scan(
             x.unflatten(-1, (self.heads, self.head_dim)),
             delta,
-            -_wide(self.A_log).exp(),
+            -wide(self.A_log).exp(),
             B.unflatten(-1, (self.groups, self.states)),
             C.unflatten(-1, (self.groups, self.states)),
-            D=_wide(self.D),
-            delta_bias=_wide(self.dt_bias),
+            D=wide(self.D),
+            delta_bias=wide(self.dt_bias),
             delta_softplus=True,
             seq_idx=context.segments,
         )
@@ -131,10 +123,20 @@ class HybridMixer(nn.Module):
     def _projected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z, what is convolved, and dt. dt by itself: with its few rows the product's width is odd, for which
         GPUs have slow kernels alone."""
-        weight, bias, wide = self.in_proj.weight, self.in_proj.bias, self.inner + self.conv_dim
+        weight, bias, most = self.in_proj.weight, self.in_proj.bias, self.inner + self.conv_dim
         parts = [
             F.linear(u, weight[rows], None if bias is None else bias[rows])
-            for rows in (slice(wide), slice(wide, None))
+            for rows in (slice(most), slice(most, None))
         ]
         z, mixed = parts[0].split([self.inner, self.conv_dim], dim=-1)
         return z, mixed, parts[1]
+
+    def _normalised(self, mixed: Tensor) -> Tensor:
+        """x, B and C side by side, with each head of B and C normalised; zeros (padding) stay zeros."""
+        narrow = self.groups * self.states
+        x, B, C = mixed.split([self.inner, narrow, narrow], dim=-1)
+        B, C = (
+            norm(part.unflatten(-1, (self.groups, self.states))).flatten(-2)
+            for norm, part in ((self.B_norm, B), (self.C_norm, C))
+        )
+        return torch.cat([x, B, C], dim=-1)

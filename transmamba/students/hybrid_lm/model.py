@@ -1,7 +1,8 @@
-"""A causal language model of Mamba-2 and attention layers, with the tensors of a stock transformers class.
+"""A causal language model of Mamba-2 and attention layers, or of attention to all tokens and to near ones,
+with the tensors of a stock transformers class or of our own (`own/`).
 
-It is our own module, for its layers return records and take packed documents apart; transformers' class loads
-its tensors strictly (`stock`), and is what is saved. Shapes: B rows, L tokens, D channels, V words.
+It is a module of its own, for its layers return records and take packed documents apart; that class loads its
+tensors strictly (`stock`), and is what is saved. Shapes: B rows, L tokens, D channels, V words.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.rope import Rope
 from ...views.view import Tower, View
-from .architectures import OURS, architecture_of, rotary_of
+from .architectures import Kind, architecture_of, kinds_of, rotary_of
 from .layers import HybridLayer, Reading, RMSNorm
 from .plan import plan
 from .shape import blocks_of
 from .start import Walk, calibrate
 from .stock import as_stock, save, write
 
-PLAIN = Want()
 NOTHING = Capture()
 
 
@@ -50,10 +50,9 @@ class HybridStudent(nn.Module):
         super().__init__()
         self.fitted = fitted
         self.config, architecture = config, architecture_of(config)
-        depth = config.num_hidden_layers - getattr(config, OURS)["null"]
-        kinds = config.layers_block_type[:depth]
-        self.attention_layers = tuple(k for k, kind in enumerate(kinds) if kind == "full_attention")
-        layers = [HybridLayer(config, k in self.attention_layers, half_life, tap) for k in range(depth)]
+        self.kinds = kinds_of(config)
+        self.attention_layers = tuple(k for k, kind in enumerate(self.kinds) if kind == "full_attention")
+        layers = [HybridLayer(config, kind, half_life, tap) for kind in self.kinds]
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
@@ -82,7 +81,7 @@ class HybridStudent(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for layer in self._layers:
-            if not layer.attention:
+            if layer.scans:
                 layer.mamba.neutral_()
 
     @property
@@ -117,12 +116,14 @@ class HybridStudent(nn.Module):
 
     @property
     def parts(self) -> dict[str, int]:
+        if "linear_attention" not in self.kinds:
+            return {}
         narrow = self.config.mamba_n_groups * self.config.mamba_d_state
         inner = self.config.mamba_n_heads * self.config.mamba_d_head
         return {"B": narrow, "C": narrow, "values": inner}
 
     def sources(self, kinds: Sequence[str]) -> dict[int, int]:
-        """Of Mamba-2 layers alone: the others have the teacher's attention."""
+        """Of the layers alone that do not have the teacher's attention."""
         attention = [s for s, kind in enumerate(kinds) if kind == "attention"]
         chosen = depth_map(self.num_layers, len(attention))
         return {k: attention[t] for k, t in enumerate(chosen) if k not in self.attention_layers}
@@ -131,7 +132,7 @@ class HybridStudent(nn.Module):
         self, k: int, hidden: Tensor, context: Context, capture: Capture
     ) -> tuple[Tensor, dict[str, Tensor]]:
         layer = self._layers[k]
-        reading = Reading.of(context, hidden, self._rope_on(hidden.device) if layer.attention else None)
+        reading = self._reading(context, hidden, {layer.kind})
         output, mixed = layer(hidden, reading, Want(alone=True))
         return output, kept(mixed.parts, capture.mixers.get(k, frozenset()))
 
@@ -141,7 +142,7 @@ class HybridStudent(nn.Module):
         capture = (captures or {}).get("decoder", NOTHING)
         context = Context.of(inputs)
         x = self.model["embed_tokens"](inputs["text"])
-        reading = Reading.of(context, x, self._rope_on(x.device) if self.attention_layers else None)
+        reading = self._reading(context, x, set(self.kinds))
         stream = Stream(self.layout, context.mask)
         for k, layer in enumerate(self._layers):
             x, mixed = self._through(layer, x, reading)
@@ -163,6 +164,14 @@ class HybridStudent(nn.Module):
         logits = self.run({"text": text}).logits
         assert logits is not None, "there is text"
         return logits()
+
+    def _reading(self, context: Context, x: Tensor, kinds: set[Kind]) -> Reading:
+        """Of a stream x (B, L, D), what layers of these kinds read."""
+        if kinds == {"linear_attention"}:
+            return Reading(context)
+        windowed = "window_attention" in kinds
+        window = (self.config.window, self.config.sinks) if windowed else None
+        return Reading.of(context, x, self._rope_on(x.device), window)
 
     def _rope_on(self, device: torch.device) -> Rope:
         if self._rope.frequencies.device != device:
@@ -209,14 +218,15 @@ class HybridStudent(nn.Module):
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         mlp = f".{architecture_of(self.config).mlp}."
+        kept = tuple(f"model.layers.{k}." for k in self.attention_layers)
         head = "model.embed_tokens." if self.config.tie_word_embeddings else "lm_head."
         return {
-            "mixers": lambda name: ".mamba." in name,
-            "attention": lambda name: ".self_attn." in name,
+            "mixers": lambda name: _in_mixer(name) and not name.startswith(kept),
+            "attention": lambda name: _in_mixer(name) and name.startswith(kept),
             "mlp": lambda name: mlp in name,
             "embedding": lambda name: name.startswith("model.embed_tokens."),
             "head": lambda name: name.startswith(head),
-            "norms": lambda name: name.endswith("norm.weight") and ".mamba." not in name,
+            "norms": lambda name: name.endswith("norm.weight") and not _in_mixer(name),
         }
 
     def units(self) -> list[nn.Module]:
@@ -242,3 +252,8 @@ class HybridStudent(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """config.json, safetensors, generation_config.json, and the tokenizer where there is one."""
         save(self, Path(folder))
+
+
+def _in_mixer(name: str) -> bool:
+    """Whether a parameter is part of Mamba-2 or of attention."""
+    return ".mamba." in name or ".self_attn." in name

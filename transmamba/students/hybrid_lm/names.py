@@ -24,14 +24,16 @@ if TYPE_CHECKING:
 @STUDENTS.register("hybrid_lm")
 @dataclass(frozen=True, kw_only=True)
 class HybridLM:
-    """A language model after a Llama, Mistral, SmolLM or Qwen2, with Mamba-2 in place of attention but in the
-    layers that keep it. Saved as a model of transformers, which loads it without transmamba.
+    """A language model after a Llama, Mistral, SmolLM, Qwen2 or Qwen3, with Mamba-2 in place of attention but
+    in the layers that keep it. Saved as a model of transformers, which loads it without transmamba, or with
+    code of its own, which transformers loads with trust_remote_code=True.
 
     attention_layers: the teacher's layers that keep attention, counted from 0; none for a pure one. Or
         {file: layers.json, keep: 8}: the first of those that `transmamba select-layers` has put in order. Or
         a published pattern: every_2nd_from_1, every_4th_from_0
     architecture: transformers' class: `bamba`, or `granite` (GraniteMoeHybrid, which has biases of q, k and v
-        elsewhere, too); `auto`: granite for a Qwen2, else bamba
+        elsewhere, too), or a class of `own`, whose code is saved, too: it can normalise q and k, and then B
+        and C; `auto`: own for a Qwen3, granite for a Qwen2, else bamba
     depth:     layers, where they are fewer than the teacher's, taken from both of its ends
     width:     channels of the stream, where they are fewer than the teacher's: those that matter most
         (`init.importance`), the same ones in all layers. So are the next three, in each layer by itself
@@ -49,7 +51,7 @@ class HybridLM:
     streams: ClassVar[bool] = True
 
     attention_layers: tuple[int, ...] | Pattern | LayersFile = ()
-    architecture: Literal["auto", "bamba", "granite"] = "auto"
+    architecture: Literal["auto", "bamba", "granite", "own"] = "auto"
     depth: int | None = None
     width: int | None = None
     heads: int | None = None
@@ -59,13 +61,8 @@ class HybridLM:
     conv_tap: float = 0.1
 
     def __post_init__(self) -> None:
-        problems = []
-        layers = self.attention_layers if isinstance(self.attention_layers, tuple) else ()
-        if len(set(layers)) < len(layers) or min(layers, default=0) < 0:
-            problems.append(
-                f"attention_layers is {list(layers)}; write the teacher's layers, each once, counted from 0"
-            )
-        for name in ("depth", "width", "heads", "kv_heads", "neurons"):
+        problems = problems_of(self.attention_layers, self.depth)
+        for name in ("width", "heads", "kv_heads", "neurons"):
             if (count := getattr(self, name)) is not None and count < 1:
                 problems.append(f"{name} is {count}; write a number of at least 1, or leave it out")
         if self.half_life != "fitted" and not self.half_life > 0:
@@ -79,37 +76,43 @@ class HybridLM:
         refuse_all(problems)
 
     def build(self, spec: StudentSpec) -> nn.Module:
-        """Raises UserError without a teacher, for one that no class of transformers holds, and for a
-        file of layers that is none, or another teacher's."""
+        """Raises UserError without a teacher, for one that no class holds as a hybrid, and for a file of
+        layers that is none, or another teacher's."""
         if spec.view is None:
             raise UserError("student hybrid_lm takes its shape from a teacher; name one")
         from .mixer import norm_weight
         from .model import HybridStudent
+        from .own_class import make_own_config
         from .shape import architecture_for, shape_of
 
         kind = architecture_for(spec.view, self.architecture)
         fused = not ARCHITECTURES[kind].mlp_bias
-        shape = shape_of(spec.view, self, fused)
+        shape = shape_of(spec.view, self, fused, normed=kind == "own")
         dtype = spec.dtype or torch.get_default_dtype()
         if norm_weight(shape.eps, self.conv_tap) > torch.finfo(dtype).max:
             raise UserError(
                 f"student.conv_tap is {self.conv_tap}, for which {dtype} cannot hold the norm's weight; "
                 "write a larger one, such as 0.1"
             )
+        if kind == "own":
+            config = make_own_config(shape, "hybrid_lm", "linear_attention")
+        else:
+            config = make_config(kind, shape)
         fitted = self.half_life == "fitted"
         start = {} if self.half_life == "fitted" else {"half_life": self.half_life}
         with _numbers_of(dtype):
-            return HybridStudent(make_config(kind, shape), tap=self.conv_tap, fitted=fitted, **start)
+            return HybridStudent(config, tap=self.conv_tap, fitted=fitted, **start)
 
     def preprocessing(self) -> Any:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")
 
     @staticmethod
-    def of_config(config: Any) -> HybridStudent:
-        """The student that a configuration of transformers describes, at its start."""
+    def empty(source: Source) -> HybridStudent:
+        """The student that a configuration describes, at its start."""
         from .model import HybridStudent
+        from .stock import empty
 
-        return HybridStudent(config)
+        return empty(source, HybridStudent)
 
     @staticmethod
     def load(source: Source) -> HybridStudent:
@@ -129,3 +132,17 @@ def _numbers_of(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def problems_of(attention_layers: tuple[int, ...] | Pattern | LayersFile, depth: int | None) -> list[str]:
+    """What is wrong with the layers that keep attention, and with how many there are, whatever the
+    teacher."""
+    problems = []
+    layers = attention_layers if isinstance(attention_layers, tuple) else ()
+    if len(set(layers)) < len(layers) or min(layers, default=0) < 0:
+        problems.append(
+            f"attention_layers is {list(layers)}; write the teacher's layers, each once, counted from 0"
+        )
+    if depth is not None and depth < 1:
+        problems.append(f"depth is {depth}; write a number of at least 1, or leave it out")
+    return problems

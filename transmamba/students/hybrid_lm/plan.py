@@ -3,7 +3,8 @@
 Attention that is kept, MLPs, norms, embeddings and head as they are. In a Mamba-2 layer x takes the values'
 place, B the keys', C the queries' over the root of their size, out_proj the output projection's; heads of k
 and v that several of q share are repeated for each [proposal; the same roles as in MambaInLlama, arXiv
-2408.15237]. Rotary positions have no place there.
+2408.15237]. Where keys and queries are normalised, B and C are by the same norms. Rotary positions have no
+place there.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ def plan(student: HybridStudent, view: View, select: Selection | None) -> Items:
         into, source, layer = f"model.layers.{k}", f"blocks.{t}", layers[k]
         yield from _norm(f"{into}.input_layernorm", f"{source}.attention.norm", attention.norm, keep, k)
         heads = _heads(student, attention, select, 2 * t)
-        if layer.attention:
-            yield from plan_attention(f"{into}.self_attn", f"{source}.attention", attention, heads, keep, k)
-        else:
+        if layer.scans:
             yield from _plan_mixer(
                 layer.mamba, f"{into}.mamba", f"{source}.attention", attention, heads, keep, k
             )
+        else:
+            yield from plan_attention(f"{into}.self_attn", f"{source}.attention", attention, heads, keep, k)
         yield from _norm(f"{into}.{architecture.mlp_norm}", f"{source}.mlp.norm", mlp.norm, keep, k)
         full = len(mlp.up.weight)
         rows = None if layer.neurons == full else select.inner(2 * t + 1, full, layer.neurons)
@@ -145,6 +146,9 @@ def plan_attention(
     for name, rows, columns in (("q", q, keep), ("k", shared, keep), ("v", shared, keep), ("o", keep, q)):
         affine: Affine = getattr(attention, name)
         yield from _affine(f"{into}.{name}_proj", f"{source}.{name}", affine, rows, columns, k)
+    for name, norm in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
+        if norm is not None:
+            yield from _norm(f"{into}.{name}", f"{source}.{name}", norm, None, k)
 
 
 def _plan_mlp(into: str, source: str, mlp: Mlp, rows: Index, keep: Index, k: int, fused: bool) -> Items:
@@ -175,10 +179,11 @@ def _plan_mixer(
     own = heads.flatten()[torch.arange(mixer.heads) % heads.numel()]
     shared = own // (attention.heads // (attention.kv_heads or attention.heads))
     at = mixer.inner  # where in the convolution's channels x begins: its rows lack z
+    root = attention.head_width**-0.5
     for part, name, chosen, scale in (
         ("x", "v", shared, 1.0),
         ("B", "k", shared, 1.0),
-        ("C", "q", own, attention.head_width**-0.5),
+        ("C", "q", own, 1.0 if mixer.normed else root),  # the norm's weight has it where there is one
     ):
         affine, rows = getattr(attention, name), mixer.slice_of(part)
         channels = channels_of(chosen, attention.head_width)
@@ -201,6 +206,10 @@ def _plan_mixer(
                 scale=mixer.tap * scale,
                 layer=k,
             )
+    for part, norm, scale in (("B", attention.k_norm, 1.0), ("C", attention.q_norm, root)):
+        if norm is not None:
+            target, of = f"{into}.{part}_norm", f"{source}.{'q' if part == 'C' else 'k'}_norm"
+            yield from _norm(target, of, norm, None, k, scale)
     real = torch.arange(mixer.inner) < heads.numel() * attention.head_width
     yield Take(
         target=f"{into}.out_proj.weight",

@@ -26,10 +26,13 @@ _SPECIAL = ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_toke
 _BIASED = ("qwen2",)
 
 
+Name = Literal["bamba", "granite", "own"]
+
+
 def refuse(why: str) -> NoReturn:
     raise UserError(
-        f"no hybrid_lm holds this teacher: {why}; choose a Llama, a Mistral without window, a SmolLM 1 or 2, "
-        "or a Qwen2"
+        f"no hybrid_lm and no window_lm holds this teacher: {why}; choose a Llama, a Mistral without window, "
+        "a SmolLM 1 or 2, a Qwen2 or a Qwen3"
     )
 
 
@@ -41,26 +44,32 @@ def blocks_of(tower: Tower) -> list[tuple[Attention, Mlp]]:
     return list(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
 
 
-def architecture_for(view: View, asked: Literal["auto", "bamba", "granite"]) -> Literal["bamba", "granite"]:
+def architecture_for(view: View, asked: Literal["auto", "bamba", "granite", "own"]) -> Name:
     """The class that a student is saved as."""
     if asked != "auto":
         return asked
+    tower, _ = _decoder(view)
+    if any(attention.q_norm is not None for attention, _ in blocks_of(tower)):
+        return "own"
     return "granite" if _config_of(view)["model_type"] in _BIASED else "bamba"
 
 
-def shape_of(view: View, asked: HybridLM, fused: bool) -> Shape:
+def shape_of(view: View, asked: HybridLM, fused: bool, normed: bool = False) -> Shape:
     """The shape that follows a teacher where nothing else is asked.
 
     fused: whether the class has no biases in MLPs
-    Raises UserError for a teacher that neither class holds, for layers that are not there, and for more of
-    anything than the teacher has.
+    normed: whether the class can normalise queries and keys
+    Raises UserError for a teacher that the class does not hold, for layers that are not there, and for more
+    of anything than the teacher has.
     """
     tower, head = _decoder(view)
     blocks = blocks_of(tower)
     _check_norms(tower)
     for attention, mlp in blocks:
-        _check_attention(attention)
+        _check_attention(attention, normed)
         _check_mlp(mlp, fused)
+    if len(kinds := {a.q_norm is not None for a, _ in blocks}) > 1:
+        refuse("some of its layers normalise queries and keys, others do not")
     sizes = {(a.heads, a.kv_heads or a.heads, a.head_width, len(m.up.weight)) for a, m in blocks}
     if len(sizes) > 1:
         refuse(f"its layers differ in (heads, heads of k and v, channels a head, neurons): {sorted(sizes)}")
@@ -83,6 +92,7 @@ def shape_of(view: View, asked: HybridLM, fused: bool) -> Shape:
         attention_bias=any(a.q.bias is not None or a.o.bias is not None for a, _ in blocks),
         mlp_bias=any(m.up.bias is not None for _, m in blocks),
         tied=head.tied,
+        qk_norm=kinds.pop(),
         rope=dict(config["rope_parameters"]),
         special={name: config.get(name) for name in _SPECIAL}
         | {"initializer_range": config.get("initializer_range", 0.02)},
@@ -159,8 +169,8 @@ def _decoder(view: View) -> tuple[Tower, LanguageHead]:
     tower, head = view.towers.get("decoder"), view.heads.get("decoder")
     if tower is None or not isinstance(head, LanguageHead) or not isinstance(tower.layout, Text):
         raise UserError(
-            f"hybrid_lm is made of a language model; this teacher has {', '.join(view.towers)} and no head "
-            "of words"
+            "hybrid_lm and window_lm are made of a language model; this teacher has "
+            f"{', '.join(view.towers)} and no head of words"
         )
     embedding = tower.embedding
     if not isinstance(embedding, TokenEmbedding) or embedding.positions is not None:
@@ -180,9 +190,8 @@ def _check_norms(tower: Tower) -> None:
         refuse(f"its norms have several epsilons: {sorted(found)}")
 
 
-def _check_attention(attention: Attention) -> None:
-    if attention.q_norm is not None or attention.k_norm is not None:
-        refuse("it normalises queries and keys (as Qwen3 does)")
+def _check_attention(attention: Attention, normed: bool) -> None:
+    _check_qk_norms(attention, normed)
     if attention.window is not None:
         refuse(f"its attention has a window of {attention.window} tokens")
     if attention.rope is None:
@@ -193,6 +202,22 @@ def _check_attention(attention: Attention) -> None:
         refuse(f"its attention is scaled by {attention.softmax_scale:g}")
     if attention.scale is not None or not attention.causal:
         refuse("its attention is not causal, or has a LayerScale")
+
+
+def _check_qk_norms(attention: Attention, normed: bool) -> None:
+    norms = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
+    if not norms:
+        return
+    if not normed:
+        raise UserError(
+            "the teacher normalises queries and keys (as Qwen3 does), which neither Bamba nor "
+            "GraniteMoeHybrid does; write student.architecture=own"
+        )
+    same = len(norms) == 2 and all(norm.rms and norm.eps == attention.norm.eps for norm in norms)
+    if not same or any(norm.weight is None or len(norm.weight) != attention.head_width for norm in norms):
+        refuse("its norms of queries and keys are not RMSNorms of each head, with the eps of the others")
+    if attention.q.bias is not None or attention.k.bias is not None:
+        refuse("its queries and keys have biases beneath their norms")
 
 
 def _check_mlp(mlp: Mlp, fused: bool) -> None:

@@ -52,7 +52,8 @@ def calibrate(
     texts: inputs of batches; without any, words are drawn, the same ones each time
     kept:  the teacher's channel behind each of the student's
     """
-    todo = {s: k for k, s in student.sources(kinds).items() if k < layers}
+    converted = student.sources(kinds).items()
+    todo = {s: k for k, s in converted if k < layers and student.layer(k).scans}
     if not todo:
         return
     rows = [row for text in texts or [_drawn_words(student)] for row in _rows_of(text)]

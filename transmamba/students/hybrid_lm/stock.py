@@ -12,7 +12,8 @@ from torch import Tensor
 from ...ecosystems import decoders
 from ...ecosystems.sources import Source
 from ...errors import UserError
-from .architectures import OURS
+from .architectures import OURS, OWN
+from .own_class import own_config, own_model, write_code
 
 if TYPE_CHECKING:
     from .model import HybridStudent
@@ -23,12 +24,14 @@ SHARD = "5GB"
 
 
 def as_stock(student: HybridStudent) -> Any:
-    """transformers' model of the same tensors, not copies, in the student's mode. Loaded strictly."""
+    """transformers' model, or that of our own class, of the same tensors, not copies, in the student's mode.
+    Loaded strictly."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
+    make = own_model() if _is_own(student.config.model_type) else AutoModelForCausalLM.from_config
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForCausalLM.from_config(student.config)
+        model: Any = make(student.config)
     state = {**student.state_dict(keep_vars=True), **_null_layers(student, model)}
     model.load_state_dict(state, strict=True, assign=True)
     if student.config.tie_word_embeddings:
@@ -66,10 +69,13 @@ def _null_layers(student: HybridStudent, model: Any) -> dict[str, Tensor]:
 
 
 def save(student: HybridStudent, folder: Path) -> None:
-    """The folder that `AutoModelForCausalLM.from_pretrained(FOLDER)` loads, in files of at most `SHARD`."""
+    """The folder that `AutoModelForCausalLM.from_pretrained(FOLDER)` loads, of our own class with
+    `trust_remote_code=True`; in files of at most `SHARD`."""
     folder.mkdir(parents=True, exist_ok=True)
     with decoders.explained(str(folder), tried="saved"):  # without its progress bars
         as_stock(student).save_pretrained(folder, max_shard_size=SHARD)
+    if _is_own(student.config.model_type):
+        write_code(folder)
     words = getattr(student.reads, "text", None)
     if student.beside.tokenizer is not None:
         student.beside.tokenizer.save_pretrained(folder)
@@ -77,12 +83,20 @@ def save(student: HybridStudent, folder: Path) -> None:
         words.save(folder)
 
 
+def empty(source: Source, student: type[HybridStudent]) -> HybridStudent:
+    """The student that a configuration describes, at its start."""
+    ours = _is_own(source.config.get("model_type"))
+    return student(decoders.read_config(source, own_config() if ours else None))
+
+
 def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
-    """What `save` wrote, in evaluation mode. Raises UserError for a folder that is damaged."""
+    """What `save` wrote, in evaluation mode; code that lies in the folder is not run. Raises UserError for a
+    folder that is damaged."""
     from ...ecosystems.origin import origin_of
     from ...ecosystems.texts import beside
 
-    model: Any = decoders.load_decoder(source)
+    ours = _is_own(source.config.get("model_type"))
+    model: Any = decoders.load_decoder(source, own_model() if ours else None)
     made = student(model.config)
     depth = made.num_layers
     own = {
@@ -95,6 +109,10 @@ def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
         made.lm_head.weight = made.model["embed_tokens"].weight  # type: ignore[assignment]
     made.origin, made.beside = origin_of(source), beside(source)
     return made.eval()
+
+
+def _is_own(model_type: Any) -> bool:
+    return bool(model_type == OWN.model_type)
 
 
 def _nulls(config: Any) -> int:

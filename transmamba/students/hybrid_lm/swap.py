@@ -51,7 +51,7 @@ class Swap:
     @torch.no_grad()
     def _of(self, theirs: object, source: str) -> nn.Module:
         """The student's module with the tensors of one of the teacher's."""
-        made = Attention(self.student.config)
+        made = Attention(self.student.config, windowed=False)
         parameters = dict(made.named_parameters(prefix="self_attn"))
         for name, parameter in parameters.items():
             if name.endswith("bias"):
@@ -70,7 +70,7 @@ class Swap:
         student = self.student
         for k in layers:
             layer = student.layer(k)
-            layer.self_attn, layer.attention = self._attention[k], True
+            layer.self_attn, layer.kind = self._attention[k], "full_attention"
         student.attention_layers = tuple(sorted(layers))
         try:
             yield student
@@ -78,5 +78,5 @@ class Swap:
             student.attention_layers = ()
             for k in layers:
                 layer = student.layer(k)
-                layer.attention = False
+                layer.kind = "linear_attention"
                 del layer.self_attn

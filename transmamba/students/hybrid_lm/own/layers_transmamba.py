@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Norm, attention and MLP. Shapes: B rows, T new tokens, S tokens that they may read, D channels, H heads of
+P channels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .cache_transmamba import HybridCache
+
+
+@dataclass
+class Pass:
+    """What the layers of one forward pass share.
+
+    real, places: (B, T) which tokens are no padding, and their places in their texts, -1 for padding
+    cos, sin:     (B, 1, T, P) of those places
+    cache:        what is remembered; None where nothing is
+    plain:        whether no row has padding and nothing was read before
+    """
+
+    real: Tensor
+    places: Tensor
+    cos: Tensor
+    sin: Tensor
+    cache: HybridCache | None
+    plain: bool
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32, or wider where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class HybridRMSNorm(nn.Module):
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x / sqrt(mean(x²) + eps) in float32 or wider, back in x's type times the weight."""
+        return self.weight * F.rms_norm(wide(x), x.shape[-1:], None, self.eps).to(x.dtype)
+
+
+class HybridAttention(nn.Module):
+    """Causal and rotary; in a layer of window_attention of the last tokens and the first ones alone."""
+
+    def __init__(self, config: Any, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.kv_heads = layer, config.num_attention_heads, config.num_key_value_heads
+        windowed = config.layer_kinds[layer] == "window_attention"
+        self.nearby = (config.window, config.sinks) if windowed else None
+        size, width, bias = config.head_dim, config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, self.heads * size, bias=bias)
+        self.k_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
+        self.v_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
+        self.o_proj = nn.Linear(self.heads * size, width, bias=bias)
+        self.normed = config.qk_norm
+        if self.normed:
+            self.q_norm = HybridRMSNorm(size, config.rms_norm_eps)
+            self.k_norm = HybridRMSNorm(size, config.rms_norm_eps)
+
+    def forward(self, u: Tensor, shared: Pass) -> Tensor:
+        """What attention adds to the stream, of its norm u (B, T, D)."""
+        q = self.q_proj(u).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = (
+            projection(u).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+            for projection in (self.k_proj, self.v_proj)
+        )
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = _turned(q, shared), _turned(k, shared)
+        places = shared.places
+        if shared.cache is not None:
+            k, v, places = shared.cache.add(self.layer, k, v, places, self.nearby)
+        allowed = self._allowed(shared, places)
+        mixed = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=allowed,
+            is_causal=allowed is None,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _allowed(self, shared: Pass, places: Tensor) -> Tensor | None:
+        """(B, 1, T, S) whether a token may read another; None where causality alone says so. Padding reads
+        anything, so that its softmax is over something."""
+        if shared.plain and (self.nearby is None or self.nearby[0] >= shared.places.shape[1]):
+            return None
+        mine, theirs = shared.places[:, :, None], places[:, None, :]
+        allowed = (theirs >= 0) & (theirs <= mine)
+        if self.nearby is not None:
+            window, sinks = self.nearby
+            allowed = allowed & ((mine - theirs < window) | (theirs < sinks))
+        return (allowed | (mine < 0))[:, None]
+
+
+def _turned(x: Tensor, shared: Pass) -> Tensor:
+    """x (B, H, T, P) by its places."""
+    left, right = x.chunk(2, dim=-1)
+    return x * shared.cos.to(x.dtype) + torch.cat([-right, left], dim=-1) * shared.sin.to(x.dtype)
+
+
+class HybridMLP(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        width, neurons, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, neurons, bias=bias)
+        self.up_proj = nn.Linear(width, neurons, bias=bias)
+        self.down_proj = nn.Linear(neurons, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

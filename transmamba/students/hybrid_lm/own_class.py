@@ -1,0 +1,67 @@
+"""The class of our own in this process: its configuration after a shape, its model, and its code beside
+weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from .architectures import OURS, Kind, Shape, mamba_sizes
+
+FOLDER = Path(__file__).parent / "own"
+# what transformers loads with `trust_remote_code`, of the files in FOLDER
+AUTO_MAP = {
+    "AutoConfig": "configuration_transmamba.HybridConfig",
+    "AutoModelForCausalLM": "modeling_transmamba.HybridForCausalLM",
+}
+
+
+def make_own_config(shape: Shape, student: str, other: Kind, **options: Any) -> Any:
+    """A configuration whose layers without attention are of the kind `other`.
+
+    student: the registered name of what it is a student as
+    options: of such layers
+    """
+    kinds = ["full_attention" if k in shape.attention_layers else other for k in range(shape.depth)]
+    if other == "linear_attention":
+        options |= mamba_sizes(shape.heads, shape.head_size)
+    return own_config()(
+        **shape.special,
+        **options,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.neurons,
+        layer_kinds=kinds,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_size,
+        attention_bias=shape.attention_bias,
+        mlp_bias=shape.mlp_bias,
+        qk_norm=shape.qk_norm,
+        rms_norm_eps=shape.eps,
+        rope_parameters=dict(shape.rope),
+        tie_word_embeddings=shape.tied,
+        auto_map=AUTO_MAP,
+        **{OURS: {"student": student, "null": 0}},
+    )
+
+
+def own_config() -> Any:
+    """Its configuration's class."""
+    from .own.configuration_transmamba import HybridConfig
+
+    return HybridConfig
+
+
+def own_model() -> Any:
+    """Its class."""
+    from .own.modeling_transmamba import HybridForCausalLM
+
+    return HybridForCausalLM
+
+
+def write_code(folder: Path) -> None:
+    """The files that `auto_map` names, and those that they import."""
+    for file in sorted(FOLDER.glob("*_transmamba.py")):
+        shutil.copyfile(file, folder / file.name)
