@@ -66,9 +66,13 @@ def hybrid_config(teacher: Any, keep: Sequence[int]) -> Any:
     empty.tie_weights()  # making its parameters empty has undone that
     view = adapt_teacher(empty).view
     kind = architecture_for(view, "auto")
-    return make_config(
-        kind, shape_of(view, HybridLM(attention_layers=tuple(keep)), not ARCHITECTURES[kind].mlp_bias)
-    )
+    if kind == "own":
+        raise UserError(
+            f"a hybrid of {teacher.model_type!r} has a class of its own, without a static cache; name a Llama, "
+            "Mistral or Qwen2"
+        )
+    asked = HybridLM(attention_layers=tuple(keep))
+    return make_config(kind, shape_of(view, asked, not ARCHITECTURES[kind].mlp_bias))
 
 
 def attention_layers(config: Any) -> int:
