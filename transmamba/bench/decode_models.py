@@ -68,8 +68,8 @@ def hybrid_config(teacher: Any, keep: Sequence[int]) -> Any:
     kind = architecture_for(view, "auto")
     if kind == "own":
         raise UserError(
-            f"a hybrid of {teacher.model_type!r} has a class of its own, without a static cache; name a Llama, "
-            "Mistral or Qwen2"
+            f"a hybrid of {teacher.model_type!r} has a class of its own, without a static cache; name a "
+            "Llama, Mistral or Qwen2"
         )
     asked = HybridLM(attention_layers=tuple(keep))
     return make_config(kind, shape_of(view, asked, not ARCHITECTURES[kind].mlp_bias))
