@@ -165,8 +165,12 @@ def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
 
 def run_quietly(recipe: Recipe, **options: Any) -> dict[str, Any]:
     """`transmamba.runs.run.run` without drawing the report, which takes longer than the training."""
+    drawn = transmamba.runs.run.write_report
     transmamba.runs.run.write_report = lambda folder: None  # type: ignore[assignment]
-    return transmamba.runs.run.run(recipe, quiet=True, **options)
+    try:
+        return transmamba.runs.run.run(recipe, quiet=True, **options)
+    finally:
+        transmamba.runs.run.write_report = drawn
 
 
 def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:

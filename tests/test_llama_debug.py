@@ -115,6 +115,7 @@ def shown_everywhere(run: Path, results: dict[str, Any]) -> None:
         assert "needle at 250 tokens, acc %" in (run / page).read_text()
 
 
+@pytest.mark.slow
 def test_a_tied_student_goes_on_exactly(shared_data: Path, teacher: Path) -> None:
     """Its head is its table of words, which a checkpoint has once. From a checkpoint of the second stage on
     the run is that which was not stopped, bit for bit."""

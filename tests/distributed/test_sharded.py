@@ -149,6 +149,7 @@ def test_a_step_that_is_not_finite_is_skipped(strategy: str, skipped: Path, fold
     harness.assert_near(folder / f"{strategy}-skipped", skipped)
 
 
+@pytest.mark.slow  # what is killed goes on exactly, too: test_killed_ranks
 @pytest.mark.parametrize("strategy", MOST)
 def test_stopped_and_resumed(strategy: str, folder: Path) -> None:
     """Bit for bit the uninterrupted run; with another strategy it is refused by name."""

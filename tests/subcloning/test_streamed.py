@@ -210,6 +210,7 @@ def test_what_cannot_be_is_one_line(change: Any, options: Any, said: str, tmp_pa
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_peak_is_a_shard_beside_the_student(tmp_path: Path) -> None:
     """Memory that the allocator keeps for later is none that is needed, so it is told to give it back."""
     from transformers import LlamaConfig, LlamaForCausalLM

@@ -31,7 +31,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return compiled
 
 
-@pytest.mark.parametrize("student", ["vim", "ssd_vit", "timm"])
+@pytest.mark.parametrize("student", [pytest.param("vim", marks=pytest.mark.slow), "ssd_vit", "timm"])
 def test_a_compiled_run_is_the_run(student: str, tmp_path: Path, traced: list[str]) -> None:
     found = []
     models = {

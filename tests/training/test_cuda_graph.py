@@ -115,7 +115,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
         (2, "full method"),  # of a vim
         (4, "vim"),  # recorded within its first step
         (1, "ssd_vit"),
-        (1, "hybrid"),
+        pytest.param(1, "hybrid", marks=pytest.mark.slow),
         *[pytest.param(accumulation, "vim", marks=pytest.mark.slow) for accumulation in (1, 2, 6)],
     ],
 )
