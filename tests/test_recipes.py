@@ -252,6 +252,7 @@ def test_the_recipe_s_precision_wins(tmp_path: Path) -> None:
     assert done.stdout.strip() == "bf16", done.stderr
 
 
+@pytest.mark.slow  # tests/cli has it of the command; this is Accelerate's
 def test_accelerate_launch_says_a_mistake_in_one_line(tmp_path: Path) -> None:
     """With --quiet there is nothing but our own line; accelerate turns every failure into exit status 1."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]

@@ -300,6 +300,7 @@ def test_a_dry_run_lists_what_is_left_and_begins_nothing(
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"full.s0"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_study_goes_on_and_a_cell_rebuilds_from_its_config(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

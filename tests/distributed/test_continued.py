@@ -97,13 +97,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow  # FSDP2's run is the longer way of the same
 @pytest.mark.parametrize(
-    ("counts", "number"),
-    [
-        ((1, 2), signal.SIGKILL),
-        pytest.param((1, 2), signal.SIGTERM, marks=pytest.mark.slow),
-        pytest.param((2, 1), signal.SIGKILL, marks=pytest.mark.slow),
-    ],
+    ("counts", "number"), [((1, 2), signal.SIGKILL), ((1, 2), signal.SIGTERM), ((2, 1), signal.SIGKILL)]
 )
 def test_ddp(folder: Path, counts: tuple[int, int], number: signal.Signals) -> None:
     """Stopped or killed; two that are stopped and continued by one are resumed below. Stochastic depth and
@@ -131,7 +127,9 @@ def test_a_micro_batch_that_is_left_out(folder: Path) -> None:
     assert "dropout and mixing draw otherwise" in line
 
 
-@pytest.mark.parametrize("environment", [{}, harness.FSDP2], ids=["plain", "fsdp2"])
+@pytest.mark.parametrize(
+    "environment", [{}, pytest.param(harness.FSDP2, marks=pytest.mark.slow)], ids=["plain", "fsdp2"]
+)
 def test_then_resumed_as_it_was_continued_is_exact(folder: Path, environment: dict[str, str]) -> None:
     """Two processes continued by one; then saved and resumed by one: to the last bit, and nothing is said."""
     recipe = recipe_of(folder, f"exact{len(environment)}", **DRAWS)
