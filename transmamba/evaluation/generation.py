@@ -19,6 +19,7 @@ from ..data.text.generated import Asked
 from ..ecosystems.generation import left_padded
 from ..errors import UserError
 from .once import once
+from .requests import longest_first
 
 Ints = npt.NDArray[np.int64]
 # characters of a prompt and of an answer that are shown
@@ -112,12 +113,8 @@ class GenerationEvaluator:
 
     def batches(self, passing: Pass) -> Iterator[Batch]:
         """The longest first. Of several processes, one that has no question left asks another's again."""
-        order = np.argsort([-len(ids) for ids in self.prompts], kind="stable").astype(np.int64)
-        together = passing.batch_size * passing.world
-        for start in range(0, len(order), together):
-            group = order[start : start + together]
-            mine = group[passing.rank :: passing.world]
-            yield self._batch(mine if len(mine) else group[:1])
+        for mine, _ in longest_first(np.array([len(ids) for ids in self.prompts]), passing):
+            yield self._batch(mine)
 
     def _batch(self, numbers: Ints) -> Batch:
         inputs = left_padded([self.prompts[number] for number in numbers])

@@ -72,6 +72,17 @@ def split_spaces(context: str, continuation: str) -> tuple[str, str]:
     return kept, context[len(kept) :] + continuation
 
 
+def longest_first(lengths: Ints, passing: Pass) -> Iterator[tuple[Ints, Ints]]:
+    """(this process's numbers, those of all processes) of one batch after the other; one that has none left
+    takes another's first."""
+    order = np.argsort(-lengths, kind="stable").astype(np.int64)
+    together = passing.batch_size * passing.world
+    for start in range(0, len(order), together):
+        group = order[start : start + together]
+        mine = group[passing.rank :: passing.world]
+        yield (mine if len(mine) else group[:1]), group
+
+
 class Rows:
     """Requests as the rows of batches: those that differ in their last token alone, such as letters of
     options, are read once."""
@@ -96,12 +107,8 @@ class Rows:
         """The longest first; `index` is the numbers of rows. Those that the processes work on at the same
         time are of one length; one that has none of them reads another's again."""
         lengths = np.array([len(self.requests[row[0]].ids) for row in self.rows])
-        order = np.argsort(-lengths, kind="stable")
-        together = passing.batch_size * passing.world
-        for start in range(0, len(order), together):
-            group = order[start : start + together]
-            mine = group[passing.rank :: passing.world]
-            yield self._batch(mine if len(mine) else group[:1], int(lengths[group].max()))
+        for mine, group in longest_first(lengths, passing):
+            yield self._batch(mine, int(lengths[group].max()))
 
     def _batch(self, numbers: Ints, length: int) -> Batch:
         """Rows (B,) with padding behind them, to `length - 1` tokens: nothing reads the last. What is asked

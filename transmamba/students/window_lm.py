@@ -9,17 +9,16 @@ from torch import nn
 
 from ..config.registry import STUDENTS
 from ..core.tower import StudentSpec
-from ..ecosystems.sources import Source
 from ..errors import UserError, refuse_all
-from .hybrid_lm.names import HybridLM, problems_of
+from .hybrid_lm.names import HybridLM, SavedHybrid, problems_of
 
 if TYPE_CHECKING:
-    from .hybrid_lm.model import HybridStudent
+    pass
 
 
 @STUDENTS.register("window_lm")
 @dataclass(frozen=True, kw_only=True)
-class WindowLM:
+class WindowLM(SavedHybrid):
     """The rival of `hybrid_lm`: the teacher with all of its weights, whose other layers read the last tokens
     of a text and its first ones alone (StreamingLLM, arXiv 2309.17453). Saved with its code: transformers
     loads it with trust_remote_code=True, and says so where that is missing.
@@ -61,19 +60,3 @@ class WindowLM:
 
     def preprocessing(self) -> Any:
         raise UserError("student window_lm takes its words from a teacher; name one")
-
-    @staticmethod
-    def empty(source: Source) -> HybridStudent:
-        """The student that a configuration describes, at its start."""
-        from .hybrid_lm.model import HybridStudent
-        from .hybrid_lm.stock import empty
-
-        return empty(source, HybridStudent)
-
-    @staticmethod
-    def load(source: Source) -> HybridStudent:
-        """The student in a folder or a repository that says it is one."""
-        from .hybrid_lm.model import HybridStudent
-        from .hybrid_lm.stock import load
-
-        return load(source, HybridStudent)

@@ -50,9 +50,7 @@ class HybridStudent(nn.Module):
         super().__init__()
         self.fitted = fitted
         self.config, architecture = config, architecture_of(config)
-        self.kinds = kinds_of(config)
-        self.attention_layers = tuple(k for k, kind in enumerate(self.kinds) if kind == "full_attention")
-        layers = [HybridLayer(config, kind, half_life, tap) for kind in self.kinds]
+        layers = [HybridLayer(config, kind, half_life, tap) for kind in kinds_of(config)]
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
@@ -91,6 +89,15 @@ class HybridStudent(nn.Module):
 
     def layer(self, k: int) -> Any:
         return self._layers[k]
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return tuple(layer.kind for layer in self._layers)
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Those that keep the teacher's attention."""
+        return tuple(k for k, kind in enumerate(self.kinds) if kind == "full_attention")
 
     @property
     def vocabulary(self) -> int:

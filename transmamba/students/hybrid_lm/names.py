@@ -21,9 +21,29 @@ if TYPE_CHECKING:
     from .model import HybridStudent
 
 
+class SavedHybrid:
+    """A kind of student that is a `HybridStudent`, and is read from a folder as one."""
+
+    @staticmethod
+    def empty(source: Source) -> HybridStudent:
+        """The student that a configuration describes, at its start."""
+        from .model import HybridStudent
+        from .stock import empty
+
+        return empty(source, HybridStudent)
+
+    @staticmethod
+    def load(source: Source) -> HybridStudent:
+        """The student in a folder or a repository that says it is one."""
+        from .model import HybridStudent
+        from .stock import load
+
+        return load(source, HybridStudent)
+
+
 @STUDENTS.register("hybrid_lm")
 @dataclass(frozen=True, kw_only=True)
-class HybridLM:
+class HybridLM(SavedHybrid):
     """A language model after a Llama, Mistral, SmolLM, Qwen2 or Qwen3, with Mamba-2 in place of attention but
     in the layers that keep it. Saved as a model of transformers, which loads it without transmamba, or with
     code of its own, which transformers loads with trust_remote_code=True.
@@ -105,22 +125,6 @@ class HybridLM:
 
     def preprocessing(self) -> Any:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")
-
-    @staticmethod
-    def empty(source: Source) -> HybridStudent:
-        """The student that a configuration describes, at its start."""
-        from .model import HybridStudent
-        from .stock import empty
-
-        return empty(source, HybridStudent)
-
-    @staticmethod
-    def load(source: Source) -> HybridStudent:
-        """The student in a folder or a repository that says it is one."""
-        from .model import HybridStudent
-        from .stock import load
-
-        return load(source, HybridStudent)
 
 
 @contextmanager

@@ -68,16 +68,13 @@ class Swap:
     def keeping(self, layers: Sequence[int]) -> Iterator[HybridStudent]:
         """Within it the student has the teacher's attention in these of its own layers."""
         student = self.student
-        pure, without = student.kinds, student.attention_layers
+        pure = student.kinds
         for k in layers:
             layer = student.layer(k)
             layer.self_attn, layer.kind = self._attention[k], "full_attention"
-        student.attention_layers = tuple(sorted(layers))
-        student.kinds = tuple("full_attention" if k in layers else kind for k, kind in enumerate(pure))
         try:
             yield student
         finally:
-            student.attention_layers, student.kinds = without, pure
             for k in layers:
                 layer = student.layer(k)
                 layer.kind = pure[k]
