@@ -101,18 +101,46 @@ def activation_name(act: Callable[[Tensor], Tensor], student: str) -> str:
 
 
 def take_affine(
-    target: str, source: str, affine: Affine, layer: int | None = None, into: slice | None = None
+    target: str,
+    source: str,
+    affine: Affine,
+    layer: int | None = None,
+    into: slice | None = None,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
 ) -> Iterator[Take]:
-    """Its weight and, where it has one, its bias; `into` are the rows of the target."""
-    for name, tensor in (("weight", affine.weight), ("bias", affine.bias)):
+    """These rows and columns of its weight (all without), and of its bias where it has one; `into` are the
+    rows of the target."""
+    for name, tensor, index in (("weight", affine.weight, (rows, columns)), ("bias", affine.bias, (rows,))):
         if tensor is not None:
             yield Take(
-                target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, into=into, layer=layer
+                target=f"{target}.{name}",
+                source=f"{source}.{name}",
+                tensor=tensor,
+                index=index,
+                into=into,
+                layer=layer,
             )
 
 
-def take_norm(target: str, source: str, norm: Norm, layer: int | None = None) -> Iterator[Take]:
-    """Its weight and bias, those that it has."""
+def take_norm(
+    target: str,
+    source: str,
+    norm: Norm,
+    layer: int | None = None,
+    keep: Tensor | None = None,
+    scale: float = 1.0,
+) -> Iterator[Take]:
+    """These channels of its weight and bias (all without), times `scale`: those that it has. One that was
+    folded has none: the student's own, of ones, stays."""
+    assert norm.weight is not None or scale == 1.0, "nothing carries the scale"
     for name, tensor in (("weight", norm.weight), ("bias", norm.bias)):
         if tensor is not None:
-            yield Take(target=f"{target}.{name}", source=f"{source}.{name}", tensor=tensor, layer=layer)
+            yield Take(
+                target=f"{target}.{name}",
+                source=f"{source}.{name}",
+                tensor=tensor,
+                index=(keep,),
+                scale=scale,
+                layer=layer,
+            )

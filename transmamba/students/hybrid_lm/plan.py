@@ -19,9 +19,9 @@ from ...errors import UserError
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.heads import LanguageHead
-from ...views.sublayers import Affine, Attention, Mlp, Norm
+from ...views.sublayers import Affine, Attention, Mlp
 from ...views.view import Tower, View
-from ..reading import rope_dropped
+from ..reading import rope_dropped, take_affine, take_norm
 from .architectures import architecture_of
 from .mixer import HybridMixer
 
@@ -53,7 +53,7 @@ def plan(student: HybridStudent, view: View, select: Selection | None) -> Items:
         attention, mlp = tower.sublayers[2 * t], tower.sublayers[2 * t + 1]
         assert isinstance(attention, Attention) and isinstance(mlp, Mlp), "looked at with the shape"
         into, source, layer = f"model.layers.{k}", f"blocks.{t}", layers[k]
-        yield from _norm(f"{into}.input_layernorm", f"{source}.attention.norm", attention.norm, keep, k)
+        yield from take_norm(f"{into}.input_layernorm", f"{source}.attention.norm", attention.norm, k, keep)
         heads = _heads(student, attention, select, 2 * t)
         if layer.scans:
             yield from _plan_mixer(
@@ -61,7 +61,7 @@ def plan(student: HybridStudent, view: View, select: Selection | None) -> Items:
             )
         else:
             yield from plan_attention(f"{into}.self_attn", f"{source}.attention", attention, heads, keep, k)
-        yield from _norm(f"{into}.{architecture.mlp_norm}", f"{source}.mlp.norm", mlp.norm, keep, k)
+        yield from take_norm(f"{into}.{architecture.mlp_norm}", f"{source}.mlp.norm", mlp.norm, k, keep)
         full = len(mlp.up.weight)
         rows = None if layer.neurons == full else select.inner(2 * t + 1, full, layer.neurons)
         fused = architecture.fused
@@ -80,49 +80,11 @@ def _plan_ends(student: HybridStudent, tower: Tower, head: LanguageHead, keep: I
     )
     assert tower.norm is not None, "looked at when the shape was taken"
     scale = (tower.width / student.width) ** 0.5 if tied else 1.0
-    yield from _norm(
-        f"model.{architecture_of(student.config).last_norm}", "norm", tower.norm, keep, scale=scale
+    yield from take_norm(
+        f"model.{architecture_of(student.config).last_norm}", "norm", tower.norm, keep=keep, scale=scale
     )
     if not tied:
-        yield from _affine("lm_head", "head", head.linear, None, keep)
-
-
-def _norm(
-    target: str, source: str, norm: Norm, keep: Index, layer: int | None = None, scale: float = 1.0
-) -> Items:
-    if norm.weight is None:  # folded into what reads it: the student's own, of ones
-        assert scale == 1.0, "folding unties the head"
-        return
-    yield Take(
-        target=f"{target}.weight",
-        source=f"{source}.weight",
-        tensor=norm.weight,
-        index=(keep,),
-        scale=scale,
-        layer=layer,
-    )
-
-
-def _affine(
-    target: str,
-    source: str,
-    affine: Affine,
-    rows: Index,
-    columns: Index,
-    layer: int | None = None,
-    into: slice | None = None,
-) -> Items:
-    """These rows and columns of its weight, and of its bias where it has one; None for all."""
-    for name, tensor, index in (("weight", affine.weight, (rows, columns)), ("bias", affine.bias, (rows,))):
-        if tensor is not None:
-            yield Take(
-                target=f"{target}.{name}",
-                source=f"{source}.{name}",
-                tensor=tensor,
-                index=index,
-                into=into,
-                layer=layer,
-            )
+        yield from take_affine("lm_head", "head", head.linear, columns=keep)
 
 
 def _heads(student: HybridStudent, attention: Attention, select: Selection, s: int) -> torch.Tensor:
@@ -145,24 +107,26 @@ def plan_attention(
         shared = channels_of(heads[:, 0] // (attention.heads // groups), attention.head_width)
     for name, rows, columns in (("q", q, keep), ("k", shared, keep), ("v", shared, keep), ("o", keep, q)):
         affine: Affine = getattr(attention, name)
-        yield from _affine(f"{into}.{name}_proj", f"{source}.{name}", affine, rows, columns, k)
+        yield from take_affine(
+            f"{into}.{name}_proj", f"{source}.{name}", affine, k, rows=rows, columns=columns
+        )
     for name, norm in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
         if norm is not None:
-            yield from _norm(f"{into}.{name}", f"{source}.{name}", norm, None, k)
+            yield from take_norm(f"{into}.{name}", f"{source}.{name}", norm, k)
 
 
 def _plan_mlp(into: str, source: str, mlp: Mlp, rows: Index, keep: Index, k: int, fused: bool) -> Items:
     assert mlp.gate is not None, "looked at with the shape"
     if not fused:
-        yield from _affine(f"{into}.gate_proj", f"{source}.gate", mlp.gate, rows, keep, k)
-        yield from _affine(f"{into}.up_proj", f"{source}.up", mlp.up, rows, keep, k)
-        yield from _affine(f"{into}.down_proj", f"{source}.down", mlp.down, keep, rows, k)
+        yield from take_affine(f"{into}.gate_proj", f"{source}.gate", mlp.gate, k, rows=rows, columns=keep)
+        yield from take_affine(f"{into}.up_proj", f"{source}.up", mlp.up, k, rows=rows, columns=keep)
+        yield from take_affine(f"{into}.down_proj", f"{source}.down", mlp.down, k, rows=keep, columns=rows)
         return
     neurons = len(mlp.up.weight) if rows is None else len(rows)
     for name, place in (("gate", slice(neurons)), ("up", slice(neurons, 2 * neurons))):
         affine: Affine = getattr(mlp, name)
-        yield from _affine(f"{into}.input_linear", f"{source}.{name}", affine, rows, keep, k, place)
-    yield from _affine(f"{into}.output_linear", f"{source}.down", mlp.down, keep, rows, k)
+        yield from take_affine(f"{into}.input_linear", f"{source}.{name}", affine, k, place, rows, keep)
+    yield from take_affine(f"{into}.output_linear", f"{source}.down", mlp.down, k, rows=keep, columns=rows)
 
 
 def _plan_mixer(
@@ -209,7 +173,7 @@ def _plan_mixer(
     for part, norm, scale in (("B", attention.k_norm, 1.0), ("C", attention.q_norm, root)):
         if norm is not None:
             target, of = f"{into}.{part}_norm", f"{source}.{'q' if part == 'C' else 'k'}_norm"
-            yield from _norm(target, of, norm, None, k, scale)
+            yield from take_norm(target, of, norm, k, scale=scale)
     real = torch.arange(mixer.inner) < heads.numel() * attention.head_width
     yield Take(
         target=f"{into}.out_proj.weight",
