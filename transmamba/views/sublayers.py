@@ -105,7 +105,11 @@ class Attention:
         observe("k", k)
         # layer norms run in float32 under autocast, so a normalised q or k may be wider than v
         q, k = q.to(v.dtype), k.to(v.dtype)
+        shared = self.heads // (self.kv_heads or self.heads)
         allowed = readable(context, self.causal, self.window, x)
+        if allowed is not None and shared > 1:
+            # no fast kernel has both a mask and shared heads: the slow one would write all of softmax down
+            k, v, shared = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1), 1
         mixed = F.scaled_dot_product_attention(
             q,
             k,
@@ -113,7 +117,7 @@ class Attention:
             attn_mask=allowed,
             is_causal=self.causal and allowed is None,
             scale=self.softmax_scale,
-            enable_gqa=self.kv_heads not in (None, self.heads),
+            enable_gqa=shared > 1,
         )
         mixed = mixed.transpose(1, 2).flatten(2)
         observe("values", mixed)

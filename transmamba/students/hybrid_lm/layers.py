@@ -94,13 +94,12 @@ class Attention(nn.Module):
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
         allowed = reading.nearby if self.windowed else reading.allowed
+        q, k, shared = turned(q, *reading.waves), turned(k, *reading.waves), self.heads // self.kv_heads
+        if allowed is not None and shared > 1:
+            # no fast kernel has both a mask and shared heads: the slow one would write all of softmax down
+            k, v, shared = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1), 1
         mixed = F.scaled_dot_product_attention(
-            turned(q, *reading.waves),
-            turned(k, *reading.waves),
-            v,
-            attn_mask=allowed,
-            is_causal=allowed is None,
-            enable_gqa=self.kv_heads != self.heads,
+            q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=shared > 1
         )
         return Mixed(self.o_proj(mixed.transpose(1, 2).flatten(2)))
 

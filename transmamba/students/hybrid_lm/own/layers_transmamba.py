@@ -77,14 +77,12 @@ class HybridAttention(nn.Module):
         places = shared.places
         if shared.cache is not None:
             k, v, places = shared.cache.add(self.layer, k, v, places, self.nearby)
-        allowed = self._allowed(shared, places)
+        allowed, times = self._allowed(shared, places), self.heads // self.kv_heads
+        if allowed is not None and times > 1:
+            # no fast kernel has both a mask and shared heads: the slow one would write all of softmax down
+            k, v, times = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1), 1
         mixed = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=allowed,
-            is_causal=allowed is None,
-            enable_gqa=self.kv_heads != self.heads,
+            q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=times > 1
         )
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
