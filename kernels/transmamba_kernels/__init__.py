@@ -1,4 +1,5 @@
-"""Scans and convolutions of Mamba models in Triton and in plain PyTorch; needs torch alone.
+"""Scans and convolutions of Mamba models, and a divergence over vocabularies for their distillation, in
+Triton and in plain PyTorch; needs torch alone.
 
 Every operator lives in its own folder: `reference.py` is the truth (a plain loop), `cpu.py` the fast PyTorch
 implementation, `gpu.py` launches Triton's kernels, and `__init__.py` checks the arguments and picks. The
@@ -13,6 +14,7 @@ from .causal_conv1d import causal_conv1d, causal_conv1d_update
 from .packing import seq_idx_from_cu_seqlens
 from .selective_scan import selective_scan
 from .selective_state_update import selective_state_update
+from .softmax_kl import softmax_kl
 from .ssd_scan import ssd_scan
 from .ssd_state_update import ssd_state_update
 from .transformers_patch import patch_transformers
@@ -27,6 +29,7 @@ __all__ = [
     "selective_scan",
     "selective_state_update",
     "seq_idx_from_cu_seqlens",
+    "softmax_kl",
     "ssd_scan",
     "ssd_state_update",
 ]

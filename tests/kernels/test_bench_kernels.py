@@ -28,6 +28,7 @@ def tiny(monkeypatch):
         "selective_state_update": (2, 8, 4),
         "vim_block": (1, 8, 5, 4),
         "ssd_state_update": (2, 2, 4, 8),
+        "softmax_kl": (4, 64),
     }
     assert small.keys() == cases.OPS.keys()
     monkeypatch.setattr(cases, "OPS", {op: (cases.OPS[op][0], [], [shape]) for op, shape in small.items()})

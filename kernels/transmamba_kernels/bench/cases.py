@@ -42,6 +42,7 @@ OPS: dict[str, tuple[Build, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
         [(64, 4096, 16), (64, 1536, 16)],
         [(8, 1536, 16)],
     ),
+    "softmax_kl": (small_cases.divergence, [(2048, 49152), (2048, 128256)], [(64, 8192)]),
     "ssd_state_update": (small_cases.ssd_update, [(64, 64, 64, 128), (64, 32, 64, 128)], [(4, 32, 64, 128)]),
 }
 

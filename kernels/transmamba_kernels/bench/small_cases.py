@@ -1,15 +1,16 @@
-"""The memory-bound operators: convolutions and decode steps."""
+"""The memory-bound operators: convolutions, decode steps and the divergence over a vocabulary."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import causal_conv1d, selective_state_update, ssd_state_update
+from .. import causal_conv1d, selective_state_update, softmax_kl, ssd_state_update
 from ..bidirectional_conv1d import bidirectional_conv1d
 from . import peers
 from .case import OURS, PLAIN, Call, Case, Draw, Tensors, plain
@@ -126,4 +127,24 @@ def ssd_update(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...])
         case.calls[PLAIN] = lambda: Call(plain(step), tensors(), False, 4 * size)
         if peers.state_update() is not None:
             case.calls["mamba_ssm (Triton)"] = lambda: Call(peer, tensors(), False, 4 * size)
+    return case
+
+
+def divergence(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
+    size = math.prod(shape)
+    case = Case("softmax_kl", dict(zip("NV", shape, strict=True)), size, 2 * size)
+
+    def call(run: Callable[[Tensor, Tensor], Tensor]) -> Call:
+        draw = Draw(device, dtype)
+        teacher = draw(*shape)  # it has no gradient, so that it is none of the call's tensors
+        return Call(
+            lambda student: run(student, teacher), {"student": draw(*shape)}, bytes_again=teacher.nbytes
+        )
+
+    def by_torch(student: Tensor, teacher: Tensor) -> Tensor:
+        ours, theirs = (F.log_softmax(x.float(), dim=-1) for x in (student, teacher))
+        return F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+
+    case.calls[OURS] = lambda: call(softmax_kl)
+    case.calls["torch log_softmax, kl_div"] = lambda: call(by_torch)
     return case

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import convolutions, selective_scan, ssd, steps
+from . import convolutions, selective_scan, ssd, steps, vocabulary
 from .case import Case
 
 __all__ = ["CASES", "Case"]
@@ -25,6 +25,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "causal_conv1d": convolutions.one_way,
     "selective_scan": selective_scan.one_way,
     "selective_state_update": steps.selective,
+    "softmax_kl": vocabulary.divergence,
     "ssd_scan": ssd.one_way,
     "ssd_state_update": steps.ssd,
 }
