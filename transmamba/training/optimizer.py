@@ -139,7 +139,10 @@ def set_training(distiller: Distiller, stage: Stage) -> None:
 
 def compile_layers(student: Any) -> None:
     """Each of its units by itself, in place: names and weights stay as they are. A model without units, such
-    as any classifier of timm, as a whole."""
+    as any classifier of timm, as a whole; one that knows better what pays does it itself (`compile_`)."""
+    if hasattr(student, "compile_"):
+        student.compile_()
+        return
     for unit in student.units() if hasattr(student, "units") else [student]:
         unit.compile()
 

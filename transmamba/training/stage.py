@@ -154,8 +154,9 @@ class TrainerConfig:
     grad_checkpointing: recompute the student's layers in the backward pass: less memory, more time
     cuda_graphs: record forward and backward once and replay them (one process with a GPU; elsewhere ignored,
         and refused where weights are sharded): several times faster for students too small to fill it
-    compile: compile each of the student's layers by itself (torch.compile): minutes at the start, fewer
-        launches afterwards; on a GPU cuda_graphs, where they can be had, save more
+    compile: compile each of the student's layers by itself (torch.compile), of a language model what lies
+        between its matrix products: minutes at the start, fewer launches afterwards; on a GPU cuda_graphs,
+        where they can be had, save more
     teacher_placement: its blocks `resident` whole on each device, `offloaded` to the host's memory and
         brought over one by one, or `sharded`: a slice on each process, gathered one by one. Read by slices
         too, where it is a folder or repository of safetensors

@@ -18,7 +18,7 @@ from ...views.rope import Rope, turned
 from ...views.sublayers import readable
 from .architectures import Kind, architecture_of, head_size_of, normalises
 from .mixer import HybridMixer
-from .norms import RMSNorm
+from .norms import GatedSilu, RMSNorm
 
 PLAIN = Want()
 
@@ -112,9 +112,10 @@ class SwiGLU(nn.Module):
         self.gate_proj = nn.Linear(width, neurons, bias=bias)
         self.up_proj = nn.Linear(width, neurons, bias=bias)
         self.down_proj = nn.Linear(neurons, width, bias=bias)
+        self.gate = GatedSilu()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.gate(self.gate_proj(x), self.up_proj(x)))
 
 
 class FusedSwiGLU(nn.Module):
@@ -124,10 +125,11 @@ class FusedSwiGLU(nn.Module):
         super().__init__()
         self.input_linear = nn.Linear(width, 2 * neurons, bias=False)
         self.output_linear = nn.Linear(neurons, width, bias=False)
+        self.gate = GatedSilu()
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.input_linear(x).chunk(2, dim=-1)
-        return self.output_linear(F.silu(gate) * up)
+        return self.output_linear(self.gate(gate, up))
 
 
 class HybridLayer(nn.Module):
@@ -138,12 +140,12 @@ class HybridLayer(nn.Module):
         architecture, width, eps = architecture_of(config), config.hidden_size, config.rms_norm_eps
         self.kind = kind
         self._mlp_norm, self._mlp = architecture.mlp_norm, architecture.mlp
-        self.input_layernorm = RMSNorm(width, eps)
+        self.input_layernorm = RMSNorm(width, eps, multiplied=True)
         if self.scans:
             self.mamba = HybridMixer(config, half_life, tap)
         else:
             self.self_attn = Attention(config, windowed=kind == "window_attention")
-        self.add_module(architecture.mlp_norm, RMSNorm(width, eps))
+        self.add_module(architecture.mlp_norm, RMSNorm(width, eps, multiplied=True))
         self.neurons = config.shared_intermediate_size if architecture.fused else config.intermediate_size
         mlp: nn.Module
         if architecture.fused:

@@ -26,7 +26,8 @@ from ...subcloning.selection import Selection
 from ...views.rope import Rope
 from ...views.view import Tower, View
 from .architectures import Kind, architecture_of, kinds_of, rotary_of
-from .layers import HybridLayer, Reading, RMSNorm
+from .layers import HybridLayer, Reading
+from .norms import Between, RMSNorm
 from .plan import plan
 from .shape import blocks_of
 from .start import Walk, calibrate
@@ -55,7 +56,7 @@ class HybridStudent(nn.Module):
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
                 "layers": nn.ModuleList(layers),
-                architecture.last_norm: RMSNorm(config.hidden_size, config.rms_norm_eps),
+                architecture.last_norm: RMSNorm(config.hidden_size, config.rms_norm_eps, multiplied=True),
             }
         )
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -238,6 +239,12 @@ class HybridStudent(nn.Module):
 
     def units(self) -> list[nn.Module]:
         return list(self._layers)
+
+    def compile_(self) -> None:
+        """What lies between its matrix products and scans, which have kernels of their own."""
+        for module in self.modules():
+            if isinstance(module, Between):
+                module.fuse()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
