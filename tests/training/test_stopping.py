@@ -189,16 +189,19 @@ def test_asked_during_the_last_evaluation(by: str, tmp_path: Path) -> None:
     """No step follows that could notice; what comes after the training would go on as if nobody had asked."""
     events: list[threading.Event] = []
     asked: list[bool] = []
+    ended: list[bool] = []
 
     def evaluate(_: Any) -> dict[str, float]:
         if not asked:
             asked.append(True)
             os.kill(os.getpid(), signal.SIGINT) if by == "signal" else events[0].set()
+        ended.append(True)
         return {"top1": 1.0}
 
     with pytest.raises(Interrupted) as caught:
         train(tmp_path, lambda _, stop: events.append(stop), evaluate=evaluate)
     assert caught.value.code == (130 if by == "signal" else 0)
+    assert bool(ended) == (by == "event"), "what was saved before it need not wait for its end"
     train(tmp_path, evaluate=evaluate)
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "eval/top1" in row]
     assert [row["step"] for row in rows] == [STEPS], "evaluated again, and logged once"

@@ -89,6 +89,7 @@ class Trainer:
         )
         self.stop = stop or threading.Event()
         self._signal: signal.Signals | None = None
+        self._measuring = False  # an evaluation, before which the run was saved
         self._resume_from: Path | None = None
 
     def resume(self, trunk: Path | None = None) -> bool:
@@ -143,6 +144,9 @@ class Trainer:
             raise KeyboardInterrupt  # asked twice: at once
         self._signal = signal.Signals(number)
         self.stop.set()
+        if self._measuring and self.accelerator.num_processes == 1:  # several must stop together
+            self.tracker.say(f"{self._signal.name}: stopping; the run is saved up to this evaluation")
+            raise self._interrupted()
         self.tracker.say(f"{self._signal.name}: saving after this step")
 
     def _stop_if_asked(self) -> None:
@@ -267,7 +271,12 @@ class Trainer:
 
     def _evaluate(self, stage: Stage) -> None:
         assert self.evaluate is not None, "asked by the caller"
-        row = {f"eval/{key}": value for key, value in self.evaluate(self.strategy.student()).items()}
+        self._measuring = True
+        try:
+            found = self.evaluate(self.strategy.student())
+        finally:
+            self._measuring = False
+        row = {f"eval/{key}": value for key, value in found.items()}
         self.tracker.log({**self.progress.seen(), **row}, self.progress.step)
         self.progress.evaluating = False
         set_training(self.strategy.distiller, stage)
