@@ -156,8 +156,7 @@ class Trainer:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        number = self._signal or signal.SIGTERM
-        return Interrupted(number.name, _SIGNALS[number])
+        return Interrupted((number := self._signal or signal.SIGTERM).name, _SIGNALS[number])
 
     def _run_stage(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> None:
         set_trainable(distiller, stage)
@@ -272,12 +271,10 @@ class Trainer:
     def _evaluate(self, stage: Stage) -> None:
         assert self.evaluate is not None, "asked by the caller"
         self._measuring = True
-        try:
-            found = self.evaluate(self.strategy.student())
-        finally:
-            self._measuring = False
-        row = {f"eval/{key}": value for key, value in found.items()}
-        self.tracker.log({**self.progress.seen(), **row}, self.progress.step)
+        found = self.evaluate(self.strategy.student())
+        self._measuring = False
+        row = self.progress.seen() | {f"eval/{key}": value for key, value in found.items()}
+        self.tracker.log(row, self.progress.step)
         self.progress.evaluating = False
         set_training(self.strategy.distiller, stage)
 
