@@ -342,6 +342,15 @@ def test_an_override_leaves_what_an_alias_shares(tmp_path: Path) -> None:
     assert made.student == Vim(depth=2) and made.teacher == Vim(depth=1)
 
 
+def test_an_override_adds_an_item_behind_the_last(recipe: Path) -> None:
+    before = load(Recipe, recipe)
+    made = load(
+        Recipe, recipe, ["stages.1={losses: [kl]}", "stages.1.lr=0.5", "stages.1.losses.1={name: kl}"]
+    )
+    assert made.stages[:1] == before.stages and len(made.stages) == 2
+    assert made.stages[1].lr == 0.5 and len(made.stages[1].losses) == 2
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
