@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from harness import metrics_rows, run_quietly, tiny_recipe
+from small_language import TEXTS, llama_folder, texts_file
 
 from transmamba.bench.step import bench_recipe, bench_table
+from transmamba.config.load import parse
 from transmamba.core.batch import Batch
 from transmamba.errors import UserError
+from transmamba.runs.recipe import Recipe
 from transmamba.training.step import Stepped, Stepper
 
 STAGE = dict(name="distill", losses=["cross_entropy", "kl", "feature"], steps=2, lr=1e-30, min_lr=0.0)
@@ -64,6 +67,32 @@ def test_the_kinds_leave_each_other_what_they_train(tmp_path: Path, monkeypatch:
     stage = dict(STAGE, losses=["mixer"], trainable="mixers")
     bench_recipe(tiny_recipe(tmp_path, stages=[stage], trainer=dict(global_batch=4)), steps=1)
     assert len(moving) > 2 and all(names and all("mixer" in name for name in names) for names in moving)
+
+
+def test_of_a_language_model(tmp_path: Path, steps: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its step too is that of a run; rows of text have no quarter."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    teacher, texts = llama_folder(tmp_path / "llama"), texts_file(tmp_path / "texts.jsonl", TEXTS * 8)
+    recipe = parse(
+        Recipe,
+        dict(
+            output_dir=str(tmp_path / "run"),
+            task=dict(name="language", data=dict(name="text", train=texts), block=32, validation=0.2),
+            teacher=dict(name="causal_lm", model=str(teacher)),
+            student=dict(name="hybrid_lm", attention_layers=[0]),
+            init=None,
+            stages=[dict(name="kl", losses=["kl"], steps=1, lr=1e-30, min_lr=0.0, trainable="all")],
+            trainer=dict(global_batch=4, micro_batch=2, log_every=1),
+        ),
+        "a test",
+    )
+    result = bench_recipe(recipe, steps=1)
+    assert result["tokens_per_second"] == pytest.approx(4 * 32 / result["seconds"]["distillation_step"])
+    assert "overhead_quarter" not in result and "tokens/s" in bench_table(result)
+    first = steps[0][2].total
+    steps.clear()
+    run_quietly(recipe)
+    assert steps[0][2].total == pytest.approx(first, rel=1e-5)
 
 
 def test_losses_that_standardise_are_measured(tmp_path: Path, steps: list[Any]) -> None:

@@ -11,16 +11,19 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.batch import Batch
+from ..core.batch import Batch, asked
+from ..core.output import Logits, wide
 from ..core.tower import Student
 from ..ecosystems.folders import model_folder
 from ..errors import UserError
+from ..losses.chunked import CHUNK, chunked
 from ..runs.build import Parts, assemble, make_accelerator
 from ..runs.pipeline import Pipeline
 from ..runs.recipe import Recipe
@@ -40,7 +43,8 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
     micro-batches of a step.
 
     `overhead` is distillation / (teacher forward + cross-entropy step); `overhead_quarter` the same on a
-    quarter.
+    quarter, which rows of text do not have. Of language models logits are made some tokens at a time by every
+    kind, and `tokens_per_second` is that of distillation.
 
     Raises UserError for a recipe without a teacher, and for what `assemble` refuses.
     """
@@ -59,24 +63,36 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
         "teacher_forward": _teacher_forward(parts, micro),
         "cross_entropy_step": _cross_entropy(parts, micro),
         "distillation_step": _distillation(parts, 1.0, micro),
-        "distillation_step_quarter_tokens": _distillation(parts, 0.25, micro),
     }
+    if not _of_words(micro):
+        kinds["distillation_step_quarter_tokens"] = _distillation(parts, 0.25, micro)
     seconds = interleaved(kinds, steps, accelerator.device)
     plain = seconds["teacher_forward"] + seconds["cross_entropy_step"]
-    return {
+    result = {
         "seconds": seconds,
         "overhead": seconds["distillation_step"] / plain,
-        "overhead_quarter": seconds["distillation_step_quarter_tokens"] / plain,
         "batch_size": sum(map(len, micro)),
         "device": str(accelerator.device),
         "steps": steps,
     }
+    if _of_words(micro):
+        tokens = sum(batch.counts["tokens"] for batch in micro)
+        return {**result, "tokens_per_second": tokens / seconds["distillation_step"]}
+    return {**result, "overhead_quarter": seconds["distillation_step_quarter_tokens"] / plain}
+
+
+def _of_words(micro: Sequence[Batch]) -> bool:
+    """Whether what is to be said are the next words of texts."""
+    return "tokens" in micro[0].targets
 
 
 def bench_table(result: dict[str, Any]) -> str:
     lines = [f"{name:<34} {1e3 * value:10.2f} ms" for name, value in result["seconds"].items()]
     lines.append(f"{'distillation / (teacher + CE step)':<34} {result['overhead']:10.3f}")
-    lines.append(f"{'the same on a quarter of the tokens':<34} {result['overhead_quarter']:9.3f}")
+    if "overhead_quarter" in result:
+        lines.append(f"{'the same on a quarter of the tokens':<34} {result['overhead_quarter']:10.3f}")
+    if "tokens_per_second" in result:
+        lines.append(f"{'distillation, tokens/s':<34} {result['tokens_per_second']:10.0f}")
     return "\n".join(lines)
 
 
@@ -128,40 +144,48 @@ def _step_s_batches(pipeline: Pipeline) -> list[Batch]:
 def _teacher_forward(parts: Parts, micro: Sequence[Batch]) -> Callable[[], object]:
     assert parts.teacher is not None, "the recipe names one"
     # a copy: a stored one leaves the device when a step reads its rows
-    teacher, inputs = copy.copy(parts.teacher), list(micro[0].inputs)
+    teacher, inputs, words = copy.copy(parts.teacher), list(micro[0].inputs), _of_words(micro)
 
     def forward(*tensors: Any) -> None:
+        *given, tokens, _ = tensors
         with parts.accelerator.autocast():
-            output = teacher(dict(zip(inputs, tensors, strict=False)))
-            if output.logits is not None:
+            output = teacher(dict(zip(inputs, given, strict=True)))
+            if output.logits is None:
+                return
+            if words:
+                with torch.no_grad():
+                    chunked(output.logits, tokens, CHUNK, lambda made, _: made[0, 0])
+            else:
                 output.logits()
 
     run = _recorded(parts, forward, nn.Module())
-    return lambda: [run(*batch.inputs.values()) for batch in micro]
+    chosen = [asked(batch) if words else None for batch in micro]
+    return lambda: [run(*batch.inputs.values(), tokens) for batch, tokens in zip(micro, chosen, strict=True)]
 
 
 def _cross_entropy(parts: Parts, micro: Sequence[Batch]) -> Callable[[], object]:
     """An ordinary training step of the same student: forward, cross-entropy, backward, clip, AdamW."""
-    student, inputs = parts.student, list(micro[0].inputs)
-    asked = next((name for name in ("classes", "tokens") if name in micro[0].targets), None)
-    if asked is None:
+    student, inputs, words = parts.student, list(micro[0].inputs), _of_words(micro)
+    target = next((name for name in ("classes", "tokens") if name in micro[0].targets), None)
+    if target is None:
         raise UserError("bench recipe compares with a step on labels; this recipe's task has none")
     fused = parts.accelerator.device.type == "cuda" or None
     optimizer = torch.optim.AdamW(student.parameters(), lr=_RATE, fused=fused)
 
     def forward_backward(*tensors: Any) -> None:
-        *given, targets, _ = tensors
+        *given, targets, tokens, _ = tensors
         student.train().requires_grad_(True)
         with parts.accelerator.autocast():
-            logits = _logits(student, dict(zip(inputs, given, strict=True)))
-            loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten()) / len(micro)
-        loss.backward()
+            made = _logits(student, dict(zip(inputs, given, strict=True)))
+            loss = _next_words(made, targets, tokens) if words else F.cross_entropy(made(), targets)
+        (loss / len(micro)).backward()
 
     run = _recorded(parts, forward_backward, student)
+    chosen = [asked(batch) if words else None for batch in micro]
 
     def step() -> None:
-        for batch in micro:
-            run(*batch.inputs.values(), batch.targets[asked])
+        for batch, tokens in zip(micro, chosen, strict=True):
+            run(*batch.inputs.values(), batch.targets[target], tokens)
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -169,14 +193,21 @@ def _cross_entropy(parts: Parts, micro: Sequence[Batch]) -> Callable[[], object]
     return step
 
 
-def _logits(student: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _logits(student: nn.Module, inputs: dict[str, Tensor]) -> Logits | Callable[[], Tensor]:
     if isinstance(student, Student):
         made = student.run(inputs, {}).logits
         if made is None:
             raise UserError("bench recipe compares with a step on labels; this student gives no logits")
-        return made()
+        return made
     made = student(*inputs.values())
-    return getattr(made, "logits", made)
+    return lambda: getattr(made, "logits", made)
+
+
+def _next_words(made: Any, targets: Tensor, tokens: Tensor) -> Tensor:
+    """Nats a token, of targets (B, L), over the `tokens` (N,) that have one."""
+    wanted = targets.flatten()[tokens]
+    entropy = partial(F.cross_entropy, reduction="sum")
+    return chunked(made, tokens, CHUNK, lambda x, part: entropy(wide(x), wanted[part])) / len(tokens)
 
 
 def _distillation(parts: Parts, token_fraction: float, micro: Sequence[Batch]) -> Callable[[], object]:
