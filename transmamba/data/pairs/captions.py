@@ -74,14 +74,15 @@ class Captions:
 
 
 class LeftOut:
-    """Pairs that are left out of a split, by reason, and the first of each."""
+    """Pairs, or what else a split has, that are left out of it, by reason, and the first of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "pairs") -> None:
+        self.what = what
         self._count: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        """count: pairs. example: where the first of them is."""
+        """count: how many. example: where the first of them is."""
         self._count[reason] += count
         self._first.setdefault(reason, example)
 
@@ -99,9 +100,9 @@ class LeftOut:
 
     def nothing(self, where: str) -> UserError:
         """What to raise when no pair is left."""
-        return UserError(f"{where}: holds no pairs" + (f": {self}" if self.total else ""))
+        return UserError(f"{where}: holds no {self.what}" + (f": {self}" if self.total else ""))
 
     def log(self, where: str) -> None:
         """One line, if anything was left out."""
         if self.total:
-            logger.warning("%s: left out %d pairs: %s", where, self.total, self)
+            logger.warning("%s: left out %d %s: %s", where, self.total, self.what, self)
