@@ -101,21 +101,28 @@ def chosen(said: str, choices: Sequence[str]) -> int | None:
     """Which of the choices an answer names: by its text, by a letter as `B`, `(B)`, `B.`, or, in a longer
     one, as `the answer is B`, or as the only choice whose words stand in it. None where it names none, or
     several."""
-    texts = [normalised(choice) for choice in choices]
     behind = _SAID.search(said)
     for part in (said, *((behind[1],) if behind else ())):
-        own = normalised(part)
-        if texts.count(own) == 1:
-            return texts.index(own)
-        letter = _LETTER.match(part.strip())
-        if letter is not None:
-            place = LETTERS.index(letter[1] or letter[2])
-            return place if place < len(choices) else None
-    words = f" {normalised(said)} "
+        place = _named(part.strip(), choices)
+        if place is not None:
+            return place
+    texts, words = [normalised(choice) for choice in choices], f" {normalised(said)} "
     named = [place for place, text in enumerate(texts) if text and f" {text} " in words]
     # of "light blue" and "blue" the longer one was meant
     named = [n for n in named if not any(n != m and f" {texts[n]} " in f" {texts[m]} " for m in named)]
     return named[0] if len(named) == 1 else None
+
+
+def _named(said: str, choices: Sequence[str]) -> int | None:
+    """The choice that these words, a letter, or these words normalised are."""
+    lower = [choice.strip().lower() for choice in choices]
+    if lower.count(said.lower()) == 1:
+        return lower.index(said.lower())
+    letter = _LETTER.match(said)
+    if letter is not None and (place := LETTERS.index(letter[1] or letter[2])) < len(choices):
+        return place
+    texts, own = [normalised(choice) for choice in choices], normalised(said)
+    return texts.index(own) if own and texts.count(own) == 1 else None
 
 
 def truth_of(said: str) -> bool | None:

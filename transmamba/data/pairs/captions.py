@@ -19,9 +19,10 @@ logger = logging.getLogger("transmamba.data")
 EMPTY = "without a caption"
 
 
-def texts(value: Any, where: str) -> tuple[str, ...]:
-    """The captions in a cell, which holds a text, a list of texts or nothing: without the space around them,
-    and without those that are empty then. Raises UserError, with `where`, for anything else."""
+def texts(value: Any, where: str, what: str = "caption") -> tuple[str, ...]:
+    """The captions, or `what` they are called, in a cell, which holds a text, a list of texts or nothing:
+    without the space around them, and without those that are empty then. Raises UserError, with `where`, for
+    anything else."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -29,8 +30,8 @@ def texts(value: Any, where: str) -> tuple[str, ...]:
         stripped = value.encode("utf-8", "replace").decode("utf-8").strip()
         return (stripped,) if stripped else ()
     if isinstance(value, list | tuple):
-        return tuple(text for item in value for text in texts(item, where))
-    raise UserError(f"{where}: {value!r:.60} is no caption; write text or a list of texts")
+        return tuple(text for item in value for text in texts(item, where, what))
+    raise UserError(f"{where}: {value!r:.60} is no {what}; write text or a list of texts")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class Gathered:
         """One question; a cell holds a text, a list of texts or nothing. line: where it stands, for what is
         said of it. Raises UserError for a cell that holds something else."""
         where = f"{self.where}: {line}"
-        asked = "\n".join(texts(question, f"{where}: question"))
+        asked = "\n".join(texts(question, f"{where}: question", "text"))
         right, offered = _answers(answers, f"{where}: answers"), _answers(choices, f"{where}: choices")
         marks = asked.count(MARK) + sum(message.content.count(MARK) for message in earlier)
         asked, earlier = _unmarked(asked, earlier)
@@ -147,7 +147,8 @@ def _answers(cell: Any, where: str) -> tuple[str, ...]:
     for value in cell if isinstance(cell, list | tuple) else [cell]:
         if isinstance(value, bool):
             raise UserError(f"{where}: {value} is no answer; write a text, such as yes or true")
-        found.append(" ".join(texts(str(value) if isinstance(value, int | float) else value, where)))
+        text = str(value) if isinstance(value, int | float) else value
+        found.append(" ".join(texts(text, where, "answer")))
     return tuple(found) if any(found) else ()
 
 
