@@ -22,10 +22,10 @@ _STAGES = ("summary", "caption", "reasoning")
 @QUESTIONS.register("jsonl")
 @dataclass(frozen=True, kw_only=True)
 class QuestionLines:
-    """Rows of JSON (.jsonl, or .json with a list of them, also compressed) with `question`, `answers` (or
-    `answer`; a text, a number or a list) and, where there are any, `image` (a path or a list of paths),
-    `choices`, `type` and `rationale` (a text, perhaps in LLaVA-CoT's stages, or an object with summary,
-    caption and reasoning).
+    """Questions of one's own, an object of JSON each. Rows (.jsonl, or .json with a list, also compressed)
+    have `question`, `answers` (or `answer`; a text, a number or a list) and, where there are any, `image` (a
+    path or a list of paths), `choices`, `type` and `rationale` (a text, perhaps in LLaVA-CoT's stages, or an
+    object with summary, caption and reasoning).
 
     Ten answers are those of ten people, fewer are all right. A question may say by `<image>` where each
     picture stands. Left out, counted and logged: rows without a question or an answer, whose answer is none

@@ -18,8 +18,8 @@ UNSTAGED = "whose answer is not in stages, or without a conclusion"
 @QUESTIONS.register("llava_cot")
 @dataclass(frozen=True, kw_only=True)
 class LlavaCot:
-    """LLaVA-CoT-100k: LLaVA's format (train.jsonl), whose answers are `<SUMMARY> ... </SUMMARY> <CAPTION> ...
-    </CAPTION> <REASONING> ... </REASONING> <CONCLUSION> ... </CONCLUSION>`.
+    """LLaVA-CoT-100k: LLaVA's format (train.jsonl), with answers in stages. They are `<SUMMARY> ...
+    </SUMMARY> <CAPTION> ... </CAPTION> <REASONING> ... </REASONING> <CONCLUSION> ... </CONCLUSION>`.
 
     The conclusion is the answer, what stands before it the rationale; answers of earlier turns stay as they
     are written. Left out, counted and logged: what `llava` leaves out, and answers without a conclusion.
