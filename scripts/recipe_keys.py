@@ -22,6 +22,7 @@ from transmamba.config.registry import (
     GENERATED,
     LOSSES,
     PAIRS,
+    QUESTIONS,
     READERS,
     STUDENTS,
     TASKS,
@@ -61,6 +62,7 @@ PARTS: tuple[tuple[str, Registry], ...] = (
     ("task.data", READERS),
     ("task.data, pictures with captions", PAIRS),
     ("task.data, texts", TEXTS),
+    ("task.data, questions about pictures", QUESTIONS),
     ("task.benchmarks, each", BENCHMARKS),
     ("task.generated, each", GENERATED),
 )

@@ -135,3 +135,19 @@ def test_timm_s_names_are_sorted_out() -> None:
     assert any(
         "relative position biases" in why and names == ["test_vit_relpos"] for why, names in refused.items()
     )
+
+
+def test_the_blind_answerer_says_how_right_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blind = script("blind_answerer")
+    words = ["scenes", "count_train=200", "count_test=90", "types=[size, exist]", "--asked", "80"]
+    monkeypatch.setattr("sys.argv", ["blind_answerer.py", *words])
+    assert blind.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("200 training questions known, 80 asked, ")
+    rows = {line[:24].strip(): line[24:].split() for line in lines[2:]}
+    assert rows.keys() == {"all", "open", "true or false", "type size", "type exist"}
+    assert rows["all"][0] == "80" and 20 < float(rows["all"][1]) < 80
+    monkeypatch.setattr("sys.argv", ["blind_answerer.py", "scene"])
+    assert blind.main() == 2 and "did you mean 'scenes'" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import load as configs
 from ..config.file import apply_override
-from ..config.registry import PAIRS, READERS, TASKS, TEXTS, Registry
+from ..config.registry import PAIRS, QUESTIONS, READERS, TASKS, TEXTS, Registry
 from ..errors import UserError
 from ..runs.saved import run_of, saved_part
 from .words import below, pairs
@@ -150,7 +150,7 @@ def recognised(path: Path, readers: Registry = READERS, option: str = "--data ")
 
 def _listed(readers: Registry) -> str:
     """What `transmamba list` calls them."""
-    return {id(PAIRS): "pairs", id(TEXTS): "texts"}.get(id(readers), "readers")
+    return {id(PAIRS): "pairs", id(TEXTS): "texts", id(QUESTIONS): "questions"}.get(id(readers), "readers")
 
 
 def _is_set(config: Any, field: dataclasses.Field[Any]) -> bool:

@@ -12,7 +12,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind",
         nargs="?",
-        help="teachers, students, losses, tasks, readers, pairs, texts or benchmarks; all if left out",
+        help="teachers, students, losses, tasks, readers, pairs, texts, questions or benchmarks; all if "
+        "left out",
     )
 
 
@@ -27,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         "readers": registry.READERS,
         "pairs": registry.PAIRS,
         "texts": registry.TEXTS,
+        "questions": registry.QUESTIONS,
         "benchmarks": registry.BENCHMARKS,
     }
     if arguments.kind is not None and arguments.kind not in kinds:

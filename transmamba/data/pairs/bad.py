@@ -165,4 +165,6 @@ class Forgiving:
 
     @property
     def _what(self) -> str:
-        return "picture" if self.num_frames is None else "video"
+        """What an item is called: a picture, a video, or as the source says."""
+        usual = "picture" if self.num_frames is None else "video"
+        return str(getattr(self.source, "what", usual))

@@ -19,9 +19,10 @@ logger = logging.getLogger("transmamba.data")
 EMPTY = "without a caption"
 
 
-def texts(value: Any, where: str) -> tuple[str, ...]:
-    """The captions in a cell, which holds a text, a list of texts or nothing: without the space around them,
-    and without those that are empty then. Raises UserError, with `where`, for anything else."""
+def texts(value: Any, where: str, what: str = "caption") -> tuple[str, ...]:
+    """The captions, or `what` they are called, in a cell, which holds a text, a list of texts or nothing:
+    without the space around them, and without those that are empty then. Raises UserError, with `where`, for
+    anything else."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -29,8 +30,8 @@ def texts(value: Any, where: str) -> tuple[str, ...]:
         stripped = value.encode("utf-8", "replace").decode("utf-8").strip()
         return (stripped,) if stripped else ()
     if isinstance(value, list | tuple):
-        return tuple(text for item in value for text in texts(item, where))
-    raise UserError(f"{where}: {value!r:.60} is no caption; write text or a list of texts")
+        return tuple(text for item in value for text in texts(item, where, what))
+    raise UserError(f"{where}: {value!r:.60} is no {what}; write text or a list of texts")
 
 
 @dataclass(frozen=True)
@@ -74,14 +75,15 @@ class Captions:
 
 
 class LeftOut:
-    """Pairs that are left out of a split, by reason, and the first of each."""
+    """Pairs, or what else a split has, that are left out of it, by reason, and the first of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "pairs") -> None:
+        self.what = what
         self._count: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
     def add(self, reason: str, example: str, count: int = 1) -> None:
-        """count: pairs. example: where the first of them is."""
+        """count: how many. example: where the first of them is."""
         self._count[reason] += count
         self._first.setdefault(reason, example)
 
@@ -99,9 +101,9 @@ class LeftOut:
 
     def nothing(self, where: str) -> UserError:
         """What to raise when no pair is left."""
-        return UserError(f"{where}: holds no pairs" + (f": {self}" if self.total else ""))
+        return UserError(f"{where}: holds no {self.what}" + (f": {self}" if self.total else ""))
 
     def log(self, where: str) -> None:
         """One line, if anything was left out."""
         if self.total:
-            logger.warning("%s: left out %d pairs: %s", where, self.total, self)
+            logger.warning("%s: left out %d %s: %s", where, self.total, self.what, self)

@@ -6,6 +6,7 @@ import lzma
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -136,12 +137,7 @@ class Gathered:
         """Logs what is left out. Raises UserError when no pair is left, or none of the pictures is in
         `place`."""
         names = list(self._captions)
-        there = list(in_threads(range(len(names)), lambda n: place.has(names[n]), f"looking up {self.what}s"))
-        if names and not any(there):
-            raise UserError(
-                f"{self.where}: none of its {len(names)} {self.what}s is in {place} "
-                f"(first: {names[0]}){_advice(names[0], self.what)}"
-            )
+        there = looked_up(names, place, self.where, self.what)
         for name, found in zip(names, there, strict=True):
             if not found:
                 captions = self._captions.pop(name)
@@ -151,6 +147,20 @@ class Gathered:
         self.left_out.log(self.where)
         kept = np.array([os.fsencode(name) for name in self._captions], dtype=np.bytes_)
         return StoredPairs(place, kept, Captions.pack(self._captions.values()), self.left_out.total)
+
+
+def looked_up(names: Sequence[str], place: Place, where: str, what: str) -> list[bool]:
+    """Whether each is in `place`. Raises UserError when there are names, and none of them is.
+
+    where: the file that names them; what: in words, what they are of
+    """
+    there = list(in_threads(range(len(names)), lambda n: place.has(names[n]), f"looking up {what}s"))
+    if names and not any(there):
+        raise UserError(
+            f"{where}: none of its {len(names)} {what}s is in {place} "
+            f"(first: {names[0]}){_advice(names[0], what)}"
+        )
+    return there
 
 
 def _advice(name: str, what: str) -> str:

@@ -108,7 +108,7 @@ def gather(
     for line, row in rows(file, suffix, (picture, *spoken), where):
         cells = [(row.get(key), f"{where}: {line}: {key}") for key in (picture, *spoken)]
         captions = tuple(text for cell in cells[1:] for text in texts(*cell))
-        for name in _names(*cells[0]):
+        for name in names_in(*cells[0]):
             gathered.add(name, captions, line)
 
 
@@ -117,12 +117,12 @@ def _is_table(name: str) -> bool:
     return path.suffix.lower() in KINDS and "__MACOSX" not in path.parts and not path.name.startswith(".")
 
 
-def _names(value: Any, where: str) -> list[str]:
+def names_in(value: Any, where: str) -> list[str]:
     """The paths in a cell; an empty one where there is none."""
     if value is None or isinstance(value, str):
         return [(value or "").strip()]
     if isinstance(value, list):
-        return [name for item in value for name in _names(item, where)] or [""]
+        return [name for item in value for name in names_in(item, where)] or [""]
     if isinstance(value, dict | bytes):
         raise UserError(f"{where} holds pictures, not their paths; such files are read by {{name: datasets}}")
     raise UserError(f"{where}: {value!r:.60} is no path; write text")

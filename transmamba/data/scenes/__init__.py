@@ -2,7 +2,8 @@
 
 `programs` says what is in a picture and `sampling` draws programs; `draw` makes pixels of one, with `tiles`
 for objects that are pictures themselves, out of a `stock`; `captions` says it in words; `clips` lets objects
-move, appear and swap; `menus` holds combinations back from training. Start with `Scenes`:
+move, appear and swap; `questions` asks about them, with `asking`, `asking_one`, `asking_two` and
+`question_words`; `menus` holds combinations back from training. Start with `Scenes`:
 
     scenes = Scenes(split="train", count=100_000, side=64)
     scenes.picture(7), scenes.caption(7), scenes.program(7)

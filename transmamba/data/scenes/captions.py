@@ -135,7 +135,11 @@ def _several(pair: Pair, count: int, short: bool) -> str:
     colour, kind = pair
     if count > 1:
         return f"{_COUNTS[count]} {_called(colour, _nouns(kind, short))}"
-    words = _called(colour, _noun(kind, short))
+    return with_article(_called(colour, _noun(kind, short)))
+
+
+def with_article(words: str) -> str:
+    """`a red circle`, `an orange ring`"""
     return f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
 
 
@@ -155,11 +159,12 @@ def _noun(kind: str, short: bool) -> str:
 def _nouns(kind: str, short: bool) -> str:
     """The same for several: `circles`, `photos of frogs`, `frogs`."""
     if kind.startswith(PHOTO) and not short:
-        return f"photos of {_plural(_noun(kind, True))}"
-    return _plural(_noun(kind, short))
+        return f"photos of {plural(_noun(kind, True))}"
+    return plural(_noun(kind, short))
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
+    """`circles`, `crosses`"""
     if noun in _PLURALS:
         return _PLURALS[noun]
     if noun[-1] == "y" and noun[-2:-1] not in ("a", "e", "o", "u"):

@@ -67,20 +67,20 @@ def draw_scene(draws: Draws, menu: Menu, fewest: int = 1, most: int = MOST_OBJEC
     while True:
         count = fewest + draws.below(most - fewest + 1)
         objects = place(draws, draw_pairs(draws, menu, count), menu.smallest)
-        scene = Scene(objects, draw_ground(draws, menu.grounds), _choose(draws, menu.styles))
+        scene = Scene(objects, draw_ground(draws, menu.grounds), choose(draws, menu.styles))
         stated = [r for r in relations(objects) if menu.states(*triple(objects, r))]
         if stated:
-            return replace(scene, relation=_choose(draws, stated))
+            return replace(scene, relation=choose(draws, stated))
         if not menu.needs_relation:
             return scene
 
 
-def _choose(draws: Draws, options: Sequence[T]) -> T:
+def choose(draws: Draws, options: Sequence[T]) -> T:
     return options[draws.below(len(options))]
 
 
 def _draw_pair(draws: Draws, groups: Groups) -> Pair:
-    return _choose(draws, _choose(draws, groups) if len(groups) > 1 else groups[0])
+    return choose(draws, choose(draws, groups) if len(groups) > 1 else groups[0])
 
 
 def draw_pairs(draws: Draws, menu: Menu, count: int) -> list[Pair]:
@@ -93,32 +93,35 @@ def draw_pairs(draws: Draws, menu: Menu, count: int) -> list[Pair]:
         pair = _draw_pair(draws, menu.groups)
         if pair not in chosen:
             chosen.append(pair)
-    return chosen + [_choose(draws, chosen)] * (copies - 1)
+    return chosen + [choose(draws, chosen)] * (copies - 1)
 
 
 def draw_ground(draws: Draws, sorts: Sequence[str]) -> Ground:
     """One of the sorts, each as likely."""
-    sort = _choose(draws, sorts)
+    sort = choose(draws, sorts)
     if sort == "plain":
-        return Ground(_choose(draws, PLAIN_GROUNDS))
-    return Ground(PHOTOGRAPH if sort == "photographs" else _choose(draws, TEXTURES), draws.below(_NUMBERS))
+        return Ground(choose(draws, PLAIN_GROUNDS))
+    return Ground(PHOTOGRAPH if sort == "photographs" else choose(draws, TEXTURES), draws.below(_NUMBERS))
 
 
-def place(draws: Draws, pairs: Sequence[Pair], smallest_tile: float) -> tuple[Object, ...]:
-    """An object for each pair, their discs within the picture and apart; sizes are log-uniform."""
+def place(
+    draws: Draws, pairs: Sequence[Pair], smallest_tile: float, smallest: float = SMALLEST
+) -> tuple[Object, ...]:
+    """An object for each pair, their discs within the picture and apart; sizes are log-uniform, of tiles from
+    `smallest_tile`, of shapes from `smallest`, to which crowded ones of either sort shrink."""
     if len(pairs) == 1:
-        return (_alone(draws, pairs[0], smallest_tile),)
+        return (_alone(draws, pairs[0], smallest_tile, smallest),)
     largest = min(LARGEST, 0.85 / len(pairs) ** 0.5)
     placed: list[Object] = []
     for pair in pairs:
-        size = _draw_size(draws, pair, smallest_tile, largest)
+        size = _draw_size(draws, _smallest(pair, smallest_tile, smallest), largest)
         angle = draws.uniform(-0.2, 0.2)
         while True:
             x, y = draws.uniform(size / 2, 1 - size / 2), draws.uniform(size / 2, 1 - size / 2)
             candidate = Object(pair[1], pair[0], x, y, size, angle)
             if is_free(candidate, placed):
                 break
-            size = max(SMALLEST, size * 0.9)
+            size = max(smallest, size * 0.9)
         placed.append(_numbered(draws, candidate))
     return tuple(placed)
 
@@ -132,16 +135,19 @@ def is_free(candidate: Object, others: Sequence[Object]) -> bool:
     return True
 
 
-def _alone(draws: Draws, pair: Pair, smallest_tile: float) -> Object:
+def _alone(draws: Draws, pair: Pair, smallest_tile: float, smallest: float) -> Object:
     """A single object, well within one of the nine parts of the picture, which its captions name."""
     x, y = ((draws.below(3) + draws.uniform(0.3, 0.7)) / 3 for _ in range(2))
     largest = min(LARGEST, 2 * min(x, y, 1 - x, 1 - y))
-    size = _draw_size(draws, pair, smallest_tile, largest)
+    size = _draw_size(draws, _smallest(pair, smallest_tile, smallest), largest)
     return _numbered(draws, Object(pair[1], pair[0], x, y, size, draws.uniform(-0.2, 0.2)))
 
 
-def _draw_size(draws: Draws, pair: Pair, smallest_tile: float, largest: float) -> float:
-    smallest = smallest_tile if is_tile(pair[1]) else SMALLEST
+def _smallest(pair: Pair, of_tiles: float, of_shapes: float) -> float:
+    return of_tiles if is_tile(pair[1]) else of_shapes
+
+
+def _draw_size(draws: Draws, smallest: float, largest: float) -> float:
     return smallest * (largest / smallest) ** draws.uniform()
 
 
@@ -155,4 +161,4 @@ def _draw_filled(draws: Draws, menu: Menu) -> Scene:
     colour, kind = _draw_pair(draws, menu.tiles)
     x, y = draws.uniform(0.45, 0.55), draws.uniform(0.45, 0.55)
     thing = Object(kind, colour, x, y, 2**0.5 * draws.uniform(0.8, 1.1))
-    return Scene((_numbered(draws, thing),), draw_ground(draws, menu.grounds), _choose(draws, menu.styles))
+    return Scene((_numbered(draws, thing),), draw_ground(draws, menu.grounds), choose(draws, menu.styles))

@@ -27,8 +27,9 @@ _SCENES, _CLIPS, _TEMPLATES = 1, 2, 3  # streams of random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Numbered:
-    """What Scenes and Clips share: items by number, each drawn from (seed, split, number) alone."""
+class Numbered:
+    """What Scenes, Clips and SceneQuestions share: items by number, each drawn from (seed, split, number)
+    alone."""
 
     split: str = "train"
     count: int = 100_000
@@ -70,7 +71,7 @@ class _Numbered:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenes(_Numbered):
+class Scenes(Numbered):
     """Pictures with captions.
 
     split: one of SPLITS
@@ -117,7 +118,7 @@ class Scenes(_Numbered):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clips(_Numbered):
+class Clips(Numbered):
     """Clips with captions that tell which of two events comes first.
 
     split, count, side, seed: as of Scenes; swapped_relations has twins, the same events in either order

@@ -1,0 +1,80 @@
+"""Questions whose pictures do not decode: another takes the place of each, they are counted, and only so many
+are borne."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..pairs.bad import Forgiving, Limit
+from .source import Item, QuestionSource
+
+
+@dataclass(frozen=True)
+class ForgivingQuestions:
+    """A `QuestionSource` whose items with a picture that does not decode are each replaced by another item,
+    as `pairs.bad.Forgiving` does it.
+
+    source: what is read
+    limit:  how many items may be bad: a share of all (float), or a number (int); beyond it UserError
+    among:  the numbers that may take a bad one's place, such as those trained on; None for all
+    """
+
+    source: QuestionSource
+    limit: Limit
+    among: npt.NDArray[np.int64] | None = None
+    _pictures: Forgiving = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_pictures", Forgiving(_AsFrames(self.source), self.limit, self.among))
+
+    @property
+    def skipped(self) -> int:
+        return self.source.skipped
+
+    @property
+    def bad(self) -> int:
+        """How many were found so far."""
+        return self._pictures.bad
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def number(self, index: int) -> int:
+        """The number in `source` of the item that stands at `index`."""
+        return self._pictures.number(index)
+
+    def item(self, index: int) -> Item:
+        """Its pictures decode. Raises UserError when more than `limit` do not."""
+        return self.source.item(self.number(index))
+
+
+@dataclass(frozen=True)
+class _AsFrames:
+    """The pictures of each item as `Forgiving` reads those of a video: none, one or several."""
+
+    source: QuestionSource
+    num_frames = 0
+    what = "question"
+
+    @property
+    def skipped(self) -> int:
+        return self.source.skipped
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def frames(self, index: int) -> list[Image.Image]:
+        return self.source.item(index).images()
+
+    def image(self, index: int) -> Image.Image:
+        raise AssertionError("asked of all pictures of an item at once")
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return ()
+
+    def array(self) -> None:
+        return None
