@@ -44,7 +44,7 @@ class PromptWriter(CrossMamba):
         self.conv1d = convolution(written, config.conv_kernel)
 
     def _end(self, prompt: Prompt, decay: str, *, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """What the prompt leaves: the convolution's last inputs (B, H S + H P, K - 1), the state (B, H, P, S)."""
+        """What the prompt leaves: the window (B, H S + H P, K - 1) and the state (B, H, P, S)."""
         mixed, window = causal_conv1d(
             self.write(prompt.tokens),
             self.conv1d.weight[:, 0],
