@@ -180,8 +180,14 @@ def test_new_module_gives_back_its_input_and_then_learns_from_both(mode: str) ->
 def test_answers_and_padding_change_no_bit(mode: str, make: Callable[..., CrossMamba]) -> None:
     module, (vision, language) = make(mode), inputs()
     before = module(vision, language, MASK)
+    gradients = torch.autograd.grad(before.sum(), list(module.parameters()))
     for value in (torch.randn_like(language), torch.full_like(language, float("nan"))):
-        assert torch.equal(before, module(vision, torch.where(MASK.unsqueeze(-1), language, value), MASK))
+        after = module(vision, torch.where(MASK.unsqueeze(-1), language, value), MASK)
+        assert torch.equal(before, after)
+        for one, other in zip(
+            gradients, torch.autograd.grad(after.sum(), list(module.parameters())), strict=True
+        ):
+            assert torch.equal(one, other)
     asked = language.clone()
     asked[0, 4] += 1
     changed = (module(vision, asked, MASK) != before).any(2)
