@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import json
 import multiprocessing
 import os
@@ -216,6 +217,7 @@ def finish(*processes: BaseProcess, timeout: float = 120) -> None:
 
 
 def _child(target: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
+    gc.freeze()  # all that the forkserver imported is no garbage
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # for data workers, as in an ordinary process
     torch.set_num_threads(1)
