@@ -44,6 +44,7 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 TIMING = frozenset({"waited", "seconds", "data_wait", "peak_memory_mb", "minutes"})
 TEACHER = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 VIM = dict(patch_size=4, embed_dim=12, depth=4, d_state=4)
+SHALLOW = dict(VIM, depth=2)  # for FSDP2 and ZeRO, which take their time for each weight, however small
 
 # What the CIFAR-10 recipe is made of, as changes of a tiny recipe.
 FULL_METHOD: dict[str, Any] = dict(

@@ -31,10 +31,8 @@ def recipe_of(folder: Path, run: Path) -> Recipe:
         dict(name="distill", losses=["kl", "cab", "bidirectional"], steps=5, lr=3e-3),
     ]
     trainer = dict(global_batch=8, micro_batch=2, save_every=2, log_every=1, eval_every=3, eval_batch_size=4)
-    student = dict(harness.VIM, depth=2)  # FSDP2 takes its time for each weight, however small
-    return harness.tiny_recipe(
-        folder, output_dir=str(run), stages=stages, trainer=trainer, student__kwargs=student
-    )
+    parts = dict(stages=stages, trainer=trainer, student__kwargs=harness.SHALLOW)
+    return harness.tiny_recipe(folder, output_dir=str(run), **parts)
 
 
 def launched(environment: dict[str, str], recipe: Recipe, dies: tuple[int, str, int] | None = None) -> None:
