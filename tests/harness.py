@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ _PARTS = (
     "teachers.auto",
     "tasks.image_classification",
 )
+# the last is DeepSpeed's, which may be absent
+_OTHERS = ["accelerate", "torch._dynamo", "torchvision.transforms.v2", "torch._inductor.compile_fx"]
 _context.set_forkserver_preload(
-    [*(f"transmamba.{name}" for name in _PARTS), "accelerate", "torch._dynamo", "torchvision.transforms.v2"]
+    [*(f"transmamba.{name}" for name in _PARTS), *_OTHERS[: None if find_spec("deepspeed") else -1]]
 )
 
 
