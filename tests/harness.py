@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import json
 import multiprocessing
 import os
@@ -16,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 TIMING = frozenset({"waited", "seconds", "data_wait", "peak_memory_mb", "minutes"})
 TEACHER = dict(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2)
 VIM = dict(patch_size=4, embed_dim=12, depth=4, d_state=4)
+SHALLOW = dict(VIM, depth=2)  # for FSDP2 and ZeRO, which take their time for each weight, however small
 
 # What the CIFAR-10 recipe is made of, as changes of a tiny recipe.
 FULL_METHOD: dict[str, Any] = dict(
@@ -73,8 +76,10 @@ _PARTS = (
     "teachers.auto",
     "tasks.image_classification",
 )
+# the last is DeepSpeed's, which may be absent
+_OTHERS = ["accelerate", "torch._dynamo", "torchvision.transforms.v2", "torch._inductor.compile_fx"]
 _context.set_forkserver_preload(
-    [*(f"transmamba.{name}" for name in _PARTS), "accelerate", "torch._dynamo", "torchvision.transforms.v2"]
+    [*(f"transmamba.{name}" for name in _PARTS), *_OTHERS[: None if find_spec("deepspeed") else -1]]
 )
 
 
@@ -216,6 +221,7 @@ def finish(*processes: BaseProcess, timeout: float = 120) -> None:
 
 
 def _child(target: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
+    gc.freeze()  # all that the forkserver imported is no garbage
     os.environ.update(environment)
     multiprocessing.set_start_method("fork", force=True)  # for data workers, as in an ordinary process
     torch.set_num_threads(1)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,8 +26,8 @@ TEXT = "Once upon a time, there was a little girl named Lily. She liked to play 
 def teacher(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("debug") / "stories260k"
     script = ROOT / "scripts" / "stories260k.py"
-    command = [sys.executable, str(script), str(shared_data / "stories260k"), str(folder)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    done = fresh_process.run_script(script, shared_data / "stories260k", folder)
+    assert done.returncode == 0, done.stderr[-2000:]
     return folder
 
 
@@ -92,7 +91,7 @@ written, slowly = (model.generate(**given, **options, use_cache=use)[0].tolist()
 assert written == slowly and "transmamba" not in sys.modules
 print(json.dumps([type(model).__name__, logits[0, -1].tolist()]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = fresh_process.run(code)
     assert done.returncode == 0, done.stderr[-2000:]
     kind, logits = json.loads(done.stdout.strip().splitlines()[-1])
     student: Any = transmamba.load_student(teacher.parent / "run")

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import fresh_process
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +32,13 @@ def test_importing_transmamba_imports_nothing_heavy() -> None:
         "import sys, timm, accelerate; before = set(sys.modules); import transmamba; "
         f"print(sorted({set(HEAVY)!r} & set(sys.modules) - before))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    done = fresh_process.run(code, folder=Path("/"))
     assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_kernels_need_nothing_of_transmamba() -> None:
     code = "import sys, transmamba_kernels; print([n for n in ('transmamba', 'timm') if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    done = fresh_process.run(code, folder=Path("/"))
     assert done.stdout.strip() == "[]", done.stderr
 
 

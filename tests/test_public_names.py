@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import subprocess
-import sys
 
+import fresh_process
 import pytest
 
 import transmamba
@@ -34,7 +33,7 @@ def test_a_star_brings_all_of_them() -> None:
     program = (
         "from transmamba import *\nimport transmamba\nassert all(n in globals() for n in transmamba.__all__)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = fresh_process.run(program)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -7,13 +7,13 @@ import dataclasses
 import json
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import fresh_process
 import numpy as np
 import pytest
 import timm
@@ -183,11 +183,9 @@ def test_the_steps_of_your_own_vit_run(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_keys_of_a_recipe_are_a_fresh_render() -> None:
-    made = subprocess.run(
-        [sys.executable, ROOT / "scripts/recipe_keys.py"], capture_output=True, text=True, check=True
-    ).stdout
+    made = fresh_process.run_script(ROOT / "scripts/recipe_keys.py")
     page = (ROOT / "docs" / "recipe_keys.md").read_text()
-    assert made == page, "python scripts/recipe_keys.py > docs/recipe_keys.md"
+    assert made.stdout == page, "python scripts/recipe_keys.py > docs/recipe_keys.md"
     rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", page, re.MULTILINE)
     assert len(rows) > 90 and not [name for name, _, meaning in rows if not meaning]
     for key in ("stream", "standardize", "final_split", "cuda_graphs"):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fresh_process
 import numpy as np
 import pytest
 import timm
@@ -237,7 +238,7 @@ def test_launcher_is_one_that_accelerate_reads(path: Path) -> None:
     assert f"recipes/accelerate/{path.name}" in path.read_text(), "the header comment holds the command"
 
 
-def test_the_recipe_s_precision_wins(tmp_path: Path) -> None:
+def test_the_recipe_s_precision_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate passes its configuration's precision on as an environment variable."""
     code = (
         "from transmamba.runs.run import make_accelerator; from transmamba.config import load as configs; "
@@ -245,10 +246,9 @@ def test_the_recipe_s_precision_wins(tmp_path: Path) -> None:
         "recipe = configs.load(Recipe, sys.argv[1], ['trainer.precision=bf16']); "
         "print(make_accelerator(recipe).mixed_precision)"
     )
-    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(RECIPES[0])], capture_output=True, text=True, env=environment
-    )
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    done = fresh_process.run(code, RECIPES[0])
     assert done.stdout.strip() == "bf16", done.stderr
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fresh_process
 import numpy as np
 import pytest
 import timm
@@ -186,18 +187,8 @@ def test_convert_starts_as_a_recipe_s_init_would(
 
 
 def test_convert_script_is_the_verb(teacher: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "scripts/convert_checkpoint.py",
-            teacher,
-            tmp_path / "out",
-            "--student",
-            "vimm",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    script = ROOT / "scripts/convert_checkpoint.py"
+    done = fresh_process.run_script(script, teacher, tmp_path / "out", "--student", "vimm")
     assert_mistake(Done(done.returncode, done.stdout, done.stderr), "unknown student 'vimm'")
     assert not (tmp_path / "out").exists()
 
@@ -629,23 +620,21 @@ def test_an_image_that_does_not_decode(
     assert command("evaluate", tmp_path / "teacher", *skipping).code == 0
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [
-        [ROOT / "recipes" / "distill.py", "--config"],
-        ["-m", "transmamba", "distill", "--config"],
-    ],
-    ids=["recipe", "verb"],
-)
-def test_a_process_of_its_own(launcher: list[Any], recipe: Path, tmp_path: Path) -> None:
+def of_its_own(words: list[Any], folder: Path) -> Any:
+    command = [sys.executable, ROOT / "recipes" / "distill.py", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+def as_a_module(words: list[Any], folder: Path) -> Any:
+    program = "import runpy\nrunpy.run_module('transmamba', run_name='__main__', alter_sys=True)"
+    return fresh_process.run(program, "distill", *words, folder=folder)
+
+
+@pytest.mark.parametrize("launched", [of_its_own, as_a_module])
+def test_a_process_of_its_own(launched: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    done = subprocess.run(
-        [sys.executable, *launcher, recipe, "trainer.mico_batch=2"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = launched(["--config", recipe, "trainer.mico_batch=2"], tmp_path)
     assert_mistake(
         Done(done.returncode, done.stdout, done.stderr), "trainer.mico_batch", "mean 'micro_batch'?"
     )

@@ -15,8 +15,8 @@ import pytest
 from transmamba.runs.recipe import Recipe
 
 LAST = 5  # the checkpoint that is continued: two steps of the second stage are in it
-DRAWS = dict(student__kwargs=dict(harness.VIM, drop_path_rate=0.3), task__mixup=0.5)
-NO_DRAWS = dict(student__kwargs=dict(harness.VIM))
+DRAWS = dict(student__kwargs=dict(harness.SHALLOW, drop_path_rate=0.3), task__mixup=0.5)
+NO_DRAWS = dict(student__kwargs=dict(harness.SHALLOW))
 
 
 def recipe_of(folder: Path, name: str, micro_batch: int | None = 2, **changes: Any) -> Recipe:

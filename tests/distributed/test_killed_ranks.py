@@ -11,7 +11,7 @@ import signal
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import harness
 import pytest
@@ -31,7 +31,8 @@ def recipe_of(folder: Path, run: Path) -> Recipe:
         dict(name="distill", losses=["kl", "cab", "bidirectional"], steps=5, lr=3e-3),
     ]
     trainer = dict(global_batch=8, micro_batch=2, save_every=2, log_every=1, eval_every=3, eval_batch_size=4)
-    return harness.tiny_recipe(folder, output_dir=str(run), stages=stages, trainer=trainer)
+    parts = dict(stages=stages, trainer=trainer, student__kwargs=harness.SHALLOW)
+    return harness.tiny_recipe(folder, output_dir=str(run), **parts)
 
 
 def launched(environment: dict[str, str], recipe: Recipe, dies: tuple[int, str, int] | None = None) -> None:
@@ -66,12 +67,21 @@ def _die_at(where: str, number: int) -> None:
     trainer.save_checkpoint = save
 
 
+class Whole(NamedTuple):
+    """A strategy, the folder of its uninterrupted run, and the seconds that it took."""
+
+    strategy: str
+    folder: Path
+    seconds: float
+
+
 @pytest.fixture(scope="module", params=STRATEGIES)
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A strategy, and the folder of its uninterrupted run."""
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp(request.param)
+    harness.finish(harness.start(int))  # the forkserver imports before it is asked for the first time
+    begins = time.monotonic()
     harness.in_ranks(RANKS, launched, STRATEGIES[request.param], recipe_of(folder, folder / "whole"))
-    return request.param, folder
+    return Whole(request.param, folder, time.monotonic() - begins)
 
 
 def resume(strategy: str, folder: Path, run: Path) -> None:
@@ -102,10 +112,10 @@ def ended(processes: list[BaseProcess], doomed: list[BaseProcess]) -> bool:
     return any(killed)
 
 
-def kill_and_resume(whole: tuple[str, Path], run: Path, doomed: list[list[int]], seed: int) -> None:
+def kill_and_resume(whole: Whole, run: Path, doomed: list[list[int]], seed: int) -> None:
     """Those ranks killed at random moments, launch by launch, within saving at every second; then resumed to
     its end."""
-    strategy, folder = whole
+    strategy, folder, seconds = whole
     chance = random.Random(seed)
     for number, ranks in enumerate(doomed):
         processes = harness.start_ranks(RANKS, launched, STRATEGIES[strategy], recipe_of(folder, run))
@@ -113,7 +123,7 @@ def kill_and_resume(whole: tuple[str, Path], run: Path, doomed: list[list[int]],
             _wait_for_saving(processes, run)
             time.sleep(chance.uniform(0, 0.05))
         else:
-            processes[0].join(chance.uniform(1.5, 4.0))
+            processes[0].join(seconds * chance.uniform(0.2, 1.0))
         ended(processes, [processes[rank] for rank in ranks])
         assert_untorn(run)
     resume(strategy, folder, run)
@@ -124,16 +134,17 @@ def _wait_for_saving(processes: list[BaseProcess], run: Path, limit: float = 10)
     while processes[0].is_alive() and time.monotonic() < until:
         if any((run / "checkpoints").glob(".saving-*")):
             return
+        time.sleep(0.001)  # its core is the processes' too
 
 
-def test_killed_at_random(whole: tuple[str, Path], tmp_path: Path) -> None:
+def test_killed_at_random(whole: Whole, tmp_path: Path) -> None:
     """One rank first, then both."""
     kill_and_resume(whole, tmp_path / "run", doomed=[[1], [0, 1]], seed=0)
 
 
-def test_killed_within_saving(whole: tuple[str, Path], tmp_path: Path) -> None:
+def test_killed_within_saving(whole: Whole, tmp_path: Path) -> None:
     """Where it is worst: before a rank's files are there, after them, and before they count as whole."""
-    strategy, folder = whole
+    strategy, folder, _ = whole
     run = tmp_path / "run"
     for dies in ((1, "before its files", 2), (1, "after its files", 2), (0, "before the rename", 1)):
         recipe = recipe_of(folder, run)
@@ -148,6 +159,6 @@ def test_killed_within_saving(whole: tuple[str, Path], tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("doomed", [[0], [1], [0, 1]])
-def test_killed_many_times(whole: tuple[str, Path], tmp_path: Path, doomed: list[int]) -> None:
+def test_killed_many_times(whole: Whole, tmp_path: Path, doomed: list[int]) -> None:
     for seed in range(5):
         kill_and_resume(whole, tmp_path / f"run{seed}", [doomed] * 4, seed=seed)

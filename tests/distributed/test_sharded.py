@@ -28,7 +28,7 @@ def recipe_of(folder: Path, name: str, student: str, ranks: int = 1, **changes: 
 
     No stochastic depth, whose draws belong to a micro-batch.
     """
-    kwargs = dict(harness.VIM) if student == "vim" else dict(harness.TEACHER)
+    kwargs = dict(harness.SHALLOW) if student == "vim" else dict(harness.TEACHER)
     model = dict(name="vim", model="vim_micro_patch2_8", kwargs=kwargs)
     if student == "ssd_vit":
         model = dict(name="ssd_vit")

@@ -1,16 +1,12 @@
-"""timm knows our students, whichever of both is imported first; importing us alone costs no torch.
-
-The programs are forks of one process that has imported what timm imports, and neither timm nor us.
-"""
+"""timm knows our students, whichever of both is imported first; importing us alone costs no torch."""
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import fresh_process
 import pytest
 
 MAKES = "model = timm.create_model('vim_tiny_patch16_224', depth=1)\nassert model.num_layers == 1\n"
@@ -69,56 +65,14 @@ PROGRAMS = {
 }
 
 
-# reads {name: program} and writes {name: traceback}, empty for one that ended well
-FORKS = """
-import contextlib, json, os, sys, traceback
-import huggingface_hub, torch, torch.utils.data, torchvision
-with contextlib.suppress(ImportError):
-    import wandb
-failed = {}
-for name, program in json.load(sys.stdin).items():
-    sys.argv[1:] = [f"student {len(failed)}"]
-    reads, writes = os.pipe()
-    if not os.fork():
-        said = ""
-        try:
-            assert not {"timm", "transmamba"} & sys.modules.keys()
-            exec(program, {"__name__": "__main__"})
-        except BaseException:
-            said = traceback.format_exc() or "it failed"
-        os.write(writes, said[-2000:].encode())
-        os._exit(0)
-    os.close(writes)
-    with open(reads) as pipe:
-        failed[name] = pipe.read()
-    if os.waitstatus_to_exitcode(os.wait()[1]):
-        failed[name] += "it was killed"
-json.dump(failed, sys.stdout)
-"""
-
-
-def run(program: str, given: str = "", folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program]
-    return subprocess.run(
-        command, env=environment, input=given, cwd=folder, capture_output=True, text=True, timeout=240
-    )
-
-
-@pytest.fixture(scope="module")
-def failed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    done = run(FORKS, json.dumps(PROGRAMS), tmp_path_factory.mktemp("programs"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
-
-
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_timm_knows_our_students(case: str, failed: dict[str, str]) -> None:
-    assert not failed[case], failed[case]
+def test_timm_knows_our_students(case: str, tmp_path: Path) -> None:
+    done = fresh_process.run(PROGRAMS[case], tmp_path / "student")
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("heavy", ["torch", "timm", "transformers", "numpy", "pydantic", "yaml"])
 def test_importing_us_imports_nothing_heavy(heavy: str) -> None:
-    done = run(f"import sys, transmamba\nsys.exit({heavy!r} in sys.modules)")
+    program = f"import sys, transmamba\nsys.exit({heavy!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import numpy as np
 import open_clip
 import pytest
@@ -133,8 +132,8 @@ def test_names_are_read_without_importing_it() -> None:
         "import sys; from transmamba.ecosystems.sources import read_source as r;"
         "r('ViT-B-32/openai'); r('ViT-B-32'); r('open_clip:RN50'); print('open_clip' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    done = fresh_process.run(code)
+    assert done.stdout.strip() == "False", done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(

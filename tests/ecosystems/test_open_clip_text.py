@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import open_clip
 import pytest
 import torch
@@ -56,12 +55,6 @@ import transmamba
 }
 
 
-def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", program, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-
-
 def made(randomise: Callable[..., None], **cfg: Any) -> Any:
     model = open_clip.CustomTextCLIP(**{**{k: v for k, v in CFG.items() if k != "custom_text"}, **cfg})
     randomise(model)
@@ -80,7 +73,7 @@ def saved(tmp_path: Path, randomise: Callable[..., None]) -> Path:
 def test_a_folder_loads_to_the_last_bit(
     order: str, saved: Path, tmp_path: Path, randomise: Callable[..., None]
 ) -> None:
-    done = run(PROGRAMS[order], str(saved), str(tmp_path / "there.pt"))
+    done = fresh_process.run(PROGRAMS[order], saved, tmp_path / "there.pt")
     assert done.returncode == 0, done.stderr[-2000:]
     tokens, vectors = torch.load(tmp_path / "there.pt", weights_only=True)
     wanted = made(randomise).encode_text(tokens)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import types
 
+import fresh_process
 import pytest
 import torch
 from transmamba_kernels import bench
@@ -119,6 +118,6 @@ def test_runs_without_transmamba(tmp_path):
         "from transmamba_kernels.bench import main\n"
         f"main(['--ops', 'causal_conv1d', '--quick', '--device', 'cpu', '--out', {str(tmp_path)!r}])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = fresh_process.run(code)
     assert done.returncode == 0, done.stderr
     assert "no plot: matplotlib is not installed" in done.stdout and (tmp_path / "kernels.json").is_file()

@@ -252,14 +252,23 @@ def toys_double(view: Any) -> Any:
     return map_tensors(view, lambda x: x.double() if x.is_floating_point() else x)
 
 
-@pytest.mark.parametrize("ours", [False, True], ids=["toy", "ours"])
+@pytest.fixture(scope="module", params=[False, True], ids=["toy", "ours"])
+def whole_step(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[bool, dict[str, Any]]:
+    """Whether it is of our losses, and the step undivided."""
+    path = tmp_path_factory.mktemp("coupled") / "whole.pt"
+    harness.in_ranks(1, gradients, 1, 1, path, request.param)
+    return request.param, torch.load(path)
+
+
 @pytest.mark.parametrize(("world", "accumulation"), [(1, 4), (1, 8), (2, 1), (2, 2)])
 def test_a_coupled_loss_is_that_of_the_whole_step(
-    world: int, accumulation: int, ours: bool, tmp_path: Path
+    world: int, accumulation: int, whole_step: tuple[bool, dict[str, Any]], tmp_path: Path
 ) -> None:
-    harness.in_ranks(1, gradients, 1, 1, tmp_path / "whole.pt", ours)
+    ours, whole = whole_step
     harness.in_ranks(world, gradients, world, accumulation, tmp_path / "divided.pt", ours)
-    whole, divided = (torch.load(tmp_path / f"{name}.pt") for name in ("whole", "divided"))
+    divided = torch.load(tmp_path / "divided.pt")
     assert whole["means"].keys() == divided["means"].keys()
     for name, value in whole["means"].items():
         assert divided["means"][name] == pytest.approx(value, rel=1e-6), "the log is in float32"
@@ -294,6 +303,12 @@ def launched(environment: dict[str, str], kind: str, folder: Path, micro: int) -
         harness.run_quietly(recipe_of(kind, folder, micro_batch=micro))
 
 
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Path]:
+    """The plain runs that were made so far, by kind."""
+    return {}
+
+
 @pytest.mark.parametrize(
     ("kind", "strategy"),
     [
@@ -306,17 +321,22 @@ def launched(environment: dict[str, str], kind: str, folder: Path, micro: int) -
         ],
     ],
 )
-def test_sharded_is_plain(kind: str, strategy: str, tmp_path: Path) -> None:
+def test_sharded_is_plain(
+    kind: str, strategy: str, tmp_path_factory: pytest.TempPathFactory, plain: dict[str, Path]
+) -> None:
     """A coupled loss, a learnt number and rows of text too."""
     world, environment = SHARDED[strategy]
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed", reason="ZeRO needs pip install 'transmamba[deepspeed]'")
-    harness.in_ranks(1, launched, {}, kind, tmp_path / "plain", 4)
-    harness.in_ranks(world, launched, environment, kind, tmp_path / strategy, 4 // world)
-    ours, theirs = (harness.metrics_rows(tmp_path / name) for name in (strategy, "plain"))
+    if kind not in plain:
+        plain[kind] = tmp_path_factory.mktemp("plain")
+        harness.in_ranks(1, launched, {}, kind, plain[kind], 4)
+    sharded = tmp_path_factory.mktemp(strategy)
+    harness.in_ranks(world, launched, environment, kind, sharded, 4 // world)
+    ours, theirs = (harness.metrics_rows(folder) for folder in (sharded, plain[kind]))
     assert len(ours) == len(theirs)
     for mine, other in zip(ours, theirs, strict=True):
         assert mine.pop("stage_name", "") == other.pop("stage_name", "")
         assert mine == pytest.approx(other, rel=2e-5, abs=1e-6)
-    one, two = (torch.load(tmp_path / name / "student/student.pt") for name in (strategy, "plain"))
+    one, two = (torch.load(folder / "student/student.pt") for folder in (sharded, plain[kind]))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import pickle
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,28 @@ from made_up_run import (
 )
 
 from transmamba.errors import UserError
+from transmamba.reporting import charts
 from transmamba.reporting.earlier import converted
 from transmamba.reporting.report import render, write_report
 from transmamba.reporting.run_data import RunData, read_run
 from transmamba.reporting.samples import packed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def drawn_once() -> Iterator[None]:
+    """A chart of the same numbers as one before is not drawn again, which is nearly all that a page takes."""
+    known: dict[bytes, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_panel", "_by_layer"):
+            patch.setattr(charts, name, functools.partial(drawn, getattr(charts, name), known))
+        yield
+
+
+def drawn(draw: Callable[..., Any], known: dict[bytes, Any], *given: Any) -> Any:
+    key = pickle.dumps((draw.__name__, given))
+    if key not in known:
+        known[key] = draw(*given)
+    return known[key]
 
 
 @functools.cache
@@ -82,7 +102,9 @@ def test_names_are_escaped() -> None:
     assert "blocks.0.mixer.&lt;x&gt;" in page
 
 
-def test_render_is_pure() -> None:
+def test_render_is_pure(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_panel", "_by_layer"):
+        monkeypatch.setattr(charts, name, getattr(charts, name).args[0])  # drawn again
     assert render(full_run()) == full_page()
 
 

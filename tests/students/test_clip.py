@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import pytest
 import torch
 import torch.nn.functional as F
@@ -185,7 +184,7 @@ for kind, wanted in case["expected"].items():
     assert transform.transforms[0].size == 32
 print("alike")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = fresh_process.run(code)
     assert done.stdout.strip().endswith("alike"), done.stderr[-2000:]
     said = json.loads((tmp_path / "vim" / "open_clip_config.json").read_text())
     assert said["model_cfg"]["vision_cfg"]["timm_model_name"].startswith("vim_shaped.")
@@ -194,7 +193,7 @@ print("alike")
 def test_without_us_it_is_loud(teacher: Teacher, tmp_path: Path) -> None:
     save_model(student_of(teacher, Clip()), tmp_path / "s", teacher.preprocessing)
     code = f"import open_clip; open_clip.create_model('local-dir:{tmp_path / 's'}')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = fresh_process.run(code)
     assert done.returncode and "vim_shaped" in done.stderr
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import pytest
 import torch
 from hybrids import WORDS, hybrid, llama, make, moved, quiet_texts, relative, texts
@@ -51,9 +50,8 @@ def test_a_process_without_us_loads_the_same_model(
     saved: dict[str, tuple[HybridStudent, Path]], tmp_path: Path
 ) -> None:
     torch.save(texts(), tmp_path / "text.pt")
-    folders = [str(folder) for _, folder in saved.values()]
-    command = [sys.executable, "-c", ALONE, str(tmp_path / "text.pt"), *folders]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    done = fresh_process.run(ALONE, tmp_path / "text.pt", *(folder for _, folder in saved.values()))
+    assert done.returncode == 0, done.stderr[-2000:]
     for student, folder in saved.values():
         with torch.no_grad():
             assert relative(torch.load(folder / "logits.pt"), student(texts())) < 1e-5

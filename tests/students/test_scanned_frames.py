@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import pytest
 import timm
 import torch
@@ -209,7 +208,7 @@ for name, wanted in case["expected"].items():
         assert torch.equal(model.eval().encode_image(case["frames"]), wanted), name
 print("alike")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = fresh_process.run(code)
     assert done.stdout.strip().endswith("alike"), done.stderr[-2000:]
 
 

@@ -4,13 +4,11 @@ existing."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fresh_process
 import harness
 import pytest
 import timm
@@ -307,9 +305,8 @@ def test_saved_models_load_in_a_fresh_process_that_only_imports_us(
         for key, value in kept.items():
             assert config["model_args"][key] == (list(value) if isinstance(value, tuple) else value), key
         assert not list((tmp_path / name).glob("*.bin")), "safetensors alone"
-    folders = [str(tmp_path / name) for name in SAVED]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", FRESH, *folders], check=True, cwd=tmp_path, env=environment)
+    done = fresh_process.run(FRESH, *(tmp_path / name for name in SAVED), folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
     for name, logits in expected.items():
         loaded = torch.load(tmp_path / name / "logits.pt", weights_only=False)
         torch.testing.assert_close(loaded["logits"], logits, rtol=1e-6, atol=1e-6)

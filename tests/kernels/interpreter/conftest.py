@@ -66,28 +66,11 @@ def size() -> Callable[[Any, Any], Any]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def patched_once_a_launch() -> None:
-    """The interpreter patches triton.language anew whenever one kernel function calls another, two fifths of
-    its time; what a launch has patched stays patched until it ends."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
+def quicker() -> None:
+    if INTERPRETED:
+        from quicker import make_quicker
 
-    plain, launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
-    patched: set[Any] = set()
-
-    def patch(fn: Any) -> Any:
-        languages = {name for name in ("tl", "core") if name in fn.__globals__}
-        if languages and languages <= patched:
-            return None
-        patched.update(languages)
-        return plain(fn)
-
-    def launched(*args: Any, **kwargs: Any) -> None:
-        patched.clear()
-        launch(*args, **kwargs)
-
-    interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch, launched
+        make_quicker()
 
 
 @pytest.fixture(autouse=True)
