@@ -16,7 +16,6 @@ from triton.language import core
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
-
 TRIED = "3.9."
 
 
