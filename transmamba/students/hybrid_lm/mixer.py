@@ -46,6 +46,7 @@ class HybridMixer(nn.Module):
     def __init__(self, config: Any, half_life: float, tap: float) -> None:
         super().__init__()
         self.heads, self.head_dim = config.mamba_n_heads, config.mamba_d_head
+        self.real = config.num_attention_heads  # of the heads; others are there for the class's sake
         self.groups, self.states = config.mamba_n_groups, config.mamba_d_state
         self.inner = self.heads * self.head_dim
         self.conv_dim = self.inner + 2 * self.groups * self.states
@@ -106,19 +107,36 @@ class HybridMixer(nn.Module):
             mixed = mixed.masked_fill(~real, 0)
         narrow = self.groups * self.states
         x, B, C = mixed.split([self.inner, narrow, narrow], dim=-1)
+        A, D = -wide(self.A_log).exp(), wide(self.D)
         y = ssd_scan(
             x.unflatten(-1, (self.heads, self.head_dim)),
             delta,
-            -wide(self.A_log).exp(),
+            A,
             B.unflatten(-1, (self.groups, self.states)),
             C.unflatten(-1, (self.groups, self.states)),
-            D=wide(self.D),
+            D=D,
             delta_bias=wide(self.dt_bias),
             delta_softplus=True,
             seq_idx=context.segments,
         )
         values = self.norm(y.flatten(2), z)
-        return Mixed(self.out_proj(values), parts={"B": B, "C": C, "values": values})
+        parts = {"B": B, "C": C, "values": values, **self._by_head(B, C, delta, A, D)}
+        return Mixed(self.out_proj(values), parts=parts)
+
+    def _by_head(self, B: Tensor, C: Tensor, delta: Tensor, A: Tensor, D: Tensor) -> dict[str, Tensor]:
+        """What the scan's matrix over tokens is made of, of the heads that attention has: k and q, which are
+        B and C, (B, H, L, N); dt, the steps, dA, the logarithms of the decays, and D, (B, L, H)."""
+        dt = F.softplus(wide(delta) + wide(self.dt_bias))
+        scalars = {"dt": dt, "dA": dt * A, "D": D.expand_as(dt)}
+        heads = {"k": self._of_heads(B), "q": self._of_heads(C)}
+        return {name: part[:, : self.real] for name, part in heads.items()} | {
+            name: part[..., : self.real] for name, part in scalars.items()
+        }
+
+    def _of_heads(self, part: Tensor) -> Tensor:
+        """Of each group's states (B, L, G N) each head's, (B, H, L, N); not copied where each has its own."""
+        grouped = part.unflatten(-1, (self.groups, 1, self.states)).permute(0, 2, 3, 1, 4)
+        return grouped.expand(-1, -1, self.heads // self.groups, -1, -1).flatten(1, 2)
 
     def _projected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z, what is convolved, and dt. dt by itself: with its few rows the product's width is odd, for which

@@ -123,11 +123,14 @@ class HybridStudent(nn.Module):
 
     @property
     def parts(self) -> dict[str, int]:
+        whole = {"layer": self.width}  # what `mixer` adds with the MLP behind it
         if "linear_attention" not in self.kinds:
-            return {}
+            return whole
         narrow = self.config.mamba_n_groups * self.config.mamba_d_state
         inner = self.config.mamba_n_heads * self.config.mamba_d_head
-        return {"B": narrow, "C": narrow, "values": inner}
+        by_head = dict.fromkeys(("dt", "dA", "D"), self.config.num_attention_heads)
+        states = dict.fromkeys(("q", "k"), self.config.mamba_d_state)  # of a head
+        return {**whole, "B": narrow, "C": narrow, "values": inner, **states, **by_head}
 
     def sources(self, kinds: Sequence[str]) -> dict[int, int]:
         """Of the layers alone that do not have the teacher's attention."""
@@ -138,10 +141,12 @@ class HybridStudent(nn.Module):
     def mixer(
         self, k: int, hidden: Tensor, context: Context, capture: Capture
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        layer = self._layers[k]
+        layer, named = self._layers[k], capture.mixers.get(k, frozenset())
         reading = self._reading(context, hidden, {layer.kind})
-        output, mixed = layer(hidden, reading, Want(alone=True))
-        return output, kept(mixed.parts, capture.mixers.get(k, frozenset()))
+        whole = "layer" in named
+        output, mixed = layer(hidden, reading, Want(alone=not whole))
+        added = {"layer": output - hidden} if whole else {}
+        return mixed.output, kept({**mixed.parts, **added}, named)
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures | None = None) -> Output:
         if "text" not in inputs:
