@@ -81,6 +81,18 @@ class HybridMixer(nn.Module):
         self.norm.weight.fill_(norm_weight(self.norm.eps, self.tap))
         self.rows("dt").zero_()
 
+    @torch.no_grad()
+    def drawn_(self) -> None:
+        """Everything but the projections as in Mamba-2's own code (github.com/state-spaces/mamba): steps
+        between 1/1000 and 1/10 and decay rates between 1 and 16, a skip of 1, torch's convolution."""
+        self.conv1d.reset_parameters()
+        steps = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
+        self.dt_bias.copy_(steps.expm1().log())  # softplus undone
+        self.A_log.uniform_(1, 16).log_()
+        self.D.fill_(1)
+        self.norm.weight.fill_(1)
+        self.tap = 1.0  # what biases of attention come into
+
     def rows(self, part: str) -> Tensor:
         """The rows of in_proj's weight that make `z`, `x`, `B`, `C` or `dt`."""
         return self.in_proj.weight[self.slice_of(part)]

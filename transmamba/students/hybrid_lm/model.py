@@ -25,7 +25,7 @@ from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.rope import Rope
 from ...views.view import Tower, View
-from .architectures import Kind, architecture_of, kinds_of, rotary_of
+from .architectures import Kind, Mixers, architecture_of, kinds_of, rotary_of
 from .layers import HybridLayer, Reading, RMSNorm
 from .plan import plan
 from .shape import blocks_of
@@ -42,13 +42,20 @@ class HybridStudent(nn.Module):
     half_life: tokens after which a new Mamba-2 layer's state is half as large
     tap:       the convolution's tap at the token itself in a new layer; small ones keep SiLU straight
     fitted:    whether `calibrate_` chooses each head's half-life and skip
+    mixers:    how new Mamba-2 layers begin, see `names.HybridLM`
     """
 
     def __init__(
-        self, config: Any, *, half_life: float = 8.0, tap: float = 0.1, fitted: bool = False
+        self,
+        config: Any,
+        *,
+        half_life: float = 8.0,
+        tap: float = 0.1,
+        fitted: bool = False,
+        mixers: Mixers = "attention",
     ) -> None:
         super().__init__()
-        self.fitted = fitted
+        self.fitted, self.mixers = fitted, mixers
         self.config, architecture = config, architecture_of(config)
         layers = [HybridLayer(config, kind, half_life, tap) for kind in kinds_of(config)]
         self.model = nn.ModuleDict(
@@ -72,15 +79,17 @@ class HybridStudent(nn.Module):
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """Matrices as transformers draws them, biases 0, mixers neutral."""
+        """Matrices as transformers draws them, biases 0, the rest of a mixer as `mixers` says."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for layer in self._layers:
-            if layer.scans:
+            if layer.scans and self.mixers == "attention":
                 layer.mamba.neutral_()
+            elif layer.scans:
+                layer.mamba.drawn_()
 
     @property
     def _layers(self) -> Sequence[Any]:
@@ -225,8 +234,9 @@ class HybridStudent(nn.Module):
         layers: int,
         kept: Tensor,
     ) -> None:
-        """What `plan` cannot say of a start, see `start.calibrate`."""
-        calibrate(self, walk, kinds, texts, layers, kept)
+        """What `plan` cannot say of a start like attention, see `start.calibrate`."""
+        if self.mixers == "attention":
+            calibrate(self, walk, kinds, texts, layers, kept)
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         mlp = f".{architecture_of(self.config).mlp}."
