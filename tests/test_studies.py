@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import study as studies  # noqa: E402
 
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
+DATA_EFFICIENCY = ROOT / "recipes" / "studies" / "data_efficiency.yaml"
 
 
 @functools.cache
@@ -50,7 +51,7 @@ def test_every_cell_loads(path: Path) -> None:
 def test_every_arm_takes_the_same_steps() -> None:
     """Of data_efficiency.yaml, but for those whose name says otherwise."""
     lengths = {"half": 400, "long": 1600, "longest": 3200}
-    cells = {name: recipe for name, recipe in recipes_of(STUDIES[0]).items() if name.count(".") == 4}
+    cells = {name: recipe for name, recipe in recipes_of(DATA_EFFICIENCY).items() if name.count(".") == 4}
     assert len(cells) > 100
     for name, recipe in cells.items():
         expected = lengths.get(name.split(".")[2].split("_")[-1], 800)
@@ -62,7 +63,7 @@ def test_every_arm_takes_the_same_steps() -> None:
 
 def test_what_first_runs_and_cells_share_and_do_not() -> None:
     """Of data_efficiency.yaml, as it ran at aa63b8b, when `common` was of cells alone."""
-    recipes = recipes_of(STUDIES[0])
+    recipes = recipes_of(DATA_EFFICIENCY)
     teacher, head = recipes["teacher.strong"], recipes["head.strong.25%.s1"]
     cell, scratch = (
         recipes["transfer_strong.vim.full.25%.s1"],
@@ -83,7 +84,7 @@ def test_what_first_runs_and_cells_share_and_do_not() -> None:
 
 
 def test_what_a_part_of_the_start_leaves_out() -> None:
-    cells = recipes_of(STUDIES[0])
+    cells = recipes_of(DATA_EFFICIENCY)
     for arm, parts in {
         "mimic": (True, False, False),
         "plain": (True, True, False),
@@ -98,7 +99,7 @@ def test_what_a_part_of_the_start_leaves_out() -> None:
 
 
 def test_a_cell_waits_for_the_teacher_of_its_setting_alone() -> None:
-    study = study_of(STUDIES[0])
+    study = study_of(DATA_EFFICIENCY)
     for cell in study.cells:
         *first, own = [run.name for run in study.chain(cell)]
         head = f"{cell['fraction']}.{cell['seed']}"

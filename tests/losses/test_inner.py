@@ -101,6 +101,11 @@ def test_cab_refuses_a_student_without_states() -> None:
         Cab().build_stream(replace(image_geometry(), parts={"gate": 4}))
 
 
+def test_mixer_of_whole_layers_refuses_a_student_that_does_not_name_them() -> None:
+    with pytest.raises(UserError, match="layer is true, but this student's mixers do not name layer"):
+        Mixer(layer=True).build_stream(image_geometry())
+
+
 def test_mixer_loss_is_teacher_forced() -> None:
     geometry = image_geometry()
     assert Mixer().build_stream(geometry).teacher_forced and not Cab().build_stream(geometry).teacher_forced

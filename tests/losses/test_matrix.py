@@ -1,5 +1,6 @@
 """What holds for every registered loss that a classifier can have, with both students; a new loss is tested
-by existing. What compares embeddings is refused here, and tested in `test_embeddings.py`."""
+by existing. What compares embeddings, or causal scans, is refused here, and tested in `test_embeddings.py`
+and `test_mixing_matrix.py`."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from transmamba.views.sublayers import map_tensors
 STUDENTS = ("vim", "ssd_vit")
 OF_CLASSIFIERS = harness.classifier_losses()
 OF_EMBEDDINGS = ["affinity", "contrastive", "embedding_cosine", "sigmoid"]
+OF_TEXTS = ["mixing_matrix"]
 BATCH = 6
 # The least a loss can be: where the student says what the teacher (for cross-entropy: the label) says.
 PERFECT: dict[str, float] = {
@@ -45,7 +47,7 @@ def terms_of(distiller: Distiller, size: int = BATCH) -> Term:
 
 def test_every_loss_states_its_least_value() -> None:
     assert sorted(PERFECT) == OF_CLASSIFIERS, "say in PERFECT what a new loss is for a perfect student"
-    assert sorted([*PERFECT, *OF_EMBEDDINGS]) == sorted(LOSSES)
+    assert sorted([*PERFECT, *OF_EMBEDDINGS, *OF_TEXTS]) == sorted(LOSSES)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)

@@ -10,6 +10,7 @@ import pytest
 
 from transmamba.config import load as configs
 from transmamba.errors import UserError
+from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 
 PART = dict(losses=["cross_entropy"])
@@ -33,6 +34,18 @@ def test_refused_when_read(changes: dict[str, Any], message: str, tmp_path: Path
     with pytest.raises(UserError, match=message) as caught:
         harness.tiny_recipe(tmp_path, **changes)
     assert "1 problem" in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", ["init=null", "init.layers=0", "scratch={}"])
+def test_what_is_fitted_to_a_teacher_needs_its_weights(changes: str) -> None:
+    path = Path(__file__).parents[2] / "recipes" / "configs" / "llama_to_hybrid_debug.yaml"
+    with pytest.raises(
+        UserError, match=r"student.half_life is fitted, to a teacher's heads, but init is null"
+    ) as caught:
+        configs.load(Recipe, path, ["student.half_life=fitted", changes])
+    assert "1 problem" in str(caught.value)
+    configs.load(Recipe, path, ["student.half_life=fitted"])
+    configs.load(Recipe, path, [changes])
 
 
 def test_a_teacher_s_recipe_is_divided_before_it_is_trained(tmp_path: Path) -> None:

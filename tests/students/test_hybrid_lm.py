@@ -120,14 +120,16 @@ def test_packed_documents_are_documents_alone(kept: tuple[int, ...], name: str) 
 def test_a_mixer_alone_is_what_it_adds_within_the_model() -> None:
     student, text = hybrid(llama(), 1), texts()
     assert isinstance(student, Student) and isinstance(student, Tower)
-    names = frozenset(("output", "B", "C", "values"))
+    names = frozenset(("output", *student.parts))
     capture = Capture(hidden=frozenset((0, 1, 2)), mixers=dict.fromkeys(range(3), names))
     with torch.no_grad():
         stream = student.run({"text": text}, {"decoder": capture}).streams["decoder"]
         for k in (1, 2):
             made, parts = student.mixer(k, stream.hidden[k - 1], Context(), capture)
             assert torch.equal(made, stream.mixers[k]["output"])
-            assert {name: part.shape[-1] for name, part in parts.items()} == (student.parts if k == 2 else {})
+            asked = student.parts if k == 2 else {"layer": student.width}
+            assert {name: part.shape[-1] for name, part in parts.items()} == asked
+            assert relative(stream.hidden[k - 1] + parts["layer"], stream.hidden[k]) < 1e-6
     assert student.sources(("attention", "mlp") * 3) == {0: 0, 2: 4}
 
 
@@ -186,6 +188,33 @@ def test_alignment_sees_the_teacher_s_own_inputs() -> None:
             made, wanted = student.mixer(k, taught[s]["input"], Context(), Capture())[0], taught[s]["output"]
             errors.append((made - wanted).square().sum((1, 2)) / wanted.square().sum((1, 2)))
     assert float(value) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+
+
+def test_a_whole_layer_is_what_the_teacher_s_adds_given_its_input() -> None:
+    """Of attention and MLP together, by transformers' own streams; nothing is left where a layer keeps its
+    attention, as those of a window that reads all do."""
+    from transmamba.core.batch import Batch
+    from transmamba.losses.mixer import Mixer
+
+    model, text = llama(), texts()
+    student, teacher = hybrid(model, 1), adapt_teacher(model)
+    batch = Batch({"text": text}, {}, torch.arange(2), {"samples": 2, "tokens": text.numel()})
+    with torch.no_grad():
+        value, _ = Distiller(student, teacher, [Mixer(layer=True)]).loss(batch)
+        streams = model.model(text, output_hidden_states=True).hidden_states
+        last: list[torch.Tensor] = []  # transformers' last stream is behind its norm
+        model.model.norm.register_forward_pre_hook(lambda _, given: last.append(given[0]))
+        model.model(text)
+        errors = []
+        for k in (0, 2):
+            before, after = streams[k], (*streams[:3], last[0])[k + 1]
+            made = before + student.layer(k).mamba(student.layer(k).input_layernorm(before), Context()).output
+            layer = model.model.layers[k]
+            made = made + layer.mlp(layer.post_attention_layernorm(made))
+            errors.append((made - after).square().sum((1, 2)) / (after - before).square().sum((1, 2)))
+    assert float(value) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+    rival, _ = convert(teacher, "window_lm", attention_layers=[1], window=64)
+    assert Distiller(rival, teacher, [Mixer(layer=True)]).loss(batch)[1]["mixer"] < 1e-8
 
 
 def test_a_shallower_student_takes_both_ends() -> None:

@@ -118,7 +118,7 @@ class StreamSignals:
     @property
     def _length(self) -> int:
         kept = [*self.teacher.hidden.values(), *(x for m in self.teacher.mixers.values() for x in m.values())]
-        return kept[0].shape[1]
+        return kept[0].shape[-2]  # of (B, L, D), of heads (B, H, L, P) too
 
     def real(self, x: Tensor) -> Tensor:
         """Features (B, M, T) with zeros where a token is padding."""

@@ -26,38 +26,50 @@ class Mixer:
     weighs as many tokens as it has.
 
     weight: factor of the loss in the stage's sum
+    layer:  z and t are what the whole layer adds, the mixer and the MLP behind it. `auto` trains the mixers
+        alone; name mlp and norms in `trainable` where they shall follow
     stream: which tower, where there are several; left out: each
     """
 
     weight: float = 1.0
+    layer: bool = False
     stream: str | None = None
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
 
     def build_stream(self, geometry: StreamGeometry) -> MixerLoss:
-        """Raises UserError for a student without mixers of its own."""
+        """Raises UserError for a student without mixers of its own, or whose layers do not say what they
+        add."""
         if not geometry.sources:
             raise UserError(
                 "loss mixer: all layers of this student keep the teacher's attention, so nothing is there to "
                 "align; leave the loss out, and a stage of it alone"
             )
-        return MixerLoss(geometry, self.weight)
+        if self.layer and "layer" not in geometry.parts:
+            raise UserError(
+                "loss mixer: layer is true, but this student's mixers do not name layer, as those of "
+                "hybrid_lm do; leave it out"
+            )
+        return MixerLoss(geometry, self.weight, self.layer)
 
 
 class MixerLoss(Loss):
     teacher_forced = True
 
-    def __init__(self, geometry: StreamGeometry, weight: float) -> None:
+    def __init__(self, geometry: StreamGeometry, weight: float, layer: bool = False) -> None:
         super().__init__(weight, geometry)
-        self.sources = geometry.sources
+        self.sources, self.made = geometry.sources, "layer" if layer else "output"
+        self.added = {s: _layer_of(s, geometry.kinds) if layer else (s,) for s in self.sources.values()}
 
     def student_captures(self) -> Captures:
-        return only(self.stream, Capture(mixers=dict.fromkeys(self.sources, frozenset(("output",)))))
+        return only(self.stream, Capture(mixers=dict.fromkeys(self.sources, frozenset((self.made,)))))
 
     def teacher_captures(self) -> Captures:
-        named = frozenset(("input", "output"))
-        return only(self.stream, Capture(mixers=dict.fromkeys(self.sources.values(), named)))
+        every = {part: {"output"} for parts in self.added.values() for part in parts}
+        for s in self.added:
+            every[s].add("input")
+        return only(self.stream, Capture(mixers={s: frozenset(named) for s, named in every.items()}))
 
     def projections(self) -> set[int]:
         return set(self.sources)
@@ -69,8 +81,9 @@ class MixerLoss(Loss):
         stream = signals.stream(self.stream)
         errors, similarity = [], []
         for k, s in self.sources.items():
-            wanted = stream.real(stream.aligner.teacher_tokens(stream.teacher.mixers[s]["output"]).float())
-            made = stream.aligner.student_tokens(stream.student.mixers[k]["output"])
+            first, *rest = (stream.teacher.mixers[part]["output"].float() for part in self.added[s])
+            wanted = stream.real(stream.aligner.teacher_tokens(sum(rest, first)))
+            made = stream.aligner.student_tokens(stream.student.mixers[k][self.made])
             made = stream.real(stream.aligner.project(k, made).float())
             error = _relative_error(made, wanted)
             amount = stream.amount(error)
@@ -78,6 +91,14 @@ class MixerLoss(Loss):
             errors.append(error * amount)
             similarity.append(alike * amount)
         return Term(torch.stack(errors).mean(dim=0).sum(), stack_parts(similarity))
+
+
+def _layer_of(sublayer: int, kinds: tuple[str, ...]) -> tuple[int, ...]:
+    """A sublayer of attention and the MLPs behind it."""
+    end = sublayer + 1
+    while end < len(kinds) and kinds[end] == "mlp":
+        end += 1
+    return tuple(range(sublayer, end))
 
 
 def _relative_error(made: Tensor, wanted: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ class Recipe:
                 "the stages' percents are shares of a length that none of them gives, or reach 100; at least "
                 "one stage needs steps, epochs, samples or tokens"
             )
+        if self.init is None or not self.init.layers or self.scratch is not None:
+            problems += getattr(self.student, "problems_from_scratch", list)()
         for stage in range(len(self.stages)):
             problems += self._task_problems(stage)
         if self.teacher_recipe is not None and self.teacher is None:

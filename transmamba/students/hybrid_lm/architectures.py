@@ -16,6 +16,8 @@ from typing import Any, Literal
 from ...errors import UserError
 
 Kind = Literal["full_attention", "window_attention", "linear_attention"]
+# how Mamba-2 layers begin
+Mixers = Literal["attention", "mamba2", "random"]
 
 # key of config.json: what transformers' class does not say of our student
 OURS = "transmamba"

@@ -46,6 +46,7 @@ class HybridMixer(nn.Module):
     def __init__(self, config: Any, half_life: float, tap: float) -> None:
         super().__init__()
         self.heads, self.head_dim = config.mamba_n_heads, config.mamba_d_head
+        self.real = config.num_attention_heads  # of the heads; others are there for the class's sake
         self.groups, self.states = config.mamba_n_groups, config.mamba_d_state
         self.inner = self.heads * self.head_dim
         self.conv_dim = self.inner + 2 * self.groups * self.states
@@ -80,6 +81,18 @@ class HybridMixer(nn.Module):
         self.norm.weight.fill_(norm_weight(self.norm.eps, self.tap))
         self.rows("dt").zero_()
 
+    @torch.no_grad()
+    def drawn_(self) -> None:
+        """Everything but the projections as in Mamba-2's own code (github.com/state-spaces/mamba): steps
+        between 1/1000 and 1/10 and decay rates between 1 and 16, a skip of 1, torch's convolution."""
+        self.conv1d.reset_parameters()
+        steps = torch.empty_like(self.dt_bias).uniform_(math.log(1e-3), math.log(0.1)).exp()
+        self.dt_bias.copy_(steps.expm1().log())  # softplus undone
+        self.A_log.uniform_(1, 16).log_()
+        self.D.fill_(1)
+        self.norm.weight.fill_(1)
+        self.tap = 1.0  # what biases of attention come into
+
     def rows(self, part: str) -> Tensor:
         """The rows of in_proj's weight that make `z`, `x`, `B`, `C` or `dt`."""
         return self.in_proj.weight[self.slice_of(part)]
@@ -106,19 +119,36 @@ class HybridMixer(nn.Module):
             mixed = mixed.masked_fill(~real, 0)
         narrow = self.groups * self.states
         x, B, C = mixed.split([self.inner, narrow, narrow], dim=-1)
+        A, D = -wide(self.A_log).exp(), wide(self.D)
         y = ssd_scan(
             x.unflatten(-1, (self.heads, self.head_dim)),
             delta,
-            -wide(self.A_log).exp(),
+            A,
             B.unflatten(-1, (self.groups, self.states)),
             C.unflatten(-1, (self.groups, self.states)),
-            D=wide(self.D),
+            D=D,
             delta_bias=wide(self.dt_bias),
             delta_softplus=True,
             seq_idx=context.segments,
         )
         values = self.norm(y.flatten(2), z)
-        return Mixed(self.out_proj(values), parts={"B": B, "C": C, "values": values})
+        parts = {"B": B, "C": C, "values": values, **self._by_head(B, C, delta, A, D)}
+        return Mixed(self.out_proj(values), parts=parts)
+
+    def _by_head(self, B: Tensor, C: Tensor, delta: Tensor, A: Tensor, D: Tensor) -> dict[str, Tensor]:
+        """What the scan's matrix over tokens is made of, of the heads that attention has: k and q, which are
+        B and C, (B, H, L, N); dt, the steps, dA, the logarithms of the decays, and D, (B, L, H)."""
+        dt = F.softplus(wide(delta) + wide(self.dt_bias))
+        scalars = {"dt": dt, "dA": dt * A, "D": D.expand_as(dt)}
+        heads = {"k": self._of_heads(B), "q": self._of_heads(C)}
+        return {name: part[:, : self.real] for name, part in heads.items()} | {
+            name: part[..., : self.real] for name, part in scalars.items()
+        }
+
+    def _of_heads(self, part: Tensor) -> Tensor:
+        """Of each group's states (B, L, G N) each head's, (B, H, L, N); not copied where each has its own."""
+        grouped = part.unflatten(-1, (self.groups, 1, self.states)).permute(0, 2, 3, 1, 4)
+        return grouped.expand(-1, -1, self.heads // self.groups, -1, -1).flatten(1, 2)
 
     def _projected(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z, what is convolved, and dt. dt by itself: with its few rows the product's width is odd, for which

@@ -25,7 +25,7 @@ from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.rope import Rope
 from ...views.view import Tower, View
-from .architectures import Kind, architecture_of, kinds_of, rotary_of
+from .architectures import Kind, Mixers, architecture_of, kinds_of, rotary_of
 from .layers import HybridLayer, Reading
 from .norms import Between, RMSNorm
 from .plan import plan
@@ -43,13 +43,20 @@ class HybridStudent(nn.Module):
     half_life: tokens after which a new Mamba-2 layer's state is half as large
     tap:       the convolution's tap at the token itself in a new layer; small ones keep SiLU straight
     fitted:    whether `calibrate_` chooses each head's half-life and skip
+    mixers:    how new Mamba-2 layers begin, see `names.HybridLM`
     """
 
     def __init__(
-        self, config: Any, *, half_life: float = 8.0, tap: float = 0.1, fitted: bool = False
+        self,
+        config: Any,
+        *,
+        half_life: float = 8.0,
+        tap: float = 0.1,
+        fitted: bool = False,
+        mixers: Mixers = "attention",
     ) -> None:
         super().__init__()
-        self.fitted = fitted
+        self.fitted, self.mixers = fitted, mixers
         self.config, architecture = config, architecture_of(config)
         layers = [HybridLayer(config, kind, half_life, tap) for kind in kinds_of(config)]
         self.model = nn.ModuleDict(
@@ -73,15 +80,17 @@ class HybridStudent(nn.Module):
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """Matrices as transformers draws them, biases 0, mixers neutral."""
+        """Matrices as transformers draws them, biases 0, the rest of a mixer as `mixers` says."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for layer in self._layers:
-            if layer.scans:
+            if layer.scans and self.mixers == "attention":
                 layer.mamba.neutral_()
+            elif layer.scans:
+                layer.mamba.drawn_()
 
     @property
     def _layers(self) -> Sequence[Any]:
@@ -124,11 +133,14 @@ class HybridStudent(nn.Module):
 
     @property
     def parts(self) -> dict[str, int]:
+        whole = {"layer": self.width}  # what `mixer` adds with the MLP behind it
         if "linear_attention" not in self.kinds:
-            return {}
+            return whole
         narrow = self.config.mamba_n_groups * self.config.mamba_d_state
         inner = self.config.mamba_n_heads * self.config.mamba_d_head
-        return {"B": narrow, "C": narrow, "values": inner}
+        by_head = dict.fromkeys(("dt", "dA", "D"), self.config.num_attention_heads)
+        states = dict.fromkeys(("q", "k"), self.config.mamba_d_state)  # of a head
+        return {**whole, "B": narrow, "C": narrow, "values": inner, **states, **by_head}
 
     def sources(self, kinds: Sequence[str]) -> dict[int, int]:
         """Of the layers alone that do not have the teacher's attention."""
@@ -139,10 +151,12 @@ class HybridStudent(nn.Module):
     def mixer(
         self, k: int, hidden: Tensor, context: Context, capture: Capture
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        layer = self._layers[k]
+        layer, named = self._layers[k], capture.mixers.get(k, frozenset())
         reading = self._reading(context, hidden, {layer.kind})
-        output, mixed = layer(hidden, reading, Want(alone=True))
-        return output, kept(mixed.parts, capture.mixers.get(k, frozenset()))
+        whole = "layer" in named
+        output, mixed = layer(hidden, reading, Want(alone=not whole))
+        added = {"layer": output - hidden} if whole else {}
+        return mixed.output, kept({**mixed.parts, **added}, named)
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures | None = None) -> Output:
         if "text" not in inputs:
@@ -221,8 +235,9 @@ class HybridStudent(nn.Module):
         layers: int,
         kept: Tensor,
     ) -> None:
-        """What `plan` cannot say of a start, see `start.calibrate`."""
-        calibrate(self, walk, kinds, texts, layers, kept)
+        """What `plan` cannot say of a start like attention, see `start.calibrate`."""
+        if self.mixers == "attention":
+            calibrate(self, walk, kinds, texts, layers, kept)
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         mlp = f".{architecture_of(self.config).mlp}."

@@ -14,7 +14,7 @@ from ...config.registry import STUDENTS
 from ...core.tower import StudentSpec
 from ...ecosystems.sources import Source
 from ...errors import UserError, refuse_all
-from .architectures import ARCHITECTURES, make_config
+from .architectures import ARCHITECTURES, Mixers, make_config
 from .selected import LayersFile, Pattern
 
 if TYPE_CHECKING:
@@ -60,6 +60,10 @@ class HybridLM(SavedHybrid):
     heads:     of attention and of Mamba-2, which stay as large as the teacher's
     kv_heads:  of k and v; left out: as many heads of q on each as the teacher has
     neurons:   of each MLP
+    mixers:    how Mamba-2 layers begin: `attention`, as the teacher's without its softmax, with half_life and
+        conv_tap as below; `mamba2`: what reads and writes the stream is attention's, convolutions, steps,
+        decays, skips and norms are as Mamba-2's own code draws them (so begins MambaInLlama, arXiv
+        2408.15237); `random`: projections are drawn, too
     half_life: tokens after which what a Mamba-2 layer remembers is half as large, to begin with; `fitted`: of
         each head those with which it is nearest to the teacher's on some training texts, and what skips its
         scan likewise
@@ -77,6 +81,7 @@ class HybridLM(SavedHybrid):
     heads: int | None = None
     kv_heads: int | None = None
     neurons: int | None = None
+    mixers: Mixers = "attention"
     half_life: float | Literal["fitted"] = 8.0
     conv_tap: float = 0.1
 
@@ -93,7 +98,21 @@ class HybridLM(SavedHybrid):
             )
         if not 0 < self.conv_tap <= 1:
             problems.append(f"conv_tap is {self.conv_tap}; write a number above 0, 1 at most")
+        if self.mixers != "attention" and (self.half_life, self.conv_tap) != (8.0, 0.1):
+            problems.append(
+                f"mixers is {self.mixers}, whose decays and convolutions are drawn; leave half_life and "
+                "conv_tap out"
+            )
         refuse_all(problems)
+
+    def problems_from_scratch(self) -> list[str]:
+        """What of it cannot be where no weights are taken from the teacher."""
+        if self.half_life != "fitted":
+            return []
+        return [
+            "student.half_life is fitted, to a teacher's heads, but init is null, init.layers 0 or scratch "
+            "given, so that a student takes none of its weights; write tokens, such as 8"
+        ]
 
     def build(self, spec: StudentSpec) -> nn.Module:
         """Raises UserError without a teacher, for one that no class holds as a hybrid, and for a file of
@@ -121,7 +140,7 @@ class HybridLM(SavedHybrid):
         fitted = self.half_life == "fitted"
         start = {} if self.half_life == "fitted" else {"half_life": self.half_life}
         with _numbers_of(dtype):
-            return HybridStudent(config, tap=self.conv_tap, fitted=fitted, **start)
+            return HybridStudent(config, tap=self.conv_tap, fitted=fitted, mixers=self.mixers, **start)
 
     def preprocessing(self) -> Any:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")

@@ -55,7 +55,9 @@ def plan(student: HybridStudent, view: View, select: Selection | None) -> Items:
         into, source, layer = f"model.layers.{k}", f"blocks.{t}", layers[k]
         yield from take_norm(f"{into}.input_layernorm", f"{source}.attention.norm", attention.norm, k, keep)
         heads = _heads(student, attention, select, 2 * t)
-        if layer.scans:
+        if layer.scans and student.mixers == "random":
+            yield from _random(f"{source}.attention", attention, k)
+        elif layer.scans:
             yield from _plan_mixer(
                 layer.mamba, f"{into}.mamba", f"{source}.attention", attention, heads, keep, k
             )
@@ -185,6 +187,16 @@ def _plan_mixer(
     )
     if attention.o.bias is not None:
         yield Dropped(source=f"{source}.o.bias", why="a stock Mamba-2 layer's output has no bias", layer=k)
+    yield from rope_dropped(attention, source, k)
+
+
+def _random(source: str, attention: Attention, k: int) -> Items:
+    """What a mixer that is drawn leaves of attention."""
+    for name in ("q", "k", "v", "o", "q_norm", "k_norm"):
+        part = getattr(attention, name)
+        for kind in ("weight", "bias"):
+            if part is not None and getattr(part, kind) is not None:
+                yield Dropped(source=f"{source}.{name}.{kind}", why="student.mixers is random", layer=k)
     yield from rope_dropped(attention, source, k)
 
 
