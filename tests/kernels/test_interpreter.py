@@ -1,7 +1,7 @@
 """Runs the Triton kernels in Triton's interpreter, in processes of their own.
 
-Which way the kernels run is settled when they are imported, so one process cannot have both. A further
-process takes seconds to import torch and to compile for the first time.
+Which way the kernels run is settled when they are imported, so one process cannot have both. Two processes,
+so that on a busy machine too each stays far from the time that a test may take.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def interpreted(*arguments: str | Path, timeout: float) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-def test_in_interpreter() -> None:
-    interpreted("-m", "not slow", *FILES, timeout=280)
+@pytest.mark.parametrize("group", GROUPS)
+def test_in_interpreter(group: str) -> None:
+    interpreted("-m", "not slow", *GROUPS[group], timeout=280)
 
 
 @pytest.mark.slow
