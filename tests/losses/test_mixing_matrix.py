@@ -137,6 +137,16 @@ def test_chunks_change_neither_the_value_nor_a_gradient() -> None:
             torch.testing.assert_close(mine[name], grad, rtol=1e-4, atol=1e-7)
 
 
+def test_matrices_are_float32_under_autocast() -> None:
+    model, batch = llama(), batch_of("packed")
+    distiller = Distiller(moved(hybrid(model, 1)), adapt_teacher(model), ["mixing_matrix"])
+    with torch.autocast("cpu", torch.bfloat16):
+        value, _ = distiller.loss(batch)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert float(value.detach()) == pytest.approx(float(distiller.loss(batch)[0].detach()), rel=0.02)
+
+
 def test_what_has_a_gradient() -> None:
     """All that the stage trains, for DDP waits for it; of what follows the scan it is 0."""
     model = llama()
