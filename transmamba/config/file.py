@@ -153,8 +153,11 @@ def _key(place: Any, step: str, path: str) -> str | int:
     if not step.isdigit():
         raise ValueError(f"{path} is a list; write an index instead of {step!r}")
     if int(step) > len(place):
-        last = f"its last is {len(place) - 1}" if place else "it is empty"
-        raise ValueError(f"{path} has no item {step}; {last}")
+        raise ValueError(
+            f"{path} has no item {step}; its last is {len(place) - 1}"
+            if place
+            else f"{path} is empty; its first item is 0"
+        )
     if int(step) == len(place):
         place.append(None)  # one behind the last
     return int(step)
