@@ -38,7 +38,7 @@ from transmamba.errors import UserError
 from transmamba.runs.recipe import Recipe
 from transmamba.teachers.load import adapt_teacher
 from transmamba.teachers.teacher import Teacher
-from transmamba.training.trainer import Interrupted
+from transmamba.training.interrupted import Interrupted
 
 # what `accelerate launch` sets for recipes/accelerate/fsdp2.yaml
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

@@ -17,7 +17,7 @@ from transmamba_kernels import backend
 
 from transmamba.cli import mistakes
 from transmamba.errors import UserError
-from transmamba.training.trainer import Interrupted
+from transmamba.training.interrupted import Interrupted
 
 Command = Callable[..., Any]
 

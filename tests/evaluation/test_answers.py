@@ -324,7 +324,7 @@ def test_numbers_are_chosen_by_their_value() -> None:
         ("No, there is none", False),
         ("FALSE", False),
         ("It is true", True),
-        ("that is not false", False),  # by its only word
+        ("that is not false", None),  # by its only word
         ("true or false", True),  # by its first word
         ("either true or false", None),
         ("perhaps", None),
@@ -410,3 +410,23 @@ def test_the_kind_follows_from_choices_and_from_what_most_answer() -> None:
     assert kind_of(item(["yes"] * 3 + ["red"] * 7)) == OPEN and kind_of(item("True.")) == TRUTH
     for kinds in itertools.permutations(["yes"] * 2 + ["no"]):
         assert kind_of(item(kinds)) == TRUTH
+
+
+def test_what_the_normalisation_leaves_nothing_of() -> None:
+    """The answer "A", whose article is dropped: itself alone is right, and silence never is."""
+    item = Item(question="Which letter?", answers=("A",))
+    assert judge(item, "a").exact and judge(item, "A").known
+    for said in ("", "?", "the"):
+        assert not judge(item, said).exact and judge(item, said).soft == 0
+    silent = Item(question="What?", answers=("",) * 10)
+    assert judge(silent, "").soft == 0
+
+
+@pytest.mark.parametrize("said", ["That is not true.", "It isn't true", "The statement is not false"])
+def test_a_negated_truth_is_unknown(said: str) -> None:
+    assert truth_of(said) is None
+
+
+def test_ten_people_agree_with_unknown_too() -> None:
+    item = Item(question="Is it?", answers=("yes",) * 6 + ("unknown",) * 4)
+    assert judge(item, "unknown").soft == 1.0 and not judge(item, "unknown").exact

@@ -144,7 +144,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
             asked.set()
         return real(self, micro, number, asked.is_set)
 
-    from transmamba.training.trainer import Interrupted
+    from transmamba.training.interrupted import Interrupted
 
     monkeypatch.setattr(Stepper, "step", step)
     with pytest.raises(Interrupted):

@@ -16,9 +16,9 @@ from transmamba.reporting.metrics import read_results
 from transmamba.runs.branches import branches_of
 from transmamba.runs.folder import claim_folder
 from transmamba.runs.recipe import Recipe
+from transmamba.training.interrupted import Interrupted
 from transmamba.training.stage import Items
 from transmamba.training.step import Stepper
-from transmamba.training.trainer import Interrupted
 
 
 def recipe_of(folder: Path, run: str, *, steps: int, branches: list[float], **stage: Any) -> Recipe:

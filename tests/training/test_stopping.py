@@ -20,8 +20,9 @@ from transmamba.core.batch import Batch
 from transmamba.distillation.distiller import Distiller
 from transmamba.reporting.tracking import Tracker, read_metrics
 from transmamba.training.checkpoint import list_checkpoints, read_progress
+from transmamba.training.interrupted import Interrupted
 from transmamba.training.stage import Stage, TrainerConfig
-from transmamba.training.trainer import Interrupted, Trainer
+from transmamba.training.trainer import Trainer
 
 STEPS = 6
 STAGE = Stage(losses=(LOSSES["cross_entropy"](), LOSSES["feature"](weighting="adaptive")), steps=STEPS)

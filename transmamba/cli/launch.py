@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..runs.build import make_accelerator
     from ..runs.run import load_recipe
     from ..runs.run import run as run_recipe
-    from ..training.trainer import Interrupted
+    from ..training.interrupted import Interrupted
 
     recipe = load_recipe(arguments.config, arguments.overrides)
     if arguments.dry_run:

@@ -98,9 +98,12 @@ def apply_override(data: dict[str, Any], override: str) -> list[str]:
         raise ValueError(f"{text!r} is no YAML value ({_invalid(error)})") from None
     place: Any = data
     for depth, step in enumerate(steps):
+        last = depth == len(steps) - 1
+        if last and isinstance(place, list) and step == str(len(place)):
+            place.append(None)  # one behind the last
         key = _key(place, step, ".".join(steps[:depth]))
         below = place.get(key) if isinstance(place, dict) else place[key]
-        if depth == len(steps) - 1:
+        if last:
             place[key], lost = merged(below, value, path)
             return lost
         if below is None and steps[depth + 1].isdigit():
@@ -152,14 +155,10 @@ def _key(place: Any, step: str, path: str) -> str | int:
         raise ValueError(f"{path} is {kind_of(place)}, which has no {step!r}")
     if not step.isdigit():
         raise ValueError(f"{path} is a list; write an index instead of {step!r}")
-    if int(step) > len(place):
+    if int(step) >= len(place):
         raise ValueError(
-            f"{path} has no item {step}; its last is {len(place) - 1}"
-            if place
-            else f"{path} is empty; its first item is 0"
+            f"{path} has no item {step}; its last is {len(place) - 1}" if place else f"{path} is empty"
         )
-    if int(step) == len(place):
-        place.append(None)  # one behind the last
     return int(step)
 
 

@@ -53,15 +53,17 @@ def judge(item: Item, said: str) -> Verdict:
     if kind == TRUTH:
         truth = truth_of(answer)
         exact = truth is not None and truth == truth_of(main_answer(item.answers))
-        written = "yes" if truth else "no"  # as ten people answer
+        written = answer if truth is None else "yes" if truth else "no"  # as ten people answer
         soft = soft_accuracy(written, item.answers) if len(item.answers) == PEOPLE else float(exact)
-        return Verdict(kind, soft if truth is not None else 0.0, exact, truth is not None)
-    return Verdict(
-        kind,
-        soft_accuracy(answer, item.answers),
-        exact_match(answer, item.answers),
-        bool(normalised(answer)),
-    )
+        return Verdict(kind, soft, exact, truth is not None)
+    if normalised(answer):
+        return Verdict(
+            kind, soft_accuracy(answer, item.answers), exact_match(answer, item.answers), known=True
+        )
+    # nothing is left of the answer "A", and nothing of silence, which is never right
+    own = answer.strip().lower()
+    right = any(map(str.isalnum, own)) and own in {each.strip().lower() for each in item.answers}
+    return Verdict(kind, float(right), right, right)
 
 
 def kind_of(item: Item) -> str:
@@ -126,11 +128,14 @@ def _named(said: str, choices: Sequence[str]) -> int | None:
 
 
 def truth_of(said: str) -> bool | None:
-    """Whether yes or true, or no or false is said: as first word, or as the only one of these anywhere."""
+    """Whether yes or true, or no or false is said: as first word, or as the only one of these anywhere where
+    nothing is negated ("not true")."""
     words = normalised(said).split()
     first = _truth(words[0]) if words else None
     if first is not None:
         return first
+    if any(word == "not" or word.endswith("n't") for word in words):
+        return None
     found = {_truth(word) for word in words} - {None}
     return found.pop() if len(found) == 1 else None
 

@@ -14,12 +14,14 @@ class Want:
     branches: the mixer's two directions, on `tokens` (positions) or on all
     alone:    only what the mixer adds to the stream, from that stream itself
     apart:    branches come through the mixer's output projection
+    heads:    those of the mixer's inner tensors too that are made for a loss alone, head by head
     """
 
     branches: bool = False
     tokens: Tensor | None = None
     alone: bool = False
     apart: bool = False
+    heads: bool = False
 
 
 @dataclass

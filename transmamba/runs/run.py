@@ -43,7 +43,7 @@ def run(
     title:      which run this is, as its lines begin
     trunk:      another run's checkpoint, at which this one begins
 
-    Raises UserError for what the user can mend, `training.trainer.Interrupted` after SIGTERM, Ctrl-C or
+    Raises UserError for what the user can mend, `training.interrupted.Interrupted` after SIGTERM, Ctrl-C or
     `stop`, with the run saved.
     """
     folder = Path(recipe.output_dir).expanduser()

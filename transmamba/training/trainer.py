@@ -6,6 +6,7 @@ subset. So a resumed run needs weights and optimizer state alone, and continues 
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -32,6 +33,7 @@ from .checkpoint import (
     sweep,
 )
 from .continuation import check_launch
+from .interrupted import SIGNALS, Interrupted
 from .log_window import Window
 from .optimizer import compile_layers, learning_rate, make_optimizer, set_trainable, set_training
 from .stage import Stage, TrainerConfig
@@ -40,18 +42,6 @@ from .strategies import strategy_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, was saved, and can be resumed. `code`: the exit status that says so."""
-
-    def __init__(self, name: str, code: int) -> None:
-        super().__init__(name)
-        self.code = code
-
-
-# a job's manager sends SIGTERM and wants 0 of a run that is saved; Ctrl-C is 130 as everywhere
-_SIGNALS = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 class Trainer:
@@ -89,6 +79,7 @@ class Trainer:
         )
         self.stop = stop or threading.Event()
         self._signal: signal.Signals | None = None
+        self._process = os.getpid()
         self._measuring = False  # an evaluation, before which the run was saved
         self._resume_from: Path | None = None
 
@@ -137,14 +128,17 @@ class Trainer:
         """Signals ask for a stop; only the main thread may hear them, elsewhere there is `stop`."""
         if threading.current_thread() is not threading.main_thread():
             return {}
-        return {number: signal.signal(number, self._asked) for number in _SIGNALS}
+        return {number: signal.signal(number, self._asked) for number in SIGNALS}
 
     def _asked(self, number: int, _: Any) -> None:
+        if os.getpid() != self._process:
+            return  # a worker that was forked: its parent ends it
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: at once
         self._signal = signal.Signals(number)
         self.stop.set()
         if self._measuring and self.accelerator.num_processes == 1:  # several must stop together
+            self._measuring = False
             self.tracker.say(f"{self._signal.name}: stopping; the run is saved up to this evaluation")
             raise self._interrupted()
         self.tracker.say(f"{self._signal.name}: saving after this step")
@@ -156,7 +150,8 @@ class Trainer:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:
-        return Interrupted((number := self._signal or signal.SIGTERM).name, _SIGNALS[number])
+        number = self._signal or signal.SIGTERM
+        return Interrupted(number.name, SIGNALS[number])
 
     def _run_stage(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> None:
         set_trainable(distiller, stage)

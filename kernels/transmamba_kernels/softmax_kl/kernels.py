@@ -42,7 +42,7 @@ def forward_kernel(student, teacher, kl, norm_s, norm_t, V, stride_s, stride_t, 
         z_s = z_s * tl.exp2(m_s - top_s) + tl.sum(tl.exp2(s - top_s), 0)
         z_t = z_t * shrunk + tl.sum(p, 0)
         # what the teacher never says adds nothing, whatever the student has there
-        apart = apart * shrunk + tl.sum(tl.where(p == 0.0, 0.0, p * (t - s)), 0)
+        apart = tl.where(shrunk == 0.0, 0.0, apart * shrunk) + tl.sum(tl.where(p == 0.0, 0.0, p * (t - s)), 0)
         m_s, m_t = top_s, top_t
     log_s, log_t = tl.log2(z_s), tl.log2(z_t)
     LN2 = 0.6931471805599453

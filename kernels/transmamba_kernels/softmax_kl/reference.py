@@ -21,5 +21,5 @@ def softmax_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 def _row(made: Tensor, wanted: Tensor) -> Tensor:
     """Of logits (V,) at temperature 1."""
     ours, theirs = made - made.logsumexp(0), wanted - wanted.logsumexp(0)
-    terms = [p.exp() * (p - q) for p, q in zip(theirs, ours, strict=True) if p.exp() > 0]
+    terms = [p.exp() * (p - q) for p, q in zip(theirs, ours, strict=True) if p.exp() != 0]
     return torch.stack(terms).sum()

@@ -64,6 +64,8 @@ class Gqa:
                     f"{EXPECTED}"
                 )
         types = record.get("types") or {}
+        if not isinstance(types, Mapping):
+            raise UserError(f"{path}: {line} has types {types!r:.60}; expected {EXPECTED}")
         gathered.add(
             line,
             record["question"],

@@ -80,6 +80,6 @@ def _turns(cell: Any, where: str) -> Turns:
 
 def _turn(item: Any, where: str) -> Message:
     said = item.get("from") if isinstance(item, Mapping) else None
-    if not isinstance(item, Mapping) or said not in ROLES:
+    if not isinstance(item, Mapping) or not isinstance(said, str) or said not in ROLES:
         raise UserError(f"{where}: {item!r:.60} is no turn; expected from ({', '.join(ROLES)}) and value")
     return Message(ROLES[said], written(item.get("value"), where).strip())

@@ -73,7 +73,9 @@ def _add(gathered: Gathered, pid: str, problem: Any) -> None:
                 f"expected {EXPECTED}"
             )
     choices, answer = problem["choices"], problem.get("answer")
-    if not isinstance(answer, int) or not 0 <= answer < len(choices):
+    if not isinstance(choices, list):
+        raise UserError(f"{gathered.where}: problem {pid} has choices {choices!r:.60}; expected {EXPECTED}")
+    if type(answer) is not int or not 0 <= answer < len(choices):
         gathered.left_out.add(UNANSWERED, f"problem {pid}")
         return
     reasons = "\n".join(text for key in ("lecture", "solution") if (text := problem.get(key)))

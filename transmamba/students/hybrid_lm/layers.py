@@ -162,7 +162,10 @@ class HybridLayer(nn.Module):
     def forward(self, x: Tensor, reading: Reading, want: Want = PLAIN) -> tuple[Tensor, Mixed]:
         """The stream (B, L, D) after the layer, or what its mixer alone adds, and the mixer's record."""
         normed = self.input_layernorm(x)
-        mixed = self.mamba(normed, reading.context) if self.scans else self.self_attn(normed, reading)
+        if self.scans:
+            mixed = self.mamba(normed, reading.context, want.heads)
+        else:
+            mixed = self.self_attn(normed, reading)
         if want.alone:
             return mixed.output, mixed
         x = x + mixed.output

@@ -105,9 +105,10 @@ class HybridMixer(nn.Module):
         start = sum(sizes[name] for name in before)
         return slice(start, start + sizes[part])
 
-    def forward(self, u: Tensor, context: Context) -> Mixed:
-        """u (B, L, D) -> `Mixed`. A masked token adds nothing to the state, as in transformers; state and
-        convolution begin anew where the segment changes."""
+    def forward(self, u: Tensor, context: Context, by_head: bool = False) -> Mixed:
+        """u (B, L, D) -> `Mixed`; with `by_head` among its parts is what the scan's matrix is made of. A
+        masked token adds nothing to the state, as in transformers; state and convolution begin anew where
+        the segment changes."""
         real = None if context.mask is None else context.mask.unsqueeze(-1)
         z, mixed, delta = self._projected(u if real is None else u.masked_fill(~real, 0))
         if self.normed:
@@ -132,7 +133,9 @@ class HybridMixer(nn.Module):
             seq_idx=context.segments,
         )
         values = self.norm(y.flatten(2), z)
-        parts = {"B": B, "C": C, "values": values, **self._by_head(B, C, delta, A, D)}
+        parts = {"B": B, "C": C, "values": values}
+        if by_head:
+            parts |= self._by_head(B, C, delta, A, D)
         return Mixed(self.out_proj(values), parts=parts)
 
     def _by_head(self, B: Tensor, C: Tensor, delta: Tensor, A: Tensor, D: Tensor) -> dict[str, Tensor]:

@@ -34,6 +34,8 @@ from .start import Walk, calibrate
 from .stock import as_stock, save, write
 
 NOTHING = Capture()
+# parts of a mixer that it makes where a loss reads them alone
+_BY_HEAD = frozenset(("q", "k", "dt", "dA", "D"))
 
 
 class HybridStudent(nn.Module):
@@ -154,7 +156,7 @@ class HybridStudent(nn.Module):
         layer, named = self._layers[k], capture.mixers.get(k, frozenset())
         reading = self._reading(context, hidden, {layer.kind})
         whole = "layer" in named
-        output, mixed = layer(hidden, reading, Want(alone=not whole))
+        output, mixed = layer(hidden, reading, Want(alone=not whole, heads=bool(named & _BY_HEAD)))
         added = {"layer": output - hidden} if whole else {}
         return mixed.output, kept({**mixed.parts, **added}, named)
 
@@ -167,7 +169,8 @@ class HybridStudent(nn.Module):
         reading = self._reading(context, x, set(self.kinds))
         stream = Stream(self.layout, context.mask)
         for k, layer in enumerate(self._layers):
-            x, mixed = self._through(layer, x, reading)
+            want = Want(heads=bool(capture.mixers.get(k, frozenset()) & _BY_HEAD))
+            x, mixed = self._through(layer, x, reading, want)
             if k in capture.hidden:
                 stream.hidden[k] = x
             if k in capture.branches:
@@ -203,10 +206,10 @@ class HybridStudent(nn.Module):
     def _head(self, hidden: Tensor) -> Tensor:
         return self.lm_head(self.model[self._last_norm](hidden))
 
-    def _through(self, layer: nn.Module, x: Tensor, reading: Reading) -> tuple[Tensor, Mixed]:
+    def _through(self, layer: nn.Module, x: Tensor, reading: Reading, want: Want) -> tuple[Tensor, Mixed]:
         if self.grad_checkpointing and self.training:
-            return checkpoint(layer, x, reading, use_reentrant=False)
-        return layer(x, reading)
+            return checkpoint(layer, x, reading, want, use_reentrant=False)
+        return layer(x, reading, want)
 
     def narrower(self, theirs: Tower) -> bool:
         """Whether it has fewer channels, heads or neurons than a teacher's tower, so that some are chosen."""
@@ -256,10 +259,13 @@ class HybridStudent(nn.Module):
         return list(self._layers)
 
     def compile_(self) -> None:
-        """What lies between its matrix products and scans, which have kernels of their own."""
-        for module in self.modules():
-            if isinstance(module, Between):
-                module.fuse()
+        """What lies between its layers' matrix products and scans, which have kernels of their own; not what
+        comes in many shapes, for each of which torch.compile would begin anew: norms of heads, and the one
+        before the head of words."""
+        for layer in self._layers:
+            for module in layer.modules():
+                if isinstance(module, Between) and getattr(module, "multiplied", True):
+                    module.fuse()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable
