@@ -86,6 +86,11 @@ def _of_words(micro: Sequence[Batch]) -> bool:
     return "tokens" in micro[0].targets
 
 
+def _asked(micro: Sequence[Batch]) -> list[Tensor | None]:
+    """Of each batch of words, which of its tokens have a target."""
+    return [asked(batch) if _of_words(micro) else None for batch in micro]
+
+
 def bench_table(result: dict[str, Any]) -> str:
     lines = [f"{name:<34} {1e3 * value:10.2f} ms" for name, value in result["seconds"].items()]
     lines.append(f"{'distillation / (teacher + CE step)':<34} {result['overhead']:10.3f}")
@@ -159,7 +164,7 @@ def _teacher_forward(parts: Parts, micro: Sequence[Batch]) -> Callable[[], objec
                 output.logits()
 
     run = _recorded(parts, forward, nn.Module())
-    chosen = [asked(batch) if words else None for batch in micro]
+    chosen = _asked(micro)
     return lambda: [run(*batch.inputs.values(), tokens) for batch, tokens in zip(micro, chosen, strict=True)]
 
 
@@ -181,7 +186,7 @@ def _cross_entropy(parts: Parts, micro: Sequence[Batch]) -> Callable[[], object]
         (loss / len(micro)).backward()
 
     run = _recorded(parts, forward_backward, student)
-    chosen = [asked(batch) if words else None for batch in micro]
+    chosen = _asked(micro)
 
     def step() -> None:
         for batch, tokens in zip(micro, chosen, strict=True):

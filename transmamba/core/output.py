@@ -128,9 +128,9 @@ class Logits:
             yield part, self.head(flat[part])
 
 
-def wide(logits: Tensor) -> Tensor:
-    """In float32, in which a softmax is safe; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+def wide(x: Tensor) -> Tensor:
+    """In float32, in which softmaxes, norms and step sizes are safe; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 @dataclass

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transmamba_kernels import causal_conv1d, ssd_scan
 
-from .cross_base import CrossMamba, CrossMambaConfig, convolution, step_sizes, wide
+from ..core.output import wide
+from .cross_base import CrossMamba, CrossMambaConfig, convolution, step_sizes
 from .prompt import Prompt
 
 __all__ = [

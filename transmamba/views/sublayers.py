@@ -105,23 +105,34 @@ class Attention:
         observe("k", k)
         # layer norms run in float32 under autocast, so a normalised q or k may be wider than v
         q, k = q.to(v.dtype), k.to(v.dtype)
-        shared = self.heads // (self.kv_heads or self.heads)
         allowed = readable(context, self.causal, self.window, x)
-        if allowed is not None and shared > 1:
-            # no fast kernel has both a mask and shared heads: the slow one would write all of softmax down
-            k, v, shared = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1), 1
-        mixed = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=allowed,
-            is_causal=self.causal and allowed is None,
-            scale=self.softmax_scale,
-            enable_gqa=shared > 1,
-        )
+        mixed = attend(q, k, v, allowed, causal=self.causal, scale=self.softmax_scale)
         mixed = mixed.transpose(1, 2).flatten(2)
         observe("values", mixed)
         return scaled(self.o(mixed), self.scale)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, causal: bool = True, scale: float | None = None
+) -> Tensor:
+    """Softmax attention (B, H, L, P) of q (B, H, L, P) over k and v, of as many heads or fewer.
+
+    allowed: (B, 1, L, L) bool, as `readable` says it; None where `causal` alone does
+    scale:   None for 1 / sqrt(P)
+    """
+    shared = q.shape[1] // k.shape[1]
+    if allowed is not None and shared > 1:
+        # no fast kernel has both a mask and shared heads: the slow one would write all of softmax down
+        k, v, shared = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1), 1
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=allowed,
+        is_causal=causal and allowed is None,
+        scale=scale,
+        enable_gqa=shared > 1,
+    )
 
 
 def readable(context: Context, causal: bool, window: int | None, x: Tensor) -> Tensor | None:

@@ -84,14 +84,18 @@ def records(found: Any, key: str, fields: tuple[str, ...], path: Path, expected:
         what = ", ".join(map(str, found)) if isinstance(found, Mapping) else f"a {type(found).__name__}"
         raise UserError(f"{path}: no list {key!r}, only {what}; expected {expected}")
     for number, record in enumerate(listed):
-        keys = list(record) if isinstance(record, Mapping) else []
-        for field in fields:
-            if field not in keys:
-                raise UserError(
-                    f"{path}: {key} {number} has no {field!r}, only {', '.join(keys) or 'other values'}; "
-                    f"expected {expected}"
-                )
+        need_fields(record, fields, f"{path}: {key} {number}", expected)
     return listed
+
+
+def need_fields(record: Any, fields: tuple[str, ...], where: str, expected: str) -> None:
+    """Raises UserError for a record without one of the `fields`, saying where it is and what is expected."""
+    keys = list(record) if isinstance(record, Mapping) else []
+    for field in fields:
+        if field not in keys:
+            raise UserError(
+                f"{where} has no {field!r}, only {', '.join(keys) or 'other values'}; expected {expected}"
+            )
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ...config.registry import QUESTIONS
 from ...errors import UserError
 from ..images.source import check_split, existing
-from ..pairs.coco import read_json
+from ..pairs.coco import need_fields, read_json
 from ..pairs.files import expand
 from .source import QuestionSource
 from .stored import Gathered, place_of
@@ -56,13 +56,7 @@ class Gqa:
         return gathered.build(place_of(str(root / self.images), "the folder or .zip of the pictures"))
 
     def _add(self, gathered: Gathered, path: Path, line: str, record: Any) -> None:
-        keys = list(record) if isinstance(record, Mapping) else []
-        for key in ("imageId", "question"):
-            if key not in keys:
-                raise UserError(
-                    f"{path}: {line} has no {key!r}, only {', '.join(keys) or 'other values'}; expected "
-                    f"{EXPECTED}"
-                )
+        need_fields(record, ("imageId", "question"), f"{path}: {line}", EXPECTED)
         types = record.get("types") or {}
         if not isinstance(types, Mapping):
             raise UserError(f"{path}: {line} has types {types!r:.60}; expected {EXPECTED}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...config.registry import QUESTIONS
@@ -13,7 +12,7 @@ from ..pairs.captions import texts
 from ..staged import Rationale, read_stages
 from ..text.files import found_files, table_rows
 from .source import QuestionSource, need_a_split, of_split
-from .stored import Gathered, picture_names, place_of
+from .stored import Gathered, picture_names, pictures_of
 
 KINDS = (".jsonl", ".ndjson", ".json")
 _STAGES = ("summary", "caption", "reasoning")
@@ -49,8 +48,7 @@ class QuestionLines:
         for path in files:
             for where, row in table_rows(path, ("question",)):
                 _add(gathered, where.removeprefix(f"{files[0]}: "), row)
-        root = self.images if self.images is not None else str(Path(files[0]).parent)
-        return gathered.build(place_of(root, "the folder or .zip of the pictures"))
+        return gathered.build(pictures_of(self.images, files))
 
 
 def _add(gathered: Gathered, line: str, row: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...config.registry import QUESTIONS
@@ -13,7 +12,7 @@ from ...errors import UserError
 from ..text.files import found_files, table_rows
 from ..text.source import written
 from .source import QuestionSource, need_a_split, of_split
-from .stored import UNANSWERED, Gathered, picture_names, place_of
+from .stored import UNANSWERED, Gathered, picture_names, pictures_of
 
 KINDS = (".json", ".jsonl", ".ndjson")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -49,12 +48,6 @@ class LlavaInstruct:
         for line, pictures, turns in conversations(files, gathered):
             gathered.add(line, turns[-2].content, turns[-1].content, pictures, earlier=turns[:-2])
         return gathered.build(pictures_of(self.images, files))
-
-
-def pictures_of(images: str | None, files: tuple[str, ...]) -> Any:
-    """Where the pictures of such files are."""
-    root = images if images is not None else str(Path(files[0]).parent)
-    return place_of(root, "the folder or .zip of the pictures")
 
 
 def conversations(files: tuple[str, ...], gathered: Gathered) -> Iterator[tuple[str, tuple[str, ...], Turns]]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ...config.registry import QUESTIONS
 from ..staged import read_stages
 from ..text.files import found_files
-from .llava import KINDS, conversations, pictures_of
+from .llava import KINDS, conversations
 from .source import QuestionSource, need_a_split, of_split
-from .stored import Gathered
+from .stored import Gathered, pictures_of
 
 UNSTAGED = "whose answer is not in stages, or without a conclusion"
 

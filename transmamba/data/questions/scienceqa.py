@@ -11,7 +11,7 @@ from typing import Any
 from ...config.registry import QUESTIONS
 from ...errors import UserError, suggest
 from ..images.source import check_split, existing
-from ..pairs.coco import read_json
+from ..pairs.coco import need_fields, read_json
 from ..staged import Rationale
 from .source import QuestionSource
 from .stored import UNANSWERED, Gathered, place_of
@@ -65,13 +65,7 @@ def _mapping(path: Path) -> Mapping[str, Any]:
 
 
 def _add(gathered: Gathered, pid: str, problem: Any) -> None:
-    keys = list(problem) if isinstance(problem, Mapping) else []
-    for key in ("question", "choices"):
-        if key not in keys:
-            raise UserError(
-                f"{gathered.where}: problem {pid} has no {key!r}, only {', '.join(keys) or 'other values'}; "
-                f"expected {EXPECTED}"
-            )
+    need_fields(problem, ("question", "choices"), f"{gathered.where}: problem {pid}", EXPECTED)
     choices, answer = problem["choices"], problem.get("answer")
     if not isinstance(choices, list):
         raise UserError(f"{gathered.where}: problem {pid} has choices {choices!r:.60}; expected {EXPECTED}")

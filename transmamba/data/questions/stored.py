@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -74,6 +75,12 @@ def place_of(path: str, expected: str) -> Place:
     """A folder of pictures, or a .zip with them. Raises UserError, saying what is expected, for neither."""
     found = existing(path, expected)
     return Archive(found) if found.suffix.lower() == ".zip" else Folder(found)
+
+
+def pictures_of(images: str | None, files: Sequence[str]) -> Place:
+    """Where the pictures that `files` name are: in `images`, a folder or .zip, or beside the first file."""
+    root = images if images is not None else str(Path(files[0]).parent)
+    return place_of(root, "the folder or .zip of the pictures")
 
 
 def picture_names(cell: Any, where: str) -> tuple[str, ...]:

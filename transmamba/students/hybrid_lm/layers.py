@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...core.output import Context
 from ...layers.mixed import Mixed, Want
 from ...views.rope import Rope, turned
-from ...views.sublayers import readable
+from ...views.sublayers import attend, readable
 from .architectures import Kind, architecture_of, head_size_of, normalises
 from .mixer import HybridMixer
 from .norms import GatedSilu, RMSNorm
@@ -94,13 +93,7 @@ class Attention(nn.Module):
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
         allowed = reading.nearby if self.windowed else reading.allowed
-        q, k, shared = turned(q, *reading.waves), turned(k, *reading.waves), self.heads // self.kv_heads
-        if allowed is not None and shared > 1:
-            # no fast kernel has both a mask and shared heads: the slow one would write all of softmax down
-            k, v, shared = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1), 1
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=shared > 1
-        )
+        mixed = attend(turned(q, *reading.waves), turned(k, *reading.waves), v, allowed)
         return Mixed(self.o_proj(mixed.transpose(1, 2).flatten(2)))
 
 

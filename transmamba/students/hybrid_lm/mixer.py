@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transmamba_kernels import causal_conv1d, ssd_scan
 
-from ...core.output import Context
+from ...core.output import Context, wide
 from ...layers.mixed import Mixed
 from .architectures import normalises
-from .norms import GatedNorm, RMSNorm, wide
+from .norms import GatedNorm, RMSNorm
 
 # silu of it is 1
 OPEN_GATE = 1.2784645427610738

@@ -13,10 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def wide(x: Tensor) -> Tensor:
-    """In float32, or wider where it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from ...core.output import wide
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, to: torch.dtype | None) -> Tensor:
