@@ -13,6 +13,7 @@ from typing import Any
 from ..core.text import Message, TextOnly
 from ..errors import UserError
 from . import decoders
+from .chat_parts import of_text
 from .sources import Source
 
 # a folder's tokenizer is in one of them
@@ -27,11 +28,13 @@ class HuggingFaceTokenizer:
     name:     a folder, an id, or a .gguf file that holds it
     context:  of its model
     revision: branch, tag or commit on the Hub, of an id
+    added:    words that stand for themselves, added behind its own where it lacks them
     """
 
     name: str
     context: int | None = None
     revision: str | None = None
+    added: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, HuggingFaceTokenizer):
@@ -109,6 +112,11 @@ class HuggingFaceTokenizer:
             ) from error
         return text
 
+    @property
+    def library(self) -> Any:
+        """transformers' own."""
+        return self._made.library
+
     def save(self, folder: Path) -> None:
         self._made.library.save_pretrained(str(folder))
 
@@ -123,7 +131,7 @@ class HuggingFaceTokenizer:
 
     @property
     def _made(self) -> _Made:
-        return _make(self.name, self.revision)
+        return _make(self.name, self.revision, self.added)
 
     def _asked(
         self, rendered: _Rendered, ids: list[int], before: dict[str, list[int]]
@@ -173,8 +181,10 @@ class _Made:
 
 
 @functools.lru_cache(maxsize=8)
-def _make(name: str, revision: str | None) -> _Made:
+def _make(name: str, revision: str | None, added: tuple[str, ...]) -> _Made:
     library = decoders.load_tokenizer(_source(name, revision))
+    if lacking := [word for word in added if word not in library.get_vocab()]:
+        library.add_tokens(lacking, special_tokens=True)
     numbers = library.get_vocab()
     plain, whole = library(_PROBE, add_special_tokens=False).input_ids, library(_PROBE).input_ids
     begins = next((k for k in range(len(whole)) if whole[k : k + len(plain)] == plain), 0)
@@ -195,7 +205,8 @@ def _identity(library: Any, numbers: dict[str, int]) -> str:
     """Of what its numbers depend on: words, rules, the token that ends a text, and the chat template."""
     # a call without padding and truncation has taken out of them what a file may say of these
     rules = library.backend_tokenizer.to_str() if library.is_fast else ""
-    said = [sorted(numbers.items()), rules, library.eos_token, library.bos_token, library.chat_template]
+    template = of_text(library.chat_template)
+    said = [sorted(numbers.items()), rules, library.eos_token, library.bos_token, template]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

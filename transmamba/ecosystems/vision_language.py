@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..core.card import Card
 from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..errors import UserError
+from .chat_parts import in_parts
 from .language_tokenizer import language_preprocessing
-from .processor import hugging_face_preprocessing
+from .origin import Origin
+from .processor import hugging_face_preprocessing, image_processor
 
 LLAVA = "llava"
 # of which towers the first token is no patch
@@ -48,3 +51,51 @@ def places_of(config: Any) -> int:
 
 def _is_a_place(name: str) -> bool:
     return bool(name) and (Path(name).expanduser().is_dir() or "/" in name)
+
+
+def save_processor(folder: Path, config: Any, words: Any, reads: PicturesAndText) -> None:
+    """Write what AutoProcessor loads: pictures, words, the chat template for messages of parts.
+
+    config: the LLaVA's; words: its tokenizer of transformers
+    """
+    from transformers import AutoTokenizer, LlavaProcessor
+
+    words.save_pretrained(folder)
+    # only what it is made with is saved, not what is set on it later; padding behind a prompt is read as
+    # words. A batch needs a token to pad with
+    pad = words.pad_token or words.eos_token
+    made = AutoTokenizer.from_pretrained(
+        folder, padding_side="left", **({} if pad is None else {"pad_token": pad})
+    )
+    processor = LlavaProcessor(
+        image_processor=image_processor(reads.pictures),
+        tokenizer=made,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(config.vision_config.model_type in _CLASS_TOKEN),
+        image_token=made.convert_ids_to_tokens(reads.image_token),
+        chat_template=in_parts(words.chat_template, made.convert_ids_to_tokens(reads.image_token)),
+    )
+    processor.save_pretrained(folder)
+
+
+_SNIPPET = """from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("OWNER/NAME")
+model = AutoModelForImageTextToText.from_pretrained("OWNER/NAME").eval()
+picture, text = Image.open("picture.png"), "USER: <image>\nWhat is it? ASSISTANT:"
+inputs = processor(images=picture, text=text, return_tensors="pt")
+print(processor.decode(model.generate(**inputs, max_new_tokens=20)[0]))
+"""
+
+
+def card(origin: Origin) -> Card:
+    """Of a vision-language model of transformers."""
+    return Card(
+        library="transformers",
+        pipeline_tag="image-text-to-text",
+        snippet=_SNIPPET,
+        licence=origin.licence,
+        base_model=origin.base_model,
+    )

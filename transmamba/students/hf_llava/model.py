@@ -1,0 +1,166 @@
+"""transformers' own LLaVA, with what a recipe asks of the model that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...core.card import Card
+from ...core.output import Captures, Context, Logits, Output
+from ...core.preprocessing import PicturesAndText, Preprocessing
+from ...ecosystems import decoders
+from ...ecosystems.generation import generate
+from ...ecosystems.origin import Origin, origin_of
+from ...ecosystems.sources import Source
+from ...ecosystems.texts import tokenizer_beside
+from ...ecosystems.vision_language import llava_preprocessing, save_processor
+from ...errors import UserError
+from ...subcloning.plan import Dropped, Take
+
+# the key of config.json that says which student a folder holds
+OURS = "transmamba"
+_GROUPS = {
+    "image": "model.model.vision_tower.",
+    "connector": "model.model.multi_modal_projector.",
+    "decoder": "model.model.language_model.",
+    "head": "model.lm_head.",
+}
+
+
+class LlavaModel(nn.Module):
+    """A LlavaForConditionalGeneration that reads `image` (P, C, H, W) of all rows, `text` (B, L) and
+    its mask.
+
+    It has no towers to align: it is trained by its words alone, with a teacher's beside them or without.
+
+    model: transformers'; words: its tokenizer of transformers, None for none; reads: as a task asks for it
+    """
+
+    def __init__(
+        self, model: Any, words: Any, reads: Preprocessing | PicturesAndText, origin: Origin | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.words, self.reads = model, words, reads
+        self.origin = origin or Origin()
+
+    @property
+    def config(self) -> Any:
+        return self.model.config
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.config.text_config.vocab_size)
+
+    @property
+    def name_or_path(self) -> str:
+        """Where it was loaded from; empty for one that was put together."""
+        return str(self.model.name_or_path or "")
+
+    @property
+    def towers(self) -> dict[str, Any]:
+        """None: there is nothing of it that takes a teacher's place."""
+        return {}
+
+    def run(self, inputs: Mapping[str, Tensor], captures: Captures | None = None) -> Output:
+        """The logits of every token. Raises UserError where the text has another number of places for
+        pictures than they take."""
+        context = Context.of(inputs)
+        if context.segments is not None:
+            raise UserError("hf_llava reads one text a row; write task.packed: false")
+        image = inputs.get("image")
+        made = self.model.model(
+            input_ids=inputs["text"],
+            attention_mask=None if context.mask is None else context.mask.long(),
+            position_ids=context.positions,
+            pixel_values=image,
+            use_cache=False,
+        )
+        return Output(logits=Logits(made.last_hidden_state, self.model.lm_head))
+
+    def forward(self, text: Tensor, image: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V) of text (B, L)."""
+        logits = self.run({"text": text, **({} if image is None else {"image": image})}).logits
+        assert logits is not None, "a language model"
+        return logits()
+
+    def generate(self, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
+        """The likeliest words after `text` (B, L), whose padding lies before it: (B, at most limit)."""
+        end = getattr(self.words, "eos_token_id", None)
+        return generate(self.model, inputs, limit, ends=() if end is None else (end,))
+
+    def plan(self, view: Any, select: Any) -> Iterator[Take | Dropped]:
+        """Nothing: its weights are its own."""
+        raise UserError("student hf_llava has weights of its own; write init: null")
+
+    def groups(self) -> dict[str, Callable[[str], bool]]:
+        """`head` is the words' own table where both are one."""
+        return {name: partial(_begins, begin) for name, begin in _GROUPS.items()}
+
+    def units(self) -> list[nn.Module]:
+        tower = getattr(self.model.model.vision_tower, "vision_model", self.model.model.vision_tower)
+        return [*tower.encoder.layers, *self.model.model.language_model.layers]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        if enable:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+    def carry(self, preprocessing: Any, licence: str | None, base_model: str | None) -> None:
+        """Nothing of a teacher: it reads as it did."""
+
+    def card(self) -> Card:
+        from ...ecosystems.vision_language import card
+
+        return card(self.origin)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """What AutoModelForImageTextToText and AutoProcessor load."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        setattr(self.model.config, OURS, {"student": "hf_llava"})
+        with decoders.explained(str(folder), tried="saved"):
+            self.model.save_pretrained(folder)
+        if self.words is not None and isinstance(self.reads, PicturesAndText):
+            save_processor(folder, self.config, self.words, self.reads)
+
+
+def _begins(begin: str, name: str) -> bool:
+    return name.startswith(begin)
+
+
+def load(source: Source) -> LlavaModel:
+    """What a folder or a repository holds, in evaluation mode."""
+    from transformers import AutoModelForImageTextToText
+
+    _require(source)
+    model = decoders.load_decoder(source, AutoModelForImageTextToText)
+    return LlavaModel(model, tokenizer_beside(source), reads_of(source), origin_of(source)).eval()
+
+
+def empty(source: Source) -> LlavaModel:
+    """The same without numbers."""
+    from transformers import AutoModelForImageTextToText
+
+    _require(source)
+    model = decoders.empty_decoder(source, AutoModelForImageTextToText)
+    return LlavaModel(model, None, reads_of(source)).eval()
+
+
+def reads_of(source: Source) -> Preprocessing | PicturesAndText:
+    """How a LLaVA's pictures and texts are read, found out without its weights."""
+    _require(source)
+    name = str(source.folder or source.repo)
+    return llava_preprocessing(decoders.read_config(source), name, source.revision)
+
+
+def _require(source: Source) -> None:
+    if source.config.get("model_type") != "llava":
+        raise UserError(
+            f"student.model is {source.text!r}, of model_type {source.config.get('model_type')}; hf_llava "
+            "takes a LLaVA (model_type llava)"
+        )
