@@ -1,4 +1,5 @@
-"""Language models of transformers that write: greedily, or by random numbers that belong to each row."""
+"""Models of transformers that write, about pictures too: greedily, or by random numbers that belong to each
+row."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def generate(
     """What a model of transformers writes, by its own `generate` with its cache: (B, at most `limit`) tokens.
     A row that has ended is filled up with the token that ends it.
 
-    inputs:  `text` (B, L) with `text_mask` (B, L) where rows have padding, which lies before them
+    inputs:  `text` (B, L) with `text_mask` (B, L) where rows have padding, which lies before them; `image`
+        (P, C, H, W), the pictures of all rows in order, where the text has places for them
     ends:    tokens that end a text beside those that the model's own configuration names
     drawing: how words are drawn; without one the likeliest is taken
 
@@ -102,11 +104,13 @@ def generate(
         pad_token_id=ended[0] if ended else 0,
         use_cache=True,
     )
+    seen = {"pixel_values": inputs["image"].to(model.dtype)} if "image" in inputs else {}
     draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
     with torch.no_grad(), _evaluating(model), _plainly(model):
         made: Tensor = model.generate(
             input_ids=text,
             attention_mask=mask.long(),
+            **seen,
             generation_config=settings,
             logits_processor=LogitsProcessorList(draws),
         )
@@ -114,8 +118,10 @@ def generate(
 
 
 def ends_of(model: Any) -> list[int]:
-    """The tokens that end what it writes, by its generation_config.json, else by its config.json."""
-    for config in (model.generation_config, model.config):
+    """The tokens that end what it writes, by its generation_config.json, else by its config.json, of a model
+    of several parts by its decoder's there."""
+    decoder = getattr(model.config, "text_config", None)
+    for config in (model.generation_config, model.config, decoder):
         found = getattr(config, "eos_token_id", None)
         if found is not None:
             return [int(each) for each in (found if isinstance(found, list | tuple) else [found])]

@@ -21,7 +21,7 @@ from .language_tokenizer import language_preprocessing
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
-from .vision_language import LLAVA, llava_preprocessing
+from .vision_language import LLAVA, llava_preprocessing, load_llava
 
 logger = logging.getLogger("transmamba.teacher")
 
@@ -64,6 +64,8 @@ def load(source: Source) -> nn.Module:
         return student
     if decoders.is_decoder(source):
         return decoders.load_decoder(source)
+    if source.config.get("model_type") == LLAVA:
+        return load_llava(source)
     return load_hugging_face(str(source.folder or source.repo), source.revision)
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..core.card import Card
 from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..errors import UserError
 from .chat_parts import in_parts
+from .decoders import load_decoder
 from .language_tokenizer import language_preprocessing
 from .origin import Origin
 from .processor import hugging_face_preprocessing, image_processor
+from .sources import Source
 
 LLAVA = "llava"
 # of which towers the first token is no patch
@@ -47,6 +51,13 @@ def places_of(config: Any) -> int:
             f"the tower {vision.model_type}; write full in the model's config.json"
         )
     return int(patches)
+
+
+def load_llava(source: Source) -> nn.Module:
+    """A LLaVA with its weights, in its own precision. Raises UserError in one line."""
+    from transformers import AutoModelForImageTextToText
+
+    return load_decoder(source, AutoModelForImageTextToText)
 
 
 def _is_a_place(name: str) -> bool:

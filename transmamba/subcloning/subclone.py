@@ -122,7 +122,7 @@ def first_items(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     for batch in batches:
         if count <= 0:
             return
-        yield batch if len(batch) <= count else batch.map(lambda tensor: tensor[:count])  # noqa: B023
+        yield batch if len(batch) <= count else batch.first(count)
         count -= len(batch)
 
 
