@@ -18,6 +18,7 @@ from transmamba.core.output import Output
 from transmamba.core.preprocessing import PicturesAndText
 from transmamba.core.tower import StudentSpec
 from transmamba.ecosystems.find import load_model, preprocessing_of, save_model
+from transmamba.ecosystems.generation import left_padded
 from transmamba.errors import UserError, WrongValues
 from transmamba.students.hf_llava.model import LlavaModel
 from transmamba.students.hf_llava.names import HuggingFaceLlava
@@ -43,7 +44,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes: dict[str, Any] = dict(
         vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
     )
-    ends: dict[str, Any] = dict(eos_token_id=2, bos_token_id=1, tie_word_embeddings=True)
+    ends: dict[str, Any] = dict(eos_token_id=2, bos_token_id=1, tie_word_embeddings=False)
     config = LlamaConfig(**sizes, **ends, num_key_value_heads=2, max_position_embeddings=96)
     made: Any = LlamaForCausalLM(config)
     made.save_pretrained(folder)
@@ -228,3 +229,27 @@ def test_other_kinds_are_refused_by_name(decoder: Path, clip: Path) -> None:
 def test_units_are_called_and_never_entered(llava: LlavaModel) -> None:
     units = llava.units()
     assert len(units) == 2 + 2 and all(isinstance(unit, nn.Module) for unit in units)
+
+
+def test_it_writes_as_step_by_step_and_each_row_as_alone(llava: LlavaModel) -> None:
+    reads: Any = llava.reads
+    torch.manual_seed(5)
+    rows = [
+        [reads.image_token] * reads.places + [7, 8, 9],
+        [11, 12],
+        [13, *[reads.image_token] * reads.places * 2],
+    ]
+    pictures = torch.randn(3, 3, 16, 16)
+    given = {**left_padded(rows), "image": pictures}
+    written = llava.generate(given, 4).tolist()
+    for row, ids, seen in zip(written, rows, (pictures[:1], None, pictures[1:]), strict=True):
+        words = list(ids)
+        for _ in range(4):
+            text = torch.tensor([words])
+            more = {} if seen is None else {"image": seen}
+            with torch.no_grad():
+                words.append(int(logits(llava.run({"text": text, **more}))[0, -1].argmax()))
+            if words[-1] == 2:
+                break
+        new = words[len(ids) :]
+        assert row[: len(new)] == new and set(row[len(new) :]) <= {2}

@@ -35,7 +35,10 @@ def compose(config: HuggingFaceLlava) -> LlavaModel:
     tokenizer, place = _tokenizer(config, source)
     table = words.get_input_embeddings().weight
     if place >= len(table):
-        words.resize_token_embeddings(place + 1, pad_to_multiple_of=_ROWS, mean_resizing=True)
+        with decoders.explained(
+            source.text, tried="made larger"
+        ):  # how new words begin is said at length there
+            words.resize_token_embeddings(place + 1, pad_to_multiple_of=_ROWS, mean_resizing=True)
     vision, tensors, pictures = _tower(config)
     whole = LlavaConfig(
         vision_config=vision,
