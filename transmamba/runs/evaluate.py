@@ -100,9 +100,7 @@ def prepare(
         raise UserError(f"architecture {architecture} goes with a file of weights, not a model in hand")
     if teacher is None and teacher_architecture is not None:
         raise UserError(f"teacher architecture {teacher_architecture}: name the teacher too, or leave it out")
-    looks, run = preprocessing_of(model), model
-    if isinstance(looks, PicturesAndText) and not hasattr(model, "run"):
-        run = as_teacher(model)
+    run, looks = as_run(model)
     built = theirs = task.build(looks)
     built.check(run, "model")
     if hasattr(built, "say_truncated"):  # a task of texts
@@ -135,6 +133,15 @@ def prepare(
         device=target,
         precision=precision,
     )
+
+
+def as_run(model: nn.Module) -> tuple[nn.Module | Teacher, Any]:
+    """(What is run of a model, how it reads): one that writes about pictures and is no student as the teacher
+    that it is read as."""
+    looks = preprocessing_of(model)
+    if isinstance(looks, PicturesAndText) and not hasattr(model, "run"):
+        return as_teacher(model), looks
+    return model, looks
 
 
 def described(part: Any) -> str:
