@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -30,6 +30,8 @@ class TimmModel:
     kwargs: for timm.create_model, by its own names
     fresh_head: start from a new classifier, also where the loaded one has as many classes
     """
+
+    as_it_is: ClassVar[bool] = True  # it takes no teacher's weights
 
     model: str
     pretrained: bool = False
@@ -66,6 +68,8 @@ class HuggingFaceModel:
     model: an id or a folder
     revision: branch, tag or commit on the Hub
     """
+
+    as_it_is: ClassVar[bool] = True  # it takes no teacher's weights
 
     model: str
     revision: str | None = None

@@ -22,9 +22,6 @@ from ..teachers.teacher import Teacher
 from .report import Report
 from .subclone import SubcloneConfig, first_items, subclone
 
-# registered students that are any model of a library: fine-tuned, not converted to
-_TRAINED_AS_THEY_ARE = ("timm", "hf_vit", "open_clip")
-
 
 def convert(
     model: nn.Module | Teacher | str | Path,
@@ -102,7 +99,7 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
         num_classes=classes,
         dtype=teacher.view.tensor.dtype,
     )
-    if name in _TRAINED_AS_THEY_ARE:
+    if _as_it_is(name):
         raise UserError(
             f"student {name!r} takes no teacher's weights; write vim, ssd_vit or clip, or a timm name of ours"
         )
@@ -132,7 +129,12 @@ def _configured(name: str, num_classes: int | None, options: Mapping[str, Any]) 
 
 def kinds_of_students() -> list[str]:
     """The registered students that start from a teacher's weights."""
-    return [name for name in STUDENTS if name not in _TRAINED_AS_THEY_ARE]
+    return [name for name in STUDENTS if not _as_it_is(name)]
+
+
+def _as_it_is(name: str) -> bool:
+    """Whether a student is trained with the weights that it has or draws."""
+    return getattr(STUDENTS[name], "as_it_is", False)
 
 
 def student_models() -> list[str]:

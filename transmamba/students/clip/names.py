@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -109,6 +109,8 @@ class OpenClipModel:
     num_frames: let the image tower of a converted student (vim, ssd_vit) scan all frames of a video at once,
         made for so many of them: its weights as they are, temporal positions of 0; left out: as it was saved
     """
+
+    as_it_is: ClassVar[bool] = True  # it takes no teacher's weights
 
     model: str | None = None
     model_cfg: dict[str, Any] | None = None

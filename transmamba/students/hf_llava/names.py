@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -32,6 +32,8 @@ class HuggingFaceLlava:
     decoder:  the language model: an id, a folder, a .gguf file
     image_token: what stands for a picture in a text. It is added to the decoder's words where they lack it
     """
+
+    as_it_is: ClassVar[bool] = True  # it takes no teacher's weights
 
     model: str | None = None
     revision: str | None = None

@@ -1,0 +1,150 @@
+"""`transmamba generate-data --questions`: what a LLaVA answers, and the reader `answered`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_llava import llava_folder
+
+from transmamba.cli.main import main
+from transmamba.config.registry import QUESTIONS
+from transmamba.data.questions.answered import AnsweredQuestions
+from transmamba.ecosystems.find import load_model
+from transmamba.errors import UserError
+from transmamba.runs.evaluate import prepare
+from transmamba.runs.generate_answers import Answering, generate_answers
+from transmamba.tasks.questions import QuestionsConfig
+
+COUNT = 16
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random, and inclined to end what it writes."""
+    folder = llava_folder(tmp_path_factory.mktemp("llava"), context=400)
+    model: Any = load_model(folder)
+    heads: list[Any] = []
+    handle = model.lm_head.register_forward_pre_hook(lambda _, given: heads.append(given[0].flatten(0, 1)))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model(input_ids=torch.randint(3, 300, (8, 40)))
+        handle.remove()
+        usual, mean = model.lm_head.weight.norm(dim=1).mean(), heads[0].mean(dim=0)
+        model.lm_head.weight[2] = 1.2 * usual * mean / mean.norm()
+    model.save_pretrained(folder)
+    return folder
+
+
+def scenes(**more: Any) -> Any:
+    return QUESTIONS["scenes"](side=32, count_train=COUNT, count_test=4, **more)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_answers_are_what_the_model_says_of_the_training_questions(llava: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "answers.jsonl", scenes()
+    written = generate_answers(llava, out, data, Answering(batch_size=5))
+    rows = {row["index"]: row for row in rows_of(out)}
+    assert 2 <= len(rows) == written.texts < COUNT and written.left_out == COUNT - len(rows)
+    # an independent way there: the same questions as a test split, answered by the evaluator
+    tested = QUESTIONS["scenes"](
+        side=32, count_test=COUNT, count_train=4, split_test="train", split_train="test"
+    )
+    config = QuestionsConfig(data=tested, controls=(), lookup=0)
+    answers = prepare(str(llava), config, batch_size=4).measure().outcomes[0]["student"].answers
+    source = data.build("train")
+    for number, row in rows.items():
+        item = source.item(number)
+        assert row["question"] == item.question
+        if not item.choices:
+            assert row["answer"] == answers.said[number]
+        else:
+            assert row["answer"] in item.choices
+    read = AnsweredQuestions(data=data, answers=str(out)).build("train")
+    assert len(read) == len(rows)
+    for place, number in enumerate(sorted(rows)):
+        mine, theirs = read.item(place), source.item(number)
+        assert mine.answers == (rows[number]["answer"],) and mine.rationale is None
+        assert mine.question == theirs.question
+        assert np.array_equal(np.asarray(mine.images()[0]), np.asarray(theirs.images()[0]))
+    own_test = AnsweredQuestions(data=data, answers=str(out)).build("test")
+    assert own_test.item(0).answers == data.build("test").item(0).answers
+
+
+def test_an_interrupted_call_is_gone_on_with_to_the_same_bytes(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, torn = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
+    generate_answers(llava, whole, scenes(), Answering(batch_size=4))
+
+    def stop(starts: Any, title: str) -> Any:
+        for number, start in enumerate(starts):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield start
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_answers(llava, torn, scenes(), Answering(batch_size=4), watch=stop)
+    assert not torn.exists()
+    with pytest.raises(UserError, match="is not whole yet"):
+        AnsweredQuestions(data=scenes(), answers=str(torn)).build("train")
+    with pytest.raises(UserError, match="was begun with"):
+        generate_answers(llava, torn, scenes(), Answering(batch_size=4, seed=3))
+    generate_answers(llava, torn, scenes(), Answering(batch_size=4))
+    assert torn.read_bytes() == whole.read_bytes()
+    assert generate_answers(llava, torn, scenes(), Answering(batch_size=4)).already
+
+
+def test_a_file_of_other_questions_is_refused(llava: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    generate_answers(llava, out, scenes(), Answering(documents=8))
+    with pytest.raises(UserError, match="give it the options that it had then"):
+        AnsweredQuestions(data=scenes(seed=5), answers=str(out)).build("train")
+    more = QUESTIONS["scenes"](side=32, count_train=COUNT + 1, count_test=4)
+    with pytest.raises(UserError, match=f"is of {COUNT} questions, the reader has {COUNT + 1}"):
+        AnsweredQuestions(data=more, answers=str(out)).build("train")
+    with pytest.raises(UserError, match="is not there"):
+        AnsweredQuestions(data=scenes(), answers=str(tmp_path / "none.jsonl")).build("train")
+
+
+def test_reasons_are_learned_where_they_were_given(llava: Path, tmp_path: Path) -> None:
+    """Of an answer in stages, each stage is kept; one without stages is left out."""
+    from transmamba.runs.generate_answers import _Writer
+
+    said = "<SUMMARY> look </SUMMARY>\n\n<REASONING> it is red </REASONING>\n\n<CONCLUSION> red </CONCLUSION>"
+    config = QuestionsConfig(data=scenes(), rationales=True)
+    from transmamba.ecosystems.find import preprocessing_of
+
+    built = config.build_training(preprocessing_of(load_model(llava)))
+    runner: Any = None
+    writer = _Writer(runner, built.source("train"), built.asking, 400)
+    item = next(
+        item
+        for item in (built.source("train").item(k) for k in range(COUNT))
+        if not item.choices and item.answers[0] not in ("yes", "no", "true", "false")
+    )
+    record = writer._record(item, built.asking.tokenizer.encode([said])[0])
+    assert record is not None and record["answer"] == "red"
+    assert record["rationale"] == {"summary": "look", "caption": "", "reasoning": "it is red"}
+    assert writer._record(item, built.asking.tokenizer.encode(["red"])[0]) is None
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--questions", "scenes", "--temperature", "0.5"], "--temperature does not go with questions"),
+        (["--prompts", "text", "--rationales"], "--rationales goes with --questions"),
+    ],
+)
+def test_options_of_the_other_kind_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate-data", "model", "out.jsonl", *arguments]) == 2
+    assert said in capsys.readouterr().err
