@@ -148,3 +148,16 @@ def test_options_of_the_other_kind_are_refused(
 ) -> None:
     assert main(["generate-data", "model", "out.jsonl", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_of_a_multiple_choice_the_choice_is_learned_that_was_named(llava: Path) -> None:
+    from transmamba.ecosystems.find import preprocessing_of
+    from transmamba.runs.generate_answers import _Writer
+
+    built = QuestionsConfig(data=scenes()).build_training(preprocessing_of(load_model(llava)))
+    runner: Any = None
+    writer = _Writer(runner, built.source("train"), built.asking, 16)
+    item = next(item for item in (built.source("train").item(k) for k in range(COUNT)) if item.choices)
+    for said, wanted in (("B", item.choices[1]), (item.choices[2], item.choices[2])):
+        assert writer._record(item, built.asking.tokenizer.encode([said])[0]) == {"answer": wanted}
+    assert writer._record(item, built.asking.tokenizer.encode(["nothing of these"])[0]) is None
