@@ -13,7 +13,8 @@ from torch import Tensor
 class Batch:
     """One micro-batch: what goes in, what should come out, how much of it there is.
 
-    inputs:  image (N, C, H, W) float32, normalised for the model; frames (B, T, C, H, W) of videos with
+    inputs:  image (N, C, H, W) float32, normalised for the model; where a row may have none or several,
+        image_row (N,) int64, the row of each, in order; frames (B, T, C, H, W) of videos with
         frames_mask (B, T) bool, True where a frame is real; text (B, L) int64 with text_mask (B, L)
         bool or text_segment (B, L) int32, and whatever else a tower takes. An input that is absent: its tower
         is not run
@@ -61,6 +62,21 @@ class Batch:
             tensors["index"],
             self.counts,
         )
+
+
+def rows_of(inputs: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """The inputs of these rows, one after the other; of pictures that lie in rows (`image_row`), theirs, and
+    no `image` where they have none."""
+    of = inputs.get("image_row")
+    if of is None:
+        return {name: tensor[rows] for name, tensor in inputs.items()}
+    count = max(len(tensor) for name, tensor in inputs.items() if name not in ("image", "image_row"))
+    start, stop, _ = rows.indices(count)
+    there = (of >= start) & (of < stop)
+    found = {name: tensor[rows] for name, tensor in inputs.items() if name not in ("image", "image_row")}
+    if bool(there.any()):
+        found |= {"image": inputs["image"][there], "image_row": of[there] - start}
+    return found
 
 
 def image_batch(images: Tensor, classes: Tensor, index: Tensor | None = None) -> Batch:

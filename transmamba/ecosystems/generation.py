@@ -83,7 +83,8 @@ def generate(
     """What a model of transformers writes, by its own `generate` with its cache: (B, at most `limit`) tokens.
     A row that has ended is filled up with the token that ends it.
 
-    inputs:  `text` (B, L) with `text_mask` (B, L) where rows have padding, which lies before them
+    inputs:  `text` (B, L) with `text_mask` (B, L) where rows have padding, which lies before them; `image`
+        (P, C, H, W) with them, of a model that reads pictures too
     ends:    tokens that end a text beside those that the model's own configuration names
     drawing: how words are drawn; without one the likeliest is taken
 
@@ -102,11 +103,13 @@ def generate(
         pad_token_id=ended[0] if ended else 0,
         use_cache=True,
     )
+    seen = {"pixel_values": inputs["image"]} if "image" in inputs else {}
     draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
     with torch.no_grad(), _evaluating(model), _plainly(model):
         made: Tensor = model.generate(
             input_ids=text,
             attention_mask=mask.long(),
+            **seen,
             generation_config=settings,
             logits_processor=LogitsProcessorList(draws),
         )

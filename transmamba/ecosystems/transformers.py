@@ -82,6 +82,9 @@ def holds(model: nn.Module) -> bool:
 def preprocessing(model: nn.Module) -> Preprocessing | TextOnly:
     """Of its images; of a language model its tokenizer."""
     built: Any = model
+    if getattr(built, "reads", None) is not None:  # a student of ours, which keeps it
+        carried: Preprocessing | TextOnly = built.reads
+        return carried
     if not hasattr(image_config(built.config), "image_size"):
         name = getattr(built, "name_or_path", "") or getattr(built.config, "_name_or_path", "")
         if (words := language_preprocessing(name, built.config)) is not None:

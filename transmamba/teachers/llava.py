@@ -137,7 +137,8 @@ def llava_view(model: Any) -> View:
         "decoder": replace(decoder, embedding=embedding, layout=SplicedLayout(("image", "text"))),
     }
     tied = head.weight is words.weight
-    return View(towers, {"decoder": LanguageHead(head, tied=tied)})
+    heads = {"decoder": LanguageHead(head, tied=tied)}
+    return View(towers, heads, config=config.to_dict())
 
 
 def _check_tower(config: Any) -> None:

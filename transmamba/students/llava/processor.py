@@ -1,0 +1,55 @@
+"""What makes inputs of pictures and words for a saved LLaVA: transformers' LlavaProcessor."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ...ecosystems.processor import hugging_face_preprocessing, image_processor
+from ...ecosystems.sources import Source
+from .parts import pictures_of
+
+if TYPE_CHECKING:
+    from .model import LlavaStudent
+
+
+def processor_of(student: LlavaStudent) -> Any:
+    """The teacher's own where it has one, told of the student's tokens; None without a tokenizer."""
+    from transformers import LlavaProcessor
+
+    words = student.beside.tokenizer
+    if words is None or student.reads is None:
+        return None
+    words = copy.deepcopy(words)
+    # as where it is created: what is set later alone is not saved
+    words.padding_side = words.init_kwargs["padding_side"] = "left"
+    layout, theirs = student.vision_tower.layout, student.beside.processor
+    full = student.config.vision_feature_select_strategy == "full"
+    return LlavaProcessor(
+        image_processor(pictures_of(student.reads)) if theirs is None else theirs.image_processor,
+        words,
+        patch_size=_patch(student),
+        vision_feature_select_strategy=student.config.vision_feature_select_strategy,
+        num_additional_image_tokens=student.tokens - layout.num_patches + (0 if full else 1),
+        image_token=words.convert_ids_to_tokens(student.config.image_token_id),
+        chat_template=getattr(theirs, "chat_template", None) or words.chat_template,
+    )
+
+
+def _patch(student: LlavaStudent) -> int:
+    """Pixels a side of a picture's patch."""
+    height = pictures_of(student.reads).input_size[1]
+    return int(height // student.vision_tower.layout.rows)
+
+
+def reading(student: LlavaStudent, source: Source) -> Any:
+    """How a saved student's pictures become inputs, by the processor in its folder or repository."""
+    vision = student.config.vision_config
+    if student.kept:
+        size, channels = vision.image_size, vision.num_channels
+    else:
+        size, channels = vision.model_args["img_size"], vision.model_args["in_chans"]
+    # a processor that does not say its kind is CLIP's
+    config = SimpleNamespace(image_size=size, num_channels=channels, model_type="clip_vision_model")
+    return hugging_face_preprocessing(config, str(source.folder or source.repo), source.revision)
