@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import UserError
-from .text import Tokenizer
+from .text import LanguageTokenizer, Tokenizer
 
 # What timm assumes for a model that does not say (timm.data.constants).
 _TIMM_MEAN = (0.485, 0.456, 0.406)
@@ -98,6 +98,36 @@ class Preprocessing:
         """Whether pictures of this size pass through `geometry` untouched."""
         resized = tuple(math.floor(side / self.crop_pct) for side in self.input_size[1:])
         return (height, width) == self.input_size[1:] == resized
+
+
+@dataclass(frozen=True)
+class PicturesAndText:
+    """How a model that writes about pictures reads both.
+
+    pictures:    how one becomes its tower's input
+    text:        its tokenizer
+    image_token: the number that stands in a text where a picture's tokens are put
+    places:      how many of them each picture takes, N
+    """
+
+    pictures: Preprocessing
+    text: LanguageTokenizer
+    image_token: int
+    places: int
+
+    def __post_init__(self) -> None:
+        if self.places < 1:
+            raise UserError(f"preprocessing: {self.places} tokens a picture; the text needs at least 1")
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a picture in pixels."""
+        return self.pictures.input_size
+
+
+def of_pictures(preprocessing: Preprocessing | PicturesAndText) -> Preprocessing:
+    """What it says of pictures."""
+    return preprocessing.pictures if isinstance(preprocessing, PicturesAndText) else preprocessing
 
 
 @dataclass(frozen=True)

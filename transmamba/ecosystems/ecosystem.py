@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from ..core.card import Card
-from ..core.preprocessing import Preprocessing
+from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..core.text import TextOnly
 from .sources import Source
 
@@ -33,8 +33,9 @@ class Ecosystem(Protocol):
     def save(self, model: nn.Module, folder: Path, preprocessing: Preprocessing | None = None) -> None:
         """Write it as the library does, safetensors alone, with what its images look like."""
 
-    def preprocessing(self, model: nn.Module) -> Preprocessing | TextOnly:
-        """What its images look like; of a model that reads texts alone, its tokenizer."""
+    def preprocessing(self, model: nn.Module) -> Preprocessing | PicturesAndText | TextOnly:
+        """What its images look like; of a model that reads texts alone, its tokenizer; of one that writes
+        about pictures, both."""
 
     def card(self, model: nn.Module) -> Card:
         """Facts for its model card."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..core.card import Card
-from ..core.preprocessing import Preprocessing
+from ..core.preprocessing import PicturesAndText, Preprocessing, of_pictures
 from ..errors import UserError
 from . import open_clip, open_clip_names, timm, transformers
 from .ecosystem import Ecosystem
@@ -66,14 +66,18 @@ def load_model(source: str | Path, architecture: str | None = None) -> nn.Module
     return ecosystem_of(found).load(found)
 
 
-def save_model(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = None) -> None:
+def save_model(
+    model: nn.Module, folder: Path, preprocessing: Preprocessing | PicturesAndText | None = None
+) -> None:
     """Write a model as its own library does, with the preprocessing it was trained with."""
-    owner_of(model).save(model, Path(folder), preprocessing)
+    pictures = None if preprocessing is None else of_pictures(preprocessing)  # its words are its own to save
+    owner_of(model).save(model, Path(folder), pictures)
 
 
 def preprocessing_of(model: nn.Module) -> Any:
     """What a model of a library we know wants its images to look like, a `Preprocessing`; of one that reads
-    texts alone its tokenizer, a `core.text.TextOnly`."""
+    texts alone its tokenizer, a `core.text.TextOnly`; of one that writes about pictures both, a
+    `core.preprocessing.PicturesAndText`."""
     return owner_of(model).preprocessing(model)
 
 

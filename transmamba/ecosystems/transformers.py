@@ -13,7 +13,7 @@ from torch import nn
 
 from ..config.registry import STUDENTS
 from ..core.card import Card
-from ..core.preprocessing import Preprocessing
+from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..core.text import TextOnly
 from ..errors import Inexpressible, UserError
 from . import decoders, texts
@@ -21,6 +21,7 @@ from .language_tokenizer import language_preprocessing
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
+from .vision_language import LLAVA, llava_preprocessing
 
 logger = logging.getLogger("transmamba.teacher")
 
@@ -79,12 +80,14 @@ def holds(model: nn.Module) -> bool:
     return hasattr(model, "save_pretrained") and hasattr(model, "config")
 
 
-def preprocessing(model: nn.Module) -> Preprocessing | TextOnly:
-    """Of its images; of a language model its tokenizer."""
+def preprocessing(model: nn.Module) -> Preprocessing | PicturesAndText | TextOnly:
+    """Of its images; of a language model its tokenizer; of a LLaVA both."""
     built: Any = model
     if getattr(built, "reads", None) is not None:  # a student of ours, which keeps it
-        carried: Preprocessing | TextOnly = built.reads
+        carried: PicturesAndText | TextOnly = built.reads
         return carried
+    if built.config.model_type == LLAVA:
+        return llava_preprocessing(built.config, getattr(built, "name_or_path", ""))
     if not hasattr(image_config(built.config), "image_size"):
         name = getattr(built, "name_or_path", "") or getattr(built.config, "_name_or_path", "")
         if (words := language_preprocessing(name, built.config)) is not None:
@@ -111,10 +114,7 @@ def takes_any_size(config: Any) -> bool:
 def load_hugging_face(name: str, revision: str | None = None, num_classes: int | None = None) -> nn.Module:
     """A ViT, DeiT or DINOv2 from safetensors only: a classifier where the checkpoint has a trained head, else
     the backbone alone; a CLIP or SigLIP whole; with `num_classes` a classifier whose head is made anew where
-    it differs.
-
-    Raises UserError in one line.
-    """
+    it differs. Raises UserError in one line."""
     with decoders.explained(name):
         return _load(name, revision, num_classes).eval()
 

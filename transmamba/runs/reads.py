@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ..core.preprocessing import Preprocessing
+from ..core.preprocessing import PicturesAndText, Preprocessing, of_pictures
 from ..core.text import TextOnly
 from ..ecosystems import decoders
 from ..ecosystems.open_clip_tokenizer import OpenClipTokenizer
@@ -17,15 +17,17 @@ _NO_LIMIT = 10**9
 
 
 def reads_of(
-    preprocessing: Preprocessing | TextOnly | None, found: Source | None, texts: bool
+    preprocessing: Preprocessing | PicturesAndText | TextOnly | None, found: Source | None, texts: bool
 ) -> dict[str, Any]:
-    """`preprocessing` of images, and `tokenizer` of a model that reads `texts`: what its preprocessing says,
-    else what lies beside it; None for nothing."""
+    """`preprocessing` of images, `tokenizer` of a model that reads `texts`: what its preprocessing says, else
+    what lies beside it, None for nothing; and `pictures` of one that reads them between words."""
     reads: dict[str, Any] = {}
-    if isinstance(preprocessing, Preprocessing):
-        values = asdict(preprocessing)
+    if isinstance(preprocessing, Preprocessing | PicturesAndText):
+        values = asdict(of_pictures(preprocessing))
         values.pop("text")
         reads["preprocessing"] = values
+    if isinstance(preprocessing, PicturesAndText):
+        reads["pictures"] = {"token": preprocessing.image_token, "tokens_each": preprocessing.places}
     if isinstance(text := getattr(preprocessing, "text", None), OpenClipTokenizer):
         reads["tokenizer"] = _of_open_clip(text)
     elif texts and found is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..core.layout import Grid
-from ..core.preprocessing import Preprocessing
+from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..views.embeddings import ImageEmbedding, Spliced
@@ -63,7 +63,7 @@ def following(
     """
     classes = getattr(spec.view, "num_classes", None) if spec.num_classes is None else spec.num_classes
     arguments: dict[str, Any] = dict(num_classes=classes or 0)
-    if isinstance(spec.preprocessing, Preprocessing):
+    if isinstance(spec.preprocessing, Preprocessing | PicturesAndText):
         channels, *pixels = spec.preprocessing.input_size
         arguments |= dict(in_chans=channels, img_size=pixels)
     if model is None:

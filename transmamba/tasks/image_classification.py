@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..config.load import Part
 from ..config.registry import READERS, TASKS
 from ..core.batch import Batch
-from ..core.preprocessing import Preprocessing
+from ..core.preprocessing import Preprocessing, of_pictures
 from ..core.task import Evaluator, Metric, Pass, Steps
 from ..data.classes import count_of, disagreement, joined, names_of, numbered_as_text
 from ..data.hashing import permutation
@@ -99,7 +99,7 @@ class ImageClassification:
         self, config: ImageClassificationConfig, preprocessing: Preprocessing, measured: bool = True
     ) -> None:
         self.config = config
-        self.preprocessing = preprocessing
+        self.preprocessing = of_pictures(preprocessing)
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
         self._train: ImageSource = config.data.build("train")

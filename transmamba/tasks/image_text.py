@@ -14,7 +14,7 @@ from ..config.load import Part
 from ..config.registry import PAIRS, READERS, TASKS
 from ..core.batch import Batch
 from ..core.frames import as_images
-from ..core.preprocessing import Preprocessing
+from ..core.preprocessing import Preprocessing, of_pictures
 from ..core.task import Evaluator, Metric, Pass, Steps
 from ..core.text import Tokenizer
 from ..data.hashing import permutation
@@ -110,7 +110,7 @@ class ImageText:
     num_classes = None
 
     def __init__(self, config: ImageTextConfig, preprocessing: Preprocessing, measured: bool = True) -> None:
-        self.config, self.preprocessing, self.measured = config, preprocessing, measured
+        self.config, self.preprocessing, self.measured = config, of_pictures(preprocessing), measured
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
         self._sources: dict[str, PairSource] = {}

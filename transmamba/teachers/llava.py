@@ -13,8 +13,8 @@ from ..config.registry import TEACHERS
 from ..core.layout import Spliced as SplicedLayout
 from ..ecosystems import decoders
 from ..ecosystems import transformers as library
-from ..ecosystems.processor import hugging_face_preprocessing
 from ..ecosystems.sources import Source, read_source
+from ..ecosystems.vision_language import llava_preprocessing
 from ..views.embeddings import Connector, Spliced, TokenEmbedding
 from ..views.heads import LanguageHead
 from ..views.view import Tower, View
@@ -35,7 +35,7 @@ _TOWERS = ("clip_vision_model", "siglip_vision_model")
 @dataclass(frozen=True, kw_only=True)
 class Llava(OfModule):
     """A LLaVA of Hugging Face: a CLIP or SigLIP tower, a connector of two linears, and a decoder that
-    `causal_lm` reads; in its own precision.
+    `causal_lm` reads; in its own precision. With a tokenizer beside it, it reads questions.
 
     model: an id, or a folder with config.json and safetensors
     revision: branch, tag or commit on the Hub
@@ -45,12 +45,12 @@ class Llava(OfModule):
     revision: str | None = None
 
     def described(self, module: nn.Module) -> Teacher:
-        """With the processor of its folder or repository."""
+        """With the processor and the tokenizer of its folder or repository."""
         model: Any = module
         source = read_source(self.model, revision=self.revision)
         teacher = Llava.describe(model, source=self.model)
-        teacher.preprocessing = hugging_face_preprocessing(
-            model.config.vision_config, str(source.folder or source.repo), source.revision
+        teacher.preprocessing = llava_preprocessing(
+            model.config, str(source.folder or source.repo), source.revision
         )
         return teacher
 
@@ -88,7 +88,7 @@ class Llava(OfModule):
         return Teacher(
             view,
             source=source,
-            preprocessing=hugging_face_preprocessing(model.config.vision_config, library.folder_of(model)),
+            preprocessing=llava_preprocessing(model.config, library.folder_of(model)),
             num_params=sum(p.numel() for p in module.parameters()),
             licence=origin.licence,
             base_model=origin.base_model,

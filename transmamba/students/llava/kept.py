@@ -142,10 +142,8 @@ def _plan_block(into: str, source: str, attention: Attention, mlp: Mlp) -> Itera
         affine = getattr(attention, theirs)
         yield from take_affine(f"{into}.self_attn.{mine}", f"{source}.attention.{theirs}", affine)
     yield from take_norm(f"{into}.layer_norm2", f"{source}.mlp.norm", mlp.norm)
-    for mine, affine in (("fc1", mlp.up), ("fc2", mlp.down)):
-        yield from take_affine(
-            f"{into}.mlp.{mine}", f"{source}.mlp.{'up' if mine == 'fc1' else 'down'}", affine
-        )
+    yield from take_affine(f"{into}.mlp.fc1", f"{source}.mlp.up", mlp.up)
+    yield from take_affine(f"{into}.mlp.fc2", f"{source}.mlp.down", mlp.down)
 
 
 def _first(made: Any) -> Tensor:

@@ -28,8 +28,8 @@ def rows_of_pictures(inputs: Mapping[str, Tensor], token: int, tokens: int) -> T
         found = int(marks.sum())
         if found != count * tokens or bool((marks % tokens).any()):
             raise UserError(
-                f"the texts have {found} image tokens in rows of {marks.tolist()}, their {count} pictures make "
-                f"{count * tokens}, {tokens} each; give each picture its tokens in its row's text"
+                f"the texts have {found} image tokens ({marks.tolist()} by rows), their {count} pictures "
+                f"make {count * tokens}, {tokens} each; give each picture its tokens in its row's text"
             )
         each = marks // tokens
         return torch.arange(len(text), device=text.device).repeat_interleave(each) if count else None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...core.layout import Grid, Sequence
-from ...core.preprocessing import Preprocessing
+from ...core.preprocessing import of_pictures
 from ...core.tower import StudentSpec
 from ...errors import UserError
 from ...views.embeddings import Spliced
@@ -48,13 +48,6 @@ def decoder_view(view: View) -> View:
     tower = view.towers["decoder"]
     words = replace(tower, embedding=spliced_of(view).tokens, layout=Sequence())
     return View({"decoder": words}, {"decoder": view.heads["decoder"]}, config=view.config["text_config"])
-
-
-def pictures_of(preprocessing: Any) -> Preprocessing:
-    """How pictures become inputs, of a teacher that reads texts beside them."""
-    found = getattr(preprocessing, "pictures", preprocessing)
-    assert isinstance(found, Preprocessing), "a LLaVA reads pictures"
-    return found
 
 
 def tokens_of(view: View) -> int:
@@ -116,14 +109,14 @@ def _scanned(config: ImageTower, spec: StudentSpec) -> Any:
     from transformers import TimmWrapperConfig
 
     alone = replace(
-        spec, view=image_view(spec.view), preprocessing=pictures_of(spec.preprocessing), num_classes=None
+        spec, view=image_view(spec.view), preprocessing=of_pictures(spec.preprocessing), num_classes=None
     )
     check_part(config, alone, "llava", "")
     for name in ("global_pool", "num_frames"):
         if name in config.kwargs:
             raise UserError(
-                f"{ASKED.at}.kwargs.{name} is {config.kwargs[name]!r}, but a decoder reads each patch of each "
-                "picture; leave it out"
+                f"{ASKED.at}.kwargs.{name} is {config.kwargs[name]!r}, but a decoder reads each patch of "
+                "each picture; leave it out"
             )
     arguments = part_arguments(config, alone)
     name = NAMES[config.kind]
@@ -134,6 +127,10 @@ def _scanned(config: ImageTower, spec: StudentSpec) -> Any:
         hidden_size=arguments["embed_dim"],
         model_args=arguments,
         num_labels=0,
+        # which the class does not know: for whoever makes its pictures
+        image_size=arguments["img_size"],
+        patch_size=arguments["patch_size"],
+        num_channels=arguments["in_chans"],
     )
 
 

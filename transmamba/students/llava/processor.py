@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ...ecosystems.processor import hugging_face_preprocessing, image_processor
-from ...ecosystems.sources import Source
-from .parts import pictures_of
+from ...core.preprocessing import of_pictures
+from ...ecosystems.processor import image_processor
 
 if TYPE_CHECKING:
     from .model import LlavaStudent
@@ -27,7 +25,7 @@ def processor_of(student: LlavaStudent) -> Any:
     layout, theirs = student.vision_tower.layout, student.beside.processor
     full = student.config.vision_feature_select_strategy == "full"
     return LlavaProcessor(
-        image_processor(pictures_of(student.reads)) if theirs is None else theirs.image_processor,
+        image_processor(of_pictures(student.reads)) if theirs is None else theirs.image_processor,
         words,
         patch_size=_patch(student),
         vision_feature_select_strategy=student.config.vision_feature_select_strategy,
@@ -39,17 +37,5 @@ def processor_of(student: LlavaStudent) -> Any:
 
 def _patch(student: LlavaStudent) -> int:
     """Pixels a side of a picture's patch."""
-    height = pictures_of(student.reads).input_size[1]
+    height = of_pictures(student.reads).input_size[1]
     return int(height // student.vision_tower.layout.rows)
-
-
-def reading(student: LlavaStudent, source: Source) -> Any:
-    """How a saved student's pictures become inputs, by the processor in its folder or repository."""
-    vision = student.config.vision_config
-    if student.kept:
-        size, channels = vision.image_size, vision.num_channels
-    else:
-        size, channels = vision.model_args["img_size"], vision.model_args["in_chans"]
-    # a processor that does not say its kind is CLIP's
-    config = SimpleNamespace(image_size=size, num_channels=channels, model_type="clip_vision_model")
-    return hugging_face_preprocessing(config, str(source.folder or source.repo), source.revision)

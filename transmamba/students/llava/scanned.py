@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from ..ssd_vit.model import SSDVisionTransformer
 from ..timm_arguments import default_cfg
@@ -29,15 +29,15 @@ class ScannedVim(VisionMamba):
         super().__init__(**arguments)
         self.norm_f: nn.Module = nn.Identity()  # type: ignore[assignment]
 
-    def forward_intermediates(self, *arguments: Any, output_fmt: str = "NLC", **options: Any) -> Any:
-        return super().forward_intermediates(*arguments, output_fmt=output_fmt, **options)
+    def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        return super().forward_intermediates(x, *arguments, **{"output_fmt": "NLC", **options})
 
 
 class ScannedViT(SSDVisionTransformer):
     """An ssd_vit read by a connector."""
 
-    def forward_intermediates(self, *arguments: Any, output_fmt: str = "NLC", **options: Any) -> Any:
-        return super().forward_intermediates(*arguments, output_fmt=output_fmt, **options)
+    def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
+        return super().forward_intermediates(x, *arguments, **{"output_fmt": "NLC", **options})
 
 
 @register_model

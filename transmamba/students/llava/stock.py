@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...ecosystems import decoders
 from ...ecosystems.sources import Source
+from ...ecosystems.vision_language import llava_preprocessing
 from ..hybrid_lm.stock import SHARD
-from .processor import processor_of, reading
+from .processor import processor_of
 
 if TYPE_CHECKING:
     from .model import LlavaStudent
@@ -98,5 +99,5 @@ def load(source: Source) -> LlavaStudent:
         words: Any = made.language_model
         words.lm_head.weight = words.model["embed_tokens"].weight
     made.origin, made.beside = origin_of(source), beside(source)
-    made.reads = reading(made, source)
+    made.reads = llava_preprocessing(model.config, str(source.folder or source.repo), source.revision)
     return made.eval()

@@ -1,0 +1,50 @@
+"""Vision-language models of transformers: how one reads pictures and texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..core.preprocessing import PicturesAndText, Preprocessing
+from ..errors import UserError
+from .language_tokenizer import language_preprocessing
+from .processor import hugging_face_preprocessing
+
+LLAVA = "llava"
+# of which towers the first token is no patch
+_CLASS_TOKEN = frozenset(("clip_vision_model",))
+
+
+def llava_preprocessing(
+    config: Any, name: str, revision: str | None = None
+) -> Preprocessing | PicturesAndText:
+    """Of a LLaVA, with the tokenizer beside it, unread until it is used; what its pictures look like alone
+    where there is none.
+
+    config: the model's; name: a folder, an id, or nothing
+    """
+    pictures = hugging_face_preprocessing(config.vision_config, name, revision)
+    found = language_preprocessing(name, config.text_config, revision) if _is_a_place(name) else None
+    if found is None:
+        return pictures
+    return PicturesAndText(pictures, found.text, int(config.image_token_id), places_of(config))
+
+
+def places_of(config: Any) -> int:
+    """How many tokens of a LLaVA's text a picture takes: its patches, and with the strategy `full` the
+    tower's class token where it has one. Raises UserError where `default` would leave out a patch, for the
+    tower has no class token."""
+    vision, strategy = config.vision_config, config.vision_feature_select_strategy
+    patches, special = (vision.image_size // vision.patch_size) ** 2, vision.model_type in _CLASS_TOKEN
+    if strategy == "full":
+        return patches + special
+    if not special:
+        raise UserError(
+            f"vision_feature_select_strategy {strategy}: it leaves out the first token, which is a patch of "
+            f"the tower {vision.model_type}; write full in the model's config.json"
+        )
+    return int(patches)
+
+
+def _is_a_place(name: str) -> bool:
+    return bool(name) and (Path(name).expanduser().is_dir() or "/" in name)
