@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,7 @@ def generate(
     A row that has ended is filled up with the token that ends it.
 
     inputs:  `text` (B, L) with `text_mask` (B, L) where rows have padding, which lies before them; `image`
-        (P, C, H, W) with them, of a model that reads pictures too
+        (P, C, H, W) with them, of a model that reads pictures too, and `prompt_mask` (B, L) of one that asks
     ends:    tokens that end a text beside those that the model's own configuration names
     drawing: how words are drawn; without one the likeliest is taken
 
@@ -103,7 +104,9 @@ def generate(
         pad_token_id=ended[0] if ended else 0,
         use_cache=True,
     )
-    seen = {"pixel_values": inputs["image"]} if "image" in inputs else {}
+    takes = inspect.signature(model.forward).parameters
+    named = {"pixel_values": "image", "prompt_mask": "prompt_mask"}
+    seen = {to: inputs[name] for to, name in named.items() if name in inputs and to in takes}
     draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
     with torch.no_grad(), _evaluating(model), _plainly(model):
         made: Tensor = model.generate(

@@ -89,6 +89,7 @@ def _processor(source: Source) -> Any:
         with decoders.explained(source.text):
             return AutoProcessor.from_pretrained(
                 str(source.folder or source.repo),
+                trust_remote_code=False,
                 **({"revision": source.revision} if source.revision else {}),
             )
     except UserError:

@@ -19,6 +19,7 @@ from ...subcloning.plan import Dropped, Take
 from ...views.embeddings import ImageEmbedding
 from ...views.sublayers import Attention, Mlp
 from ...views.view import Tower
+from ..after import After, followed
 from ..reading import take_affine, take_norm
 
 # what of the class comes after the last layer, and is read by nobody here
@@ -77,13 +78,13 @@ class KeptTower(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         raise NotImplementedError("a kept tower has no mixers, and `sources` says so")
 
-    def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
+    def run(self, inputs: Mapping[str, Tensor], captures: Captures, after: After | None = None) -> Output:
         capture, stream = captures.get("image", Capture()), Stream(self.layout)
         x = self.vision.embeddings(inputs["image"])
         if hasattr(self.vision, "pre_layrnorm"):
             x = self.vision.pre_layrnorm(x)
         for k, layer in enumerate(self.layers):
-            x = self._through(layer, x)
+            x = followed(self._through(layer, x), k, after)
             if k in capture.hidden:
                 stream.hidden[k] = x
         return Output({"image": stream}, Logits(x, lambda hidden: hidden))

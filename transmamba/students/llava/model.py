@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from ...ecosystems.texts import Beside
 from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection, multiplicity
 from ...views.view import View
+from ..after import After
 from ..hybrid_lm.model import HybridStudent
 from ..hybrid_lm.stock import write
 from ..image_part import ASKED
 from ..reading import take_affine
+from ..sizes import pair
+from .crossing import Crossing, Prompts
 from .kept import KeptTower
 from .marks import rows_of_pictures
 from .parts import OURS, decoder_view, image_view, spliced_of
@@ -39,9 +43,9 @@ _OF_DECODER = ("attention", "mlp", "embedding", "head", "norms")
 
 
 class LlavaStudent(nn.Module):
-    """Reads `text` (B, L) with `text_mask` (B, L), and `image` (P, C, H, W) with `image_row` (P,), the row of
-    each: all pictures of a batch, row by row, in the order of their marks. Its streams are `image` and
-    `decoder`.
+    """Reads `text` (B, L) with `text_mask` (B, L) and, with cross-Mamba, `prompt_mask` (B, L), and `image`
+    (P, C, H, W) with `image_row` (P,), the row of each: all pictures of a batch, row by row, in the order of
+    their marks. Its streams are `image` and `decoder`.
 
     config: transformers' LlavaConfig
     fresh:  whether a converted image tower starts from random weights
@@ -61,6 +65,8 @@ class LlavaStudent(nn.Module):
                 nn.init.zeros_(linear.bias)
         self.language_model = HybridStudent(config.text_config, **start)
         self.language_model.layout = Spliced(("image", "text"))
+        asked = getattr(config, OURS)["cross"]
+        self.cross = None if asked is None else Crossing(asked, self.vision_tower, self.language_model.width)
         self.reads: Any = None
         self.origin, self.beside = Origin(), Beside()
 
@@ -89,31 +95,67 @@ class LlavaStudent(nn.Module):
         return {**image, "decoder": self.language_model}
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures | None = None) -> Output:
-        """Raises UserError where a row's text has another number of image tokens than its pictures make."""
+        """Raises UserError where a row's text has another number of image tokens than its pictures make, and
+        where cross-Mamba is not told which words are the prompt."""
         captures, output = captures or {}, Output()
-        if "text" in inputs:
-            rows_of_pictures(inputs, self.config.image_token_id, self.tokens)  # before anything is made
-        seen = None
-        if "image" in inputs:
-            made = self.vision_tower.run({"image": inputs["image"]}, captures)
-            output.streams["image"] = made.streams["image"]
-            seen = self.multi_modal_projector(self._read(made.logits.hidden))
         if "text" not in inputs:
+            self._see(inputs, None, captures, output)
             return output
+        rows = rows_of_pictures(inputs, self.config.image_token_id, self.tokens)  # before anything is made
         x = self.language_model.embed(inputs["text"])
+        prompts = None if self.cross is None or rows is None else Prompts.of(inputs, x, rows)
+        seen = self._see(inputs, prompts, captures, output)
         if seen is not None:
             places = (inputs["text"] == self.config.image_token_id)[..., None]
             x = x.masked_scatter(places, seen.to(x.dtype))
+        elif self._trains_pictures():
+            # every rank has the same gradients, of nothing where it has no pictures
+            x = x + self._nothing(inputs["text"]).to(x.dtype)
         made = self.language_model.read(x, Context.of(inputs), captures.get("decoder", NOTHING))
         output.streams["decoder"], output.logits = made.streams["decoder"], made.logits
         return output
 
+    def _see(
+        self, inputs: Mapping[str, Tensor], prompts: Prompts | None, captures: Captures, output: Output
+    ) -> Tensor | None:
+        """What the decoder reads of the pictures, (P, N, D); None without any."""
+        if "image" not in inputs:
+            return None
+        after, before = self._crossing(prompts)
+        made = self.vision_tower.run({"image": inputs["image"]}, captures, after)
+        output.streams["image"] = made.streams["image"]
+        return self.multi_modal_projector(before(self._read(made.logits.hidden)))
+
+    def _crossing(self, prompts: Prompts | None) -> tuple[After | None, Callable[[Tensor], Tensor]]:
+        """What stands behind the tower's layers, and what before the connector."""
+        if self.cross is None or prompts is None:
+            return None, lambda x: x
+        if self.cross.every is None:
+            return None, partial(self.cross, 0, prompts)
+        return partial(self.cross.behind, prompts), lambda x: x
+
     def _read(self, x: Tensor) -> Tensor:
         """What the connector reads, (P, N, D') of the tower's last stream."""
         layout = self.vision_tower.layout
-        if self.tokens == layout.length:
-            return x
-        return x[:, layout.patches]
+        return x if self.tokens == layout.length else x[:, layout.patches]
+
+    def _trains_pictures(self) -> bool:
+        parts = [self.vision_tower, self.multi_modal_projector, self.cross]
+        trained = (p.requires_grad for part in parts if part is not None for p in part.parameters())
+        return self.training and torch.is_grad_enabled() and any(trained)
+
+    def _nothing(self, text: Tensor) -> Tensor:
+        """0 times what is made of a black picture and its text (B, L)."""
+        vision = self.config.vision_config
+        height, width = pair(vision.image_size)
+        image = {"image": torch.zeros(1, vision.num_channels, height, width, device=text.device)}
+        prompts = None
+        if self.cross is not None:
+            words = self.language_model.embed(text[:1])
+            prompts = Prompts(words, torch.ones_like(text[:1], dtype=torch.bool))
+        seen = self._see(image, prompts, {}, Output())
+        assert seen is not None, "there is one"
+        return 0.0 * seen.sum()
 
     def generate(self, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
         """The likeliest words after `text` (B, L), whose padding lies before it, by transformers' model of
@@ -171,10 +213,13 @@ class LlavaStudent(nn.Module):
             **mixers,
             "mixers": lambda name: any(each(name) for each in mixers.values()),
             **{name: _named(DECODER, decoder[name]) for name in _OF_DECODER},
+            "cross": lambda name: name.startswith("cross."),
         }
 
     def units(self) -> list[nn.Module]:
-        return [*self.vision_tower.units(), self.multi_modal_projector, *self.language_model.units()]
+        crossing = [] if self.cross is None else list(self.cross.modules_at)
+        own = [self.multi_modal_projector, *crossing]
+        return [*self.vision_tower.units(), *own, *self.language_model.units()]
 
     def compile_(self) -> None:
         """Of the decoder as it does it itself; of an image tower of ours each layer."""

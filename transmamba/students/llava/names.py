@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from ...core.tower import StudentSpec
 from ...ecosystems.sources import Source
 from ...ecosystems.timm import check_options
 from ...errors import UserError, refuse_all
+from ...layers.cross_base import CrossMambaConfig
 from ..hybrid_lm.architectures import OWN, Mixers
 from ..hybrid_lm.names import HybridLM, numbers_of
 from ..hybrid_lm.selected import LayersFile, Pattern
@@ -90,6 +91,22 @@ class Decoder:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cross(CrossMambaConfig):
+    """Cross-Mamba, by which pictures know the question: `CrossMambaConfig`'s keys, and where it stands.
+
+    every: behind every n-th layer of the image tower, of all its tokens; left out: once before the connector,
+        of the tokens that it reads
+    """
+
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every is not None and self.every < 1:
+            refuse_all([f"every is {self.every}; write a number of layers, at least 1, or leave it out"])
+
+
 class SavedLlava:
     """A kind of student that is a `LlavaStudent`, and is read from a folder as one."""
 
@@ -115,14 +132,17 @@ class Llava(SavedLlava):
     Mistral, SmolLM or Qwen2), with Mamba in its tower, in its decoder, or in both. Saved as transformers'
     own LlavaForConditionalGeneration, with its processor; one whose tower is a vim or ssd_vit loads after
     `import transmamba`. What is trained, each stage's `trainable`: image, connector, decoder, mixers (of
-    both), attention, mlp, embedding, head, norms (of the decoder), image.mixers, decoder.mixers.
+    both), attention, mlp, embedding, head, norms (of the decoder), cross, image.mixers, decoder.mixers.
 
     image:   its image tower
     decoder: its language model
+    cross:   cross-Mamba between the two, or null: with it the student is a class of our own, which
+        transformers loads with trust_remote_code=True
     """
 
     image: ImageTower = field(default_factory=ImageTower)
     decoder: Decoder = field(default_factory=Decoder)
+    cross: Cross | None = None
 
     def problems_from_scratch(self) -> list[str]:
         """What of it cannot be where no weights are taken from the teacher."""
@@ -148,7 +168,8 @@ class Llava(SavedLlava):
                 "student llava: the teacher's decoder normalises queries and keys (as Qwen3 does), which no "
                 "hybrid of transformers does; choose a teacher with a Llama, Mistral, SmolLM or Qwen2"
             )
-        config = llava_config(spec.view, vision, text, full)
+        cross = None if self.cross is None else asdict(self.cross)
+        config = llava_config(spec.view, vision, text, full, cross)
         with numbers_of(dtype):
             return LlavaStudent(config, fresh=self.image.fresh, **start)
 

@@ -14,6 +14,7 @@ from ...errors import UserError
 from ...views.embeddings import Spliced
 from ...views.view import View
 from ..image_part import ASKED, check_part, part_arguments, try_out
+from .own_class import AUTO_MAP, OWN, config_class
 from .scanned import NAMES
 
 if TYPE_CHECKING:
@@ -56,17 +57,18 @@ def tokens_of(view: View) -> int:
     return layout.length if spliced_of(view).special else layout.num_patches
 
 
-def llava_config(view: View, vision: Any, text: Any, full: bool) -> Any:
+def llava_config(view: View, vision: Any, text: Any, full: bool, cross: Mapping[str, Any] | None) -> Any:
     """transformers' LlavaConfig of these two parts. The tower has no layer that is not read, so its last one
     is.
 
-    full: whether the connector reads all that the tower gives
+    full:  whether the connector reads all that the tower gives
+    cross: where cross-Mamba stands, and what it is made of; None without it
     """
     from transformers import LlavaConfig
 
-    theirs = view.config
+    theirs, made = view.config, LlavaConfig if cross is None else config_class(OWN)
     assert theirs is not None, "spliced_of has looked"
-    return LlavaConfig(
+    return made(
         vision_config=vision,
         text_config=text,
         image_token_index=spliced_of(view).token,
@@ -75,7 +77,8 @@ def llava_config(view: View, vision: Any, text: Any, full: bool) -> Any:
         vision_feature_layer=-1,
         tie_word_embeddings=text.tie_word_embeddings,
         **{name: theirs[name] for name in _AS_THEY_ARE},
-        **{OURS: {"student": "llava"}},
+        **{OURS: {"student": "llava", "cross": cross}},
+        **({} if cross is None else {"auto_map": AUTO_MAP}),
     )
 
 

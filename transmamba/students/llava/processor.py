@@ -22,6 +22,8 @@ def processor_of(student: LlavaStudent) -> Any:
     words = copy.deepcopy(words)
     # as where it is created: what is set later alone is not saved
     words.padding_side = words.init_kwargs["padding_side"] = "left"
+    if words.pad_token is None:  # rows of several lengths are padded, and a mask says so
+        words.pad_token = words.eos_token
     layout, theirs = student.vision_tower.layout, student.beside.processor
     full = student.config.vision_feature_select_strategy == "full"
     return LlavaProcessor(

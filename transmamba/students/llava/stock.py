@@ -11,7 +11,9 @@ from torch import Tensor
 from ...ecosystems import decoders
 from ...ecosystems.sources import Source
 from ...ecosystems.vision_language import llava_preprocessing
+from ..hybrid_lm.own_class import write_code
 from ..hybrid_lm.stock import SHARD
+from .own_class import AUTO_MAP, OWN, config_class, model_class
 from .processor import processor_of
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 # this module's parts -> the stock class's, the first that fits
 _NAMES = (
+    ("cross.", "model.cross."),
     ("vision_tower.stock.", "model.vision_tower."),
     ("vision_tower.", "model.vision_tower.timm_model."),
     ("multi_modal_projector.", "model.multi_modal_projector."),
@@ -38,10 +41,10 @@ def stock_name(name: str) -> str:
 def as_stock(student: LlavaStudent) -> Any:
     """transformers' model of the same tensors, not copies, in the student's mode. Loaded strictly."""
     from accelerate import init_empty_weights
-    from transformers import AutoModelForImageTextToText
 
+    kind = model_class(student.config.model_type)
     with init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForImageTextToText.from_config(student.config)
+        model: Any = getattr(kind, "from_config", kind)(student.config)
     state = {stock_name(name): tensor for name, tensor in student.state_dict(keep_vars=True).items()}
     model.load_state_dict({**state, **_unread(student, model, state)}, strict=True, assign=True)
     if student.config.text_config.tie_word_embeddings:
@@ -66,11 +69,13 @@ def _unread(student: LlavaStudent, model: Any, state: dict[str, Any]) -> dict[st
 
 
 def save(student: LlavaStudent, folder: Path) -> None:
-    """The folder that `AutoModelForImageTextToText.from_pretrained(FOLDER)` loads, in files of at most
-    `SHARD`; with its processor where it has a tokenizer."""
+    """The folder that `AutoModelForImageTextToText.from_pretrained(FOLDER)` loads, of our own class with
+    `trust_remote_code=True`, in files of at most `SHARD`; with its processor where it has a tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
     with decoders.explained(str(folder), tried="saved"):  # without its progress bars
         as_stock(student).save_pretrained(folder, max_shard_size=SHARD)
+    if student.config.model_type == OWN:
+        write_code(folder, AUTO_MAP)
     processor = processor_of(student)
     if processor is not None:
         processor.save_pretrained(folder)
@@ -80,18 +85,16 @@ def empty(source: Source) -> LlavaStudent:
     """The student that a configuration describes, at its start."""
     from .model import LlavaStudent
 
-    return LlavaStudent(decoders.read_config(source))
+    return LlavaStudent(decoders.read_config(source, config_class(source.config.get("model_type"))))
 
 
 def load(source: Source) -> LlavaStudent:
     """What `save` wrote, in evaluation mode. Raises UserError for a folder that is damaged."""
-    from transformers import AutoModelForImageTextToText
-
     from ...ecosystems.origin import origin_of
     from ...ecosystems.texts import beside
     from .model import LlavaStudent
 
-    model: Any = decoders.load_decoder(source, AutoModelForImageTextToText)
+    model: Any = decoders.load_decoder(source, model_class(source.config.get("model_type")))
     made, state = LlavaStudent(model.config), model.state_dict()
     own = {name: state[stock_name(name)] for name in made.state_dict()}
     made.load_state_dict(own, strict=True, assign=True)
