@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,11 +13,11 @@ from torch import Tensor
 class Batch:
     """One micro-batch: what goes in, what should come out, how much of it there is.
 
-    inputs:  image (N, C, H, W) float32, normalised for the model; where a row may have none or several,
-        image_row (N,) int64, the row of each, in order; frames (B, T, C, H, W) of videos with
-        frames_mask (B, T) bool, True where a frame is real; text (B, L) int64 with text_mask (B, L)
-        bool or text_segment (B, L) int32, and whatever else a tower takes. An input that is absent: its tower
-        is not run
+    inputs:  image (N, C, H, W) float32, normalised for the model, with image_row (N,) int64, whose each
+        picture is, where a row may have none or several; frames (B, T, C, H, W) of videos with frames_mask
+        (B, T) bool, True where a frame is real; text (B, L) int64 with text_mask (B, L) bool or text_segment
+        (B, L) int32, and prompt_mask (B, L) bool, the words that may be read before an answer is known; and
+        whatever else a tower takes. An input that is absent: its tower is not run
     targets: classes (B,) int64 or (B, K) float32 after mixup; tokens (B, L), already shifted, -100 where
         nothing is asked; nothing at all
     index:   (B,) int64, each row's number in its split's source
@@ -41,6 +41,11 @@ class Batch:
             function(self.index),
             self.counts,
         )
+
+    def first(self, count: int) -> Batch:
+        """The first `count` rows; of pictures those that stand in them. The counts stay."""
+        rows = self.map(lambda tensor: tensor[:count])
+        return replace(rows, inputs=rows_of(self.inputs, slice(count)))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -1,4 +1,5 @@
-"""Language models of transformers that write: greedily, or by random numbers that belong to each row."""
+"""Models of transformers that write, about pictures too: greedily, or by random numbers that belong to each
+row."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def generate(
     A row that has ended is filled up with the token that ends it.
 
     inputs:  `text` (B, L) with `text_mask` (B, L) where rows have padding, which lies before them; `image`
-        (P, C, H, W) with them, of a model that reads pictures too, and `prompt_mask` (B, L) of one that asks
+        (P, C, H, W), the pictures of all rows in order, where the text has places for them, and `prompt_mask`
+        (B, L) of a model that takes it
     ends:    tokens that end a text beside those that the model's own configuration names
     drawing: how words are drawn; without one the likeliest is taken
 
@@ -104,9 +106,9 @@ def generate(
         pad_token_id=ended[0] if ended else 0,
         use_cache=True,
     )
-    takes = inspect.signature(model.forward).parameters
-    named = {"pixel_values": "image", "prompt_mask": "prompt_mask"}
-    seen = {to: inputs[name] for to, name in named.items() if name in inputs and to in takes}
+    seen = {"pixel_values": inputs["image"].to(model.dtype)} if "image" in inputs else {}
+    if "prompt_mask" in inputs and "prompt_mask" in inspect.signature(model.forward).parameters:
+        seen["prompt_mask"] = inputs["prompt_mask"]
     draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
     with torch.no_grad(), _evaluating(model), _plainly(model):
         made: Tensor = model.generate(
@@ -120,8 +122,10 @@ def generate(
 
 
 def ends_of(model: Any) -> list[int]:
-    """The tokens that end what it writes, by its generation_config.json, else by its config.json."""
-    for config in (model.generation_config, model.config):
+    """The tokens that end what it writes, by its generation_config.json, else by its config.json, of a model
+    of several parts by its decoder's there."""
+    decoder = getattr(model.config, "text_config", None)
+    for config in (model.generation_config, model.config, decoder):
         found = getattr(config, "eos_token_id", None)
         if found is not None:
             return [int(each) for each in (found if isinstance(found, list | tuple) else [found])]

@@ -18,6 +18,7 @@ from .sources import Source
 # a folder's tokenizer is in one of them
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 _PROBE = "a"
+_SAID = "w5x7"
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ class HuggingFaceTokenizer:
 
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str:
         """The text of a conversation; with `prompt` up to where the assistant is to go on."""
-        plain = [{"role": message.role, "content": message.content} for message in messages]
+        plain = [_turn(message, self._made.in_parts) for message in messages]
         try:
             text: str = self._made.library.apply_chat_template(
                 plain, tokenize=False, add_generation_prompt=prompt
@@ -166,10 +167,14 @@ class _Rendered:
 
 @dataclass(frozen=True)
 class _Made:
+    """in_parts: whether its chat template takes what is said as a list of parts, as those of vision-language
+    models do, and leaves out a plain text without a word"""
+
     library: Any
     vocabulary: int
     identity: str
     prefix: tuple[int, ...]
+    in_parts: bool
 
 
 @functools.lru_cache(maxsize=8)
@@ -178,7 +183,28 @@ def _make(name: str, revision: str | None) -> _Made:
     numbers = library.get_vocab()
     plain, whole = library(_PROBE, add_special_tokens=False).input_ids, library(_PROBE).input_ids
     begins = next((k for k in range(len(whole)) if whole[k : k + len(plain)] == plain), 0)
-    return _Made(library, 1 + max(numbers.values()), _identity(library, numbers), tuple(whole[:begins]))
+    return _Made(
+        library,
+        1 + max(numbers.values()),
+        _identity(library, numbers),
+        tuple(whole[:begins]),
+        library.chat_template is not None and not _says(library, False) and _says(library, True),
+    )
+
+
+def _turn(message: Message, in_parts: bool) -> dict[str, Any]:
+    """One side's words as a template takes them."""
+    said = [{"type": "text", "text": message.content}] if in_parts else message.content
+    return {"role": message.role, "content": said}
+
+
+def _says(library: Any, in_parts: bool) -> bool:
+    """Whether its chat template writes what is said in this form."""
+    try:
+        text = library.apply_chat_template([_turn(Message("user", _SAID), in_parts)], tokenize=False)
+    except Exception:  # whatever a template raises
+        return False
+    return _SAID in text
 
 
 def _source(name: str, revision: str | None) -> Source:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from .language_tokenizer import language_preprocessing
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
-from .vision_language import LLAVA, llava_preprocessing
+from .vision_language import LLAVA, llava_preprocessing, load_llava
 
 logger = logging.getLogger("transmamba.teacher")
 
@@ -64,6 +64,8 @@ def load(source: Source) -> nn.Module:
         return student
     if decoders.is_decoder(source):
         return decoders.load_decoder(source)
+    if source.config.get("model_type") == LLAVA:
+        return load_llava(source)
     return load_hugging_face(str(source.folder or source.repo), source.revision)
 
 
@@ -84,8 +86,7 @@ def preprocessing(model: nn.Module) -> Preprocessing | PicturesAndText | TextOnl
     """Of its images; of a language model its tokenizer; of a LLaVA both."""
     built: Any = model
     if getattr(built, "reads", None) is not None:  # a student of ours, which keeps it
-        carried: PicturesAndText | TextOnly = built.reads
-        return carried
+        return cast(PicturesAndText | TextOnly, built.reads)
     if built.config.model_type == LLAVA:
         return llava_preprocessing(built.config, getattr(built, "name_or_path", ""))
     if not hasattr(image_config(built.config), "image_size"):
@@ -132,8 +133,7 @@ def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
 
 
 def empty_of_any_type(source: Source) -> nn.Module:
-    """A model of any type that transformers knows, on the meta device, so that something can be said of it.
-    Raises UserError in one line."""
+    """A model of any type that transformers knows, on the meta device. Raises UserError in one line."""
     if (ours := _student_of(source)) is not None:
         with torch.device("meta"):
             student: nn.Module = ours.empty(source)

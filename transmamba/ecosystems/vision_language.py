@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..errors import UserError
+from .decoders import load_decoder
 from .language_tokenizer import language_preprocessing
 from .processor import hugging_face_preprocessing
+from .sources import Source
 
 LLAVA = "llava"
 # of which towers the first token is no patch
@@ -44,6 +48,13 @@ def places_of(config: Any) -> int:
             f"the tower {vision.model_type}; write full in the model's config.json"
         )
     return int(patches)
+
+
+def load_llava(source: Source) -> nn.Module:
+    """A LLaVA with its weights, in its own precision. Raises UserError in one line."""
+    from transformers import AutoModelForImageTextToText
+
+    return load_decoder(source, AutoModelForImageTextToText)
 
 
 def _is_a_place(name: str) -> bool:

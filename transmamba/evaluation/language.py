@@ -68,6 +68,7 @@ class LanguageEvaluator:
     read: this process's batches: `text` (B, L) with `text_mask` or `text_segment`, `targets["tokens"]`
         (B, L), `index` (B,) the numbers of the blocks
     text: of a block by its number, to look at; None to show none
+    longest: tokens of a row at most, where they differ from batch to batch; None where all are of one length
 
     Of a student whose teacher is measured in the same pass, also KL(teacher ‖ student) and how often both
     find the same word the likeliest.
@@ -86,6 +87,7 @@ class LanguageEvaluator:
     read: Callable[[Pass], Iterator[Batch]]
     text: Callable[[int], str] | None = None
     metrics: tuple[Metric, ...] = METRICS
+    longest: int | None = None
     # rows of a batch at most, on any process
     _rows: int = field(default=1, init=False, repr=False)
 
@@ -110,7 +112,7 @@ class LanguageEvaluator:
         tally.words.append(summed(np.ones(len(cells))))
         said = {name: runner.logits(batch) for name, runner in runners.items()}
         scores: dict[str, dict[str, list[Floats]]] = {name: {} for name in said}
-        for part, logs in log_probabilities(said, tokens, self._rows * length):
+        for part, logs in log_probabilities(said, tokens, self._rows * (self.longest or length)):
             for name, log in logs.items():
                 found = {"nats": -likelihoods(log, wanted[part])[0]}
                 if TEACHER in logs:

@@ -7,12 +7,13 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ..core.batch import Batch
+from ..core.preprocessing import PicturesAndText
 from ..core.task import Pass
 from ..ecosystems.find import load_model, preprocessing_of
 from ..errors import UserError
@@ -29,10 +30,11 @@ Watch = Callable[[Iterator[Batch], str], Iterator[Batch]]
 class Evaluation:
     """Models and data, loaded and checked against each other.
 
+    model:        one that writes about pictures and is no student is run as the teacher it is read as
     task, theirs: the data as the model and as the teacher sees them; one object where they see the same
     """
 
-    model: nn.Module
+    model: nn.Module | Teacher
     teacher: Teacher | None
     task: Any
     theirs: Any
@@ -57,7 +59,8 @@ class Evaluation:
     def measure(self, watch: Watch | None = None) -> Measured:
         """One pass over the split; two where teacher and model see different pixels."""
         context = functools.partial(autocast, self.device, self.precision)
-        mine = {"student": ModelRunner(self.model, self.device, context)}
+        kind: Literal["student", "teacher"] = "teacher" if isinstance(self.model, Teacher) else "student"
+        mine = {"student": ModelRunner(self.model, self.device, context, kind=kind)}
         if self.teacher is None:
             return measure(self.task.evaluators(self.split), mine, self.passing, watch=watch)
         beside = {"teacher": ModelRunner(self.teacher, self.device, context, kind="teacher")}
@@ -97,8 +100,11 @@ def prepare(
         raise UserError(f"architecture {architecture} goes with a file of weights, not a model in hand")
     if teacher is None and teacher_architecture is not None:
         raise UserError(f"teacher architecture {teacher_architecture}: name the teacher too, or leave it out")
-    built = theirs = task.build(preprocessing_of(model))
-    built.check(model, "model")
+    looks, run = preprocessing_of(model), model
+    if isinstance(looks, PicturesAndText) and not hasattr(model, "run"):
+        run = as_teacher(model)
+    built = theirs = task.build(looks)
+    built.check(run, "model")
     if hasattr(built, "say_truncated"):  # a task of texts
         built.say_truncated(split)
     taught = None if teacher is None else as_teacher(teacher, teacher_architecture).to(target)
@@ -109,7 +115,7 @@ def prepare(
             )
         if taught.preprocessing != built.preprocessing:
             theirs = task.build(taught.preprocessing)
-            theirs.check(model, "model")
+            theirs.check(run, "model")
             built.check(taught, "teacher")  # both by both, so that both number the classes alike
         theirs.check(taught, "teacher")
     elif all(getattr(evaluator, "pairwise", False) for evaluator in built.evaluators(split)):
@@ -118,7 +124,7 @@ def prepare(
             "(--teacher)"
         )
     return Evaluation(
-        model=model.to(target),
+        model=run.to(target),
         teacher=taught,
         task=built,
         theirs=theirs,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core.batch import Batch, rows_of
+from ..core.batch import Batch
 from ..core.tower import Student
 from ..errors import UserError, refuse_all
 from ..views.view import Tower, View
@@ -122,14 +122,8 @@ def first_items(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
     for batch in batches:
         if count <= 0:
             return
-        yield batch if len(batch) <= count else _first_rows(batch, count)
+        yield batch if len(batch) <= count else batch.first(count)
         count -= len(batch)
-
-
-def _first_rows(batch: Batch, count: int) -> Batch:
-    some = slice(count)
-    targets = {name: tensor[some] for name, tensor in batch.targets.items()}
-    return Batch(rows_of(batch.inputs, some), targets, batch.index[some], batch.counts)
 
 
 def _mimic(student: Student, layers: int) -> None:

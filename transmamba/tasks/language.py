@@ -26,6 +26,7 @@ from ..data.text.tokenised import Tokenised
 from ..errors import UserError, refuse_all
 from .benchmarks import Benchmarks, names_twice
 from .generated import check_names, evaluators_of
+from .vocabulary import check_words
 
 Indices = npt.NDArray[np.int64]
 
@@ -149,21 +150,9 @@ class Language:
     def check(self, model: Any, who: str) -> None:
         """Raises UserError for one that predicts no tokens, or whose vocabulary, tokenizer or context is not
         that of the data."""
-        words, mine = _vocabulary(model), self.tokenizer
-        if words is None:
-            raise UserError(f"{who} predicts no tokens; the task language needs a causal language model")
-        if mine.vocabulary > words:
-            raise UserError(
-                f"{who} has a vocabulary of {words} tokens, but the data's tokenizer numbers "
-                f"{mine.vocabulary}; choose models that share a tokenizer"
-            )
+        check_words(model, who, "language", "a causal language model", self.tokenizer)
         looks = getattr(model, "preprocessing", None)
         if isinstance(looks, TextOnly):
-            if looks.text.identity != mine.identity:
-                raise UserError(
-                    f"{who} reads by another tokenizer, of {looks.text.vocabulary} tokens, than the data's, "
-                    f"of {mine.vocabulary}; choose models that share one"
-                )
             _check_context(self.config.block, looks.text.context, who)
 
     def documents(self, split: str) -> Indices:
@@ -272,11 +261,3 @@ def _check_context(block: int, context: int | None, who: str) -> None:
             f"block is {block} tokens, but {who} reads at most {context} at once (its context); write "
             f"task.block: {context} or less"
         )
-
-
-def _vocabulary(model: Any) -> int | None:
-    """How many tokens a model predicts; None for one that predicts none. A student's configuration says."""
-    told = getattr(model, "vocabulary", None)
-    if told is None and getattr(model, "view", None) is None:
-        told = getattr(getattr(model, "config", None), "vocab_size", None)
-    return told if isinstance(told, int) else None

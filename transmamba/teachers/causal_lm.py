@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ..config.registry import TEACHERS
+from ..core.preprocessing import PicturesAndText
 from ..core.text import TextOnly
 from ..ecosystems import decoders
 from ..ecosystems import transformers as library
@@ -110,7 +111,9 @@ class Writer:
     make: loads it, or copies one in hand
     """
 
-    def __init__(self, make: Callable[[], nn.Module], preprocessing: TextOnly | None) -> None:
+    def __init__(
+        self, make: Callable[[], nn.Module], preprocessing: TextOnly | PicturesAndText | None
+    ) -> None:
         self._make, self._preprocessing = make, preprocessing
         self._model: Any = None
 

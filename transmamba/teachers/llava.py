@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..config.registry import TEACHERS
 from ..core.layout import Spliced as SplicedLayout
+from ..core.preprocessing import PicturesAndText
 from ..ecosystems import decoders
 from ..ecosystems import transformers as library
 from ..ecosystems.sources import Source, read_source
@@ -18,7 +20,7 @@ from ..ecosystems.vision_language import llava_preprocessing
 from ..views.embeddings import Connector, Spliced, TokenEmbedding
 from ..views.heads import LanguageHead
 from ..views.view import Tower, View
-from .causal_lm import check_type
+from .causal_lm import Writer, check_type
 from .causal_lm_view import as_transformers, blocks_of, decoder_tower
 from .check import Original, affine
 from .hf_clip_view import image_tower
@@ -52,6 +54,8 @@ class Llava(OfModule):
         teacher.preprocessing = llava_preprocessing(
             model.config, str(source.folder or source.repo), source.revision
         )
+        # read once more when it is to write: until then nothing is held beside the view
+        teacher.writer = Writer(self.load, _with_words(teacher.preprocessing))
         return teacher
 
     def load(self) -> nn.Module:
@@ -85,13 +89,15 @@ class Llava(OfModule):
         model: Any = module
         origin = library.origin(model)
         view = llava_view(model)
+        preprocessing = llava_preprocessing(model.config, library.folder_of(model))
         return Teacher(
             view,
             source=source,
-            preprocessing=llava_preprocessing(model.config, library.folder_of(model)),
+            preprocessing=preprocessing,
             num_params=sum(p.numel() for p in module.parameters()),
             licence=origin.licence,
             base_model=origin.base_model,
+            writer=Writer(lambda: copy.deepcopy(module), _with_words(preprocessing)),
         )
 
     @staticmethod
@@ -139,6 +145,10 @@ def llava_view(model: Any) -> View:
     tied = head.weight is words.weight
     heads = {"decoder": LanguageHead(head, tied=tied)}
     return View(towers, heads, config=config.to_dict())
+
+
+def _with_words(preprocessing: Any) -> PicturesAndText | None:
+    return preprocessing if isinstance(preprocessing, PicturesAndText) else None
 
 
 def _check_tower(config: Any) -> None:

@@ -59,7 +59,7 @@ def test_an_item_whose_picture_is_bad_is_another_one_whole(caplog: pytest.LogCap
 def test_too_many_are_refused() -> None:
     source = ForgivingQuestions(Questions(60, BAD), 2)
     with pytest.raises(
-        UserError, match=r"3 of 60 questions do not decode \(picture 1: .*more than the limit 2"
+        UserError, match=r"3 of 60 questions cannot be used \(picture 1: .*more than the limit 2"
     ):
         [source.item(number) for number in range(60)]
     with pytest.raises(UserError, match=r"limit of bad pictures 1\.5"):

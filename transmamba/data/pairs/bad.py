@@ -161,7 +161,8 @@ class Forgiving:
     def _listed(self) -> str:
         first = torch.nonzero(self.state == _BAD).flatten()[:_SHOWN].tolist()
         reasons = "; ".join(filter(None, (refusal(number, self._load) for number in first)))
-        return f"{self.bad} of {len(self)} {self._what}s do not decode ({reasons})"
+        fails = getattr(self.source, "fails", "do not decode")
+        return f"{self.bad} of {len(self)} {self._what}s {fails} ({reasons})"
 
     @property
     def _what(self) -> str:

@@ -1,8 +1,9 @@
-"""Questions whose pictures do not decode: another takes the place of each, they are counted, and only so many
-are borne."""
+"""Questions that cannot be used, for a picture that does not decode or for what a task says: another takes
+the place of each, they are counted, and only so many are borne."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,15 +22,24 @@ class ForgivingQuestions:
     source: what is read
     limit:  how many items may be bad: a share of all (float), or a number (int); beyond it UserError
     among:  the numbers that may take a bad one's place, such as those trained on; None for all
+    usable: raises UserError, of an item by its number, for one that is bad for another reason; None where
+        there is no other
+    seen:   whether pictures are looked at: else none is decoded
     """
 
     source: QuestionSource
     limit: Limit
     among: npt.NDArray[np.int64] | None = None
+    usable: Callable[[int, Item], object] | None = None
+    seen: bool = True
     _pictures: Forgiving = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_pictures", Forgiving(_AsFrames(self.source), self.limit, self.among))
+        object.__setattr__(
+            self,
+            "_pictures",
+            Forgiving(_AsFrames(self.source, self.usable, self.seen), self.limit, self.among),
+        )
 
     @property
     def skipped(self) -> int:
@@ -48,8 +58,19 @@ class ForgivingQuestions:
         return self._pictures.number(index)
 
     def item(self, index: int) -> Item:
-        """Its pictures decode. Raises UserError when more than `limit` do not."""
+        """Its pictures decode. Raises UserError when more than `limit` items are bad."""
         return self.source.item(self.number(index))
+
+    def images(self, index: int) -> list[Image.Image]:
+        """Of the item at `index`, none where they are not looked at. Raises UserError as `item` does."""
+        return self._pictures.frames(index)
+
+    def twin(self, index: int) -> int | None:
+        """Whose twin the item at `index` is; None of one that took another's place, of one whose twin was
+        replaced, and in a source without twins."""
+        of = getattr(self.source, "twin", None)
+        other: int | None = of(index) if of is not None and self.number(index) == index else None
+        return other if other is not None and self.number(other) == other else None
 
 
 @dataclass(frozen=True)
@@ -57,8 +78,10 @@ class _AsFrames:
     """The pictures of each item as `Forgiving` reads those of a video: none, one or several."""
 
     source: QuestionSource
+    usable: Callable[[int, Item], object] | None = None
+    seen: bool = True
     num_frames = 0
-    what = "question"
+    what, fails = "question", "cannot be used"
 
     @property
     def skipped(self) -> int:
@@ -68,7 +91,10 @@ class _AsFrames:
         return len(self.source)
 
     def frames(self, index: int) -> list[Image.Image]:
-        return self.source.item(index).images()
+        item = self.source.item(index)
+        if self.usable is not None:
+            self.usable(index, item)
+        return item.images() if self.seen else []
 
     def image(self, index: int) -> Image.Image:
         raise AssertionError("asked of all pictures of an item at once")

@@ -78,10 +78,14 @@ class DrawnPicture:
 
 @dataclass(frozen=True)
 class DrawnQuestions:
-    """A `QuestionSource`."""
+    """A `QuestionSource`.
+
+    drawn: its pictures lie in no file that may be damaged
+    """
 
     questions: SceneQuestions
     skipped: int = 0
+    drawn: bool = True
 
     def __len__(self) -> int:
         return len(self.questions)
