@@ -21,7 +21,7 @@ from .language_tokenizer import language_preprocessing
 from .origin import Origin, origin_in_hand
 from .processor import hugging_face_preprocessing, image_processor
 from .sources import Source
-from .vision_language import LLAVA, llava_preprocessing, load_llava
+from .vision_language import LLAVA, llava_card, llava_preprocessing, load_llava
 
 logger = logging.getLogger("transmamba.teacher")
 
@@ -201,8 +201,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
 
 
 def _refuse_drawn(name: str, found: Mapping[str, Any], but: Sequence[str] = ()) -> None:
-    """Raises UserError for tensors that loading has filled with random numbers, being of another shape or
-    missing.
+    """Raises UserError for tensors that loading has drawn, being of another shape or missing.
 
     but: the submodules that are meant to be made anew
     """
@@ -219,8 +218,7 @@ def _refuse_drawn(name: str, found: Mapping[str, Any], but: Sequence[str] = ()) 
 
 
 def _refuse_left_over(name: str, found: Mapping[str, Any]) -> None:
-    """Raises UserError for a block, or a part of one, that the configuration has no place for. Heads and
-    poolers that nobody asked for may be left over."""
+    """Raises UserError for a part of a block that has no place. Heads and poolers may be left over."""
     odd = decoders.unplaced(key for key in found["unexpected_keys"] if _IN_A_BLOCK.search(key))
     if odd:
         raise UserError(f"Hugging Face model {name!r} holds what its config has no place for: {odd}")
@@ -283,6 +281,8 @@ model = {loader}.from_pretrained("OWNER/NAME").eval()
 
 def card(model: nn.Module) -> Card:
     built: Any = model
+    if hasattr(built.config, "text_config") and built.config.model_type not in DUAL_ENCODERS:
+        return llava_card(built.config, getattr(built, "origin", None) or origin(built))
     own_code = hasattr(built.config, "auto_map") and hasattr(built.config, "transmamba")  # a student of ours
     if own_code or decoders.is_language(built.config.model_type):
         return texts.card(getattr(built, "origin", None) or origin(built), own_code)

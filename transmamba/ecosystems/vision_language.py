@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from ..core.card import Card
 from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..errors import UserError
 from .decoders import load_decoder
 from .language_tokenizer import language_preprocessing
+from .origin import Origin
 from .processor import hugging_face_preprocessing
 from .sources import Source
 
@@ -55,6 +57,35 @@ def load_llava(source: Source) -> nn.Module:
     from transformers import AutoModelForImageTextToText
 
     return load_decoder(source, AutoModelForImageTextToText)
+
+
+_SNIPPET = """{first}from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("OWNER/NAME"{also})
+model = AutoModelForImageTextToText.from_pretrained("OWNER/NAME"{also}).eval()
+asked = [{{"type": "image", "path": "PICTURE.png"}}, {{"type": "text", "text": "What is this?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": asked}}], add_generation_prompt=True, tokenize=True, return_dict=True,
+    return_tensors="pt",
+)
+print(processor.batch_decode(model.generate(**inputs, max_new_tokens=20), skip_special_tokens=True)[0])
+"""
+
+
+def llava_card(config: Any, origin: Origin) -> Card:
+    """Of a LLaVA of transformers: one with an image tower of ours needs us, one with code of its own says
+    so."""
+    ours = str(getattr(config.vision_config, "architecture", "")).startswith("llava_")
+    return Card(
+        library="transformers",
+        pipeline_tag="image-text-to-text",
+        snippet=_SNIPPET.format(
+            first="import transmamba  # its image tower\n" if ours else "",
+            also=", trust_remote_code=True" if hasattr(config, "auto_map") else "",
+        ),
+        licence=origin.licence,
+        base_model=origin.base_model,
+    )
 
 
 def _is_a_place(name: str) -> bool:

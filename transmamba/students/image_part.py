@@ -69,12 +69,12 @@ def check_part(config: ImagePart, spec: StudentSpec, whole: str, resized: str) -
         )
 
 
-def try_out(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raises UserError for what the tower's constructor refuses, in its own words."""
+def try_out(name: str, arguments: Mapping[str, Any]) -> Any:
+    """The tower on the meta device. Raises UserError for what its constructor refuses, in its own words."""
     import timm
 
     try:
         with torch.device("meta"):
-            timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+            return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
     except Exception as error:  # whatever timm, torch and our own checks raise
         raise UserError(f"{ASKED.at}.kwargs: {explained(error, arguments)}") from error

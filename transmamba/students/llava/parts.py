@@ -123,7 +123,12 @@ def _scanned(config: ImageTower, spec: StudentSpec) -> Any:
             )
     arguments = part_arguments(config, alone)
     name = NAMES[config.kind]
-    try_out(name, arguments)
+    count, theirs = try_out(name, arguments).layout.num_patches, _grid(spec.view).num_patches
+    if count != theirs:
+        raise UserError(
+            f"{ASKED.at}.kwargs make {count} tokens of a picture, the teacher's {theirs} stand in the texts; "
+            "leave patch_size and stride out"
+        )
     return TimmWrapperConfig(
         architecture=name,
         do_pooling=False,

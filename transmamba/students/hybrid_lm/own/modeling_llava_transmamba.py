@@ -80,6 +80,7 @@ class CrossLlavaModel(LlavaModel):
         if prompt is None:
             raise ValueError("write prompt_mask, which words are the prompt, or labels: answers are not read")
         places = text == self.config.image_token_id
+        places[:, prompt.shape[1] :] = False  # what is written behind a prompt stands for no picture
         count, found = len(pixels) * self.config.image_seq_length, places.sum(dim=1)
         if int(found.sum()) != count or bool((found % self.config.image_seq_length).any()):
             raise ValueError(
