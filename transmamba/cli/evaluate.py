@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         default="image_classification",
-        help="image_classification (if left out), image_text or language",
+        help="image_classification (if left out), image_text, language or questions",
     )
     parser.add_argument(
         "--data", help="a name of the task's readers, a folder or a file; left out: what RUN was trained on"
@@ -40,7 +40,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="reader options, such as root=/data/x; task.KEY=... for the task, as in a recipe: of image_text "
         "task.zero_shot.0.data=FOLDER, task.zero_shot.0.templates=FILE, task.probe=FOLDER; of language "
-        "task.benchmarks.0.name=piqa, task.benchmarks.0.path=FOLDER",
+        "task.benchmarks.0.name=piqa, task.benchmarks.0.path=FOLDER; of questions task.controls=[]",
     )
 
 

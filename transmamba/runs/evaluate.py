@@ -100,7 +100,8 @@ def prepare(
         raise UserError(f"architecture {architecture} goes with a file of weights, not a model in hand")
     if teacher is None and teacher_architecture is not None:
         raise UserError(f"teacher architecture {teacher_architecture}: name the teacher too, or leave it out")
-    looks, run = preprocessing_of(model), model
+    looks = preprocessing_of(model)
+    run: nn.Module | Teacher = model
     if isinstance(looks, PicturesAndText) and not hasattr(model, "run"):
         run = as_teacher(model)
     built = theirs = task.build(looks)

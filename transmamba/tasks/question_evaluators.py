@@ -73,8 +73,9 @@ class QuestionEvaluators:
         """Those that change anything: nobody sees the pictures of a model that is shown none."""
         shown, found = self.task.asking.style.pictures, dict[str, ControlEvaluator]()
         for kind in self.task.config.controls:
-            made = self._made(kind) if kind == "question" or shown else None
-            if made is not None:
+            if kind != "question" and not shown:
+                continue
+            if (made := self._made(kind)) is not None:
                 found[kind] = made
             else:
                 logger.warning("%s split: nothing to exchange for the control %r", self.split, kind)
