@@ -19,7 +19,7 @@ from ..errors import Inexpressible, UserError
 from . import decoders, texts
 from .language_tokenizer import language_preprocessing
 from .origin import Origin, origin_in_hand
-from .processor import hugging_face_preprocessing, image_processor
+from .processor import NESTED, hugging_face_preprocessing, image_processor
 from .sources import Source
 from .vision_language import LLAVA, llava_card, llava_preprocessing, load_llava
 
@@ -268,7 +268,7 @@ def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = N
     built: Any = model
     folder.mkdir(parents=True, exist_ok=True)
     built.save_pretrained(folder)
-    if isinstance(preprocessing, Preprocessing):  # a language model's words are its own to save
+    if isinstance(preprocessing, Preprocessing) and not (folder / NESTED).is_file():  # words are its own
         image_processor(preprocessing).save_pretrained(folder)
 
 

@@ -113,16 +113,18 @@ class SavedLlava:
     @staticmethod
     def empty(source: Source) -> LlavaStudent:
         """The student that a configuration describes, at its start."""
+        from .model import LlavaStudent
         from .stock import empty
 
-        return empty(source)
+        return empty(source, LlavaStudent)
 
     @staticmethod
     def load(source: Source) -> LlavaStudent:
         """The student in a folder or a repository that says it is one."""
+        from .model import LlavaStudent
         from .stock import load
 
-        return load(source)
+        return load(source, LlavaStudent)
 
 
 @STUDENTS.register("llava")

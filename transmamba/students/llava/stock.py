@@ -81,21 +81,18 @@ def save(student: LlavaStudent, folder: Path) -> None:
         processor.save_pretrained(folder)
 
 
-def empty(source: Source) -> LlavaStudent:
+def empty(source: Source, student: type[LlavaStudent]) -> LlavaStudent:
     """The student that a configuration describes, at its start."""
-    from .model import LlavaStudent
-
-    return LlavaStudent(decoders.read_config(source, config_class(source.config.get("model_type"))))
+    return student(decoders.read_config(source, config_class(source.config.get("model_type"))))
 
 
-def load(source: Source) -> LlavaStudent:
+def load(source: Source, student: type[LlavaStudent]) -> LlavaStudent:
     """What `save` wrote, in evaluation mode. Raises UserError for a folder that is damaged."""
     from ...ecosystems.origin import origin_of
     from ...ecosystems.texts import beside
-    from .model import LlavaStudent
 
     model: Any = decoders.load_decoder(source, model_class(source.config.get("model_type")))
-    made, state = LlavaStudent(model.config), model.state_dict()
+    made, state = student(model.config), model.state_dict()
     own = {name: state[stock_name(name)] for name in made.state_dict()}
     made.load_state_dict(own, strict=True, assign=True)
     if model.config.text_config.tie_word_embeddings:
