@@ -122,7 +122,8 @@ class LlavaStudent(nn.Module):
         if "image" not in inputs:
             return None
         after, before = self._crossing(prompts)
-        made = self.vision_tower.run({"image": inputs["image"]}, captures, after)
+        image = inputs["image"].to(self.multi_modal_projector.linear_1.weight.dtype)
+        made = self.vision_tower.run({"image": image}, captures, after)
         output.streams["image"] = made.streams["image"]
         return self.multi_modal_projector(before(self._read(made.logits.hidden)))
 
