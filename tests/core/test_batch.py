@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from transmamba.core.batch import Batch, image_batch
+from transmamba.core.batch import Batch, image_batch, rows_of
 
 
 def captions() -> Batch:
@@ -35,3 +35,19 @@ def test_a_batch_of_pictures() -> None:
     batch = image_batch(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 2]))
     assert batch.counts == {"samples": 3} and batch.index.tolist() == [0, 1, 2]
     assert image_batch(torch.zeros(1, 1, 2, 2), torch.zeros(1), torch.tensor([7])).index.tolist() == [7]
+
+
+def test_rows_keep_their_own_pictures() -> None:
+    inputs = {
+        "text": torch.arange(8).reshape(4, 2),
+        "image": torch.arange(5.0),
+        "image_row": torch.tensor([0, 2, 2, 2, 3]),
+    }
+    found = rows_of(inputs, slice(2, 4))
+    assert found["text"].tolist() == [[4, 5], [6, 7]] and found["image"].tolist() == [1, 2, 3, 4]
+    assert found["image_row"].tolist() == [0, 0, 0, 1]
+    assert rows_of(inputs, slice(1, 2)).keys() == {"text"}, "no pictures are no input"
+    whole = rows_of(inputs, slice(99))
+    assert all(torch.equal(whole[name], inputs[name]) for name in inputs)
+    plain = {"image": torch.arange(3), "text": torch.arange(3)}
+    assert rows_of(plain, slice(2))["image"].tolist() == [0, 1]

@@ -14,7 +14,7 @@ from transmamba.config.registry import STUDENTS
 from transmamba.core.tower import StudentSpec
 from transmamba.errors import UserError
 from transmamba.students.clip.names import ImageTower
-from transmamba.students.clip.shapes import ASKED
+from transmamba.students.image_part import ASKED
 from transmamba.students.timm_arguments import Asked
 from transmamba.subcloning.subclone import SubcloneConfig, subclone
 from transmamba.teachers.load import adapt_teacher

@@ -45,11 +45,7 @@ class Batch:
     def first(self, count: int) -> Batch:
         """The first `count` rows; of pictures those that stand in them. The counts stay."""
         rows = self.map(lambda tensor: tensor[:count])
-        if "image_row" not in self.inputs:
-            return rows
-        kept = self.inputs["image_row"] < count
-        pictures = {name: self.inputs[name][kept] for name in ("image", "image_row")}
-        return replace(rows, inputs={**rows.inputs, **pictures})
+        return replace(rows, inputs=rows_of(self.inputs, slice(count)))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -71,6 +67,21 @@ class Batch:
             tensors["index"],
             self.counts,
         )
+
+
+def rows_of(inputs: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """The inputs of these rows, one after the other; of pictures that lie in rows (`image_row`), theirs, and
+    no `image` where they have none."""
+    of = inputs.get("image_row")
+    if of is None:
+        return {name: tensor[rows] for name, tensor in inputs.items()}
+    count = max(len(tensor) for name, tensor in inputs.items() if name not in ("image", "image_row"))
+    start, stop, _ = rows.indices(count)
+    there = (of >= start) & (of < stop)
+    found = {name: tensor[rows] for name, tensor in inputs.items() if name not in ("image", "image_row")}
+    if bool(there.any()):
+        found |= {"image": inputs["image"][there], "image_row": of[there] - start}
+    return found
 
 
 def image_batch(images: Tensor, classes: Tensor, index: Tensor | None = None) -> Batch:

@@ -80,7 +80,10 @@ class Aligner(nn.Module):
         count = 0
         total, squares = torch.zeros(2, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
         for batch in batches:
-            seen = teacher(batch.inputs, {stream: Capture(hidden=frozenset(self.compared))}).streams[stream]
+            found = teacher(batch.inputs, {stream: Capture(hidden=frozenset(self.compared))}).streams
+            if stream not in found:  # texts alone have no pictures
+                continue
+            seen = found[stream]
             for row, s in enumerate(self.compared):
                 tokens = self.teacher_tokens(seen.hidden[s])
                 tokens = tokens.flatten(0, 1) if seen.mask is None else tokens[seen.mask]

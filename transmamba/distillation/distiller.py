@@ -127,9 +127,10 @@ class Distiller(nn.Module):
         if embed:
             losses = self.coupled
         teacher = self._run_teacher(batch, losses.values())
-        forced = {name: loss for name, loss in losses.items() if loss.teacher_forced}
-        free = {name: loss for name, loss in losses.items() if not loss.teacher_forced}
-        terms: dict[str, Term] = {}
+        there = {name: loss for name, loss in losses.items() if _has_stream(loss, teacher)}
+        forced = {name: loss for name, loss in there.items() if loss.teacher_forced}
+        free = {name: loss for name, loss in there.items() if not loss.teacher_forced}
+        terms = {name: Term(self._nothing()) for name in losses if name not in there}
         if free:
             student = self._run_student(batch, free.values(), drawn)
             if embed:
@@ -188,6 +189,11 @@ class Distiller(nn.Module):
             drawn[stream] = chosen.sort().values.to(device)
         return drawn
 
+    def _nothing(self) -> Tensor:
+        """0, of all that is trained: so that every rank has the same gradients where one has no pictures."""
+        trained = (p for p in self.parameters() if p.requires_grad and not hasattr(p, "full_tensor"))
+        return 0.0 * sum((p.sum() for p in trained), torch.zeros(()))
+
     def _run_teacher(self, batch: Batch, losses: Iterable[Loss]) -> Output | None:
         reading = [loss for loss in losses if loss.needs_teacher]
         if self.teacher is None or not reading:
@@ -231,6 +237,11 @@ class Distiller(nn.Module):
                 made, parts = tower.mixer(k, hidden, context, capture)
                 stream.mixers[k] = {"output": made, **parts}
         return output
+
+
+def _has_stream(loss: Loss, teacher: Output | None) -> bool:
+    """Whether a batch has what the loss compares: one of texts alone has no pictures."""
+    return not loss.stream or teacher is None or loss.stream in teacher.streams
 
 
 def weighted(terms: Mapping[str, Term], weights: Mapping[str, float], counts: Tensor) -> Tensor:

@@ -208,8 +208,9 @@ class Loss(nn.Module):
         return (self.stream,) if self.stream else ()
 
     def item(self, batch: Batch) -> str:
-        """What this loss counts in such a batch: a key of `Batch.counts`."""
-        return self._item
+        """What this loss counts in such a batch: a key of `Batch.counts`. Pictures that lie in rows of text
+        are counted apart from these."""
+        return "pictures" if self.stream == "image" and "pictures" in batch.counts else self._item
 
     def student_captures(self) -> Captures:
         return {}

@@ -4,6 +4,7 @@ row."""
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,8 @@ def generate(
     A row that has ended is filled up with the token that ends it.
 
     inputs:  `text` (B, L) with `text_mask` (B, L) where rows have padding, which lies before them; `image`
-        (P, C, H, W), the pictures of all rows in order, where the text has places for them
+        (P, C, H, W), the pictures of all rows in order, where the text has places for them, and `prompt_mask`
+        (B, L) of a model that takes it
     ends:    tokens that end a text beside those that the model's own configuration names
     drawing: how words are drawn; without one the likeliest is taken
 
@@ -105,6 +107,8 @@ def generate(
         use_cache=True,
     )
     seen = {"pixel_values": inputs["image"].to(model.dtype)} if "image" in inputs else {}
+    if "prompt_mask" in inputs and "prompt_mask" in inspect.signature(model.forward).parameters:
+        seen["prompt_mask"] = inputs["prompt_mask"]
     draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
     with torch.no_grad(), _evaluating(model), _plainly(model):
         made: Tensor = model.generate(

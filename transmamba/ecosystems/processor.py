@@ -13,7 +13,7 @@ from ..errors import UserError
 from . import hub
 from .processor_sizes import crop_of, resized_of, sized
 
-_OWN, _NESTED = "preprocessor_config.json", "processor_config.json"
+_OWN, NESTED = "preprocessor_config.json", "processor_config.json"
 # PIL's numbers
 RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 # those that resize, crop, rescale and normalise as is done here, in that order
@@ -189,12 +189,12 @@ def _resampling(code: Any) -> str:
 def _read(source: str, revision: str | None) -> tuple[dict[str, Any], str]:
     """What the files of a folder or an id say of the image processor, and in which: the newer one, where it
     nests an image processor, goes before the older, as in transformers. Empty where there is none."""
-    values = _values(source, _NESTED, revision).get("image_processor")
+    values = _values(source, NESTED, revision).get("image_processor")
     if values is None:
         return _values(source, _OWN, revision), _OWN
     if not isinstance(values, dict):
-        raise UserError(f"{source}: its {_NESTED} holds no image_processor but a {type(values).__name__}")
-    return values, _NESTED
+        raise UserError(f"{source}: its {NESTED} holds no image_processor but a {type(values).__name__}")
+    return values, NESTED
 
 
 def _values(source: str, file: str, revision: str | None) -> dict[str, Any]:

@@ -12,19 +12,22 @@ from .origin import Origin
 from .sources import Source, read_source
 
 _GENERATION = "generation_config.json"
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
 class Beside:
-    """tokenizer: of transformers; generation: a GenerationConfig. None where there is none."""
+    """tokenizer: of transformers; generation: a GenerationConfig; processor: of a model that reads pictures
+    too. None where there is none."""
 
     tokenizer: Any = None
     generation: Any = None
+    processor: Any = None
 
 
 def beside(source: Source) -> Beside:
     """Of a folder, a repository or a GGUF file."""
-    return Beside(tokenizer_beside(source), _generation(source))
+    return Beside(tokenizer_beside(source), _generation(source), _processor(source))
 
 
 def beside_named(name: str) -> Beside:
@@ -70,6 +73,23 @@ def _generation(source: Source) -> Any:
         with decoders.explained(source.text):
             return GenerationConfig.from_pretrained(
                 str(source.folder or source.repo),
+                **({"revision": source.revision} if source.revision else {}),
+            )
+    except UserError:
+        return None
+
+
+def _processor(source: Source) -> Any:
+    """Of a model of pictures and words, as AutoProcessor loads it; of any other None."""
+    if "vision_config" not in source.config or not any(_lies_beside(source, name) for name in _PROCESSORS):
+        return None
+    from transformers import AutoProcessor
+
+    try:
+        with decoders.explained(source.text):
+            return AutoProcessor.from_pretrained(
+                str(source.folder or source.repo),
+                trust_remote_code=False,
                 **({"revision": source.revision} if source.revision else {}),
             )
     except UserError:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,10 +19,10 @@ from ..errors import UserError
 from . import decoders, texts
 from .language_tokenizer import language_preprocessing
 from .origin import Origin, origin_in_hand
-from .processor import hugging_face_preprocessing, image_processor
+from .processor import NESTED, hugging_face_preprocessing, image_processor
 from .sources import Source
 from .unknown import unknown_type
-from .vision_language import LLAVA, llava_preprocessing, load_llava
+from .vision_language import LLAVA, llava_card, llava_preprocessing, load_llava
 
 logger = logging.getLogger("transmamba.teacher")
 
@@ -70,6 +70,8 @@ def holds(model: nn.Module) -> bool:
 def preprocessing(model: nn.Module) -> Preprocessing | PicturesAndText | TextOnly:
     """Of its images; of a language model its tokenizer; of a LLaVA both."""
     built: Any = model
+    if getattr(built, "reads", None) is not None:  # a student of ours, which keeps it
+        return cast(PicturesAndText | TextOnly, built.reads)
     if built.config.model_type == LLAVA:
         return llava_preprocessing(built.config, getattr(built, "name_or_path", ""))
     if not hasattr(image_config(built.config), "image_size"):
@@ -98,10 +100,7 @@ def takes_any_size(config: Any) -> bool:
 def load_hugging_face(name: str, revision: str | None = None, num_classes: int | None = None) -> nn.Module:
     """A ViT, DeiT or DINOv2 from safetensors only: a classifier where the checkpoint has a trained head, else
     the backbone alone; a CLIP or SigLIP whole; with `num_classes` a classifier whose head is made anew where
-    it differs.
-
-    Raises UserError in one line.
-    """
+    it differs. Raises UserError in one line."""
     with decoders.explained(name):
         return _load(name, revision, num_classes).eval()
 
@@ -119,8 +118,7 @@ def empty_hugging_face(name: str, revision: str | None = None) -> nn.Module:
 
 
 def empty_of_any_type(source: Source) -> nn.Module:
-    """A model of any type that transformers knows, on the meta device, so that something can be said of it.
-    Raises UserError in one line."""
+    """A model of any type that transformers knows, on the meta device. Raises UserError in one line."""
     if (ours := _student_of(source)) is not None:
         with torch.device("meta"):
             student: nn.Module = ours.empty(source)
@@ -188,8 +186,7 @@ def _load(name: str, revision: str | None, num_classes: int | None) -> Any:
 
 
 def _refuse_drawn(name: str, found: Mapping[str, Any], but: Sequence[str] = ()) -> None:
-    """Raises UserError for tensors that loading has filled with random numbers, being of another shape or
-    missing.
+    """Raises UserError for tensors that loading has drawn, being of another shape or missing.
 
     but: the submodules that are meant to be made anew
     """
@@ -206,8 +203,7 @@ def _refuse_drawn(name: str, found: Mapping[str, Any], but: Sequence[str] = ()) 
 
 
 def _refuse_left_over(name: str, found: Mapping[str, Any]) -> None:
-    """Raises UserError for a block, or a part of one, that the configuration has no place for. Heads and
-    poolers that nobody asked for may be left over."""
+    """Raises UserError for a part of a block that has no place. Heads and poolers may be left over."""
     odd = decoders.unplaced(key for key in found["unexpected_keys"] if _IN_A_BLOCK.search(key))
     if odd:
         raise UserError(f"Hugging Face model {name!r} holds what its config has no place for: {odd}")
@@ -240,7 +236,7 @@ def save(model: nn.Module, folder: Path, preprocessing: Preprocessing | None = N
     built: Any = model
     folder.mkdir(parents=True, exist_ok=True)
     built.save_pretrained(folder)
-    if isinstance(preprocessing, Preprocessing):  # a language model's words are its own to save
+    if isinstance(preprocessing, Preprocessing) and not (folder / NESTED).is_file():  # words are its own
         image_processor(preprocessing).save_pretrained(folder)
 
 
@@ -253,6 +249,8 @@ model = {loader}.from_pretrained("OWNER/NAME").eval()
 
 def card(model: nn.Module) -> Card:
     built: Any = model
+    if hasattr(built.config, "text_config") and built.config.model_type not in DUAL_ENCODERS:
+        return llava_card(built.config, getattr(built, "origin", None) or origin(built))
     own_code = hasattr(built.config, "auto_map") and hasattr(built.config, "transmamba")  # a student of ours
     if own_code or decoders.is_language(built.config.model_type):
         return texts.card(getattr(built, "origin", None) or origin(built), own_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .chat_parts import in_parts
 from .decoders import load_decoder
 from .language_tokenizer import language_preprocessing
 from .origin import Origin
-from .processor import hugging_face_preprocessing, image_processor
+from .processor import hugging_face_preprocessing
 from .sources import Source
 
 LLAVA = "llava"
@@ -60,53 +61,72 @@ def load_llava(source: Source) -> nn.Module:
     return load_decoder(source, AutoModelForImageTextToText)
 
 
+_SNIPPET = """{first}from transformers import AutoModelForImageTextToText, AutoProcessor
+
+processor = AutoProcessor.from_pretrained("OWNER/NAME"{also})
+model = AutoModelForImageTextToText.from_pretrained("OWNER/NAME"{also}).eval()
+asked = [{{"type": "image", "path": "PICTURE.png"}}, {{"type": "text", "text": "What is this?"}}]
+inputs = processor.apply_chat_template(
+    [{{"role": "user", "content": asked}}], add_generation_prompt=True, tokenize=True, return_dict=True,
+    return_tensors="pt",
+)
+print(processor.batch_decode(model.generate(**inputs, max_new_tokens=20), skip_special_tokens=True)[0])
+"""
+
+
+def llava_card(config: Any, origin: Origin) -> Card:
+    """Of a LLaVA of transformers: one with an image tower of ours needs us, one with code of its own says
+    so."""
+    ours = str(getattr(config.vision_config, "architecture", "")).startswith("llava_")
+    return Card(
+        library="transformers",
+        pipeline_tag="image-text-to-text",
+        snippet=_SNIPPET.format(
+            first="import transmamba  # its image tower\n" if ours else "",
+            also=", trust_remote_code=True" if hasattr(config, "auto_map") else "",
+        ),
+        licence=origin.licence,
+        base_model=origin.base_model,
+    )
+
+
 def _is_a_place(name: str) -> bool:
     return bool(name) and (Path(name).expanduser().is_dir() or "/" in name)
 
 
-def save_processor(folder: Path, config: Any, words: Any, reads: PicturesAndText) -> None:
-    """Write what AutoProcessor loads: pictures, words, the chat template for messages of parts.
+def llava_processor(
+    words: Any,
+    pictures: Any,
+    image_token: int,
+    *,
+    patch: int,
+    strategy: str,
+    beyond_patches: int,
+    template: str | None = None,
+) -> Any:
+    """What makes inputs of pictures and words for a LLaVA, as AutoProcessor loads it where it is saved.
 
-    config: the LLaVA's; words: its tokenizer of transformers
+    words:       its tokenizer of transformers, which stays as it is
+    pictures:    its image processor of transformers
+    image_token: what stands for a picture in a text
+    patch:       pixels a side of a patch; strategy: which of the tower's tokens are read (default, full)
+    beyond_patches: tokens of the tower that are no patches
+    template:    a chat template in place of the tokenizer's
     """
-    from transformers import AutoTokenizer, LlavaProcessor
+    from transformers import LlavaProcessor
 
-    words.save_pretrained(folder)
-    # only what it is made with is saved, not what is set on it later; padding behind a prompt is read as
-    # words. A batch needs a token to pad with
-    pad = words.pad_token or words.eos_token
-    made = AutoTokenizer.from_pretrained(
-        folder, padding_side="left", **({} if pad is None else {"pad_token": pad})
-    )
-    processor = LlavaProcessor(
-        image_processor=image_processor(reads.pictures),
-        tokenizer=made,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=int(config.vision_config.model_type in _CLASS_TOKEN),
-        image_token=made.convert_ids_to_tokens(reads.image_token),
-        chat_template=in_parts(words.chat_template, made.convert_ids_to_tokens(reads.image_token)),
-    )
-    processor.save_pretrained(folder)
-
-
-_SNIPPET = """from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
-processor = AutoProcessor.from_pretrained("OWNER/NAME")
-model = AutoModelForImageTextToText.from_pretrained("OWNER/NAME").eval()
-picture, text = Image.open("picture.png"), "USER: <image>\nWhat is it? ASSISTANT:"
-inputs = processor(images=picture, text=text, return_tensors="pt")
-print(processor.decode(model.generate(**inputs, max_new_tokens=20)[0]))
-"""
-
-
-def card(origin: Origin) -> Card:
-    """Of a vision-language model of transformers."""
-    return Card(
-        library="transformers",
-        pipeline_tag="image-text-to-text",
-        snippet=_SNIPPET,
-        licence=origin.licence,
-        base_model=origin.base_model,
+    words = copy.deepcopy(words)
+    # as where it is created: what is set later alone is not saved, and padding behind a prompt would be read
+    words.padding_side = words.init_kwargs["padding_side"] = "left"
+    if words.pad_token is None:  # rows of several lengths are padded, and a mask says so
+        words.pad_token = words.eos_token
+    mark = words.convert_ids_to_tokens(image_token)
+    return LlavaProcessor(
+        pictures,
+        words,
+        patch_size=patch,
+        vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=beyond_patches,
+        image_token=mark,
+        chat_template=in_parts(template or words.chat_template, mark),
     )

@@ -43,8 +43,9 @@ class Mixer:
         add."""
         if not geometry.sources:
             raise UserError(
-                "loss mixer: all layers of this student keep the teacher's attention, so nothing is there to "
-                "align; leave the loss out, and a stage of it alone"
+                f"loss mixer: all layers of this student keep the teacher's attention in {geometry.name}, so "
+                "nothing is there to align; name another stream of it, or leave the loss out, and a stage of "
+                "it alone"
             )
         if self.layer and "layer" not in geometry.parts:
             raise UserError(

@@ -143,7 +143,8 @@ def llava_view(model: Any) -> View:
         "decoder": replace(decoder, embedding=embedding, layout=SplicedLayout(("image", "text"))),
     }
     tied = head.weight is words.weight
-    return View(towers, {"decoder": LanguageHead(head, tied=tied)})
+    heads = {"decoder": LanguageHead(head, tied=tied)}
+    return View(towers, heads, config=config.to_dict())
 
 
 def _with_words(preprocessing: Any) -> PicturesAndText | None:

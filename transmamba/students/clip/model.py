@@ -27,9 +27,9 @@ from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection
 from ...views.heads import Embedder
 from ...views.view import View
+from ..image_part import ASKED
 from ..text_mamba import TextMamba
 from .plan import plan_projection, plan_scalars, plan_text
-from .shapes import ASKED
 
 if TYPE_CHECKING:
     from .names import Clip

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from ...core.layout import Sequence
 from ...core.tower import StudentSpec
-from ...ecosystems.timm import explained
 from ...errors import UserError
 from ...views.embeddings import TokenEmbedding
 from ...views.heads import Embedder, EndOfText
 from ...views.sublayers import Attention, Mlp
 from ...views.view import Tower, View
+from ..image_part import ASKED, check_part, part_arguments, try_out
 from ..reading import activation_name, suits_layer_norms
 from ..shape_tag import named
-from ..sizes import pair
-from ..ssd_vit.names import SsdVit
 from ..text_mamba.shape import TextShape, text_shape
-from ..timm_arguments import Asked
-from ..vim.names import Vim
 
 if TYPE_CHECKING:
     from .names import Clip, ImageTower, TextTower
 
-# where a recipe asks for the image tower
-ASKED = Asked("student.image", "student.image.kind")
+_RESIZED = " (open_clip's force_image_size takes a finished student to another size)"
 
 
 def model_cfg(config: Clip, spec: StudentSpec) -> dict[str, Any]:
@@ -61,19 +53,10 @@ def _embed_dim(view: View) -> int:
 
 def _vision_cfg(config: ImageTower, spec: StudentSpec, embed_dim: int) -> dict[str, Any]:
     """A tower that timm makes, its shape in its name's tag."""
-    _check_kwargs(config, spec)
-    if config.kind == "vim":
-        arguments, name = Vim(kwargs=config.kwargs).arguments(spec, ASKED), "vim_shaped"
-    else:
-        made = SsdVit(attention_layers=config.attention_layers, kwargs=config.kwargs)
-        arguments, name = made.arguments(spec), "ssd_vit_shaped"
-    if config.kind == "vit":
-        arguments["attention_layers"] = list(range(arguments["depth"]))
-    arguments.pop("num_classes")
-    height, width = spec.preprocessing.input_size[1:]
-    arguments["img_size"] = height if height == width else (height, width)
-    arguments = {key: value for key, value in arguments.items() if value is not None}
-    _try_out(name, arguments)
+    check_part(config, spec, "clip", _RESIZED)
+    _check_pool(config)
+    name, arguments = "vim_shaped" if config.kind == "vim" else "ssd_vit_shaped", part_arguments(config, spec)
+    try_out(name, arguments)
     head = spec.view.heads["image"]
     # without a projection the teacher's width is its embedding's; a student of another needs one
     projects = head.projection is not None or arguments["embed_dim"] != embed_dim
@@ -88,39 +71,14 @@ def _vision_cfg(config: ImageTower, spec: StudentSpec, embed_dim: int) -> dict[s
     }
 
 
-def _check_kwargs(config: ImageTower, spec: StudentSpec) -> None:
-    """Raises UserError for options of an image student that no tower of a clip has."""
-    kwargs = config.kwargs
-    size = list(spec.preprocessing.input_size[1:])
-    wanted = list(pair(kwargs.get("img_size", size)))
-    if wanted != size:
-        raise UserError(
-            f"{ASKED.at}.kwargs.img_size is {kwargs['img_size']}, the teacher's pictures are "
-            f"{size[0]} x {size[1]}; leave it out (open_clip's force_image_size takes a finished student to "
-            "another size)"
-        )
-    if "num_classes" in kwargs:
-        raise UserError(
-            f"{ASKED.at}.kwargs.num_classes is {kwargs['num_classes']}, but a clip tells no classes apart; "
-            "leave it out"
-        )
-    pools = ("token", "avg") if config.kind == "vim" else ("token", "avg", "map")
+def _check_pool(config: ImageTower) -> None:
+    """Raises UserError for a pooling that no tower of a clip has."""
+    kwargs, pools = config.kwargs, ("token", "avg") if config.kind == "vim" else ("token", "avg", "map")
     if "global_pool" in kwargs and kwargs["global_pool"] not in pools:
         raise UserError(
             f"{ASKED.at}.kwargs.global_pool is {kwargs['global_pool']!r}; of a {config.kind} write "
             f"{' or '.join(pools)}"
         )
-
-
-def _try_out(name: str, arguments: Mapping[str, Any]) -> None:
-    """Raises UserError for what the tower's constructor refuses, in its own words."""
-    import timm
-
-    try:
-        with torch.device("meta"):
-            timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    except Exception as error:  # whatever timm, torch and our own checks raise
-        raise UserError(f"{ASKED.at}.kwargs: {explained(error, arguments)}") from error
 
 
 def _text_cfg(config: TextTower, view: View) -> tuple[dict[str, Any], bool]:

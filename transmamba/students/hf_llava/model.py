@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...core.card import Card
 from ...core.output import Captures, Context, Logits, Output
 from ...core.preprocessing import PicturesAndText, Preprocessing
 from ...ecosystems import decoders
 from ...ecosystems.generation import generate
 from ...ecosystems.origin import Origin, origin_of
+from ...ecosystems.processor import image_processor
 from ...ecosystems.sources import Source
 from ...ecosystems.texts import tokenizer_beside
-from ...ecosystems.vision_language import llava_preprocessing, save_processor
+from ...ecosystems.vision_language import llava_preprocessing, llava_processor
 from ...errors import UserError
 from ...subcloning.plan import Dropped, Take
 
@@ -113,11 +113,6 @@ class LlavaModel(nn.Module):
     def carry(self, preprocessing: Any, licence: str | None, base_model: str | None) -> None:
         """Nothing of a teacher: it reads as it did."""
 
-    def card(self) -> Card:
-        from ...ecosystems.vision_language import card
-
-        return card(self.origin)
-
     def save_pretrained(self, folder: str | Path) -> None:
         """What AutoModelForImageTextToText and AutoProcessor load."""
         folder = Path(folder)
@@ -126,7 +121,15 @@ class LlavaModel(nn.Module):
         with decoders.explained(str(folder), tried="saved"):
             self.model.save_pretrained(folder)
         if self.words is not None and isinstance(self.reads, PicturesAndText):
-            save_processor(folder, self.config, self.words, self.reads)
+            vision = self.config.vision_config
+            llava_processor(
+                self.words,
+                image_processor(self.reads.pictures),
+                self.reads.image_token,
+                patch=vision.patch_size,
+                strategy=self.config.vision_feature_select_strategy,
+                beyond_patches=int(vision.model_type == "clip_vision_model"),
+            ).save_pretrained(folder)
 
 
 def _begins(begin: str, name: str) -> bool:

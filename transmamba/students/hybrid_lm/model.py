@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...core import layout
+from ...core.layout import Layout
 from ...core.output import Branches, Capture, Captures, Context, Logits, Output, Stream
 from ...ecosystems.origin import Origin
 from ...ecosystems.texts import Beside
@@ -60,6 +61,7 @@ class HybridStudent(nn.Module):
         super().__init__()
         self.fitted, self.mixers = fitted, mixers
         self.config, architecture = config, architecture_of(config)
+        self.layout: Layout = layout.Sequence()
         layers = [HybridLayer(config, kind, half_life, tap) for kind in kinds_of(config)]
         self.model = nn.ModuleDict(
             {
@@ -122,10 +124,6 @@ class HybridStudent(nn.Module):
         return {"decoder": self}
 
     @property
-    def layout(self) -> layout.Sequence:
-        return layout.Sequence()
-
-    @property
     def width(self) -> int:
         return int(self.config.hidden_size)
 
@@ -164,8 +162,14 @@ class HybridStudent(nn.Module):
         if "text" not in inputs:
             return Output()
         capture = (captures or {}).get("decoder", NOTHING)
-        context = Context.of(inputs)
-        x = self.model["embed_tokens"](inputs["text"])
+        return self.read(self.embed(inputs["text"]), Context.of(inputs), capture)
+
+    def embed(self, text: Tensor) -> Tensor:
+        """Words (B, L, D) of text (B, L)."""
+        return self.model["embed_tokens"](text)
+
+    def read(self, x: Tensor, context: Context, capture: Capture) -> Output:
+        """What `run` gives, of a stream x (B, L, D) that others may have put something into."""
         reading = self._reading(context, x, set(self.kinds))
         stream = Stream(self.layout, context.mask)
         for k, layer in enumerate(self._layers):

@@ -119,15 +119,26 @@ class HybridLM(SavedHybrid):
         layers that is none, or another teacher's."""
         if spec.view is None:
             raise UserError("student hybrid_lm takes its shape from a teacher; name one")
-        from .mixer import norm_weight
         from .model import HybridStudent
+
+        dtype = spec.dtype or torch.get_default_dtype()
+        config, start = self.shaped(spec.view, dtype)
+        with numbers_of(dtype):
+            return HybridStudent(config, **start)
+
+    def shaped(self, view: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+        """transformers' configuration after a teacher's view, and how `HybridStudent` begins. Raises
+        UserError as `build` does.
+
+        dtype: of its numbers
+        """
+        from .mixer import norm_weight
         from .own_class import make_own_config
         from .shape import architecture_for, shape_of
 
-        kind = architecture_for(spec.view, self.architecture)
+        kind = architecture_for(view, self.architecture)
         fused = not ARCHITECTURES[kind].mlp_bias
-        shape = shape_of(spec.view, self, fused, normed=kind == "own")
-        dtype = spec.dtype or torch.get_default_dtype()
+        shape = shape_of(view, self, fused, normed=kind == "own")
         if norm_weight(shape.eps, self.conv_tap) > torch.finfo(dtype).max:
             raise UserError(
                 f"student.conv_tap is {self.conv_tap}, for which {dtype} cannot hold the norm's weight; "
@@ -137,17 +148,17 @@ class HybridLM(SavedHybrid):
             config = make_own_config(shape, "hybrid_lm", "linear_attention")
         else:
             config = make_config(kind, shape)
-        fitted = self.half_life == "fitted"
-        start = {} if self.half_life == "fitted" else {"half_life": self.half_life}
-        with _numbers_of(dtype):
-            return HybridStudent(config, tap=self.conv_tap, fitted=fitted, mixers=self.mixers, **start)
+        start: dict[str, Any] = dict(tap=self.conv_tap, fitted=self.half_life == "fitted", mixers=self.mixers)
+        if self.half_life != "fitted":
+            start["half_life"] = self.half_life
+        return config, start
 
     def preprocessing(self) -> Any:
         raise UserError("student hybrid_lm takes its words from a teacher; name one")
 
 
 @contextmanager
-def _numbers_of(dtype: torch.dtype) -> Iterator[None]:
+def numbers_of(dtype: torch.dtype) -> Iterator[None]:
     """Within it new parameters are of this type."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)

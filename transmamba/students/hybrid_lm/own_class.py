@@ -1,15 +1,18 @@
-"""The class of our own in this process: its configuration after a shape, its model, and its code beside
-weights."""
+"""Classes of our own in this process: a hybrid's configuration after a shape, its model, and the code of each
+class beside weights."""
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .architectures import OURS, Kind, Shape, mamba_sizes
 
 FOLDER = Path(__file__).parent / "own"
+_IMPORTED = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 # what transformers loads with `trust_remote_code`, of the files in FOLDER
 AUTO_MAP = {
     "AutoConfig": "configuration_transmamba.HybridConfig",
@@ -61,7 +64,12 @@ def own_model() -> Any:
     return HybridForCausalLM
 
 
-def write_code(folder: Path) -> None:
-    """The files that `auto_map` names, and those that they import."""
-    for file in sorted(FOLDER.glob("*_transmamba.py")):
-        shutil.copyfile(file, folder / file.name)
+def write_code(folder: Path, auto_map: Mapping[str, str] = AUTO_MAP) -> None:
+    """The files that an `auto_map` names, and those that they import."""
+    todo, done = [name.partition(".")[0] for name in auto_map.values()], set[str]()
+    while todo:
+        name = todo.pop()
+        if name not in done:
+            done.add(name)
+            shutil.copyfile(FOLDER / f"{name}.py", folder / f"{name}.py")
+            todo += _IMPORTED.findall((FOLDER / f"{name}.py").read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...core.batch import rows_of
 from ...core.output import Context
 from ...views.view import Walker
 from .layers import HybridLayer
@@ -86,7 +87,7 @@ def _drawn_words(student: HybridStudent) -> dict[str, Tensor]:
 def _rows_of(text: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
     """A batch's inputs by themselves, for a mixer's inner tensors are large."""
     for row in range(len(text["text"])):
-        yield {name: tensor[row : row + 1] for name, tensor in text.items()}
+        yield rows_of(text, slice(row, row + 1))
 
 
 def _begin(

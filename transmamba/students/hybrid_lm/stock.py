@@ -42,9 +42,9 @@ def as_stock(student: HybridStudent) -> Any:
     return model.train(student.training)
 
 
-def write(student: HybridStudent, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
-    """What transformers' model of it writes, (B, at most limit) tokens: see `ecosystems.generation.generate`.
-    Raises UserError for a student that is sharded over processes."""
+def write(student: Any, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
+    """What transformers' model of a student (its `stock`) writes, (B, at most limit) tokens: see
+    `ecosystems.generation.generate`. Raises UserError for a student that is sharded over processes."""
     from ...ecosystems.generation import generate
 
     if any(hasattr(each, "full_tensor") or not each.numel() for each in student.parameters()):
@@ -54,7 +54,7 @@ def write(student: HybridStudent, inputs: Mapping[str, Tensor], limit: int) -> T
         )
     words, made = student.beside.tokenizer, getattr(student.reads, "text", None)
     end = made.eos if made is not None else getattr(words, "eos_token_id", None)
-    return generate(as_stock(student), inputs, limit, ends=() if end is None else (end,))
+    return generate(student.stock(), inputs, limit, ends=() if end is None else (end,))
 
 
 def _null_layers(student: HybridStudent, model: Any) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..after import After, followed
 from ..frames import ScansFrames, joined, only_pictures
 from ..reading import ACTIVATIONS, suits_layer_norms
 from ..sizes import check_rates, check_sizes
@@ -175,7 +176,7 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
         only_pictures(x)
         return super().forward_intermediates(x, *arguments, **options)
 
-    def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
+    def run(self, inputs: Mapping[str, Tensor], captures: Captures, after: After | None = None) -> Output:
         capture, stream = captures.get("image", Capture()), Stream(self.layout)
         x = self._embed(inputs["image"])
         for k, block in enumerate(self.blocks):
@@ -184,6 +185,7 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
                 x, mixed = checkpoint(block, x, want, use_reentrant=False)
             else:
                 x, mixed = block(x, want)
+            x = followed(x, k, after)
             if k in capture.hidden:
                 stream.hidden[k] = x
             if want.branches:

@@ -1,8 +1,6 @@
-"""Vision Mamba (Zhu et al., arXiv 2401.09417) as a timm model: official names and shapes, no compiled
-extension.
+"""Vision Mamba (Zhu et al., arXiv 2401.09417) as a timm model: official names and shapes, nothing compiled.
 
-One layer is one residual sublayer; the class token sits in the middle of the sequence. Shapes: B images,
-L tokens, D channels, E inner channels.
+One layer is one residual sublayer; the class token is in the middle. B images, L tokens, D, E inner channels.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..after import After, followed
 from ..frames import ScansFrames, joined, mean_frame, only_pictures
 from ..sizes import check_pooling, check_rates, check_sizes
 from ..timm_arguments import ALONE, Asked
@@ -251,13 +250,14 @@ class VisionMamba(ScansFrames, nn.Module):
         first: Any = self.layers[0]
         return dict.fromkeys(("B", "C", "B_b", "C_b"), first.mixer.d_state)
 
-    def run(self, inputs: Mapping[str, Tensor], captures: Captures) -> Output:
+    def run(self, inputs: Mapping[str, Tensor], captures: Captures, after: After | None = None) -> Output:
         capture, stream = captures.get("image", Capture()), Stream(self.layout)
         x = self._embed(inputs["image"])
         layer: Any
         for k, layer in enumerate(self.layers):
             want = Want(k in capture.branches, capture.tokens, apart=capture.apart)
             x, mixed = self._layer(layer, x, want)
+            x = followed(x, k, after)
             if k in capture.hidden:
                 stream.hidden[k] = x
             if want.branches:

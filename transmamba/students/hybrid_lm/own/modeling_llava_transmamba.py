@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A LLaVA whose pictures know the question: cross-Mamba between the prompt and the vision tower, made by
+transmamba (a tower of its own needs `import transmamba` before):
+
+    AutoModelForImageTextToText.from_pretrained(FOLDER, trust_remote_code=True)
+
+Only the prompt is read, so that no picture knows its answer. `prompt_mask` (B, L) says which words are the
+prompt; with `labels` it is what stands before the first that is asked; `generate` takes all that it is given.
+
+Shapes: B rows, L tokens, E channels; P pictures, N tokens of each, D channels.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
+
+from .configuration_llava_transmamba import CrossLlavaConfig
+from .cross_transmamba import CrossMamba
+
+
+class Crossing(nn.Module):
+    """Cross-Mamba behind every n-th layer of the tower, or once before the projector."""
+
+    def __init__(self, config: CrossLlavaConfig) -> None:
+        super().__init__()
+        asked, vision = config.transmamba["cross"], config.vision_config
+        self.every = asked["every"]
+        layers = getattr(vision, "num_hidden_layers", None) or vision.model_args["depth"]
+        count = 1 if self.every is None else layers // self.every
+        width, language = vision.hidden_size, config.text_config.hidden_size
+        self.modules_at = nn.ModuleList(CrossMamba(width, language, asked) for _ in range(count))
+
+
+class CrossLlavaModel(LlavaModel):
+    config_class = CrossLlavaConfig
+
+    def __init__(self, config: CrossLlavaConfig) -> None:
+        super().__init__(config)
+        self.cross = Crossing(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> LlavaModelOutputWithPast:
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            inputs_embeds = self._spliced(input_ids, pixel_values, inputs_embeds, prompt_mask)
+        made = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        return LlavaModelOutputWithPast(
+            last_hidden_state=made.last_hidden_state,
+            past_key_values=made.past_key_values,
+            hidden_states=made.hidden_states,
+            attentions=made.attentions,
+        )
+
+    def _spliced(self, text: Tensor | None, pixels: Tensor, words: Tensor, prompt: Tensor | None) -> Tensor:
+        """Words (B, L, E) with the pictures' tokens in their places."""
+        if text is None:
+            raise ValueError("pictures need input_ids, which say where they stand")
+        if prompt is None:
+            raise ValueError("write prompt_mask, which words are the prompt, or labels: answers are not read")
+        places = text == self.config.image_token_id
+        places[:, prompt.shape[1] :] = False  # what is written behind a prompt stands for no picture
+        count, found = len(pixels) * self.config.image_seq_length, places.sum(dim=1)
+        if int(found.sum()) != count or bool((found % self.config.image_seq_length).any()):
+            raise ValueError(
+                f"the texts have {found.tolist()} image tokens, their {len(pixels)} pictures make {count}"
+            )
+        rows = torch.arange(len(text), device=text.device)
+        rows = rows.repeat_interleave(found // self.config.image_seq_length)
+        behind = text.shape[1] - prompt.shape[1]
+        prompt = nn.functional.pad(prompt.to(text.device, torch.bool), (0, behind)) & ~places
+        seen = self.see(pixels, words[rows], prompt[rows])
+        return words.masked_scatter(places[..., None], seen.to(words.dtype))
+
+    def see(self, pixels: Tensor, words: Tensor, prompt: Tensor) -> Tensor:
+        """What the decoder reads of pictures (P, C, H, W): (P, N, E), of words (P, L, E) those of the prompt
+        (P, L)."""
+        every, modules = self.cross.every, self.cross.modules_at
+
+        def behind(k: int, x: Tensor) -> Tensor:
+            number, rest = divmod(k + 1, every)
+            return x if rest else modules[number - 1](x, words, prompt)
+
+        with _behind(self.vision_tower, behind) if every is not None else contextlib.nullcontext():
+            made = self.vision_tower(pixels, output_hidden_states=True, return_dict=True)
+        seen = made.hidden_states[-1]
+        if self.config.vision_feature_select_strategy == "default":
+            seen = seen[:, 1:]
+        return self.multi_modal_projector(seen if every is not None else modules[0](seen, words, prompt))
+
+
+@contextlib.contextmanager
+def _behind(tower: Any, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Within it what each of a tower's layers makes is changed."""
+    tower = getattr(tower, "timm_model", getattr(tower, "vision_model", tower))
+    inner = tower.encoder if hasattr(tower, "encoder") else tower
+    layers = inner.layers if hasattr(inner, "layers") else inner.blocks
+
+    def hook(k: int) -> Callable[[Any, Any, Any], Any]:
+        def changed(_: Any, __: Any, made: Any) -> Any:
+            return (change(k, made[0]), *made[1:]) if isinstance(made, tuple) else change(k, made)
+
+        return changed
+
+    hooks = [layer.register_forward_hook(hook(k), prepend=True) for k, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+class CrossLlavaForConditionalGeneration(LlavaForConditionalGeneration):
+    config_class = CrossLlavaConfig
+
+    def __init__(self, config: CrossLlavaConfig) -> None:
+        super().__init__(config)
+        self.model = CrossLlavaModel(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """transformers', with `prompt_mask` (B, L) of the text or of its beginning, 1 for words of the
+        prompt; image tokens are none."""
+        if prompt_mask is None and labels is not None and input_ids is not None:
+            before = (labels == -100).long().cumprod(dim=1).bool()
+            prompt_mask = before if attention_mask is None else before & attention_mask.bool()
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            prompt_mask=prompt_mask,
+            **kwargs,
+        )
+
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """transformers'; what is given is the prompt, what is written is not."""
+        text = inputs if inputs is not None else kwargs.get("input_ids")
+        if kwargs.get("prompt_mask") is None and text is not None:
+            mask = kwargs.get("attention_mask")
+            kwargs["prompt_mask"] = torch.ones_like(text) if mask is None else mask
+        return super().generate(inputs, **kwargs)

@@ -1,0 +1,56 @@
+"""Where cross-Mamba stands in a LLaVA: before its connector, or behind every n-th layer of its image tower.
+
+Shapes: B rows, L tokens, E channels of the decoder; P pictures, N tokens of each, D of the tower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...layers.cross_mamba import CrossMambaConfig, cross_mamba
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Of each picture its row's words (P, L, E), and which of them may be read (P, L), bool."""
+
+    words: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Tensor], words: Tensor, rows: Tensor) -> Prompts:
+        """Of a batch's words (B, L, E) and the row (P,) of each picture. Raises UserError without a
+        `prompt_mask`: a text holds its answer, which no picture may read."""
+        if "prompt_mask" not in inputs:
+            raise UserError(
+                "cross-Mamba reads the prompt, but the batch has no prompt_mask that says which words it is; "
+                "train and measure with the task questions"
+            )
+        return cls(words[rows], inputs["prompt_mask"][rows])
+
+
+class Crossing(nn.Module):
+    """config: `CrossMambaConfig`'s, and `every`: behind each so many layers of the tower; None for once,
+    before the connector"""
+
+    def __init__(self, config: Mapping[str, Any], tower: Any, language: int) -> None:
+        super().__init__()
+        self.every: int | None = config["every"]
+        kind = CrossMambaConfig(**{name: value for name, value in config.items() if name != "every"})
+        count = 1 if self.every is None else tower.num_layers // self.every
+        self.modules_at = nn.ModuleList(cross_mamba(tower.width, language, kind) for _ in range(count))
+
+    def forward(self, number: int, prompts: Prompts, x: Tensor) -> Tensor:
+        """Tokens (P, N, D) of pictures that know their prompts."""
+        return self.modules_at[number](x, prompts.words, prompts.mask)
+
+    def behind(self, prompts: Prompts, k: int, x: Tensor) -> Tensor:
+        """The tower's stream (P, N, D) behind its layer k."""
+        assert self.every is not None, "those before the connector are called themselves"
+        number, rest = divmod(k + 1, self.every)
+        return x if rest else self(number - 1, prompts, x)

@@ -1,0 +1,43 @@
+"""Where pictures stand in texts: a text has N tokens of one number for each of its row's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ...errors import UserError
+
+
+def rows_of_pictures(inputs: Mapping[str, Tensor], token: int, tokens: int) -> Tensor | None:
+    """`image_row` (P,) int64, the row of each picture; None without pictures. Where nothing says it, it
+    follows from the texts.
+
+    token:  the number that stands for a picture's tokens
+    tokens: of a picture, N
+    Raises UserError for a row whose text has another number of them than its pictures make; a recorded step,
+    in which nothing can be asked, has been looked at before.
+    """
+    text, images, rows = inputs["text"], inputs.get("image"), inputs.get("image_row")
+    count = 0 if images is None else len(images)
+    marks = (text == token).sum(dim=1)
+    if text.is_cuda and torch.cuda.is_current_stream_capturing():
+        return rows
+    if rows is None:
+        found = int(marks.sum())
+        if found != count * tokens or bool((marks % tokens).any()):
+            raise UserError(
+                f"the texts have {found} image tokens ({marks.tolist()} by rows), their {count} pictures "
+                f"make {count * tokens}, {tokens} each; give each picture its tokens in its row's text"
+            )
+        each = marks // tokens
+        return torch.arange(len(text), device=text.device).repeat_interleave(each) if count else None
+    wanted = tokens * torch.bincount(rows, minlength=len(text))
+    if not torch.equal(wanted, marks):
+        row = int((wanted != marks).nonzero()[0])
+        raise UserError(
+            f"row {row} has {int(marks[row])} image tokens, its {int(wanted[row]) // tokens} pictures make "
+            f"{int(wanted[row])}, {tokens} each; give each picture its tokens in its row's text"
+        )
+    return rows

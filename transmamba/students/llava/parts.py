@@ -1,0 +1,148 @@
+"""A LLaVA teacher's two towers apart, as students of one tower read them, and the configuration of
+transformers that a student of both is built from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ...core.layout import Grid, Sequence
+from ...core.preprocessing import of_pictures
+from ...core.tower import StudentSpec
+from ...errors import UserError
+from ...views.embeddings import Spliced
+from ...views.view import View
+from ..image_part import ASKED, check_part, part_arguments, try_out
+from .own_class import AUTO_MAP, OWN, config_class
+from .scanned import NAMES
+
+if TYPE_CHECKING:
+    from .names import ImageTower
+
+# key of config.json: what transformers' class does not say of our student
+OURS = "transmamba"
+# of a LLaVA's configuration, what a student's has as it is
+_AS_THEY_ARE = ("projector_hidden_act", "multimodal_projector_bias")
+
+
+def spliced_of(view: View) -> Spliced:
+    """Where its decoder reads pictures. Raises UserError for a teacher that is no LLaVA."""
+    decoder = view.towers.get("decoder")
+    embedding = None if decoder is None else decoder.embedding
+    if not isinstance(embedding, Spliced) or view.config is None or "image" not in view.towers:
+        raise UserError(
+            "student llava needs a LLaVA of transformers as its teacher; this one has "
+            f"{' and '.join(view.towers)}; take clip, vim or ssd_vit for pictures, hybrid_lm for texts"
+        )
+    return embedding
+
+
+def image_view(view: View) -> View:
+    """The image tower alone, as the backbone that an image student may follow."""
+    return View({"image": view.towers["image"]})
+
+
+def decoder_view(view: View) -> View:
+    """The decoder alone, as the language model that a hybrid may follow: pictures have no part in it."""
+    assert view.config is not None, "spliced_of has looked"
+    tower = view.towers["decoder"]
+    words = replace(tower, embedding=spliced_of(view).tokens, layout=Sequence())
+    return View({"decoder": words}, {"decoder": view.heads["decoder"]}, config=view.config["text_config"])
+
+
+def tokens_of(view: View) -> int:
+    """Tokens that its connector makes of a picture."""
+    layout = _grid(view)
+    return layout.length if spliced_of(view).special else layout.num_patches
+
+
+def llava_config(view: View, vision: Any, text: Any, full: bool, cross: Mapping[str, Any] | None) -> Any:
+    """transformers' LlavaConfig of these two parts. The tower has no layer that is not read, so its last one
+    is.
+
+    full:  whether the connector reads all that the tower gives
+    cross: where cross-Mamba stands, and what it is made of; None without it
+    """
+    from transformers import LlavaConfig
+
+    theirs, made = view.config, LlavaConfig if cross is None else config_class(OWN)
+    assert theirs is not None, "spliced_of has looked"
+    return made(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=spliced_of(view).token,
+        image_seq_length=tokens_of(view),
+        vision_feature_select_strategy="full" if full else "default",
+        vision_feature_layer=-1,
+        tie_word_embeddings=text.tie_word_embeddings,
+        **{name: theirs[name] for name in _AS_THEY_ARE},
+        **{OURS: {"student": "llava", "cross": cross}},
+        **({} if cross is None else {"auto_map": AUTO_MAP}),
+    )
+
+
+def vision_config(config: ImageTower, spec: StudentSpec) -> tuple[Any, bool]:
+    """(transformers' configuration of the image tower, whether the connector reads all of its tokens). Raises
+    UserError for what no such tower can be."""
+    embedding = spliced_of(spec.view)
+    tower = spec.view.towers["image"]
+    if not tower.sublayers:
+        raise UserError(
+            "the teacher's connector reads its tower before the first layer; nothing is converted"
+        )
+    if config.kind == "kept":
+        return _cut(spec.view.config["vision_config"], len(tower.ends)), embedding.special
+    if embedding.special and _grid(spec.view).special:
+        raise UserError(
+            f"the teacher's connector reads the class token too, a {config.kind}'s gives its patches alone; "
+            f"write {ASKED.kind}=kept"
+        )
+    return _scanned(config, spec), True
+
+
+def _cut(theirs: Mapping[str, Any], layers: int) -> Any:
+    from transformers import AutoConfig
+
+    more = {"vision_use_head": False} if theirs["model_type"] == "siglip_vision_model" else {}
+    return AutoConfig.for_model(**{**theirs, "num_hidden_layers": layers, **more})
+
+
+def _scanned(config: ImageTower, spec: StudentSpec) -> Any:
+    from transformers import TimmWrapperConfig
+
+    alone = replace(
+        spec, view=image_view(spec.view), preprocessing=of_pictures(spec.preprocessing), num_classes=None
+    )
+    check_part(config, alone, "llava", "")
+    for name in ("global_pool", "num_frames"):
+        if name in config.kwargs:
+            raise UserError(
+                f"{ASKED.at}.kwargs.{name} is {config.kwargs[name]!r}, but a decoder reads each patch of "
+                "each picture; leave it out"
+            )
+    arguments = part_arguments(config, alone)
+    name = NAMES[config.kind]
+    count, theirs = try_out(name, arguments).layout.num_patches, _grid(spec.view).num_patches
+    if count != theirs:
+        raise UserError(
+            f"{ASKED.at}.kwargs make {count} tokens of a picture, the teacher's {theirs} stand in the texts; "
+            "leave patch_size and stride out"
+        )
+    return TimmWrapperConfig(
+        architecture=name,
+        do_pooling=False,
+        hidden_size=arguments["embed_dim"],
+        model_args=arguments,
+        num_labels=0,
+        # which the class does not know: for whoever makes its pictures
+        image_size=arguments["img_size"],
+        patch_size=arguments["patch_size"],
+        num_channels=arguments["in_chans"],
+    )
+
+
+def _grid(view: View) -> Grid:
+    layout = view.towers["image"].layout
+    assert isinstance(layout, Grid), "a CLIP's or SigLIP's"
+    return layout
