@@ -14,6 +14,7 @@ from PIL import Image
 from small_language import tokenizer_folder
 from torch import Tensor, nn
 
+from transmamba.config.registry import TEACHERS
 from transmamba.core.output import Output
 from transmamba.core.preprocessing import PicturesAndText
 from transmamba.core.tower import StudentSpec
@@ -60,7 +61,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def llava(decoder: Path, clip: Path) -> LlavaModel:
-    return composed(tower=str(clip), decoder=str(decoder))
+    return composed(tower=auto(clip), decoder=str(decoder))
+
+
+def auto(model: Path) -> Any:
+    """As a recipe names what has a tower."""
+    return TEACHERS["auto"](model=str(model))
 
 
 def composed(**keys: Any) -> LlavaModel:
@@ -116,7 +122,7 @@ def test_a_tower_without_a_class_token_becomes_a_siglip(decoder: Path, tmp_path:
         num_heads=2,
     )
     save_model(theirs.eval(), tmp_path / "tower")
-    made = composed(tower=str(tmp_path / "tower"), decoder=str(decoder))
+    made = composed(tower=auto(tmp_path / "tower"), decoder=str(decoder))
     pictures = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         stream = theirs.blocks[:2](theirs.norm_pre(theirs._pos_embed(theirs.patch_embed(pictures))))
@@ -136,7 +142,7 @@ def test_a_tower_that_no_class_holds_is_refused(
     )
     save_model(made.eval(), tmp_path / "tower")
     with pytest.raises(UserError, match=said):
-        composed(tower=str(tmp_path / "tower"), decoder=str(decoder))
+        composed(tower=auto(tmp_path / "tower"), decoder=str(decoder))
 
 
 def test_texts_alone_are_the_decoders_own(llava: LlavaModel, decoder: Path) -> None:
@@ -223,7 +229,7 @@ def test_other_kinds_are_refused_by_name(decoder: Path, clip: Path) -> None:
     with pytest.raises(UserError, match="no causal language model"):
         composed(vision=VISION, decoder=str(clip))
     with pytest.raises(UserError, match="reads no pictures"):
-        composed(tower=str(decoder), decoder=str(decoder))
+        composed(tower=auto(decoder), decoder=str(decoder))
 
 
 def test_units_are_called_and_never_entered(llava: LlavaModel) -> None:

@@ -110,7 +110,7 @@ def generate(
     if "prompt_mask" in inputs and "prompt_mask" in inspect.signature(model.forward).parameters:
         seen["prompt_mask"] = inputs["prompt_mask"]
     draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
-    with torch.no_grad(), _evaluating(model), _plainly(model):
+    with torch.no_grad(), _evaluating(model), _plainly(model), on_our_kernels(model):
         made: Tensor = model.generate(
             input_ids=text,
             attention_mask=mask.long(),
@@ -124,8 +124,7 @@ def generate(
 def ends_of(model: Any) -> list[int]:
     """The tokens that end what it writes, by its generation_config.json, else by its config.json, of a model
     of several parts by its decoder's there."""
-    decoder = getattr(model.config, "text_config", None)
-    for config in (model.generation_config, model.config, decoder):
+    for config in (model.generation_config, model.config, _decoder(model.config)):
         found = getattr(config, "eos_token_id", None)
         if found is not None:
             return [int(each) for each in (found if isinstance(found, list | tuple) else [found])]
@@ -147,6 +146,21 @@ def check_drawing(temperature: float, top_p: float) -> list[str]:
     """What is wrong with them, in words."""
     problems = [] if temperature >= 0 else [f"temperature is {temperature}; write 0 (the likeliest) or more"]
     return problems + ([] if 0 < top_p <= 1 else [f"top_p is {top_p}; write more than 0, at most 1"])
+
+
+def on_our_kernels(model: Any) -> contextlib.AbstractContextManager[Any]:
+    """Within it the scans and convolutions of transformers' Mamba-2 are ours: its own need libraries that are
+    seldom there, and are slow without them. Nothing for a model, or a decoder of one, that has none."""
+    from transmamba_kernels import patch_transformers
+    from transmamba_kernels.transformers_patch import MODELS
+
+    kinds = {getattr(config, "model_type", None) for config in (model.config, _decoder(model.config))}
+    mine = [kind for kind in MODELS if kind in kinds]
+    return patch_transformers(mine) if mine else contextlib.nullcontext()
+
+
+def _decoder(config: Any) -> Any:
+    return getattr(config, "text_config", None)
 
 
 @contextlib.contextmanager

@@ -72,11 +72,12 @@ def reads(config: HuggingFaceLlava) -> PicturesAndText:
 
 
 def _decoder(config: HuggingFaceLlava) -> Source:
-    from .names import require_decoder
-
     assert config.decoder is not None, "seen when the recipe was read"
     source = read_source(config.decoder)
-    require_decoder(source, config.decoder)
+    if not decoders.is_decoder(source):
+        raise UserError(
+            f"student.decoder is {config.decoder!r}, which is no causal language model of transformers"
+        )
     return source
 
 
@@ -98,10 +99,8 @@ def _tower(config: HuggingFaceLlava) -> tuple[Any, dict[str, torch.Tensor] | Non
 
         vision = CLIPVisionConfig(**config.vision)
         return vision, None, hugging_face_preprocessing(vision, "")
-    from ...teachers.load import load_teacher
-
-    teacher = load_teacher(config.tower)
+    teacher = config.tower.build()
     if not isinstance(teacher.preprocessing, Preprocessing | PicturesAndText):
-        raise UserError(f"student.tower is {config.tower!r}, which reads no pictures")
-    vision, tensors = vision_tower(teacher.view, f"student.tower {config.tower!r}")
+        raise UserError(f"student.tower is {teacher.source!r}, which reads no pictures")
+    vision, tensors = vision_tower(teacher.view, f"student.tower {teacher.source!r}")
     return vision, tensors, replace(of_pictures(teacher.preprocessing), text=None)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import nn
 
-from ...config.registry import STUDENTS
+from ...config.load import Part
+from ...config.registry import STUDENTS, TEACHERS
 from ...core.tower import StudentSpec
 from ...ecosystems.sources import Source, read_source
-from ...errors import UserError, refuse_all
+from ...errors import refuse_all
 
 # what a tower that is drawn may say, by transformers' names
 _SIZES = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers")
@@ -25,8 +26,8 @@ class HuggingFaceLlava:
 
     model:    an id, or a folder with config.json and safetensors
     revision: branch, tag or commit on the Hub, of `model`
-    tower:    in its place, what has an image tower of CLIP's or SigLIP's kind: a timm or open_clip name, a
-        run, an id, a folder. Its last block and what follows it are left out, as LLaVA does
+    tower:    in its place, as a `teacher` is written, what has an image tower of CLIP's or SigLIP's kind,
+        such as {name: auto, model: RUN}. Its last block and what follows it are left out, as LLaVA does
     vision:   in place of `tower`, the sizes of a CLIP tower that is drawn: image_size, patch_size,
         hidden_size, intermediate_size, num_hidden_layers, num_attention_heads
     decoder:  the language model: an id, a folder, a .gguf file
@@ -37,17 +38,17 @@ class HuggingFaceLlava:
 
     model: str | None = None
     revision: str | None = None
-    tower: str | None = None
+    tower: Annotated[Any, Part(TEACHERS)] | None = None
     vision: dict[str, Any] = field(default_factory=dict)
     decoder: str | None = None
     image_token: str = "<image>"
 
     def __post_init__(self) -> None:
         problems = []
-        parts = [name for name in ("tower", "vision", "decoder") if getattr(self, name)]
+        parts = [name for name in ("tower", "vision", "decoder") if getattr(self, name) not in (None, {})]
         if self.model is not None and parts:
             problems.append(f"{' and '.join(parts)}: leave out beside model, which has its own")
-        if self.model is None and (self.decoder is None or bool(self.tower) == bool(self.vision)):
+        if self.model is None and (self.decoder is None or (self.tower is None) != bool(self.vision)):
             problems.append("write a model, or a decoder with one of tower and vision")
         if self.revision is not None and self.model is None:
             problems.append("revision goes with a model; leave it out")
@@ -92,11 +93,3 @@ class HuggingFaceLlava:
         from .model import empty
 
         return empty(source)
-
-
-def require_decoder(source: Source, said: str) -> None:
-    """Raises UserError for what is no language model."""
-    from ...ecosystems.decoders import is_decoder
-
-    if not is_decoder(source):
-        raise UserError(f"student.decoder is {said!r}, which is no causal language model of transformers")
