@@ -108,7 +108,7 @@ def test_a_model_type_that_is_not_covered_says_what_to_do(model_type: str, hint:
 
 
 def test_the_timm_names_in_hints_exist() -> None:
-    from transmamba.ecosystems.transformers import _ELSEWHERE
+    from transmamba.ecosystems.unknown import _ELSEWHERE
 
     for text in _ELSEWHERE.values():
         name = text.partition(",")[0]

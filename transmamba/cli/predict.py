@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _predictions(arguments: argparse.Namespace) -> Iterator[Prediction]:
     """Raises UserError where the model and what it is asked for do not fit each other."""
+    from ..core.preprocessing import PicturesAndText
     from ..core.text import TextOnly
     from ..ecosystems.find import load_model, preprocessing_of
     from ..evaluation.cost import find_device
@@ -75,12 +76,17 @@ def _predictions(arguments: argparse.Namespace) -> Iterator[Prediction]:
     names, looks = _names(model, source), preprocessing_of(model)
     if isinstance(looks, TextOnly):
         raise UserError(f"{source} is a {type(model).__name__}, which reads texts; name a model of images")
+    if isinstance(looks, PicturesAndText):
+        raise UserError(
+            f"{source} is a {type(model).__name__}, which has no classes but answers questions: transmamba "
+            f"evaluate {source} --task questions"
+        )
     return predict(model, looks, paths, names=names, top=arguments.top, device=device)
 
 
 def _has_two_towers(model: Any) -> bool:
     """Whether it embeds images and texts: a model of open_clip's, a Hugging Face CLIP or SigLIP."""
-    return any(hasattr(model, f"{way}_image{end}") for way, end in (("encode", ""), ("get", "_features")))
+    return any(hasattr(model, f"{way}_text{end}") for way, end in (("encode", ""), ("get", "_features")))
 
 
 def _of_texts(model: Any, arguments: argparse.Namespace, paths: Sequence[Path], device: Any) -> Any:

@@ -15,12 +15,13 @@ from ..config.registry import STUDENTS
 from ..core.card import Card
 from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..core.text import TextOnly
-from ..errors import Inexpressible, UserError
+from ..errors import UserError
 from . import decoders, texts
 from .language_tokenizer import language_preprocessing
 from .origin import Origin, origin_in_hand
 from .processor import NESTED, hugging_face_preprocessing, image_processor
 from .sources import Source
+from .unknown import unknown_type
 from .vision_language import LLAVA, llava_card, llava_preprocessing, load_llava
 
 logger = logging.getLogger("transmamba.teacher")
@@ -35,22 +36,6 @@ _UNREAD = ("mask_token", "pooler.")
 _HEADS = ("classifier", "cls_classifier", "distillation_classifier")
 # a tensor of a Transformer's block, by its name
 _IN_A_BLOCK = re.compile(r"\blayers?\.\d+\.")
-# model_type -> timm's model of the same weights
-_ELSEWHERE = {
-    "siglip2": "vit_base_patch16_siglip_gap_224.v2_webli, its image tower",
-    "vit_mae": "vit_base_patch16_224.mae",
-    "timm_wrapper": "hf-hub:OWNER/NAME, the repository's own id",
-}
-# model_type -> what of it no view has
-_BIASES = "relative position biases in its attention"
-_LACKING = {
-    "beit": _BIASES,
-    "data2vec-vision": _BIASES,
-    "dinov3_vit": "rotary positions in two dimensions",
-    "dinov3_convnext": "convolutions",
-    "swin": f"shifted windows and {_BIASES}",
-    "swinv2": f"shifted windows and {_BIASES}",
-}
 
 
 def recognise(source: Source) -> bool:
@@ -222,23 +207,6 @@ def _refuse_left_over(name: str, found: Mapping[str, Any]) -> None:
     odd = decoders.unplaced(key for key in found["unexpected_keys"] if _IN_A_BLOCK.search(key))
     if odd:
         raise UserError(f"Hugging Face model {name!r} holds what its config has no place for: {odd}")
-
-
-def unknown_type(name: str, model_type: str) -> UserError:
-    """What to write instead of a model that no view can express: Inexpressible where transformers knows its
-    type, so that it could be read."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-
-    model_type = str(model_type)  # a config by another hand may hold anything there
-    ours = model_type.startswith("transmamba_")
-    kind = Inexpressible if ours or model_type in CONFIG_MAPPING_NAMES else UserError
-    elsewhere, lacking = _ELSEWHERE.get(model_type), _LACKING.get(model_type)
-    hint = f"; timm has the same weights, write {elsewhere}" if elsewhere else ""
-    why = f"it has {lacking}, and " if lacking else ""
-    return kind(
-        f"teacher {name!r} (model_type={model_type}) cannot be expressed: {why}only ViT, DeiT and DINOv2 are "
-        f"known, CLIP and SigLIP, and decoders such as Llama{hint}"
-    )
 
 
 def origin(model: Any) -> Origin:

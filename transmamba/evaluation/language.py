@@ -68,7 +68,8 @@ class LanguageEvaluator:
     read: this process's batches: `text` (B, L) with `text_mask` or `text_segment`, `targets["tokens"]`
         (B, L), `index` (B,) the numbers of the blocks
     text: of a block by its number, to look at; None to show none
-    longest: tokens of a row at most, where they differ from batch to batch; None where all are of one length
+    longest: tokens of a row at most, where batches differ in length; None where all are of one. By it several
+        processes agree how often a head is called
 
     Of a student whose teacher is measured in the same pass, also KL(teacher ‖ student) and how often both
     find the same word the likeliest.
@@ -88,11 +89,12 @@ class LanguageEvaluator:
     text: Callable[[int], str] | None = None
     metrics: tuple[Metric, ...] = METRICS
     longest: int | None = None
-    # rows of a batch at most, on any process
+    # rows of a batch at most, on any process, and how many of these there are
     _rows: int = field(default=1, init=False, repr=False)
+    _world: int = field(default=1, init=False, repr=False)
 
     def batches(self, passing: Pass) -> Iterator[Batch]:
-        self._rows = passing.batch_size
+        self._rows, self._world = passing.batch_size, passing.world
         return self.read(passing)
 
     def start(self) -> Tally:
@@ -112,7 +114,8 @@ class LanguageEvaluator:
         tally.words.append(summed(np.ones(len(cells))))
         said = {name: runner.logits(batch) for name, runner in runners.items()}
         scores: dict[str, dict[str, list[Floats]]] = {name: {} for name in said}
-        for part, logs in log_probabilities(said, tokens, self._rows * (self.longest or length)):
+        most = length if self.longest is None or self._world == 1 else self.longest
+        for part, logs in log_probabilities(said, tokens, self._rows * most):
             for name, log in logs.items():
                 found = {"nats": -likelihoods(log, wanted[part])[0]}
                 if TEACHER in logs:

@@ -20,7 +20,6 @@ from ..data.stream import in_order, load
 from ..errors import UserError
 from ..evaluation.blind import LookupAnswerer
 from ..evaluation.control import other_pictures, other_questions
-from ..evaluation.language import LanguageEvaluator
 from ..evaluation.questions import AnswersEvaluator, Asked, ControlEvaluator, Picture
 
 if TYPE_CHECKING:
@@ -62,7 +61,9 @@ class QuestionEvaluators:
         return AnswersEvaluator(watched.asked, watched.twin, lookup, self._picture)
 
     @cached_property
-    def _likelihood(self) -> LanguageEvaluator:
+    def _likelihood(self) -> Evaluator:
+        from ..evaluation.language import LanguageEvaluator
+
         # what a run is about is how right its answers are
         metrics = tuple(replace(metric, headline=False) for metric in LanguageEvaluator.METRICS)
         read = partial(self.task.eval_batches, self.split)

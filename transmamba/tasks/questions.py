@@ -14,21 +14,18 @@ import numpy.typing as npt
 from ..config.load import Part
 from ..config.registry import QUESTIONS, TASKS
 from ..core.batch import Batch
-from ..core.preprocessing import PicturesAndText
 from ..core.task import Evaluator, Metric, Pass, Steps
-from ..core.text import TextOnly
 from ..data.hashing import permutation
 from ..data.images.decoding import refusals
 from ..data.pairs.bad import check_limit
-from ..data.questions.asked import Asking, Style
+from ..data.questions.asked import Style
 from ..data.questions.bad import ForgivingQuestions
 from ..data.questions.batches import EvalQuestions, TrainQuestions, naming
-from ..data.questions.source import MARK, Item, QuestionSource
+from ..data.questions.source import QuestionSource
 from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, check_held_out, held_out_of, trained_and_held_out
-from ..ecosystems.language_tokenizer import HuggingFaceTokenizer
 from ..errors import UserError, refuse_all
-from .vocabulary import check_words
+from .question_fit import asking_of, check_fits, check_usable
 
 if TYPE_CHECKING:
     from .question_evaluators import QuestionEvaluators
@@ -147,7 +144,7 @@ class Questions:
 
     def __init__(self, config: QuestionsConfig, preprocessing: Any, measured: bool = True) -> None:
         self.config, self.preprocessing = config, preprocessing
-        self.asking = _asking(config, preprocessing)
+        self.asking = asking_of(preprocessing, config.style, config.context)
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
         self._sources: dict[str, QuestionSource] = {}
@@ -181,28 +178,7 @@ class Questions:
     def check(self, model: Any, who: str) -> None:
         """Raises UserError for one that predicts no tokens, or whose words, pictures or context are not those
         of the data."""
-        asking, looks = self.asking, getattr(model, "preprocessing", None)
-        check_words(model, who, "questions", "a model that writes, such as a LLaVA", asking.tokenizer)
-        if not isinstance(looks, TextOnly | PicturesAndText):
-            return
-        if looks.text.context is not None and asking.longest > looks.text.context:
-            raise UserError(
-                f"context is {asking.longest} tokens, but {who} reads at most {looks.text.context} at once; "
-                f"write task.context: {looks.text.context} or less"
-            )
-        if not asking.style.pictures:
-            return
-        if isinstance(looks, TextOnly):
-            raise UserError(f"{who} reads no pictures; write task.pictures: none, or choose a LLaVA")
-        for what, theirs, mine in (
-            ("places", looks.places, asking.places),
-            ("image token", looks.image_token, asking.image_token),
-        ):
-            if theirs != mine:
-                raise UserError(
-                    f"{who} has pictures of {what} {theirs}, the data are made for {mine}; choose models "
-                    "that share a tower and a tokenizer"
-                )
+        check_fits(model, who, self.asking)
 
     def indices(self, split: str) -> Indices:
         """Numbers of the questions of 'train' (those trained on), 'validation' or 'test' in their source."""
@@ -231,7 +207,7 @@ class Questions:
             self.source("train"),
             self.config.bad_limit,
             self.train_indices,
-            partial(_check_usable, self.asking),
+            partial(check_usable, self.asking),
             seen=self.asking.style.pictures,
         )
         return TrainQuestions(source, self.train_indices, self.asking)
@@ -295,39 +271,3 @@ class Questions:
         if own not in self._sources:
             self._sources[own] = self.config.data.build(own)
         return self._sources[own]
-
-
-def _check_usable(asking: Asking, number: int, item: Item) -> None:
-    with naming(number):
-        asking.example(item)
-
-
-def _asking(config: QuestionsConfig, preprocessing: Any) -> Asking:
-    """Raises UserError for a model that does not say how it reads texts, or pictures where they are shown."""
-    if not isinstance(preprocessing, TextOnly | PicturesAndText):
-        raise UserError(
-            "this model does not say how its texts are read; the task questions needs a LLaVA with its "
-            "tokenizer beside it (tokenizer.json)"
-        )
-    words = preprocessing.text
-    if not isinstance(words, HuggingFaceTokenizer):
-        raise UserError("the task questions needs a model with a tokenizer of transformers")
-    if isinstance(preprocessing, TextOnly):
-        if config.pictures == "shown":
-            raise UserError("this model reads no pictures; write task.pictures: none, or choose a LLaVA")
-    else:
-        mark, number = words.decode([preprocessing.image_token]), preprocessing.image_token
-        if words.encode([mark]) != [[number]]:
-            raise UserError(
-                f"tokenizer of {words.name!r}: does not read the image token {number} ({mark!r}) as one "
-                f"token; add {MARK} to its special tokens under that number"
-            )
-    longest = config.context or words.context
-    if longest is None:
-        raise UserError("nothing says how many tokens this model reads at once; write task.context")
-    if words.context is not None and longest > words.context:
-        raise UserError(
-            f"context is {longest} tokens, but the model reads at most {words.context} at once; write "
-            f"task.context: {words.context} or less"
-        )
-    return Asking(preprocessing, config.style, longest)

@@ -15,7 +15,7 @@ from ..config.registry import TEACHERS
 from ..ecosystems.find import ECOSYSTEMS, ecosystem_of
 from ..ecosystems.slices import NotByName
 from ..ecosystems.sources import Source, read_source
-from ..ecosystems.transformers import unknown_type
+from ..ecosystems.unknown import unknown_type
 from ..ecosystems.weights import read_weights
 from ..errors import Inexpressible, UserError
 from .of_module import OfModule

@@ -1,0 +1,87 @@
+"""How the task `questions` puts items to a model, and which models fit its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.preprocessing import PicturesAndText
+from ..core.text import TextOnly
+from ..data.questions.asked import Asking, Style
+from ..data.questions.batches import naming
+from ..data.questions.source import MARK, Item
+from ..ecosystems.language_tokenizer import HuggingFaceTokenizer
+from ..errors import UserError
+from .vocabulary import check_words
+
+
+def asking_of(preprocessing: Any, style: Style, context: int | None) -> Asking:
+    """Raises UserError for a model that does not say how it reads texts, or pictures where they are shown,
+    and for a context beyond its own, which is taken where it is None."""
+    if not isinstance(preprocessing, TextOnly | PicturesAndText):
+        raise UserError(
+            "this model does not say how its texts are read; the task questions needs a LLaVA with its "
+            "tokenizer beside it (tokenizer.json)"
+        )
+    words = preprocessing.text
+    if not isinstance(words, HuggingFaceTokenizer):
+        raise UserError("the task questions needs a model with a tokenizer of transformers")
+    if isinstance(preprocessing, TextOnly):
+        _check_blind(style, "this model")
+    else:
+        _check_mark(words, preprocessing.image_token)
+    longest = context or words.context
+    if longest is None:
+        raise UserError("nothing says how many tokens this model reads at once; write task.context")
+    _check_context(longest, words.context, "the model")
+    return Asking(preprocessing, style, longest)
+
+
+def check_fits(model: Any, who: str, asking: Asking) -> None:
+    """Raises UserError for one that predicts no tokens, or whose words, pictures or context are not those of
+    the data."""
+    looks = getattr(model, "preprocessing", None)
+    check_words(model, who, "questions", "a model that writes, such as a LLaVA", asking.tokenizer)
+    if not isinstance(looks, TextOnly | PicturesAndText):
+        return
+    _check_context(asking.longest, looks.text.context, who)
+    if isinstance(looks, TextOnly):
+        _check_blind(asking.style, who)
+    elif asking.style.pictures:
+        for what, theirs, mine in (
+            ("tokens each", looks.places, asking.places),
+            ("the token", looks.image_token, asking.image_token),
+        ):
+            if theirs != mine:
+                raise UserError(
+                    f"{who} has pictures of {what} {theirs}, the data are made for {mine}; choose models "
+                    "that share a tower and a tokenizer"
+                )
+
+
+def check_usable(asking: Asking, number: int, item: Item) -> None:
+    """Raises UserError, naming it, for an item that cannot be learned."""
+    with naming(number):
+        asking.example(item)
+
+
+def _check_blind(style: Style, who: str) -> None:
+    if style.pictures:
+        raise UserError(f"{who} reads no pictures; write task.pictures: none, or choose a LLaVA")
+
+
+def _check_mark(words: HuggingFaceTokenizer, number: int) -> None:
+    """Raises UserError where the image token does not stand for one mark in a text."""
+    mark = words.decode([number])
+    if words.encode([mark]) != [[number]]:
+        raise UserError(
+            f"tokenizer of {words.name!r}: does not read the image token {number} ({mark!r}) as one token; "
+            f"add {MARK} to its special tokens under that number"
+        )
+
+
+def _check_context(longest: int, context: int | None, who: str) -> None:
+    if context is not None and longest > context:
+        raise UserError(
+            f"context is {longest} tokens, but {who} reads at most {context} at once; write "
+            f"task.context: {context} or less"
+        )
