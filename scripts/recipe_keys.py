@@ -96,8 +96,10 @@ def gone() -> Iterator[str]:
 
 
 def described(part: Any) -> Iterator[str]:
-    """What the docstring says of the whole, then a table of the keys."""
+    """What the docstring says of the whole, then a table of the keys, those of its bases as these say it."""
     text, meanings = entries(inspect.getdoc(part) or "")
+    for base in filter(dataclasses.is_dataclass, part.__mro__[1:]):
+        meanings = {**entries(inspect.getdoc(base) or "")[1], **meanings}
     yield f"{text}\n"
     fields = dataclasses.fields(part)
     rows = [f"| `{field.name}` | {default(field)} | {meanings.get(field.name, '')} |" for field in fields]

@@ -20,6 +20,7 @@ import timm
 import torch
 from harness import run_quietly
 from small_language import TEXTS, texts_file, tokenizer_folder
+from small_llava import SIDE, llava_folder
 
 from transmamba.config import load as configs
 from transmamba.config.registry import STUDENTS, TEACHERS
@@ -82,6 +83,7 @@ def test_recipe_says_how_it_is_run(path: Path) -> None:
 
 PAIRED = [path for path in RECIPES if path.stem.startswith("clip_")]
 WRITTEN = [path for path in RECIPES if "_to_hybrid" in path.stem]
+ASKED = [path for path in RECIPES if path.stem.startswith("llava_")]
 
 
 @pytest.mark.parametrize("path", PAIRED, ids=name_of)
@@ -168,7 +170,26 @@ def test_recipe_of_texts_trains(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "student" / "tokenizer.json").is_file()
 
 
-@pytest.mark.parametrize("path", [p for p in RECIPES if p not in (*PAIRED, *WRITTEN)], ids=name_of)
+@pytest.mark.parametrize("path", ASKED, ids=name_of)
+def test_recipe_of_questions_trains(path: Path, tmp_path: Path) -> None:
+    """Two steps a stage on small scenes, with a random LLaVA."""
+    recipe = load(path, f"output_dir={tmp_path / 'run'}", "task.controls=[]")
+    data = dataclasses.replace(recipe.task.data, side=SIDE, count_train=24, count_test=4)
+    lengths = dict(steps=2, epochs=None, percent=None, samples=None, tokens=None)
+    small = dict(global_batch=4, micro_batch=2, workers=0, eval_every=0, precision="no")
+    recipe = dataclasses.replace(
+        recipe,
+        task=dataclasses.replace(recipe.task, data=data),
+        stages=tuple(dataclasses.replace(stage, **lengths) for stage in recipe.stages),
+        teacher=TEACHERS["llava"](model=str(llava_folder(tmp_path / "llava", context=512))),
+        init=recipe.init and dataclasses.replace(recipe.init, calibration_images=4),
+        trainer=dataclasses.replace(recipe.trainer, **small),
+    )
+    assert np.isfinite(run_quietly(recipe)["student"]["kl"])
+    assert (tmp_path / "run" / "student" / "processor_config.json").is_file()
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p not in (*PAIRED, *WRITTEN, *ASKED)], ids=name_of)
 def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps a stage on random images of its own shape, all other settings but the size as they are."""
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -51,11 +51,11 @@ def hybrid(model: Any, *attention_layers: int, **options: Any) -> HybridStudent:
 
 
 @torch.no_grad()
-def moved(student: HybridStudent) -> HybridStudent:
+def moved(student: Any, by: float = 0.05) -> Any:
     """The same away from its start, where convolutions read one token, and steps and skips are all alike."""
     seeded = torch.Generator().manual_seed(4)
     for parameter in student.parameters():
-        parameter.add_(0.05 * torch.randn(parameter.shape, generator=seeded))
+        parameter.add_(by * torch.randn(parameter.shape, generator=seeded))
     return student
 
 

@@ -37,10 +37,11 @@ def test_all_families_are_in_the_matrix() -> None:
     ours = {
         name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("transmamba")
     }
-    # those whose tag says their shape are the image towers of dual encoders
-    assert ours - {"vim_shaped", "ssd_vit_shaped"} == set(MODELS) and len(MODELS) >= 10
+    # those whose tag says their shape are the image towers of dual encoders, others those of LLaVAs
+    towers = {"vim_shaped", "ssd_vit_shaped", "llava_vim", "llava_ssd_vit"}
+    assert ours - towers == set(MODELS) and len(MODELS) >= 10
     assert set(STUDENTS.names()) == {
-        *("vim", "ssd_vit", "timm", "hf_vit", "clip", "open_clip", "hybrid_lm", "window_lm")
+        *("vim", "ssd_vit", "timm", "hf_vit", "clip", "open_clip", "hybrid_lm", "window_lm", "llava")
     }
 
 

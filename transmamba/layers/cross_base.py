@@ -24,12 +24,12 @@ Mode = Literal["state", "prefix", "reported"]
 
 @dataclass(frozen=True, kw_only=True)
 class CrossMambaConfig:
-    """mode: `state`    language writes a state, in both directions, and every visual token reads it
-          `prefix`   one scan over the prompt and then the visual tokens, which write too
-          `reported` visual tokens scanned in both directions, in steps whose size the prompt sets
+    """mode: `state`, language writes a state, in both directions, and every visual token reads it; `prefix`,
+        one scan over the prompt and then the visual tokens, which write too; `reported`, visual tokens
+        scanned in both directions, in steps whose size the prompt sets
     num_heads:   each with its own decays, B and C
     state_size:  states a channel, S
-    width:       channels of the scan, a multiple of num_heads; None is the visual stream's
+    width:       channels of the scan, a multiple of num_heads; null is the visual stream's
     conv_kernel: taps of the convolution before the scan; 1 is none
     length:      delta starts at 1 / length, so that a sum over so many tokens begins as an average: about the
                  tokens that are scanned, of the prompt (`state`), the picture (`reported`), both (`prefix`)

@@ -19,13 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from ...core import layout
 from ...core.layout import Layout
 from ...core.output import Branches, Capture, Captures, Context, Logits, Output, Stream
-from ...ecosystems.origin import Origin
-from ...ecosystems.texts import Beside
 from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.rope import Rope
 from ...views.view import Tower, View
+from ..carried import Carried
 from .architectures import Kind, Mixers, architecture_of, kinds_of, rotary_of
 from .layers import HybridLayer, Reading
 from .norms import Between, RMSNorm
@@ -39,7 +38,7 @@ NOTHING = Capture()
 _BY_HEAD = frozenset(("q", "k", "dt", "dA", "D"))
 
 
-class HybridStudent(nn.Module):
+class HybridStudent(Carried, nn.Module):
     """Reads `text` (B, L) with `text_mask` (B, L) or `text_segment` (B, L); its stream is `decoder`.
 
     config:    transformers', of a class in `architectures`
@@ -75,8 +74,6 @@ class HybridStudent(nn.Module):
         rotary = rotary_of(config)
         # no buffer, which would be rounded with the model
         self._rope = Rope(rotary.inv_freq.float(), float(rotary.attention_scaling))
-        self.reads: Any = None
-        self.origin, self.beside = Origin(), Beside()
         self.grad_checkpointing = False
         self._begin()
         if config.tie_word_embeddings:
@@ -275,14 +272,6 @@ class HybridStudent(nn.Module):
         self.grad_checkpointing = enable
 
     # --- transformers' class ---
-
-    def carry(self, preprocessing: Any, licence: str | None, base_model: str | None) -> None:
-        """What it has of its teacher; what lies beside that one comes with `carry_texts`."""
-        self.reads, self.origin = preprocessing, Origin(licence, base_model)
-
-    def carry_texts(self, beside: Beside) -> None:
-        """Tokenizer, chat template and how to generate, which are saved beside it."""
-        self.beside = beside
 
     def stock(self) -> Any:
         """transformers' own model of the same tensors, not copies: for generation, and for saving."""

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from ...core.layout import Spliced
 from ...core.output import Capture, Captures, Context, Output
-from ...ecosystems.origin import Origin
-from ...ecosystems.texts import Beside
 from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection, multiplicity
 from ...views.view import View
 from ..after import After
+from ..carried import Carried
 from ..hybrid_lm.model import HybridStudent
 from ..hybrid_lm.stock import write
 from ..image_part import ASKED
@@ -42,7 +41,7 @@ NOTHING = Capture()
 _OF_DECODER = ("attention", "mlp", "embedding", "head", "norms")
 
 
-class LlavaStudent(nn.Module):
+class LlavaStudent(Carried, nn.Module):
     """Reads `text` (B, L) with `text_mask` (B, L) and, with cross-Mamba, `prompt_mask` (B, L), and `image`
     (P, C, H, W) with `image_row` (P,), the row of each: all pictures of a batch, row by row, in the order of
     their marks. Its streams are `image` and `decoder`.
@@ -67,8 +66,6 @@ class LlavaStudent(nn.Module):
         self.language_model.layout = Spliced(("image", "text"))
         asked = getattr(config, OURS)["cross"]
         self.cross = None if asked is None else Crossing(asked, self.vision_tower, self.language_model.width)
-        self.reads: Any = None
-        self.origin, self.beside = Origin(), Beside()
 
     @property
     def kept(self) -> bool:
@@ -233,14 +230,6 @@ class LlavaStudent(nn.Module):
         self.language_model.set_grad_checkpointing(enable)
 
     # --- transformers' class ---
-
-    def carry(self, preprocessing: Any, licence: str | None, base_model: str | None) -> None:
-        """What it has of its teacher; what lies beside that one comes with `carry_texts`."""
-        self.reads, self.origin = preprocessing, Origin(licence, base_model)
-
-    def carry_texts(self, beside: Beside) -> None:
-        """Processor, tokenizer, chat template and how to generate, which are saved beside it."""
-        self.beside = beside
 
     def stock(self) -> Any:
         """transformers' own model of the same tensors, not copies: for generation, and for saving."""
