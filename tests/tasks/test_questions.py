@@ -108,6 +108,7 @@ def test_calibration_is_what_is_trained_on(teacher: Any) -> None:
     batches = list(task.calibration(10, 4))
     index = [n for batch in batches for n in batch.index.tolist()]
     assert len(set(index)) == 10 and set(index) <= set(task.train_indices.tolist())
+    assert index != sorted(index), "of all of them, not of one end"
     learned = EvalQuestions(task.source("train"), task.asking)
     assert all(same(batch, learned.batch(batch.index.numpy())) for batch in batches)
 
@@ -142,6 +143,47 @@ def _outcomes(evaluator: Any, models: dict[str, Any], batch_size: int = 4) -> An
     runners = {name: ModelRunner(each, torch.device("cpu"), kind="teacher") for name, each in models.items()}
     (found,) = measure([evaluator], runners, Pass(batch_size=batch_size)).outcomes
     return found
+
+
+def test_a_control_exchanges_the_question_or_the_picture_and_nothing_else(teacher: Any) -> None:
+    """Two types of four items: the pictures tell which item is shown, the prompts which is asked."""
+    items = [
+        item(f"{kind} {n}?", answer=str(n), pictures=[40 * n + 10 * len(kind)], type=kind)
+        for n in range(4)
+        for kind in ("a", "bb")
+    ]
+    task = task_of(teacher, controls=["question", "picture", "blank"], lookup=0)
+    task._sources["test"] = Listed(items)
+    transform = reads_of(teacher).pictures.eval_transform()
+    prompts = [task.asking.prompt(each) for each in items]
+    pictures = [transform(each.images()[0]) for each in items]
+    for evaluator in task.evaluators("test"):
+        kind = evaluator.metrics[0].key.partition("_")[0]
+        if isinstance(evaluator, LanguageEvaluator):
+            continue
+        batches = list(evaluator.batches(Pass(batch_size=3)))
+        index = [n for batch in batches for n in batch.index.tolist()]
+        assert index == list(range(8))
+        text = [row[real].tolist() for b in batches for row, real in _texts(b)]
+        asked = [prompts.index(row) for row in text]
+        shown = [
+            next((n for n, each in enumerate(pictures) if torch.equal(each, picture)), None)
+            for batch in batches
+            for picture in batch.inputs["image"]
+        ]
+        moved = {"question": asked, "picture": shown}
+        for name, of in moved.items():
+            if name == kind:
+                assert all(a != n and a % 2 == n % 2 for n, a in enumerate(of)), "another of its type"
+                assert sorted(of) == index, "each once"
+            elif not (name == "picture" and kind == "blank"):
+                assert of == index
+        if kind == "blank":
+            assert all(not batch.inputs["image"].any() for batch in batches)
+
+
+def _texts(batch: Any) -> Any:
+    return zip(batch.inputs["text"], batch.inputs["text_mask"], strict=True)
 
 
 # --- writing ---
@@ -215,7 +257,8 @@ def test_answers_are_judged_as_they_are_written(folder: Path, teacher: Any) -> N
             ids = slowly(model, task.asking.prompt(asked), shown, {2})
             assert said[evaluator][number] == task.asking.tokenizer.words(ids).strip()
     assert said[answers] != said[control]
-    picture = answers._picture(3) if hasattr(answers, "_picture") else answers.picture(3)  # type: ignore[misc]
+    assert answers.picture is not None
+    picture = answers.picture(3)
     assert picture is not None and picture.shape == (SIDE, SIDE, 3)
 
 

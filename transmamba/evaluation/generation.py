@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -18,8 +18,8 @@ from ..core.text import Message
 from ..data.text.generated import Asked
 from ..ecosystems.generation import left_padded
 from ..errors import UserError
-from .once import once
 from .requests import longest_first
+from .written import Tally, gathered
 
 Ints = npt.NDArray[np.int64]
 # characters of a prompt and of an answer that are shown
@@ -46,14 +46,6 @@ class Writes(Protocol):
     def render(self, messages: Sequence[Message], *, prompt: bool = False) -> str: ...
 
     def words(self, ids: Sequence[int]) -> str: ...
-
-
-@dataclass
-class Tally:
-    """Of the batches so far: numbers of questions, and by model what was answered."""
-
-    index: list[Ints] = field(default_factory=list)
-    said: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,10 +118,7 @@ class GenerationEvaluator:
 
     def add(self, tally: Tally, runners: Mapping[str, Runner], batch: Batch) -> None:
         """Raises UserError for a model that does not write."""
-        tally.index.append(batch.index.numpy())
-        for name, runner in runners.items():
-            rows = runner.generate(batch, self.tokens).tolist()
-            tally.said.setdefault(name, []).extend(self._answer(row) for row in rows)
+        tally.add(runners, batch, self.tokens, self._answer)
 
     def _answer(self, ids: Sequence[int]) -> str:
         text = self.tokenizer.words(ids)
@@ -138,14 +127,9 @@ class GenerationEvaluator:
         return text
 
     def finish(self, tallies: Sequence[Tally]) -> dict[str, Outcome]:
-        kept = [tally for tally in tallies if tally.index]
-        index, chosen = once([part for tally in kept for part in tally.index])
+        index, answers = gathered(tallies)
         assert len(index) == len(self.questions), "every question was asked"
-        found = {}
-        for name in kept[0].said:
-            said = [text for tally in kept for text in tally.said[name]]
-            found[name] = self._outcome([said[place] for place in chosen])
-        return found
+        return {name: self._outcome(said) for name, said in answers.items()}
 
     def _outcome(self, said: list[str]) -> Outcome:
         right = [question.judge(text) for question, text in zip(self.questions, said, strict=True)]

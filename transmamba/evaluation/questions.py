@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..data.staged import final_answer
 from .answers import CHOICE, TRUTH, Verdict, by_type, chosen, judge, kind_of, listing, main_answer, truth_of
 from .blind import LookupAnswerer
 from .normalised import normalised
-from .once import once
+from .written import Tally, gathered
 
 Ints = npt.NDArray[np.int64]
 Picture = npt.NDArray[np.uint8]
@@ -33,14 +33,6 @@ METRICS = (
 )
 SAME = Metric(key="same_answer", label="student and teacher answer the same %")
 LOOKUP = Metric(key="lookup_accuracy", label="questions alone, by a table: right %")
-
-
-@dataclass
-class Tally:
-    """Of the batches so far: numbers of items, and by model what was answered."""
-
-    index: list[Ints] = field(default_factory=list)
-    said: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,22 +93,15 @@ class _Answers:
 
     def add(self, tally: Tally, runners: Mapping[str, Runner], batch: Batch) -> None:
         """Raises UserError for a model that does not write."""
-        tally.index.append(batch.index.numpy())
-        for name, runner in runners.items():
-            rows = runner.generate(batch, self.asked.tokens).tolist()
-            tally.said.setdefault(name, []).extend(self.asked.words(row).strip() for row in rows)
+        tally.add(runners, batch, self.asked.tokens, lambda ids: self.asked.words(ids).strip())
 
     def finish(self, tallies: Sequence[Tally]) -> dict[str, Outcome]:
-        kept = [tally for tally in tallies if tally.index]
-        index, places = once([part for tally in kept for part in tally.index])
+        index, answers = gathered(tallies)
         assert np.array_equal(index, self.asked.index), "every question was asked"
-        found = {}
-        for name in kept[0].said:
-            every = [text for tally in kept for text in tally.said[name]]
-            said = [every[place] for place in places]
-            verdicts = [judge(item, text) for item, text in zip(self.items, said, strict=True)]
-            found[name] = self.outcome(Judged(said, verdicts))
-        return found
+        return {name: self.outcome(self._judged(said)) for name, said in answers.items()}
+
+    def _judged(self, said: list[str]) -> Judged:
+        return Judged(said, [judge(item, text) for item, text in zip(self.items, said, strict=True)])
 
     def outcome(self, judged: Judged) -> Outcome:
         raise NotImplementedError

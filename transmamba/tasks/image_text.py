@@ -31,6 +31,7 @@ from ..data.subset import check_fraction, check_held_out, held_out_of, trained_a
 from ..errors import UserError, refuse_all
 from ..views.heads import Embedder
 from .labelled_sets import LabelledSets, ZeroShot
+from .splits import source_of
 
 if TYPE_CHECKING:
     from .pair_evaluators import PairEvaluators
@@ -292,9 +293,5 @@ class ImageText:
         return trained_and_held_out(len(self._source("train")), self.config)
 
     def _source(self, split: str) -> PairSource:
-        if split not in ("train", "validation", "test"):
-            raise UserError(f"split {split!r}: write train, validation or test")
-        own = "test" if split == "test" else "train"
-        if own not in self._sources:
-            self._sources[own] = self.config.data.build(own)
-        return self._sources[own]
+        found: PairSource = source_of(split, self.config.data, self._sources)
+        return found

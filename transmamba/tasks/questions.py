@@ -26,6 +26,7 @@ from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, check_held_out, held_out_of, trained_and_held_out
 from ..errors import UserError, refuse_all
 from .question_fit import asking_of, check_fits, check_usable
+from .splits import source_of
 
 if TYPE_CHECKING:
     from .question_evaluators import QuestionEvaluators
@@ -265,9 +266,5 @@ class Questions:
 
     def source(self, split: str) -> QuestionSource:
         """What a split's questions are read from, whole."""
-        if split not in ("train", "validation", "test"):
-            raise UserError(f"split {split!r}: write train, validation or test")
-        own = "test" if split == "test" else "train"
-        if own not in self._sources:
-            self._sources[own] = self.config.data.build(own)
-        return self._sources[own]
+        found: QuestionSource = source_of(split, self.config.data, self._sources)
+        return found
