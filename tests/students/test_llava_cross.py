@@ -65,6 +65,7 @@ def test_the_prompt_alone_is_read(mode: str, place: dict[str, Any]) -> None:
     assert (answers != text).any(dim=1).all()
     assert torch.equal(seen(student, {**inputs, "text": answers}), features)
     assert relative(seen(student, together(left=False)), features) < 1e-6
+    assert torch.equal(seen(student, {**inputs, "prompt_mask": prompt | (text == MARK)}), features)
     asked = torch.where(prompt, (text + 11) % MARK, text)
     changed = (seen(student, {**inputs, "text": asked}) - features).abs().amax(dim=(1, 2))
     assert (changed > 1e-3).all()

@@ -91,6 +91,8 @@ def test_a_batch_without_pictures_and_pictures_without_a_text() -> None:
     text = {"text": rows()[1][0][None]}
     output = student.run(text)
     assert "image" not in output.streams and output.logits is not None
+    none = student.run({**text, "image": inputs["image"][:0], "image_row": inputs["image_row"][:0]})
+    assert none.logits is not None and torch.equal(none.logits(), output.logits())
     seen = student.run({"image": inputs["image"]}, {"image": Capture(hidden=frozenset((3,)))})
     assert seen.logits is None and seen.streams["image"].hidden[3].shape == (3, 5, 24)
 

@@ -37,7 +37,8 @@ def convert(
 
     model:   a timm or transformers ViT/DeiT or a CLIP you hold, or its name, id or folder
     student: `vim` or `ssd_vit` for one of the teacher's own shape, a timm name of ours, `clip` for both
-        towers of a CLIP or SigLIP, `hybrid_lm` or `window_lm` for a language model, or a student module
+        towers of a CLIP or SigLIP, `hybrid_lm` or `window_lm` for a language model, `llava` for a LLaVA, or a
+        student module
     init:    how it starts; left out: every layer from the teacher, and the importance that `calibration`
         allows
     calibration: batches, or image tensors (B, C, H, W), as the teacher reads them. The first

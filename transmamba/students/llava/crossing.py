@@ -23,15 +23,17 @@ class Prompts:
     mask: Tensor
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor], words: Tensor, rows: Tensor) -> Prompts:
-        """Of a batch's words (B, L, E) and the row (P,) of each picture. Raises UserError without a
-        `prompt_mask`: a text holds its answer, which no picture may read."""
+    def of(cls, inputs: Mapping[str, Tensor], words: Tensor, rows: Tensor, token: int) -> Prompts:
+        """Of a batch's words (B, L, E) and the row (P,) of each picture; `token` stands for pictures, and is
+        no word. Raises UserError without a `prompt_mask`: a text holds its answer, which no picture may
+        read."""
         if "prompt_mask" not in inputs:
             raise UserError(
                 "cross-Mamba reads the prompt, but the batch has no prompt_mask that says which words it is; "
                 "train and measure with the task questions"
             )
-        return cls(words[rows], inputs["prompt_mask"][rows])
+        mask = inputs["prompt_mask"] & (inputs["text"] != token)
+        return cls(words[rows], mask[rows])
 
 
 class Crossing(nn.Module):

@@ -100,7 +100,9 @@ class LlavaStudent(Carried, nn.Module):
             return output
         rows = rows_of_pictures(inputs, self.config.image_token_id, self.tokens)  # before anything is made
         x = self.language_model.embed(inputs["text"])
-        prompts = None if self.cross is None or rows is None else Prompts.of(inputs, x, rows)
+        prompts = None
+        if self.cross is not None and rows is not None:
+            prompts = Prompts.of(inputs, x, rows, self.config.image_token_id)
         seen = self._see(inputs, prompts, captures, output)
         if seen is not None:
             places = (inputs["text"] == self.config.image_token_id)[..., None]
@@ -116,7 +118,7 @@ class LlavaStudent(Carried, nn.Module):
         self, inputs: Mapping[str, Tensor], prompts: Prompts | None, captures: Captures, output: Output
     ) -> Tensor | None:
         """What the decoder reads of the pictures, (P, N, D); None without any."""
-        if "image" not in inputs:
+        if "image" not in inputs or not len(inputs["image"]):
             return None
         after, before = self._crossing(prompts)
         image = inputs["image"].to(self.multi_modal_projector.linear_1.weight.dtype)

@@ -87,7 +87,7 @@ def vision_config(config: ImageTower, spec: StudentSpec) -> tuple[Any, bool]:
     UserError for what no such tower can be."""
     embedding = spliced_of(spec.view)
     tower = spec.view.towers["image"]
-    if not tower.sublayers:
+    if not len(tower.sublayers):
         raise UserError(
             "the teacher's connector reads its tower before the first layer; nothing is converted"
         )
