@@ -189,6 +189,10 @@ def test_a_step_trains_all_of_it_whether_there_are_pictures_or_not(parts: dict[s
             assert all(p.grad is not None for p in student.parameters())
     assert "feature/image" not in terms and terms["cross_entropy"] > 0
     assert not any(p.grad.any() for p in student.vision_tower.parameters() if p.grad is not None)
+    for name, term in Distiller(student, teacher, ["feature", "bidirectional"])(batch(blind)).items():
+        like = Distiller(student, teacher, ["feature", "bidirectional"])(batch(inputs))[name].parts
+        assert term.parts is not None and like is not None and term.parts.shape == like.shape
+        assert name.endswith("decoder") or not term.parts.any()
     for losses in (["cross_entropy"], [Mixer(stream="image")]):
         # neither reads a picture; all has a gradient all the same, as on a rank that has some
         student.zero_grad()

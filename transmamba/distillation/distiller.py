@@ -130,7 +130,7 @@ class Distiller(nn.Module):
         there = {name: loss for name, loss in losses.items() if _has_stream(loss, teacher)}
         forced = {name: loss for name, loss in there.items() if loss.teacher_forced}
         free = {name: loss for name, loss in there.items() if not loss.teacher_forced}
-        terms = {name: Term(self._nothing()) for name in losses if name not in there}
+        terms = {name: self._nothing(loss) for name, loss in losses.items() if name not in there}
         if free:
             student = self._run_student(batch, free.values(), drawn)
             if embed:
@@ -189,10 +189,12 @@ class Distiller(nn.Module):
             drawn[stream] = chosen.sort().values.to(device)
         return drawn
 
-    def _nothing(self) -> Tensor:
+    def _nothing(self, loss: Loss) -> Term:
         """0, of all that is trained: so that every rank has the same gradients where one has no pictures."""
         trained = (p for p in self.parameters() if p.requires_grad and not hasattr(p, "full_tensor"))
-        return 0.0 * sum((p.sum() for p in trained), torch.zeros(()))
+        total = 0.0 * sum((p.sum() for p in trained), torch.zeros(()))
+        parts = loss.no_parts()
+        return Term(total, None if parts is None else parts.to(total.device))
 
     def _run_teacher(self, batch: Batch, losses: Iterable[Loss]) -> Output | None:
         reading = [loss for loss in losses if loss.needs_teacher]

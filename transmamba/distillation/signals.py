@@ -229,6 +229,10 @@ class Loss(nn.Module):
         """Names of the entries of `Term.parts`, flattened, for the log."""
         return []
 
+    def no_parts(self) -> Tensor | None:
+        """`Term.parts` of a batch that lacks its stream: every rank sends as many numbers."""
+        return torch.zeros(len(self.part_names())) if self.part_names() else None
+
     def forward(self, signals: Signals) -> Term:
         raise NotImplementedError
 

@@ -72,6 +72,9 @@ class CosineLoss(Loss):
         sides = ("/fwd", "/bwd") if self.directions == 2 else ("",)
         return [f"{k}{side}" for side in sides for k in self.pairs]
 
+    def no_parts(self) -> Tensor:
+        return torch.zeros_like(self.running)
+
     def weights(self) -> Tensor:
         """Loss weight of each (direction, layer), mean 1 a direction before the cap; constants to
         autograd."""
