@@ -31,7 +31,7 @@ def compose(config: HuggingFaceLlava) -> LlavaModel:
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     source = _decoder(config)
-    words: Any = decoders.load_decoder(source).float()
+    words: Any = decoders.load_decoder(source)
     tokenizer, place = _tokenizer(config, source)
     table = words.get_input_embeddings().weight
     if place >= len(table):
@@ -40,9 +40,11 @@ def compose(config: HuggingFaceLlava) -> LlavaModel:
         ):  # how new words begin is said at length there
             words.resize_token_embeddings(place + 1, pad_to_multiple_of=_ROWS, mean_resizing=True)
     vision, tensors, pictures = _tower(config)
+    said = words.config.to_dict()
+    said.pop("quantization_config", None)  # of a GGUF, whose numbers are plain ones by now
     whole = LlavaConfig(
         vision_config=vision,
-        text_config=words.config,
+        text_config={**said, "dtype": "float32"},
         image_token_index=place,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default" if vision.model_type == "clip_vision_model" else "full",
