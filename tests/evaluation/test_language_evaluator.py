@@ -167,3 +167,14 @@ def test_nothing_to_measure_is_said() -> None:
 
 def test_it_is_an_evaluator() -> None:
     assert isinstance(evaluator_of(True), Evaluator)
+
+
+@pytest.mark.parametrize(("world", "calls"), [(1, 1), (2, 5)])
+def test_rows_of_unlike_lengths_call_a_head_equally_often_on_all_processes(world: int, calls: int) -> None:
+    """5 calls are 2 rows of 125 tokens, 50 at a time; alone a process calls as it needs."""
+    for length in (6, 24):
+        evaluator = LanguageEvaluator("test", lambda passing: iter(()), longest=125)
+        list(evaluator.batches(Pass(batch_size=2, world=world)))
+        model, tally = Says(0), evaluator.start()
+        evaluator.add(tally, {"student": model}, text_batch(torch.arange(2), length, packed=False))
+        assert len(model.calls) == calls

@@ -303,6 +303,9 @@ def test_the_command_measures_a_llava_and_its_teacher(
     said = capfd.readouterr().err
     assert "question 0: its" in said and "answer of 600 are more than the 512" in said
     assert main([*words.split(), "task.pictures=hidden"]) == 2
+    for labels in ([], ["--labels", "a", "b"]):
+        assert main(["predict", str(folder), str(tmp_path / "0.png"), *labels]) == 2
+        assert ("answers questions" if not labels else "reads no texts") in capfd.readouterr().err
 
 
 # --- refusals ---

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_llava import IMAGE, SIDE, llava_folder
+from asked_items import item
+from small_llava import IMAGE, PATCH, SIDE, llava_folder
 
 from transmamba import UserError, inspect, load_teacher
 from transmamba.core.preprocessing import PicturesAndText, Preprocessing, of_pictures
+from transmamba.core.text import Message
+from transmamba.data.questions.asked import Asking, Style
+from transmamba.data.questions.batches import Shown
 from transmamba.ecosystems.find import save_model
 from transmamba.ecosystems.transformers import preprocessing
 from transmamba.ecosystems.vision_language import places_of
@@ -61,6 +65,51 @@ def test_its_pictures_are_those_of_its_processor(tmp_path: Path) -> None:
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8))
     wanted = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt").pixel_values[0]
     torch.testing.assert_close(looks.eval_transform()(picture), wanted, atol=1e-6, rtol=0)
+
+
+# llava-hf's own: pictures first, then what is said
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}"
+    "{% endif %}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}{% else %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_prompt_is_that_of_the_library_s_own_processor(bos: bool, tmp_path: Path) -> None:
+    """Tokens and pixels: two pictures, and turns before the question."""
+    from PIL import Image
+    from transformers import AutoTokenizer, CLIPImageProcessor, LlavaProcessor
+
+    folder = llava_folder(tmp_path, template=LLAVA_TEMPLATE, bos=bos, context=200)
+    own = LlavaProcessor(
+        image_processor=CLIPImageProcessor.from_pretrained(folder),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    pictures = [Image.new("RGB", (SIDE, SIDE), (level, 9, 200)) for level in (10, 90)]
+    turns = [("user", "The cat?"), ("assistant", "sat"), ("user", "and one two?")]
+    conversation: list[Any] = [
+        {"role": role, "content": [{"type": "text", "text": said}]} for role, said in turns
+    ]
+    conversation[0]["content"] = [{"type": "image"}, {"type": "image"}, *conversation[0]["content"]]
+    text = own.apply_chat_template(conversation, add_generation_prompt=True)
+    wanted = own(images=pictures, text=text, return_tensors="pt")
+
+    asked = item(turns[2][1], pictures=(1, 2), earlier=tuple(Message(role, said) for role, said in turns[:2]))
+    asking = Asking(load_teacher(folder).preprocessing, Style(), 200)
+    assert asking.prompt(asked) == wanted.input_ids[0].tolist()
+    assert wanted.input_ids[0].tolist()[0] == 1 or not bos, "it begins with its BOS"
+    shown = Shown(asking).of([pictures])
+    torch.testing.assert_close(shown["image"], wanted.pixel_values, atol=1e-6, rtol=0)
 
 
 def test_without_a_tokenizer_it_says_how_pictures_look_alone(tmp_path: Path) -> None:

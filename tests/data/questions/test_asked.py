@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,24 @@ def test_a_training_question_that_cannot_be_used_is_another_and_counted(
     assert [f"{level:.0f}" for level in levels] == said, "each with its own picture"
     with pytest.raises(UserError, match=r"2 of 12 questions cannot be used \(its \d+ tokens"):
         TrainQuestions(ForgivingQuestions(Listed(items), 1, indices, check), indices, made).batch(pairs)
+
+
+def test_what_batches_depend_on_tells_them_apart(tmp_path: Path) -> None:
+    made, every = asking(tmp_path), np.arange(len(ALL))
+
+    def identity(items: Any, style: Style = made.style, indices: Any = every) -> str:
+        source = ForgivingQuestions(Listed(items), 0)
+        return json.dumps(TrainQuestions(source, indices, Asking(made.reads, style, 400)).identity())
+
+    assert identity(ALL) == identity(list(ALL))
+    others = [
+        identity(ALL, Style(choices="words")),
+        identity(ALL, Style(instruction="Say it.")),
+        identity(ALL, indices=every[::-1].copy()),
+        identity([item(pictures=[10]), *ALL[1:]]),
+        identity([item(answer="mat", pictures=[9]), *ALL[1:]]),
+    ]
+    assert len({identity(ALL), *others}) == 6
 
 
 def test_twins_stay_twins_where_neither_is_replaced() -> None:
