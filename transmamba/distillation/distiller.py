@@ -127,23 +127,26 @@ class Distiller(nn.Module):
         if embed:
             losses = self.coupled
         teacher = self._run_teacher(batch, losses.values())
-        there = {name: loss for name, loss in losses.items() if _has_stream(loss, teacher)}
-        forced = {name: loss for name, loss in there.items() if loss.teacher_forced}
-        free = {name: loss for name, loss in there.items() if not loss.teacher_forced}
-        terms = {name: self._nothing(loss) for name, loss in losses.items() if name not in there}
+        forced = {name: loss for name, loss in losses.items() if loss.teacher_forced}
+        free = {name: loss for name, loss in losses.items() if not loss.teacher_forced}
+        terms = {name: self._nothing(loss) for name, loss in losses.items() if _lacks(loss, teacher)}
         if free:
             student = self._run_student(batch, free.values(), drawn)
             if embed:
                 return bank_of(student, teacher, batch)
             signals = Signals(student, teacher, batch, self._aligners(), drawn)
             for name, loss in free.items():
+                if name in terms:
+                    continue
                 coupling = (couplings or {}).get(name)
                 terms[name] = loss(signals) if coupling is None else coupling.term(signals)
         if forced:
             assert teacher is not None, "checked in __init__"
-            student = self._run_mixers(teacher, batch, forced.values())
+            student, blank = self._run_mixers(teacher, batch, forced.values())
             signals = Signals(student, teacher, batch, self._aligners())
-            terms |= {name: loss(signals) for name, loss in forced.items()}
+            for name, loss in forced.items():
+                lacking = terms.get(name)
+                terms[name] = loss(signals) if lacking is None else replace(lacking, sum=lacking.sum + blank)
         return {name: terms[name] for name in losses}
 
     def loss(self, batch: Batch, step: int = 0) -> tuple[Tensor, dict[str, float]]:
@@ -224,13 +227,21 @@ class Distiller(nn.Module):
         brings them together for it, as for evaluation."""
         return work()
 
-    def _run_mixers(self, teacher: Output, batch: Batch, losses: Iterable[Loss]) -> Output:
-        """Every mixer that a loss asks for, on the teacher's own input of its layer."""
+    def _run_mixers(self, teacher: Output, batch: Batch, losses: Iterable[Loss]) -> tuple[Output, Tensor]:
+        """Every mixer that a loss asks for, on the teacher's own input of its layer; and 0 of those whose
+        stream the batch lacks, on nothing: a strategy that spreads weights brings them on all ranks at
+        once."""
         assert isinstance(self.student, Student) and self.teacher is not None
-        output = Output()
+        output, blank = Output(), torch.zeros((), device=batch.index.device)
         own = next(self.student.parameters()).dtype
         for name, capture in union([loss.student_captures() for loss in losses]).items():
             tower, aligner = self.student.towers[name], self._aligners()[name]
+            if name not in teacher.streams:
+                layout: Any = tower.layout
+                none = torch.zeros(1, layout.length, tower.width, dtype=own, device=batch.index.device)
+                for k in sorted(capture.mixers):
+                    blank = blank + 0.0 * tower.mixer(k, none, Context(), capture)[0].sum()
+                continue
             taught = self.teacher.view.towers[name]
             sources, context = tower.sources(taught.kinds), Context.of(batch.inputs, taught.embedding.reads)
             stream = output.streams[name] = Stream(tower.layout, teacher.streams[name].mask)
@@ -238,12 +249,12 @@ class Distiller(nn.Module):
                 hidden = aligner.to_student(teacher.streams[name].mixers[sources[k]]["input"]).to(own)
                 made, parts = tower.mixer(k, hidden, context, capture)
                 stream.mixers[k] = {"output": made, **parts}
-        return output
+        return output, blank
 
 
-def _has_stream(loss: Loss, teacher: Output | None) -> bool:
-    """Whether a batch has what the loss compares: one of texts alone has no pictures."""
-    return not loss.stream or teacher is None or loss.stream in teacher.streams
+def _lacks(loss: Loss, teacher: Output | None) -> bool:
+    """Whether a batch has nothing that the loss compares: one of texts alone has no pictures."""
+    return bool(loss.stream) and teacher is not None and loss.stream not in teacher.streams
 
 
 def weighted(terms: Mapping[str, Term], weights: Mapping[str, float], counts: Tensor) -> Tensor:
