@@ -19,7 +19,7 @@ import pytest
 import timm
 import torch
 from harness import run_quietly
-from small_language import TEXTS, texts_file, tokenizer_folder
+from small_language import TEXTS, llama_folder, texts_file, tokenizer_folder
 from small_llava import SIDE, llava_folder
 
 from transmamba.config import load as configs
@@ -133,6 +133,7 @@ def test_recipe_of_pairs_trains(path: Path, tmp_path: Path) -> None:
         task=dataclasses.replace(recipe.task, data=data, zero_shot=()),
         student=student,
         teacher=None if recipe.teacher is None else TEACHERS["open_clip"](model=str(tmp_path / "clip")),
+        teacher_recipe=None,
         init=recipe.init and dataclasses.replace(recipe.init, calibration_images=4),
         stages=stages,
         trainer=trainer,
@@ -173,8 +174,16 @@ def test_recipe_of_texts_trains(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ASKED, ids=name_of)
 def test_recipe_of_questions_trains(path: Path, tmp_path: Path) -> None:
-    """Two steps a stage on small scenes, with a random LLaVA."""
-    recipe = load(path, f"output_dir={tmp_path / 'run'}", "task.controls=[]")
+    """Two steps a stage on small scenes, with a random LLaVA, or a random tower and decoder."""
+    recipe = load(path, f"output_dir={tmp_path / 'run'}", "task.controls=[]", "task.lookup=0")
+    student, teacher = recipe.student, None
+    if recipe.teacher is None:
+        sizes = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2)
+        vision = {"image_size": SIDE, "patch_size": 8, **sizes}
+        decoder = str(llama_folder(tmp_path / "decoder", context=512))
+        student = dataclasses.replace(student, tower=None, vision=vision, decoder=decoder)
+    else:
+        teacher = TEACHERS["llava"](model=str(llava_folder(tmp_path / "llava", context=512)))
     data = dataclasses.replace(recipe.task.data, side=SIDE, count_train=24, count_test=4)
     lengths = dict(steps=2, epochs=None, percent=None, samples=None, tokens=None)
     small = dict(global_batch=4, micro_batch=2, workers=0, eval_every=0, precision="no")
@@ -182,11 +191,14 @@ def test_recipe_of_questions_trains(path: Path, tmp_path: Path) -> None:
         recipe,
         task=dataclasses.replace(recipe.task, data=data),
         stages=tuple(dataclasses.replace(stage, **lengths) for stage in recipe.stages),
-        teacher=TEACHERS["llava"](model=str(llava_folder(tmp_path / "llava", context=512))),
+        student=student,
+        teacher=teacher,
+        teacher_recipe=None,
         init=recipe.init and dataclasses.replace(recipe.init, calibration_images=4),
         trainer=dataclasses.replace(recipe.trainer, **small),
     )
-    assert np.isfinite(run_quietly(recipe)["student"]["kl"])
+    found = run_quietly(recipe)["student"]
+    assert np.isfinite(found["perplexity" if teacher is None else "kl"])
     assert (tmp_path / "run" / "student" / "processor_config.json").is_file()
 
 
