@@ -10,7 +10,7 @@ import pytest
 import timm
 import tiny_clip
 import torch
-from llavas import make
+from llavas import make, together
 from PIL import Image
 from small_language import tokenizer_folder
 from torch import Tensor, nn
@@ -267,3 +267,21 @@ def test_a_teacher_s_weights_have_no_place_in_it() -> None:
     model = make()
     with pytest.raises(UserError, match="no tower that takes a teacher's weights; write init: null"):
         subclone(LlavaModel(model, None, None), adapt_teacher(model), SubcloneConfig())  # type: ignore[arg-type]
+
+
+def test_without_pictures_the_same_has_gradients_and_its_logits_are_what_they_were() -> None:
+    """As on a process whose rows have none, while another's have some."""
+    student = LlavaModel(make(), None, None)  # type: ignore[arg-type]
+    text = {"text": torch.tensor([[3, 4, 5, 6]])}
+    wanted = student.run(text).logits
+    found = student.train().run(text).logits
+    assert wanted is not None and found is not None and torch.equal(found(), wanted())
+    found().sum().backward()
+    reached = {name for name, p in student.named_parameters() if p.grad is not None}
+    student.zero_grad()
+    seen = together(left=False)
+    made = student.run({name: seen[name] for name in ("text", "text_mask", "image")}).logits
+    assert made is not None
+    made().sum().backward()
+    assert reached == {name for name, p in student.named_parameters() if p.grad is not None}
+    assert any("vision_tower" in name for name in reached)

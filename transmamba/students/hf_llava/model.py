@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...core.output import Captures, Context, Logits, Output
@@ -20,6 +21,7 @@ from ...ecosystems.texts import tokenizer_beside
 from ...ecosystems.vision_language import llava_preprocessing, llava_processor
 from ...errors import UserError
 from ...subcloning.plan import Dropped, Take
+from ..spread import is_spread
 
 # the key of config.json that says which student a folder holds
 OURS = "transmamba"
@@ -71,7 +73,9 @@ class LlavaModel(nn.Module):
         context = Context.of(inputs)
         if context.segments is not None:
             raise UserError("hf_llava reads one text a row; write task.packed: false")
-        image = inputs.get("image")
+        image, blank = inputs.get("image"), None
+        if image is None and (is_spread(self) or (self.training and torch.is_grad_enabled())):
+            blank = self._nothing()  # before the decoder, as pictures are
         made = self.model.model(
             input_ids=inputs["text"],
             attention_mask=None if context.mask is None else context.mask.long(),
@@ -79,7 +83,18 @@ class LlavaModel(nn.Module):
             pixel_values=image,
             use_cache=False,
         )
-        return Output(logits=Logits(made.last_hidden_state, self.model.lm_head))
+        x = made.last_hidden_state if blank is None else made.last_hidden_state + blank
+        return Output(logits=Logits(x, self.model.lm_head))
+
+    def _nothing(self) -> Tensor:
+        """0 times what is made of a black picture: every rank has the same gradients and calls the same
+        units, also one that has no pictures."""
+        vision, like = self.config.vision_config, self.model.model.multi_modal_projector.linear_1.weight
+        size = (1, vision.num_channels, vision.image_size, vision.image_size)
+        black = torch.zeros(size, dtype=like.dtype, device=like.device)
+        made = self.model.model.get_image_features(pixel_values=black)
+        seen = getattr(made, "pooler_output", made)  # older versions give the features themselves
+        return 0.0 * torch.stack([each.sum() for each in seen]).sum()
 
     def forward(self, text: Tensor, image: Tensor | None = None) -> Tensor:
         """Logits (B, L, V) of text (B, L)."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...ecosystems import decoders
 from ...ecosystems.sources import Source
 from ...errors import UserError
+from ..spread import is_spread
 from .architectures import OURS, OWN
 from .own_class import own_config, own_model, write_code
 
@@ -48,7 +49,7 @@ def write(student: Any, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
     `ecosystems.generation.generate`. Raises UserError for a student that is sharded over processes."""
     from ...ecosystems.generation import generate
 
-    if any(hasattr(each, "full_tensor") or not each.numel() for each in student.parameters()):
+    if is_spread(student):
         raise UserError(
             "a student whose weights are sharded over processes does not write; in a recipe write "
             "task.writing: final or never (task questions), or leave task.generated out (task language), and "

@@ -29,6 +29,7 @@ from ..hybrid_lm.stock import write
 from ..image_part import ASKED
 from ..reading import take_affine
 from ..sizes import pair
+from ..spread import is_spread
 from .crossing import Crossing, Prompts
 from .kept import KeptTower
 from .marks import rows_of_pictures
@@ -107,8 +108,8 @@ class LlavaStudent(Carried, nn.Module):
         if seen is not None:
             places = (inputs["text"] == self.config.image_token_id)[..., None]
             x = x.masked_scatter(places, seen.to(x.dtype))
-        elif self._trains_pictures():
-            # every rank has the same gradients, of nothing where it has no pictures
+        elif self._trains_pictures() or is_spread(self.vision_tower):
+            # every rank has the same gradients and calls the same units, of nothing where it has none
             x = x + self._nothing(inputs["text"]).to(x.dtype)
         made = self.language_model.read(x, Context.of(inputs), captures.get("decoder", NOTHING))
         output.streams["decoder"], output.logits = made.streams["decoder"], made.logits
