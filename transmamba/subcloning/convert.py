@@ -61,6 +61,8 @@ def convert(
     if init.fold:
         teacher = teacher.fold()  # first: a student of the teacher's shape has its norms too
     if isinstance(student, str):
+        if not init.layers:
+            _check_from_scratch(student, kwargs)
         student = build_student(student, teacher, num_classes, **kwargs)
     elif kwargs or num_classes is not None:
         given = ", ".join([*kwargs, *(["num_classes"] if num_classes is not None else [])])
@@ -128,6 +130,14 @@ def _configured(name: str, num_classes: int | None, options: Mapping[str, Any]) 
     if num_classes is not None:
         raise UserError(f"num_classes is {num_classes}, but a {name} tells no classes apart; leave it out")
     return configs.parse(STUDENTS[name], configs.dump(dict(options)), f"student {name}")
+
+
+def _check_from_scratch(name: str, options: Mapping[str, Any]) -> None:
+    """Raises UserError for what of a registered student cannot be where no weights are taken."""
+    if name in STUDENTS and hasattr(STUDENTS[name], "problems_from_scratch"):
+        problems = _configured(name, None, options).problems_from_scratch()
+        if problems:
+            raise UserError("; ".join(problems))
 
 
 def kinds_of_students() -> list[str]:

@@ -28,6 +28,8 @@ from ...core.output import wide
 from .architectures import head_size_of
 from .nearby import Nearby
 
+# of features: the best of 1, 2, 3 and 4.5 for the first errors of three layers of SmolLM2-135M [proposal]
+SHARP = 2.0
 # of a gate that nothing has fitted yet: a thousand far tokens weigh about a hundredth
 SHUT = -11.5
 
@@ -49,7 +51,7 @@ class FarScan(nn.Module):
     def neutral_(self, decay_log: float) -> None:
         """Features of the channels themselves, steps of 1, this A_log, and gates all but shut."""
         for maps in (self.queries, self.keys):
-            maps.copy_(torch.eye(maps.shape[-1]))
+            maps.copy_(SHARP * torch.eye(maps.shape[-1]))
         for linear, bias in ((self.gate, SHUT), (self.steps, math.log(math.expm1(1.0)))):
             linear.weight.zero_()
             linear.bias.fill_(bias)

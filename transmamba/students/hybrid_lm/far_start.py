@@ -27,16 +27,18 @@ from .nearby import Reading
 _TOKENS = 8
 # of a factor: a gate that is shut has no gradient, and softmax gives no more than 1
 _LEAST, _MOST = 0.02, 1.0
+_SWEEPS = 50
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One row: the stream's norm (1, L, D), attention's output (1, L, D), and of each head how many tokens
-    are far (H, L)."""
+    """One row: the stream's norm (1, L, D), attention's output (1, L, D), what attention reads (1, H, L, P),
+    and of each head how many tokens are far (H, L)."""
 
     u: Tensor
     wanted: Tensor
     reading: Reading
+    read: tuple[Tensor, Tensor, Tensor]
     count: Tensor
 
 
@@ -58,18 +60,28 @@ def begin_far(
     found: list[_Row] = []
     tokens = 0
     for (u, context), target in zip(rows, wanted, strict=True):
+        if tokens >= _TOKENS * u.shape[-1]:
+            break
         reading = Reading.of(context, u, rope, (window,), sinks)
-        parts = (*attention.read(u, reading), reading.nearby[window], context.segments)
-        count = far.averaged(u, *parts)[1][0]
-        if tokens < _TOKENS * u.shape[-1] and bool((count > 0).any()):
-            found.append(_Row(u, target, reading, count))
+        read = attention.read(u, reading)
+        count = far.averaged(u, *read, reading.nearby[window], context.segments)[1][0]
+        if bool((count > 0).any()):
+            found.append(_Row(u, target, reading, read, count))
             tokens += int((count[0] > 0).sum())
     if not found:
         return
     for h in range(attention.heads):
         line = _line(attention, window, found, h)
         far.gate.weight[h], far.gate.bias[h] = line[:-1], line[-1]
-    far.gate.bias += _factors(attention, window, found).log()
+    factors = _factors(attention, window, found)
+    logits = torch.cat(
+        [
+            (wide(far.gate(row.u)[0]).mT + row.count.log())[row.count > 0].unflatten(0, (attention.heads, -1))
+            for row in found
+        ],
+        dim=1,
+    )
+    far.gate.bias.add_(_shift(logits.double(), factors))
 
 
 def _line(attention: Attention, window: int, rows: Sequence[_Row], h: int) -> Tensor:
@@ -90,7 +102,7 @@ def _line(attention: Attention, window: int, rows: Sequence[_Row], h: int) -> Te
 
 def _logit(attention: Attention, window: int, row: _Row, h: int) -> Tensor:
     """log(far mass / near mass) of one head's softmax over all tokens, (L,)."""
-    q, k, _ = attention.read(row.u, row.reading)
+    q, k, _ = row.read
     scores = q[0, h].double() @ k[0, h // (attention.heads // attention.kv_heads)].double().mT
     every = row.reading.allowed
     every = torch.ones_like(scores, dtype=torch.bool).tril() if every is None else every[0, 0]
@@ -110,7 +122,7 @@ def _factors(attention: Attention, window: int, rows: Sequence[_Row]) -> Tensor:
     along = square.new_zeros(heads)
     for row in rows:
         near = row.reading.nearby[window]
-        q, k, v = attention.read(row.u, row.reading)
+        q, k, v = row.read
         mixed = attend(q, k, v, near.allowed)
         average, count = far.averaged(row.u, q, k, v, near, row.reading.context.segments)
         share = share_of(wide(far.gate(row.u)).mT, count)[..., None]
@@ -118,4 +130,28 @@ def _factors(attention: Attention, window: int, rows: Sequence[_Row]) -> Tensor:
         goal = row.wanted.double() - attention.o_proj(mixed.transpose(1, 2).flatten(2)).double()
         square += made @ made.mT
         along += made @ goal.flatten()
-    return ridge(square, along).clamp(_LEAST, _MOST)
+    return _bounded(square, along)
+
+
+def _shift(logits: Tensor, factors: Tensor) -> Tensor:
+    """What is added to each head's logits (H, M), so that its share is on average `factors` (H,) of what it
+    was: by bisection, for a share is no product."""
+    wanted = factors * logits.sigmoid().mean(dim=1)
+    low, high = factors.log() - 20, torch.zeros_like(factors)
+    for _ in range(_SWEEPS):
+        middle = (low + high) / 2
+        below = (logits + middle[:, None]).sigmoid().mean(dim=1) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _bounded(square: Tensor, along: Tensor) -> Tensor:
+    """The factors (H,) from `_LEAST` to `_MOST` with which things of Gram matrix `square` are nearest to
+    something, `along` it: one after the other, until none moves. Clipping the free solution would not be:
+    factors that make up for each other would be parted."""
+    found = torch.full_like(along, _LEAST)
+    for _ in range(_SWEEPS):
+        for h in range(len(found)):
+            rest = along[h] - square[h] @ found + square[h, h] * found[h]
+            found[h] = (rest / square[h, h].clamp_min(1e-12)).clamp(_LEAST, _MOST)
+    return found

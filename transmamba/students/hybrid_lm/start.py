@@ -138,7 +138,8 @@ def _begin_window(
         norm, attention = copy.deepcopy(norm).to(dtype), copy.deepcopy(attention).to(dtype)
     rows = [(norm(x.to(dtype)), context) for x, context in zip(inputs, contexts, strict=True)]
     begin_far(attention, student.rope_on(inputs[0].device), student.config.sinks, rows, wanted)
-    layer.self_attn.far.gate.load_state_dict(attention.far.gate.state_dict())
+    for mine, found in zip(layer.self_attn.parameters(), attention.parameters(), strict=True):
+        mine.copy_(found)
 
 
 def _real(x: Tensor, context: Context) -> Tensor:

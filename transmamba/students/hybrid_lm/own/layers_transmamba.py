@@ -55,18 +55,18 @@ class HybridAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = _turned(q, shared), _turned(k, shared)
         known, places = {"keys": k, "values": v}, shared.places
-        scans = self.far is not None and self.scan
-        if scans:
-            known["steps"] = self.far.step(u)
+        far = self.far if self.scan else None
+        if far is not None:
+            known["steps"] = far.step(u)
         if shared.cache is not None:
             window, sinks = self.nearby or (None, 0)
             # one more than is read where it goes to the scan next
-            last = None if window is None else window - 1 + scans
+            last = None if window is None else window - (far is None)
             known, places = shared.cache.add(self.layer, known, places, last, sinks)
         mixed = self._attended(q, known["keys"], known["values"], self._allowed(shared, places))
-        if scans:
-            far, share = self.far(u, q, known, places, self.nearby, shared)
-            mixed = mixed + share * (far - mixed)
+        if far is not None:
+            average, share = far(u, q, known, places, self.nearby, shared)
+            mixed = mixed + share * (average - mixed)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
