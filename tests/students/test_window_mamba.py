@@ -1,9 +1,11 @@
 """A window and a scan in one layer: against the same written out token by token, against softmax where that
-is such an average, and what training and recipes ask of it."""
+is such an average, and what losses and recipes ask of it."""
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +15,11 @@ from torch import Tensor
 
 from transmamba import UserError, adapt_teacher, convert, load_student, save_student
 from transmamba.core.batch import Batch
-from transmamba.core.output import Context
+from transmamba.core.output import Capture, Context
 from transmamba.distillation.distiller import Distiller
 from transmamba.students.hybrid_lm.model import HybridStudent
 from transmamba.students.hybrid_lm.swap import Swap
 from transmamba.subcloning.subclone import SubcloneConfig
-from transmamba.training.optimizer import set_pace
-from transmamba.training.stage import Stage
 
 WINDOW, SINKS = 5, 2
 
@@ -90,16 +90,10 @@ def test_a_layer_is_what_is_written_out(window: int, sinks: int) -> None:
     u = torch.randn(1, 16, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     layer = student.layer(1)
     with torch.no_grad():
-        made = student.mixer(1, u, Context(), capture_of_nothing())[0][0]
+        made = student.mixer(1, u, Context(), Capture())[0][0]
         wanted = written_out(student, 1, layer.input_layernorm(u)[0], window, sinks)
         other = written_out(student, 1, layer.input_layernorm(u)[0], window + 1, sinks)
     assert relative(made, wanted) < 1e-5 and relative(made, other) > 1e-4
-
-
-def capture_of_nothing() -> Any:
-    from transmamba.core.output import Capture
-
-    return Capture()
 
 
 def test_where_softmax_is_an_average_the_start_is_the_teacher() -> None:
@@ -142,10 +136,8 @@ def kl(made: Tensor, wanted: Tensor) -> float:
     return float(torch.nn.functional.kl_div(*parts, reduction="batchmean", log_target=True))
 
 
-def test_without_its_scan_it_is_the_window(tmp_path: Any) -> None:
+def test_without_its_scan_it_is_the_window(tmp_path: Path) -> None:
     """`scan: false` in config.json, of our student and of the class alone."""
-    import json
-
     student, text = moved(both(make("SmolLM (tied)"), 1)), texts(2, 40)
     save_student(student, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -190,40 +182,6 @@ def test_every_part_has_a_gradient_from_the_first_step(loss: str) -> None:
         assert sum(".far." in name for name in trained) == 2 * 7
         found.append(trained)
     assert all(torch.allclose(found[1][n], g, atol=1e-5) for n, g in found[0].items())  # type: ignore[arg-type]
-
-
-def test_windows_drop_out_less_and_less() -> None:
-    """A window that does is one of a single token; what is drawn follows from the seed and the stage's step
-    alone, and nothing is where nothing is trained."""
-    model, text = llama(), texts(2, 30)
-    student = both(model, window_dropout=0.8).train()
-    stage, seen = Stage(losses=("kl",), steps=10), {}
-    optimizer = torch.optim.SGD(student.parameters(), lr=1.0)
-    single = both(model, window=1)
-    single.load_state_dict(student.state_dict())
-    for step in (0, 5, 9, 5):
-        set_pace(optimizer, student, stage, step, 10)
-        for k in range(3):
-            assert student.layer(k).self_attn.dropped == pytest.approx(0.8 * (1 - step / 10))
-        torch.manual_seed(3)
-        made = logits(student, text)
-        assert torch.equal(seen.setdefault(step, made), made)
-    assert optimizer.param_groups[0]["lr"] < stage.lr and not torch.equal(seen[0], seen[9])
-    student.layer(0).dropped(1.0)
-    hidden = torch.randn(1, 30, 32, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        made, wanted = (
-            each.mixer(0, hidden, Context(), capture_of_nothing())[0] for each in (student, single)
-        )
-        assert torch.equal(made, wanted)
-        assert torch.equal(logits(student.eval(), text), logits(both_of(student), text))
-
-
-def both_of(student: HybridStudent) -> HybridStudent:
-    """The same without dropout."""
-    plain = both(llama())
-    plain.load_state_dict(student.state_dict())
-    return plain
 
 
 def test_attention_put_back_leaves_the_window_as_it_was() -> None:
