@@ -18,6 +18,7 @@ from transmamba.core.batch import Batch
 from transmamba.core.output import Capture, Context
 from transmamba.distillation.distiller import Distiller
 from transmamba.students.hybrid_lm.model import HybridStudent
+from transmamba.students.hybrid_lm.nearby import Nearby
 from transmamba.students.hybrid_lm.swap import Swap
 from transmamba.subcloning.subclone import SubcloneConfig
 
@@ -165,6 +166,25 @@ def test_packed_and_padded_texts_are_texts_alone() -> None:
     mask = torch.zeros_like(padded, dtype=torch.bool)
     mask[:, 6:23] = True
     assert relative(logits(student, padded, text_mask=mask)[:, 6:23], wanted[:, 15:]) < 1e-5
+
+
+def test_no_token_of_another_text_or_of_padding_leaves_a_window() -> None:
+    """Whether places are counted in documents, or, of a context by itself, in the row."""
+    rows, window, sinks = torch.arange(9)[None], 3, 1
+    segments = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, 1]]).int()
+    mask = torch.tensor([[False] * 2 + [True] * 7])
+    packed = Context.of({"text": rows, "text_segment": segments})
+    padded = Context.of({"text": rows, "text_mask": mask})
+    for context, places, left in (
+        (packed, packed.positions, [4]),
+        (Context(segments=segments), rows, [4, 8]),
+        (padded, padded.positions, [6, 7, 8]),
+        (Context(mask=mask), rows, [5, 6, 7, 8]),
+        (Context(), rows, [4, 5, 6, 7, 8]),
+    ):
+        assert places is not None
+        found = Nearby.of(context, None, places, window, sinks).left
+        assert found.nonzero()[:, 1].tolist() == left
 
 
 @pytest.mark.parametrize("loss", ["kl", "mixer"])
