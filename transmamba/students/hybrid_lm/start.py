@@ -136,7 +136,7 @@ def _begin_window(
     dtype = torch.promote_types(norm.weight.dtype, torch.float32)
     if dtype != norm.weight.dtype:
         norm, attention = copy.deepcopy(norm).to(dtype), copy.deepcopy(attention).to(dtype)
-    rows = [(norm(x.to(dtype)), context) for x, context in zip(inputs, contexts, strict=True)]
+    rows = ((norm(x.to(dtype)), context) for x, context in zip(inputs, contexts, strict=True))
     begin_far(attention, student.rope_on(inputs[0].device), student.config.sinks, rows, wanted)
     for mine, found in zip(layer.self_attn.parameters(), attention.parameters(), strict=True):
         mine.copy_(found)
