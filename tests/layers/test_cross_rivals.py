@@ -1,0 +1,184 @@
+"""FiLM and cross-attention in cross-Mamba's place: definitions in float64, what they may read, their size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from transmamba.errors import UserError
+from transmamba.layers.cross_base import Crossed, CrossMambaConfig
+from transmamba.layers.cross_mamba import cross_mamba
+from transmamba.layers.cross_rivals import RIVALS, of_equal_size
+
+D, E, H = 8, 6, 2  # the width is D, as torch's attention has it
+MASK = torch.tensor(
+    [
+        [0, 0, 1, 1, 1, 1, 1, 0, 0],  # padding, prompt, answer
+        [1, 1, 0, 0, 0, 1, 1, 0, 0],  # two turns with an answer between them
+        [0, 0, 0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 0],  # no prompt at all
+    ],
+    dtype=torch.bool,
+)
+
+
+@pytest.fixture(params=tuple(RIVALS))
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def make(randomise: Callable[..., None]) -> Callable[..., Crossed]:
+    def build(mode: str, gate: float = 0.7) -> Crossed:
+        config = CrossMambaConfig(mode=mode, num_heads=H, state_size=3, width=D)  # type: ignore[arg-type]
+        module = cross_mamba(D, E, config).double()
+        randomise(module, seed=3)
+        torch.nn.init.constant_(module.scale, gate)
+        return module
+
+    return build
+
+
+def inputs(visual: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    vision = torch.randn(len(MASK), visual, D, generator=generator, dtype=torch.float64)
+    return vision, torch.randn(*MASK.shape, E, generator=generator, dtype=torch.float64)
+
+
+def rms(norm: Any, u: Tensor) -> Tensor:
+    return u / (u.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+
+def by_film(m: Any, u: Tensor, words: Tensor) -> Tensor:
+    """(N, D), token by token and channel by channel, of the normed prompt (M, E)."""
+    mean = sum(words) / len(words) if len(words) else torch.zeros(E, dtype=torch.float64)
+    made = m.film.weight @ mean + m.film.bias
+    found = torch.empty(len(u), D, dtype=torch.float64)
+    for n, token in enumerate(u):
+        x = m.in_proj.weight @ token + m.in_proj.bias
+        for channel in range(D):
+            found[n, channel] = (1 + made[channel]) * x[channel] + made[D + channel]
+    return found
+
+
+def by_attention(m: Any, u: Tensor, words: Tensor) -> Tensor:
+    """torch's own module, of one row's words alone: nothing is masked there."""
+    if not len(words):
+        return torch.zeros(len(u), D, dtype=torch.float64)
+    theirs = torch.nn.MultiheadAttention(D, H, kdim=E, vdim=E, batch_first=True).double()
+    state = {f"{name}_proj_weight": getattr(m, f"{name}_proj").weight for name in "qkv"}
+    state["in_proj_bias"] = torch.cat([getattr(m, f"{name}_proj").bias for name in "qkv"])
+    state |= {"out_proj.weight": torch.eye(D).double(), "out_proj.bias": torch.zeros(D).double()}
+    theirs.load_state_dict(state)
+    return theirs(u[None], words[None], words[None], need_weights=True)[0][0]
+
+
+DEFINITIONS = {"film": by_film, "attention": by_attention}
+
+
+def test_outputs_equal_the_definition(mode: str, make: Callable[..., Crossed]) -> None:
+    module, (vision, language) = make(mode), inputs()
+    found: list[Tensor] = []
+    with torch.no_grad():
+        for row in range(len(vision)):
+            u = rms(module.norm, vision[row])
+            y = DEFINITIONS[mode](module, u, rms(module.norm_language, language[row][MASK[row]]))
+            z = u @ module.gate.weight.T + module.gate.bias
+            added = rms(module.norm_y, y * z * torch.sigmoid(z)) @ module.proj.weight.T
+            found.append(vision[row] + torch.tanh(module.scale) * added)
+        made = module(vision, language, MASK)
+    assert (made - vision)[:3].std() > 0.1, "a test of nothing"
+    torch.testing.assert_close(made, torch.stack(found), rtol=1e-10, atol=1e-10)
+
+
+def test_new_module_gives_back_its_input_and_then_learns_from_both(mode: str) -> None:
+    torch.manual_seed(0)
+    module = cross_mamba(D, E, CrossMambaConfig(mode=mode, num_heads=2, state_size=4))  # type: ignore[arg-type]
+    vision, language = (tensor.float() for tensor in inputs())
+    assert torch.equal(module(vision, language, MASK), vision)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    language.requires_grad_()
+    for first in (True, False):  # at first the gate alone has a gradient
+        optimizer.zero_grad()
+        module(vision, language, MASK).square().sum().backward()
+        moved = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+        assert moved == ({"scale"} if first else {name for name, _ in module.named_parameters()})
+        optimizer.step()
+    assert language.grad is not None and language.grad[:3].any() and not language.grad[~MASK].any()
+
+
+def test_answers_and_padding_change_no_bit(mode: str, make: Callable[..., Crossed]) -> None:
+    module, (vision, language) = make(mode), inputs()
+    before = module(vision, language, MASK)
+    assert not before.isnan().any()
+    gradients = torch.autograd.grad(before.sum(), list(module.parameters()))
+    for value in (torch.randn_like(language), torch.full_like(language, float("nan"))):
+        after = module(vision, torch.where(MASK.unsqueeze(-1), language, value), MASK)
+        assert torch.equal(before, after)
+        others = torch.autograd.grad(after.sum(), list(module.parameters()))
+        assert all(torch.equal(one, other) for one, other in zip(gradients, others, strict=True))
+    asked = language.clone()
+    asked[0, 4] += 1
+    changed = (module(vision, asked, MASK) != before).any(2)
+    assert changed[0].all() and not changed[1:].any(), "the prompt is read, by its own row"
+    for left, right in ((3, 0), (0, 70), (70, 5)):
+        padded = torch.nn.functional.pad(language, (0, 0, left, right), value=7.0)
+        mask = torch.nn.functional.pad(MASK, (left, right))
+        assert torch.equal(before, module(vision, padded, mask)), (left, right)
+    bound = module(vision, padded, mask, longest=20)  # keeps padding of its own
+    torch.testing.assert_close(bound, before, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_leaves_a_row_without_prompt_as_it_is(make: Callable[..., Crossed]) -> None:
+    vision, language = inputs()
+    assert torch.equal(make("attention")(vision, language, MASK)[3], vision[3])
+
+
+def cost(mode: str, tokens: int, words: int) -> int:
+    module = cross_mamba(16, 8, CrossMambaConfig(mode=mode, num_heads=2, width=16))  # type: ignore[arg-type]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        mask = torch.ones(1, words, dtype=torch.bool)
+        module(torch.randn(1, tokens, 16), torch.randn(1, words, 8), mask)
+    return counter.get_total_flops()
+
+
+def test_film_costs_tokens_and_attention_tokens_times_words() -> None:
+    def both(mode: str, base: int = 64, more: int = 128) -> int:
+        """What both lengths cost together beyond what each costs alone."""
+        each = cost(mode, more, base) + cost(mode, base, more)
+        return cost(mode, more, more) - each + cost(mode, base, base)
+
+    assert both("film") == 0
+    assert both("attention") == 2 * 2 * 16 * 64 * 64, "scores and values, two operations each"
+
+
+@pytest.mark.parametrize(
+    "options", ({}, {"state_size": 16}, {"num_heads": 6, "conv_kernel": 1}), ids=("usual", "narrow", "heads")
+)
+@pytest.mark.parametrize("sizes", ((192, 576), (256, 576), (1024, 4096)), ids=str)
+def test_rivals_have_as_many_parameters_as_mode_state(sizes: tuple[int, int], options: Any) -> None:
+    """Within 2 %; of the study's own sizes, (256, 576), and of LLaVA-1.5-7B's."""
+    if sizes[0] % options.get("num_heads", 4):
+        sizes = (sizes[0] // 6 * 6, sizes[1])
+    with torch.device("meta"):
+        count = {
+            mode: sum(
+                p.numel() for p in cross_mamba(*sizes, CrossMambaConfig(mode=mode, **options)).parameters()
+            )
+            for mode in ("state", *RIVALS)
+        }
+    for mode in RIVALS:
+        assert count[mode] == pytest.approx(count["state"], rel=0.02), (mode, count)
+
+
+def test_a_width_that_is_written_stays() -> None:
+    written = CrossMambaConfig(mode="film", width=12)
+    assert of_equal_size(256, 576, written) is written
+    assert of_equal_size(256, 576, CrossMambaConfig()).width is None
+    with pytest.raises(UserError, match="width is 10; write a multiple of num_heads, 4"):
+        cross_mamba(16, E, CrossMambaConfig(mode="attention", width=10))

@@ -1,0 +1,213 @@
+"""A LLaVA whose decoder reads fewer tokens of a picture: the means of cells of its patches; rivals of
+cross-Mamba and another row's question, in its student."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import fresh_process
+import pytest
+import torch
+from llavas import MARK, SIDE, batch, llava, made_by, make, moved, relative, together
+from small_llava import llava_folder
+from torch import Tensor
+
+from transmamba import UserError, load_student, load_teacher, save_student
+from transmamba.config import load as configs
+from transmamba.core.preprocessing import PicturesAndText
+from transmamba.ecosystems.fewer_tokens import with_tokens
+from transmamba.layers.cell_means import CellMeans
+from transmamba.students.llava.model import LlavaStudent
+from transmamba.teachers.llava import Llava
+from transmamba.teachers.load import adapt_teacher
+
+CROSS = dict(num_heads=2, state_size=4)
+
+
+@pytest.mark.parametrize("grid", ((4, 4), (5, 5), (7, 6)), ids=str)
+@pytest.mark.parametrize("side", (1, 2, 3))
+def test_tokens_are_means_of_their_cells(grid: tuple[int, int], side: int) -> None:
+    """By hand; of a grid that does not divide, cells share patches."""
+    rows, columns = grid
+    x = torch.randn(2, rows * columns, 3, dtype=torch.float64)
+    means = CellMeans.of(rows, columns, side * side, "key")
+    assert means is not None
+    made = means(x)
+    assert made.shape == (2, side * side, 3)
+    for i in range(side):
+        for j in range(side):
+            above, below = math.floor(i * rows / side), math.ceil((i + 1) * rows / side)
+            left, right = math.floor(j * columns / side), math.ceil((j + 1) * columns / side)
+            cell = [
+                x[:, row * columns + column] for row in range(above, below) for column in range(left, right)
+            ]
+            torch.testing.assert_close(made[:, i * side + j], sum(cell) / len(cell), rtol=1e-12, atol=1e-12)
+
+
+def test_other_numbers_are_refused() -> None:
+    assert CellMeans.of(4, 4, None, "key") is None and CellMeans.of(4, 4, 16, "key") is None
+    for tokens in (-4, 0, 3, 25):
+        with pytest.raises(UserError) as error:
+            CellMeans.of(4, 4, tokens, "key")
+        wanted = f"key is {tokens}, and a picture has 4 x 4 patches; write a square number, 1 to 16"
+        assert str(error.value) == wanted
+    model = make("CLIP, all tokens of the last layer")
+    with pytest.raises(UserError, match="image_tokens is 1, but this connector reads the class token too"):
+        with_tokens(model, 1)
+
+
+def pooled(tokens: int = 1, name: str = "CLIP, Llama") -> Any:
+    return adapt_teacher(with_tokens(make(name), tokens))  # which holds the view against the module
+
+
+@pytest.mark.parametrize("name", ("CLIP, Llama", "SigLIP, Qwen2"))
+@pytest.mark.parametrize("image", ("kept", "vim"))
+def test_a_kept_student_is_its_teacher_and_its_class_the_student(name: str, image: str) -> None:
+    teacher = pooled(1, name)
+    student, inputs = llava(teacher, image={"kind": image}), together(1)
+    assert student.tokens == 1 and student.config.model_type == "transmamba_llava"
+    mask = inputs["text_mask"]
+    taught = teacher.view.run(inputs).logits()
+    if image == "kept":
+        assert relative(made_by(student, inputs)[mask], taught[mask]) < 1e-5
+        whole = made_by(llava(make(name)), together(4))
+        assert relative(whole[1][-6:], taught[1][-6:]) < 1e-5, "without a picture all is as it was"
+    stock = moved(student).stock()
+    assert relative(made_by(stock, inputs)[mask], made_by(student, inputs)[mask]) < 1e-5
+    with pytest.raises(UserError, match="row 0 has 4 image tokens, its 1 pictures make 1"):
+        student.run(together(4))
+    with pytest.raises(ValueError, match="image tokens, their 3 pictures make 3"):
+        made_by(stock, together(4))
+
+
+def test_the_connector_reads_means_of_what_cross_mamba_made() -> None:
+    student, inputs = moved(llava(pooled(1), cross=CROSS)), together(1)
+    read: list[Tensor] = []
+    crossed: list[Tensor] = []
+    student.multi_modal_projector.register_forward_hook(lambda _, given, __: read.append(given[0]))
+    assert student.cross is not None
+    student.cross.modules_at[0].register_forward_hook(lambda _, __, made: crossed.append(made))
+    made_by(student, inputs)
+    assert crossed[0].shape[1] == 4 and read[0].shape[1] == 1
+    by_hand = sum(crossed[0][:, k] for k in range(4)) / 4
+    assert relative(read[0][:, 0], by_hand) < 1e-6
+
+
+ALONE = """
+import sys
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+given, folder = torch.load(sys.argv[1]), sys.argv[2]
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+with torch.no_grad():
+    torch.save(model(**given, use_cache=False).logits, folder + "/logits.pt")
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+made = processor(text="<image> who", images=torch.zeros(3, 16, 16), return_tensors="pt")
+assert int((made["input_ids"] == model.config.image_token_id).sum()) == 1, made
+assert not [name for name in sys.modules if name.startswith("transmamba.")]
+"""
+
+
+def test_it_is_saved_and_read_again_in_a_process_without_us(tmp_path: Path) -> None:
+    """The teacher of a recipe, task places from it, and a rival with another row's question."""
+    part = configs.parse(
+        Llava, dict(model=str(llava_folder(tmp_path / "teacher")), image_tokens=1), "teacher"
+    )
+    teacher = part.build()
+    cross = {**CROSS, "mode": "attention", "prompt": "shuffled"}
+    student, folder = moved(llava(teacher, cross=cross)), tmp_path / "student"
+    assert isinstance(student.reads, PicturesAndText) and student.reads.places == 1
+    save_student(student, folder)
+    mark = student.config.image_token_id
+    text = torch.tensor([[5, mark, 9, 11, 13], [mark, 8, 7, 6, 4]])
+    image = torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    prompt = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 1, 0, 0]]).bool()
+    torch.save(dict(input_ids=text, pixel_values=image, prompt_mask=prompt), tmp_path / "given.pt")
+    done = fresh_process.run(ALONE, tmp_path / "given.pt", folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    given = {"text": text, "image": image, "prompt_mask": prompt}
+    wanted = made_by(student, given)
+    assert relative(torch.load(folder / "logits.pt"), wanted) < 1e-5
+    again = load_student(folder)
+    assert isinstance(again, LlavaStudent) and again.reads == student.reads and again.tokens == 1
+    assert torch.equal(made_by(again, given), wanted)
+    assert load_teacher(str(tmp_path / "teacher")).preprocessing.places == 4
+
+
+def test_a_teacher_of_fewer_tokens_writes_as_its_view_reads(tmp_path: Path) -> None:
+    teacher = Llava(model=str(llava_folder(tmp_path)), image_tokens=1).build()
+    mark = teacher.preprocessing.image_token
+    text = torch.tensor([[5, mark, 9, 11]])
+    inputs = {"text": text, "text_mask": torch.ones_like(text, dtype=torch.bool)}
+    inputs["image"] = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    logits = teacher.view.run(inputs).logits
+    assert logits is not None
+    assert teacher.generate(inputs, 1)[0, 0] == logits()[0, -1].argmax()
+
+
+@pytest.mark.parametrize("options", ({}, dict(every=1, image={"kind": "vim"})), ids=("once", "every layer"))
+@pytest.mark.parametrize("mode", ("film", "attention"))
+def test_a_rival_is_nothing_at_the_start_and_then_reads_the_prompt(
+    mode: str, options: dict[str, Any]
+) -> None:
+    cross = {**CROSS, "mode": mode, **{name: v for name, v in options.items() if name == "every"}}
+    student = llava(make(), cross=cross, image=options.get("image", {}))
+    inputs, mask = together(), together()["text_mask"]
+    made = made_by(student, inputs)
+    rival, student.cross = student.cross, None
+    assert torch.equal(made, made_by(student, inputs))
+    student.cross = rival
+    made = made_by(moved(student), inputs)
+    stock = student.stock()
+    assert relative(made_by(stock, inputs, prompt_mask=inputs["prompt_mask"])[mask], made[mask]) < 1e-5
+    pictures = stock.model.see, student._see
+    assert all(pictures)
+    prompt, text = inputs["prompt_mask"], inputs["text"]
+    answers = torch.where(prompt | (text == MARK), text, (text + 11) % MARK)
+    assert torch.equal(seen(student, {**inputs, "text": answers}), seen(student, inputs)), (
+        "answers are unread"
+    )
+    asked = torch.where(prompt, (text + 11) % MARK, text)
+    changed = (seen(student, {**inputs, "text": asked}) - seen(student, inputs)).abs().amax(dim=(1, 2))
+    assert (changed > 1e-3).all()
+    student.train()
+    student.run(batch(inputs).inputs)
+
+
+def seen(student: LlavaStudent, inputs: dict[str, Tensor]) -> Tensor:
+    """What the decoder reads of each picture, (P, N, D)."""
+    kept: list[Tensor] = []
+    hook = student.multi_modal_projector.register_forward_hook(lambda _, __, made: kept.append(made))
+    made_by(student, inputs)
+    hook.remove()
+    return kept[-1]
+
+
+def test_a_shuffled_prompt_is_that_of_the_row_before() -> None:
+    """Pictures lie in rows 0, 2, 2; they read the words of rows 2, 1, 1, and with their own are the student's
+    that is not shuffled."""
+    student, inputs = moved(llava(make(), cross={**CROSS, "prompt": "shuffled"})), together()
+    features, text, prompt = seen(student, inputs), inputs["text"], inputs["prompt_mask"]
+    for row, wanted in ((0, [False] * 3), (1, [False, True, True]), (2, [True, False, False])):
+        asked = text.clone()
+        asked[row] = torch.where(prompt[row], (text[row] + 11) % MARK, text[row])
+        changed = (seen(student, {**inputs, "text": asked}) != features).flatten(1).any(dim=1)
+        assert changed.tolist() == wanted, row
+    stock, mask = student.stock(), inputs["text_mask"]
+    made = made_by(student, inputs)
+    assert relative(made_by(stock, inputs, prompt_mask=prompt)[mask], made[mask]) < 1e-5
+    student.language_model.config.eos_token_id = student.config.text_config.eos_token_id = None
+    student.generate(inputs, 3)
+    assert student.cross is not None
+    student.cross.shuffled = False
+    assert (seen(student, inputs) != features).flatten(1).any(dim=1).all()
+
+
+def test_a_row_alone_has_no_other_s_prompt() -> None:
+    student = moved(llava(make(), cross={**CROSS, "prompt": "shuffled"}))
+    inputs = {name: value[:1] for name, value in together().items()}
+    made = seen(student, inputs)
+    student.cross = None
+    assert torch.equal(seen(student, inputs), made), "mode state leaves such a picture as it is"
