@@ -13,7 +13,19 @@ from transmamba import convert
 from transmamba.core.batch import Batch
 from transmamba.students.llava.model import LlavaStudent
 
-__all__ = ["MARK", "TEACHERS", "batch", "llava", "made_by", "make", "moved", "relative", "rows", "together"]
+__all__ = [
+    "MARK",
+    "TEACHERS",
+    "batch",
+    "llava",
+    "made_by",
+    "make",
+    "moved",
+    "relative",
+    "rows",
+    "seen",
+    "together",
+]
 
 MARK, WORDS, SIDE = 60, 67, 16
 VISION: dict[str, Any] = dict(
@@ -158,3 +170,12 @@ def made_by(model: Any, inputs: dict[str, Tensor], **more: Any) -> Tensor:
         **more,
     ).logits
     return found
+
+
+def seen(student: LlavaStudent, inputs: dict[str, Tensor]) -> Tensor:
+    """What the decoder reads of each picture, (P, N, D): the words at their marks."""
+    kept: list[Tensor] = []
+    hook = student.multi_modal_projector.register_forward_hook(lambda _, __, made: kept.append(made))
+    made_by(student, inputs)
+    hook.remove()
+    return kept[-1]

@@ -9,9 +9,8 @@ from typing import Any
 import fresh_process
 import pytest
 import torch
-from llavas import MARK, batch, llava, made_by, make, moved, relative, together
+from llavas import MARK, batch, llava, made_by, make, moved, relative, seen, together
 from small_llava import llava_folder
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from transmamba import UserError, load_student, load_teacher, save_student
@@ -32,15 +31,6 @@ PLACES: dict[str, dict[str, Any]] = {
 def crossed(mode: str = "state", every: int | None = None, **options: Any) -> LlavaStudent:
     cross = dict(mode=mode, num_heads=2, state_size=4, every=every)
     return llava(make(), cross=cross, decoder={"kind": "hybrid", "attention_layers": [1]}, **options)
-
-
-def seen(student: LlavaStudent, inputs: dict[str, Tensor]) -> Tensor:
-    """What the decoder reads of each picture, (P, N, D): the words at their marks."""
-    kept: list[Tensor] = []
-    hook = student.multi_modal_projector.register_forward_hook(lambda _, __, made: kept.append(made))
-    made_by(student, inputs)
-    hook.remove()
-    return kept[-1]
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
