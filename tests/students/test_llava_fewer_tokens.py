@@ -3,25 +3,35 @@ cross-Mamba and another row's question, in its student."""
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import fresh_process
 import pytest
 import torch
+import yaml
+from harness import run_quietly
 from llavas import MARK, SIDE, llava, made_by, make, moved, relative, seen, together
 from small_llava import llava_folder
 from torch import Tensor
 
 from transmamba import UserError, load_student, load_teacher, save_student
+from transmamba.cli.main import main
 from transmamba.config import load as configs
 from transmamba.core.preprocessing import PicturesAndText
 from transmamba.ecosystems.fewer_tokens import with_tokens
 from transmamba.layers.cell_means import CellMeans
+from transmamba.runs.recipe import Recipe
 from transmamba.students.llava.model import LlavaStudent
 from transmamba.teachers.llava import Llava
 from transmamba.teachers.load import adapt_teacher
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+import study as studies  # noqa: E402
 
 CROSS = dict(num_heads=2, state_size=4)
 
@@ -68,6 +78,8 @@ def test_a_kept_student_is_its_teacher_and_its_class_the_student(name: str, imag
     assert student.tokens == 1 and student.config.model_type == "transmamba_llava"
     mask = inputs["text_mask"]
     taught = teacher.view.run(inputs).logits()
+    folded = teacher.fold().view.run(inputs).logits()
+    assert relative(folded[mask], taught[mask]) < 1e-4, "means are of what is linear"
     if image == "kept":
         assert relative(made_by(student, inputs)[mask], taught[mask]) < 1e-5
         whole = made_by(llava(make(name)), together(4))
@@ -192,3 +204,33 @@ def test_a_row_alone_has_no_other_s_prompt() -> None:
     made = seen(student, inputs)
     student.cross = None
     assert torch.equal(seen(student, inputs), made), "mode state leaves such a picture as it is"
+
+
+def test_a_cell_of_the_study_trains_and_is_measured_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe of recipes/studies/questions_fusion.yaml, with a LLaVA of 4 patches: from answers alone, one
+    token a picture, another row's question in training and evaluation alike."""
+    study = yaml.safe_load((ROOT / "recipes" / "studies" / "questions_fusion.yaml").read_text())
+    cell = studies.Study(study).run_of({"arm": "shuffled", "tokens": "1", "seed": "s0"})
+    small = (
+        f"output_dir={tmp_path / 'run'}",
+        f"teacher.model={llava_folder(tmp_path / 'teacher', context=512)}",
+        f"task.data={{name: scenes, side: {SIDE}, count_train: 24, count_test: 5}}",
+        "task.lookup=0",
+        "stages.0.steps=2",
+        "trainer={global_batch: 4, eval_batch_size: 4, workers: 0, precision: no}",  # one row is left over
+    )
+    asked = [each for each in cell.overrides if not each.startswith("config=")]
+    recipe = configs.load(Recipe, ROOT / cell.config, [*asked, *small])
+    results = run_quietly(recipe)
+    assert set(results) >= {"student", "teacher"} and "accuracy" in results["student"]
+    again = load_student(tmp_path / "run" / "student")
+    assert isinstance(again, LlavaStudent) and again.tokens == 1 and again.reads.places == 1
+    assert again.cross is not None and again.cross.shuffled
+    assert main(["evaluate", str(tmp_path / "run"), "--task", "questions", "--device", "cpu", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)["student"]
+    beside = ["--teacher", str(tmp_path / "teacher")]
+    assert main(["evaluate", str(tmp_path / "run"), "--task", "questions", "--device", "cpu", *beside]) == 2
+    assert "teacher has pictures of tokens each 4, the data are made for 1" in capfd.readouterr().err
+    assert found["nats_per_token"] == pytest.approx(results["student"]["nats_per_token"], rel=1e-5)

@@ -18,7 +18,7 @@ from .prompt import Prompt
 
 class Film(Crossed):
     """y = gamma x + beta of each visual token's x, with gamma and beta of the prompt's mean (FiLM, arXiv
-    1709.07871, equation 2; gamma is 1 + what is projected, as in its section 7.2).
+    1709.07871; there of a recurrent network's last state). gamma is 1 + what is projected.
 
     Of words it knows their mean alone: linear in both lengths. Without a prompt the biases are left.
     """
