@@ -137,7 +137,8 @@ class Llava(SavedLlava):
     """A vision-language model after a LLaVA of transformers (a CLIP or SigLIP tower, a connector, a Llama,
     Mistral, SmolLM or Qwen2), with Mamba in its tower, in its decoder, or in both. Saved as transformers'
     own LlavaForConditionalGeneration, with its processor; one whose tower is a vim or ssd_vit loads after
-    `import transmamba`. What is trained, each stage's `trainable`: image, connector, decoder, mixers (of
+    `import transmamba`. After a teacher with `image_tokens` it reads as many of a picture, and is a class of
+    our own. What is trained, each stage's `trainable`: image, connector, decoder, mixers (of
     both), attention, mlp, embedding, head, norms (of the decoder), cross, image.mixers, decoder.mixers.
 
     image:   its image tower
