@@ -14,6 +14,7 @@ from transmamba.core.batch import Batch
 from transmamba.students.llava.model import LlavaStudent
 
 __all__ = [
+    "ALONE",
     "MARK",
     "TEACHERS",
     "batch",
@@ -28,6 +29,19 @@ __all__ = [
 ]
 
 MARK, WORDS, SIDE = 60, 67, 16
+# a process that loads a student of its own class (argument 2) without us, and runs it (on argument 1)
+ALONE = """
+import sys
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+given, folder = torch.load(sys.argv[1]), sys.argv[2]
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+with torch.no_grad():
+    torch.save(model(**given, use_cache=False).logits, folder + "/logits.pt")
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert processor.tokenizer.padding_side == "left"
+assert not [name for name in sys.modules if name.startswith("transmamba.")]
+"""
 VISION: dict[str, Any] = dict(
     hidden_size=24,
     intermediate_size=40,

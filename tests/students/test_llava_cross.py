@@ -9,7 +9,7 @@ from typing import Any
 import fresh_process
 import pytest
 import torch
-from llavas import MARK, batch, llava, made_by, make, moved, relative, seen, together
+from llavas import ALONE, MARK, batch, llava, made_by, make, moved, relative, seen, together
 from small_llava import llava_folder
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -153,20 +153,6 @@ def test_it_writes_alike_with_and_without_cache_and_other_rows(place: dict[str, 
     assert torch.equal(student.generate(prompt, 8), written[:, length:])
     assert torch.equal(student.generate(inputs, 8), part[:, length:])
     assert not torch.equal(part, written), "two words less are another prompt"
-
-
-ALONE = """
-import sys
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-given, folder = torch.load(sys.argv[1]), sys.argv[2]
-model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
-with torch.no_grad():
-    torch.save(model(**given, use_cache=False).logits, folder + "/logits.pt")
-processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-assert processor.tokenizer.padding_side == "left"
-assert not [name for name in sys.modules if name.startswith("transmamba.")]
-"""
 
 
 def test_a_process_without_us_loads_it_with_its_own_code(tmp_path: Path) -> None:
