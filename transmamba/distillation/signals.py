@@ -32,6 +32,7 @@ class StreamGeometry:
     pairs:   student layer -> teacher sublayer after which residual streams are compared
     sources: student mixer -> teacher sublayer whose work it takes over
     parts:   inner tensors that the student's mixers give, with their widths
+    windows: of the teacher's sublayers that read the last tokens alone, how many
     """
 
     name: str
@@ -42,6 +43,7 @@ class StreamGeometry:
     pairs: dict[int, int]
     sources: dict[int, int]
     parts: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Decoder:
     attention_layers: tuple[int, ...] | Pattern | LayersFile = ()
     architecture: Literal["auto", "bamba", "granite"] = "auto"
     mixers: Mixers = "attention"
-    half_life: float | Literal["fitted"] = 8.0
+    half_life: float | Literal["fitted"] | None = None
     conv_tap: float = 0.1
 
     def __post_init__(self) -> None:
