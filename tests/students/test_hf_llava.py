@@ -10,6 +10,7 @@ import pytest
 import timm
 import tiny_clip
 import torch
+from llavas import make
 from PIL import Image
 from small_language import tokenizer_folder
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ from transmamba.ecosystems.generation import left_padded
 from transmamba.errors import UserError, WrongValues
 from transmamba.students.hf_llava.model import LlavaModel
 from transmamba.students.hf_llava.names import HuggingFaceLlava
-from transmamba.teachers.load import load_teacher
+from transmamba.subcloning.subclone import SubcloneConfig, subclone
+from transmamba.teachers.load import adapt_teacher, load_teacher
 
 VISION = dict(
     image_size=16,
@@ -259,3 +261,9 @@ def test_it_writes_as_step_by_step_and_each_row_as_alone(llava: LlavaModel) -> N
                 break
         new = words[len(ids) :]
         assert row[: len(new)] == new and set(row[len(new) :]) <= {2}
+
+
+def test_a_teacher_s_weights_have_no_place_in_it() -> None:
+    model = make()
+    with pytest.raises(UserError, match="no tower that takes a teacher's weights; write init: null"):
+        subclone(LlavaModel(model, None, None), adapt_teacher(model), SubcloneConfig())  # type: ignore[arg-type]

@@ -315,7 +315,7 @@ def test_models_that_do_not_fit_are_refused(teacher: Any, folder: Path, tmp_path
     task = task_of(teacher)
     task.check(teacher, "teacher")
     other = llava_folder(tmp_path / "other", strategy="full", context=512)
-    with pytest.raises(UserError, match="pictures of tokens each 5, the data are made for 4"):
+    with pytest.raises(UserError, match="teacher's tokens of a picture: 5, the data are made for 4"):
         task.check(transmamba.load_teacher(other), "teacher")
     short = llava_folder(tmp_path / "short", context=128)
     with pytest.raises(UserError, match=r"reads at most 128 at once; write task\.context: 128"):

@@ -22,7 +22,7 @@ class Batch:
         nothing is asked; nothing at all
     index:   (B,) int64, each row's number in its split's source
     counts:  items by kind, counted on the CPU by whoever collates: `samples` always, and whatever else losses
-        are divided by (tokens, answers, pairs)
+        are divided by (tokens; words, which are those that stand for no picture; answers, pairs)
     """
 
     inputs: Mapping[str, Tensor]

@@ -24,6 +24,8 @@ def count_of(model: Any) -> int | None:
     count = getattr(model, "num_classes", None)
     if count is not None:
         return int(count)
+    if getattr(model, "vocabulary", None):
+        return None  # a model of words: its config is transformers', too
     if hasattr(model, "base_model_prefix") and "ForImageClassification" not in type(model).__name__:
         return None  # transformers gives every config two labels
     return getattr(getattr(model, "config", None), "num_labels", None)

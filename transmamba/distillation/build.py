@@ -39,6 +39,7 @@ def geometry_of(student: nn.Module, teacher: Teacher | None) -> Geometry | None:
             sources=tower.sources(taught.kinds),
             parts=tower.parts,
             windows=_windows(taught),
+            image_token=getattr(taught.embedding, "token", None),
         )
     classes = getattr(student, "num_classes", None)
     return Geometry(streams, teacher.num_classes or teacher.vocabulary, classes)
@@ -85,6 +86,11 @@ def _build(config: Any, geometry: Geometry | None) -> Iterable[tuple[str, Loss]]
         raise UserError(
             f"loss {config.name} needs a Mamba student and a teacher of the same streams; without them use "
             "cross_entropy, or kl where there is a teacher"
+        )
+    if not getattr(config, "image_tokens", True) and all(s.image_token is None for s in streams.values()):
+        raise UserError(
+            f"loss {config.name}: image_tokens is false, but {' and '.join(streams)} reads no pictures among "
+            "its words; leave it out"
         )
     several = geometry is not None and len(geometry.streams) > 1
     return [(f"/{name}" if several else "", config.build_stream(stream)) for name, stream in streams.items()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class StreamGeometry:
     sources: student mixer -> teacher sublayer whose work it takes over
     parts:   inner tensors that the student's mixers give, with their widths
     windows: of the teacher's sublayers that read the last tokens alone, how many
+    image_token: what stands in its texts where pictures do; None of a stream that reads none
     """
 
     name: str
@@ -44,6 +45,7 @@ class StreamGeometry:
     sources: dict[int, int]
     parts: Mapping[str, int] = field(default_factory=dict)
     windows: Mapping[int, int] = field(default_factory=dict)
+    image_token: int | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Signals:
     batch: Batch
     aligners: Mapping[str, Aligner] = field(default_factory=dict)
     drawn: Mapping[str, Tensor] = field(default_factory=dict)
-    _streams: dict[str, StreamSignals] = field(default_factory=dict)
+    _streams: dict[tuple[str, int | None], StreamSignals] = field(default_factory=dict)
 
     @property
     def taught(self) -> Output:
@@ -82,16 +84,17 @@ class Signals:
         assert self.teacher is not None, "checked when the distiller was built"
         return self.teacher
 
-    def stream(self, name: str) -> StreamSignals:
-        """Both sides of one stream."""
-        if name not in self._streams:
-            self._streams[name] = StreamSignals(
-                self.student.streams[name],
-                self.taught.streams[name],
-                self.aligners[name],
-                self.drawn.get(name),
+    def stream(self, name: str, image_token: int | None = None) -> StreamSignals:
+        """Both sides of one stream; with `image_token` its words alone, where that stands in no text."""
+        if (name, image_token) not in self._streams:
+            taught = self.taught.streams[name]
+            if image_token is not None:
+                words = self.batch.inputs["text"] != image_token
+                taught = replace(taught, mask=words if taught.mask is None else words & taught.mask)
+            self._streams[name, image_token] = StreamSignals(
+                self.student.streams[name], taught, self.aligners[name], self.drawn.get(name)
             )
-        return self._streams[name]
+        return self._streams[name, image_token]
 
 
 @dataclass
@@ -198,9 +201,10 @@ class Loss(nn.Module):
     standardises = False
     coupled = False
 
-    def __init__(self, weight: float, stream: StreamGeometry | None = None) -> None:
+    def __init__(self, weight: float, stream: StreamGeometry | None = None, words: bool = False) -> None:
         super().__init__()
         self.weight = weight
+        self.image_token = stream.image_token if stream is not None and words else None  # left out
         self.stream = "" if stream is None else stream.name
         self._item = "samples" if stream is None else stream.item
 
@@ -211,8 +215,9 @@ class Loss(nn.Module):
 
     def item(self, batch: Batch) -> str:
         """What this loss counts in such a batch: a key of `Batch.counts`. Pictures that lie in rows of text
-        are counted apart from these."""
-        return "pictures" if self.stream == "image" and "pictures" in batch.counts else self._item
+        are counted apart from these, and so are a text's words without the tokens of pictures."""
+        own = self._item if self.image_token is None else "words"
+        return "pictures" if self.stream == "image" and "pictures" in batch.counts else own
 
     def student_captures(self) -> Captures:
         return {}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,10 @@ class GenerationEvaluator:
     tokens:    of an answer at most
     in_parts:  whether parts of answers are also counted by themselves
     stops:     an answer is over before any of these
+    writes:    what a recipe says where its student does not write while it trains
     """
+
+    writes: ClassVar[str] = "task.validation: 0.01 with task.final_split: test, or leave task.generated out"
 
     split: str
     questions: Sequence[Asked]

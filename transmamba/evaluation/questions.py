@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +73,12 @@ class Asked:
 
 
 class _Answers:
-    """What evaluators of answers have in common."""
+    """What evaluators of answers have in common.
+
+    writes: what a recipe says where its student does not write while it trains
+    """
+
+    writes: ClassVar[str] = "task.writing: final (with validation and final_split: test), or never"
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked

@@ -30,6 +30,7 @@ class Feature:
     standardize: compare features in units of the teacher's channel statistics, fixed before training
         [proposal]: the plain cosine is ruled by their mean and by a few outlier channels
     stream: which tower, where there are several; left out: each
+    image_tokens: whether a decoder's places of pictures are compared too, or its words alone
     """
 
     weight: float = 1.0
@@ -37,12 +38,13 @@ class Feature:
     momentum: float = 0.9
     standardize: bool = False
     stream: str | None = None
+    image_tokens: bool = True
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.momentum)
 
     def build_stream(self, geometry: StreamGeometry) -> CosineLoss:
-        return CosineLoss(geometry, self, directions=1)
+        return CosineLoss(geometry, self, directions=1, words=not self.image_tokens)
 
 
 class CosineLoss(Loss):
@@ -50,8 +52,10 @@ class CosineLoss(Loss):
 
     running: Tensor
 
-    def __init__(self, geometry: StreamGeometry, config: Feature | Bidirectional, directions: int) -> None:
-        super().__init__(config.weight, geometry)
+    def __init__(
+        self, geometry: StreamGeometry, config: Feature | Bidirectional, directions: int, words: bool = False
+    ) -> None:
+        super().__init__(config.weight, geometry, words)
         self.pairs, self.directions = geometry.pairs, directions
         self.weighting, self.momentum = config.weighting, config.momentum
         self.standardises = config.standardize
@@ -92,7 +96,7 @@ class CosineLoss(Loss):
         self.running.copy_(torch.where(self.running.isnan(), mean, moved))
 
     def forward(self, signals: Signals) -> Term:
-        stream = signals.stream(self.stream)
+        stream = signals.stream(self.stream, self.image_token)
         layers, sublayers = list(self.pairs), list(self.pairs.values())
         wanted = stream.teacher_units(sublayers, self.standardises)
         features = (

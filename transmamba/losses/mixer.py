@@ -29,11 +29,13 @@ class Mixer:
     layer:  z and t are what the whole layer adds, the mixer and the MLP behind it. `auto` trains the mixers
         alone; name mlp and norms in `trainable` where they shall follow
     stream: which tower, where there are several; left out: each
+    image_tokens: whether a decoder's places of pictures are compared too, or its words alone
     """
 
     weight: float = 1.0
     layer: bool = False
     stream: str | None = None
+    image_tokens: bool = True
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
@@ -52,14 +54,16 @@ class Mixer:
                 "loss mixer: layer is true, but this student's mixers do not name layer, as those of "
                 "hybrid_lm do; leave it out"
             )
-        return MixerLoss(geometry, self.weight, self.layer)
+        return MixerLoss(geometry, self.weight, self.layer, words=not self.image_tokens)
 
 
 class MixerLoss(Loss):
     teacher_forced = True
 
-    def __init__(self, geometry: StreamGeometry, weight: float, layer: bool = False) -> None:
-        super().__init__(weight, geometry)
+    def __init__(
+        self, geometry: StreamGeometry, weight: float, layer: bool = False, words: bool = False
+    ) -> None:
+        super().__init__(weight, geometry, words)
         self.sources, self.made = geometry.sources, "layer" if layer else "output"
         self.added = {s: _layer_of(s, geometry.kinds) if layer else (s,) for s in self.sources.values()}
 
@@ -79,7 +83,7 @@ class MixerLoss(Loss):
         return [str(k) for k in self.sources]
 
     def forward(self, signals: Signals) -> Term:
-        stream = signals.stream(self.stream)
+        stream = signals.stream(self.stream, self.image_token)
         errors, similarity = [], []
         for k, s in self.sources.items():
             first, *rest = (stream.teacher.mixers[part]["output"].float() for part in self.added[s])

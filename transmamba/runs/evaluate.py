@@ -15,6 +15,7 @@ from torch import nn
 from ..core.batch import Batch
 from ..core.preprocessing import PicturesAndText
 from ..core.task import Pass
+from ..core.text import TextOnly
 from ..ecosystems.find import load_model, preprocessing_of
 from ..errors import UserError
 from ..evaluation.cost import HALF, autocast, find_device
@@ -30,7 +31,7 @@ Watch = Callable[[Iterator[Batch], str], Iterator[Batch]]
 class Evaluation:
     """Models and data, loaded and checked against each other.
 
-    model:        one that writes about pictures and is no student is run as the teacher it is read as
+    model:        as it is run, see `as_run`
     task, theirs: the data as the model and as the teacher sees them; one object where they see the same
     """
 
@@ -136,12 +137,16 @@ def prepare(
 
 
 def as_run(model: nn.Module) -> tuple[nn.Module | Teacher, Any]:
-    """(What is run of a model, how it reads): one that writes about pictures and is no student as the teacher
-    that it is read as."""
+    """(What is run of a model, how it reads). Of transformers' own, a LLaVA is run as the student that it is
+    trained as, its weights held once, and a language model as the teacher that it is read as."""
     looks = preprocessing_of(model)
-    if isinstance(looks, PicturesAndText) and not hasattr(model, "run"):
-        return as_teacher(model), looks
-    return model, looks
+    if hasattr(model, "run"):
+        return model, looks
+    if isinstance(looks, PicturesAndText):
+        from ..students.hf_llava.model import LlavaModel
+
+        return LlavaModel(model, getattr(looks.text, "library", None), looks), looks
+    return (as_teacher(model) if isinstance(looks, TextOnly) else model), looks
 
 
 def described(part: Any) -> str:

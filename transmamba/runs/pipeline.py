@@ -118,6 +118,7 @@ class Pipeline:
                 self._check_data(check_data)
             if self.accelerator.is_main_process and hasattr(task, "train_indices"):
                 np.save(folder / INDICES, task.train_indices)
+            self._check_writing(trainer)
             self._initialise(folder, resumed, tracker)
             for index in range(len(self.stages)):  # every stage's mistakes, before the first is trained
                 inputs = getattr(self.parts.tasks[index], "inputs", None)
@@ -136,6 +137,19 @@ class Pipeline:
         if found:
             more = "; and more" if len(found) > _NAMED else ""
             raise UserError(f"{'; '.join(found[:_NAMED])}{more} (--no-check-data trains all the same)")
+
+    def _check_writing(self, trainer: Trainer) -> None:
+        """Raises UserError where a student is to write while its weights are spread: training would end at
+        its first evaluation."""
+        if trainer.strategy.whole:
+            return
+        for evaluator in self.parts.task.evaluators(self.parts.task.watched):
+            if (instead := getattr(evaluator, "writes", None)) is not None:
+                raise UserError(
+                    f"under {trainer.strategy.name} the student's weights are sharded over processes, and so "
+                    f"it does not write, as the {evaluator.split} split asks it to while it trains; write "
+                    f"{instead}, or launch with recipes/accelerate/ddp.yaml"
+                )
 
     def _initialise(self, folder: Path, resumed: bool, tracker: Tracker) -> None:
         """Subclone, unless resumed, and make the aligners of all stages."""

@@ -83,6 +83,10 @@ def subclone(
     Raises UserError where shapes cannot meet (the plan says which).
     """
     assert isinstance(student, nn.Module), "a student is a module"
+    if not student.towers:
+        raise UserError(
+            f"{type(student).__name__} has no tower that takes a teacher's weights; write init: null"
+        )
     calibration = list(calibration)
     view = teacher.view
     scores = _scores(student, teacher, config, calibration)

@@ -137,6 +137,11 @@ class ImageClassification:
                 f"{who} compares pictures with texts and has no classes; the task image_text measures it "
                 "(--task image_text), zero-shot on such data too (task.zero_shot in a recipe)"
             )
+        if not count and getattr(model, "vocabulary", None):
+            raise UserError(
+                f"{who} predicts words and has no classes; the task questions measures a model that writes "
+                "about pictures (--task questions), the task language one of texts"
+            )
         if count != self.num_classes:
             raise UserError(
                 f"{who} has {count or 'no'} classes but the data has {self.num_classes}: "

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from ..core.batch import Batch
 from ..core.preprocessing import PicturesAndText
-from ..core.task import Evaluator, Pass
+from ..core.task import Evaluator, Metric, Pass
 from ..data.hashing import permutation
 from ..data.questions.batches import AskedQuestions
 from ..data.stream import in_order, load
 from ..errors import UserError
 from ..evaluation.blind import LookupAnswerer
 from ..evaluation.control import other_pictures, other_questions
+from ..evaluation.language import LanguageEvaluator
 from ..evaluation.questions import AnswersEvaluator, Asked, ControlEvaluator, Picture
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class QuestionEvaluators:
         return (self._answers if controls else self._watched, self._likelihood, *last)
 
     @cached_property
+    def unwritten(self) -> tuple[Evaluator, ...]:
+        """Nothing that a model has to write for: what a run is about is then how likely right answers are."""
+        return (self._likelihoods(LanguageEvaluator.METRICS),)
+
+    @cached_property
     def _watched(self) -> AnswersEvaluator:
         asked = self._asked(self.index, self.index, self.index)
         return AnswersEvaluator(asked, getattr(self.source, "twin", None), picture=self._picture)
@@ -62,10 +68,10 @@ class QuestionEvaluators:
 
     @cached_property
     def _likelihood(self) -> Evaluator:
-        from ..evaluation.language import LanguageEvaluator
-
         # what a run is about is how right its answers are
-        metrics = tuple(replace(metric, headline=False) for metric in LanguageEvaluator.METRICS)
+        return self._likelihoods(tuple(replace(each, headline=False) for each in LanguageEvaluator.METRICS))
+
+    def _likelihoods(self, metrics: tuple[Metric, ...]) -> Evaluator:
         read = partial(self.task.eval_batches, self.split)
         return LanguageEvaluator(self.split, read, metrics=metrics, longest=self.task.asking.longest)
 

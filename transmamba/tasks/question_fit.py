@@ -48,13 +48,13 @@ def check_fits(model: Any, who: str, asking: Asking) -> None:
         _check_blind(asking.style, who)
     elif asking.style.pictures:
         for what, theirs, mine in (
-            ("tokens each", looks.places, asking.places),
-            ("the token", looks.image_token, asking.image_token),
+            ("tokens of a picture: ", looks.places, asking.places),
+            ("image token ", looks.image_token, asking.image_token),
         ):
             if theirs != mine:
                 raise UserError(
-                    f"{who} has pictures of {what} {theirs}, the data are made for {mine}; choose models "
-                    "that share a tower and a tokenizer"
+                    f"{who}'s {what}{theirs}, the data are made for {mine}; choose models that share a tower "
+                    "and a tokenizer"
                 )
 
 

@@ -62,6 +62,9 @@ class QuestionsConfig:
     context:       tokens of a question with its pictures and answer at most; the model's own if left out.
         Training questions beyond it count as bad, others are refused by name
     answer_tokens: of an answer in writing at most; 16 if left out, with `rationales` 384
+    writing:       when models write answers: `always`, with the `final` split alone, `never`. Else how likely
+        the right answers are is all that is measured. A student whose weights are sharded over processes
+        (FSDP2, ZeRO-3) does not write before its last stage is over
     bad_limit:     how many training questions may be unusable (a picture that does not decode, too many
         tokens, no rationale to learn), a share or a number: another takes the place of each
     watched_questions: how many are asked at each evaluation while training, if the watched split is not the
@@ -85,6 +88,7 @@ class QuestionsConfig:
     instruction: str | None = None
     context: int | None = None
     answer_tokens: int | None = None
+    writing: Literal["always", "final", "never"] = "always"
     bad_limit: float | int = 0.01
     watched_questions: int = 256
     controls: tuple[Control, ...] = ("question", "picture")
@@ -103,6 +107,12 @@ class QuestionsConfig:
         ]
         if twice := sorted({each for each in self.controls if self.controls.count(each) > 1}):
             problems.append(f"controls has {', '.join(twice)} twice; write each once")
+        watched = "validation" if self.validation else "test"
+        if self.writing == "final" and self.final_split in (None, watched):
+            problems.append(
+                f"writing is final, but the final split, {watched}, is watched while training too; write "
+                "validation: 0.01 with final_split: test, or writing: never"
+            )
         refuse_all(problems)
 
     @property
@@ -229,9 +239,12 @@ class Questions:
         return batch
 
     def evaluators(self, split: str) -> tuple[Evaluator, ...]:
-        """Of answers in writing, of how likely the right ones are, and with the final split of controls."""
+        """Of answers in writing, where they are asked for, of how likely the right ones are, and with the
+        final split of controls."""
         self.indices(split)  # refuses a split that there is not
-        return self._measured(split).all(controls=split == self.final)
+        final, when = split == self.final, self.config.writing
+        writing = when == "always" or (when == "final" and final)
+        return self._measured(split).all(controls=final) if writing else self._measured(split).unwritten
 
     def _measured(self, split: str) -> QuestionEvaluators:
         from .question_evaluators import QuestionEvaluators

@@ -168,9 +168,16 @@ class Asking:
 
     def _fitting(self, ids: list[int], room: int) -> list[int]:
         if len(ids) + room > self.longest:
-            beside = f" and its answer of {room}" if room else ""
+            beside, needed = f" and its answer of {room}" if room else "", len(ids) + room
+            context, left = self.tokenizer.context, self.longest - len(ids)
+            instead = "choose a model that reads more"
+            if context is None or needed <= context:
+                instead = f"write task.context: {needed} or more"
+            elif room and left > 0:
+                instead = f"ask for an answer of at most {left} (task.answer_tokens, --tokens)"
             raise UserError(
-                f"its {len(ids)} tokens{beside} are more than the {self.longest} that are read at once"
+                f"its {len(ids)} tokens{beside} are more than the {self.longest} that are read at once; "
+                f"{instead}, or leave it out"
             )
         return ids
 

@@ -185,6 +185,7 @@ def _counted(inputs: dict[str, Tensor], targets: dict[str, Tensor], index: Indic
     counts = {
         "samples": len(index),
         "tokens": int(inputs["text_mask"].sum()),
+        "words": int((inputs["text_mask"] & (inputs["text"] != asking.image_token)).sum()),
         "pictures": len(inputs.get("image", ())),
     }
     if "tokens" in targets:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +50,27 @@ def write(student: Any, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
 
     if any(hasattr(each, "full_tensor") or not each.numel() for each in student.parameters()):
         raise UserError(
-            "a student whose weights are sharded over processes does not write; leave task.generated out of "
-            "the recipe, and measure it afterwards: transmamba evaluate RUN task.generated.0.name=..."
+            "a student whose weights are sharded over processes does not write; in a recipe write "
+            "task.writing: final or never (task questions), or leave task.generated out (task language), and "
+            "measure its folder afterwards: transmamba evaluate RUN"
         )
     words, made = student.beside.tokenizer, getattr(student.reads, "text", None)
     end = made.eos if made is not None else getattr(words, "eos_token_id", None)
-    return generate(student.stock(), inputs, limit, ends=() if end is None else (end,))
+    return generate(_written_by(student), inputs, limit, ends=() if end is None else (end,))
+
+
+# what writes for each student, with what it was made of: making it takes as long as writing several words
+_WRITERS: weakref.WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = weakref.WeakKeyDictionary()
+
+
+def _written_by(student: Any) -> Any:
+    """The student's `stock`, made anew where a tensor of it is another one than it was."""
+    made_of = {**student.state_dict(keep_vars=True), "beside": student.beside}
+    known, model = _WRITERS.get(student, ({}, None))
+    if known.keys() != made_of.keys() or any(known[name] is not each for name, each in made_of.items()):
+        model = student.stock()
+        _WRITERS[student] = made_of, model
+    return model.to(next(student.parameters()).device)
 
 
 def _null_layers(student: HybridStudent, model: Any) -> dict[str, Tensor]:

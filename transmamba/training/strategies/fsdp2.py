@@ -32,7 +32,7 @@ class Fsdp2:
 
     name = "fsdp2"
     reads = frozenset({"fsdp2"})
-    resizes = True
+    resizes, whole = True, False
     model: Callable[..., Any]
     distiller: Distiller
     optimizer: Any

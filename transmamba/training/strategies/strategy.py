@@ -28,6 +28,7 @@ class Strategy(Protocol):
     name:       as recipes/accelerate calls it
     reads:      names of the strategies whose checkpoints it loads
     resizes:    whether it loads those of another number of processes
+    whole:      whether each process holds all weights of the student while it is trained
     model:      called as the distiller is; its gradients meet those of the other processes
     distiller:  what is trained: the one that was given, or a copy of it whose weights are spread
     optimizer:  whose `param_groups` hold the rate
@@ -36,6 +37,7 @@ class Strategy(Protocol):
     name: str
     reads: frozenset[str]
     resizes: bool
+    whole: bool
     accelerator: Accelerator
     distiller: Distiller
     optimizer: Any
@@ -91,7 +93,7 @@ class Plain:
     """
 
     reads = frozenset({"plain", "ddp"})
-    resizes = True
+    resizes, whole = True, True
     model: Callable[..., Any]
     distiller: Distiller
     optimizer: Any

@@ -44,7 +44,7 @@ class Zero:
 
     def __init__(self, accelerator: Accelerator, stage: int) -> None:
         self.accelerator, self.stage, self.name = accelerator, stage, f"zero{stage}"
-        self.reads = frozenset({self.name})
+        self.reads, self.whole = frozenset({self.name}), stage < 3
 
     def prepare(
         self, distiller: Distiller, make: MakeOptimizer, *, clip: float, peek: Callable[[], Batch]
