@@ -228,5 +228,5 @@ def test_a_cell_of_the_study_trains_and_is_measured_again(
     found = json.loads(capfd.readouterr().out)["student"]
     beside = ["--teacher", str(tmp_path / "teacher")]
     assert main(["evaluate", str(tmp_path / "run"), "--task", "questions", "--device", "cpu", *beside]) == 2
-    assert "teacher has pictures of tokens each 4, the data are made for 1" in capfd.readouterr().err
+    assert "teacher's tokens of a picture: 4, the data are made for 1" in capfd.readouterr().err
     assert found["nats_per_token"] == pytest.approx(results["student"]["nats_per_token"], rel=1e-5)

@@ -26,8 +26,7 @@ _EPSILON = 1e-6
 class StreamGeometry:
     """Sizes and correspondences of one stream that both models have.
 
-    name:    image, text, decoder
-    item:    what a loss over it counts, `samples` or `tokens`
+    name, item: image, text, decoder; what a loss over it counts, `samples` or `tokens`
     kinds:   of the teacher's sublayers, `attention` or `mlp`
     pairs:   student layer -> teacher sublayer after which residual streams are compared
     sources: student mixer -> teacher sublayer whose work it takes over
@@ -50,8 +49,7 @@ class StreamGeometry:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What losses are built from: the streams that teacher and student share, and their numbers of
-    classes."""
+    """What losses are built from: the streams that both models have, and their numbers of classes."""
 
     streams: Mapping[str, StreamGeometry]
     teacher_classes: int | None = None
