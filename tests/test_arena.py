@@ -26,7 +26,7 @@ STUDY = ROOT / "recipes" / "studies" / "conversion_arena.yaml"
 sys.path.insert(0, str(ROOT / "scripts"))
 import study as studies  # noqa: E402
 
-ARMS = {"ours", "window", "ceiling", "mambainllama", "radlads", "mohawk"}
+ARMS = {"ours", "window", "window_mamba", "window_158", "ceiling", "mambainllama", "radlads", "mohawk"}
 STEPS = {"10M": 300, "50M": 1500, "200M": 6000}
 
 
@@ -76,14 +76,17 @@ def test_what_each_arm_is() -> None:
     for arm, mixers in kinds.items():
         student = at_ten_million(arm).student
         assert isinstance(student, HybridLM) and student.mixers == mixers, arm
-    for arm in ("window", "ceiling"):
+    for arm, window in {"window": 92, "ceiling": 92, "window_158": 158}.items():
         student = at_ten_million(arm).student
-        assert isinstance(student, WindowLM) and (student.window, student.sinks) == (92, 4)
+        assert isinstance(student, WindowLM) and (student.window, student.sinks) == (window, 4)
+    both = at_ten_million("window_mamba").student
+    assert isinstance(both, HybridLM) and (both.window, both.sinks, both.window_dropout) == (92, 4, 0)
     losses = {
         arm: [[type(loss) for loss in stage.losses] for stage in at_ten_million(arm).stages] for arm in ARMS
     }
     aligned = [[Mixer], [KL]]
-    assert losses["ours"] == losses["window"] == losses["radlads"] == aligned and losses["ceiling"] == [[KL]]
+    ours = ("ours", "window", "window_mamba", "window_158", "radlads")
+    assert all(losses[arm] == aligned for arm in ours) and losses["ceiling"] == [[KL]]
     assert losses["mohawk"] == [[MixingMatrix], [Mixer], [KL]]
     first, second = at_ten_million("mambainllama").stages
     assert [loss.weight for loss in first.losses] == [0.1, 1.0] and first.groups == ("mixers",)
@@ -96,6 +99,16 @@ def test_what_each_arm_is() -> None:
         shared = at_ten_million(arm, "shared")
         assert {stage.lr for stage in shared.stages} <= {2e-3, 4e-4}
         assert shared.stages[-1].lr == 4e-4 and (arm == "ours") == (shared == at_ten_million(arm))
+
+
+def test_the_wider_window_has_the_memory_of_window_and_scan() -> None:
+    """Bytes a layer of SmolLM2-135M, in bfloat16 but for steps and states (docs/language.md)."""
+    groups, size = 3, 64
+    both, wider = (at_ten_million(arm).student for arm in ("window_mamba", "window_158"))
+    token = 2 * groups * size * 2
+    scan = groups * size * (size + 1) * 4
+    wanted = (both.window + both.sinks) * (token + groups * 4) + scan
+    assert wanted == 124_800 and 0 <= wanted - (wider.window + wider.sinks) * token < token
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +20,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import study as studies  # noqa: E402
 
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
+FUSION = ROOT / "recipes" / "studies" / "questions_fusion.yaml"
 DATA_EFFICIENCY = ROOT / "recipes" / "studies" / "data_efficiency.yaml"
 
 
@@ -119,3 +122,25 @@ def test_the_frozen_page_and_its_folder_go_together() -> None:
     assert "Frozen at aa63b8b" in page and "<!--" not in page
     for path in (ROOT / "docs" / "study").iterdir():
         assert f"study/{path.name}" in page, path.name
+
+
+def test_questions_fusion_asks_what_its_labels_say() -> None:
+    """Twelve runs an arm from the same teacher, equal but for what reads the question, tokens and seed."""
+    cells = {name: recipe for name, recipe in recipes_of(FUSION).items() if name.count(".") == 2}
+    found: list[Any] = []
+    assert len(cells) == 7 * 4 * 3
+    for name, recipe in cells.items():
+        arm, tokens, seed = name.split(".")
+        assert recipe.teacher.image_tokens == int(tokens) and recipe.seed == int(seed[1:])
+        cross = recipe.student.cross
+        asked = "none" if cross is None else "shuffled" if cross.prompt == "shuffled" else cross.mode
+        assert asked == arm and (arm != "shuffled" or cross.mode == "state")
+        alike = dataclasses.replace(
+            recipe,
+            output_dir="",
+            seed=0,
+            teacher=dataclasses.replace(recipe.teacher, image_tokens=None),
+            student=dataclasses.replace(recipe.student, cross=None),
+        )
+        found.append(configs.dump(alike))
+    assert all(each == found[0] for each in found)

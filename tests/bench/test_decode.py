@@ -18,7 +18,14 @@ from hybrids import hybrid, llama, make
 from transmamba import UserError
 from transmamba.bench import decode, decode_models, fits
 from transmamba.bench.decode import bench_decode
-from transmamba.bench.decode_models import Decoding, Prefill, attention_layers, hybrid_config, make_model
+from transmamba.bench.decode_models import (
+    Decoding,
+    Prefill,
+    attention_layers,
+    hybrid_config,
+    make_model,
+    read_model_config,
+)
 from transmamba.cli.main import main
 
 CPU = torch.device("cpu")
@@ -268,3 +275,19 @@ def test_what_cannot_be_timed_is_told_in_a_line(teacher: str, tmp_path: Path) ->
             next(bench_decode(given, device="cpu", **options))  # type: ignore[arg-type]
         assert "\n" not in str(said.value)
     assert main(["bench", "decode", "--teacher", teacher, "--batch", "x"]) == 2
+
+
+def test_of_a_llava_the_decoder_is_timed(tmp_path: Path) -> None:
+    """As its config.json says it, in a folder or alone; one that says nothing of it is refused."""
+    from small_llava import llava_folder
+    from transformers import AutoConfig
+
+    folder = llava_folder(tmp_path / "llava")
+    decoder = AutoConfig.from_pretrained(folder).text_config
+    for name in (folder, folder / "config.json"):
+        read = read_model_config(str(name))
+        assert (read.model_type, read.to_dict()) == ("llama", decoder.to_dict())
+    said = json.loads((folder / "config.json").read_text())
+    (tmp_path / "unsaid.json").write_text(json.dumps({**said, "text_config": None}))
+    with pytest.raises(UserError, match="text_config is null"):
+        read_model_config(str(tmp_path / "unsaid.json"))

@@ -1,4 +1,4 @@
-"""Mistakes with questions about pictures, through the command line: one line each that says what to write."""
+"""Mistakes with questions about pictures on the command line: one line each, and what to write instead."""
 
 from __future__ import annotations
 

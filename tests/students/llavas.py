@@ -13,9 +13,35 @@ from transmamba import convert
 from transmamba.core.batch import Batch
 from transmamba.students.llava.model import LlavaStudent
 
-__all__ = ["MARK", "TEACHERS", "batch", "llava", "made_by", "make", "moved", "relative", "rows", "together"]
+__all__ = [
+    "ALONE",
+    "MARK",
+    "TEACHERS",
+    "batch",
+    "llava",
+    "made_by",
+    "make",
+    "moved",
+    "relative",
+    "rows",
+    "seen",
+    "together",
+]
 
 MARK, WORDS, SIDE = 60, 67, 16
+# a process that loads a student of its own class (argument 2) without us, and runs it (on argument 1)
+ALONE = """
+import sys
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+given, folder = torch.load(sys.argv[1]), sys.argv[2]
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+with torch.no_grad():
+    torch.save(model(**given, use_cache=False).logits, folder + "/logits.pt")
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert processor.tokenizer.padding_side == "left"
+assert not [name for name in sys.modules if name.startswith("transmamba.")]
+"""
 VISION: dict[str, Any] = dict(
     hidden_size=24,
     intermediate_size=40,
@@ -158,3 +184,12 @@ def made_by(model: Any, inputs: dict[str, Tensor], **more: Any) -> Tensor:
         **more,
     ).logits
     return found
+
+
+def seen(student: LlavaStudent, inputs: dict[str, Tensor]) -> Tensor:
+    """What the decoder reads of each picture, (P, N, D): the words at their marks."""
+    kept: list[Tensor] = []
+    hook = student.multi_modal_projector.register_forward_hook(lambda _, __, made: kept.append(made))
+    made_by(student, inputs)
+    hook.remove()
+    return kept[-1]

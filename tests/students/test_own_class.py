@@ -27,6 +27,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "windows, normed": ("Qwen3 (q/k norms)", "window_lm", dict(attention_layers=[0], **NEARBY)),
     "hybrid, normed": ("Qwen3 (q/k norms)", "hybrid_lm", dict(attention_layers=[1])),
     "pure, normed": ("Qwen3 (q/k norms)", "hybrid_lm", dict(attention_layers=[])),
+    "window and scan": ("SmolLM (tied)", "hybrid_lm", dict(attention_layers=[1], **NEARBY)),
+    "window and scan, normed": ("Qwen3 (q/k norms)", "hybrid_lm", dict(attention_layers=[], **NEARBY)),
     "hybrid, biases": ("Qwen2 (QKV biases)", "hybrid_lm", dict(attention_layers=[2], architecture="own")),
 }
 ALONE = """
@@ -243,9 +245,20 @@ def test_a_state_does_not_grow(saved: dict[str, tuple[HybridStudent, Path]]) -> 
     assert sizes == [[state + taps, each * length, state + taps] for length in (20, 40)]
 
 
+def test_a_window_with_a_scan_holds_both_and_no_more(
+    saved: dict[str, tuple[HybridStudent, Path]],
+) -> None:
+    stock, text = saved["window and scan"][0].stock(), texts(1, 40)
+    with torch.no_grad():
+        sizes = [held(stock(text[:, :length], use_cache=True).past_key_values) for length in (20, 40)]
+    groups, size = stock.config.num_key_value_heads, stock.config.head_dim
+    each = (WINDOW + SINKS) * groups * (2 * size + 1) + groups * size * (size + 1)
+    assert sizes == [[each, 2 * groups * size * length, each] for length in (20, 40)]
+
+
 def test_its_scan_is_the_recurrence() -> None:
     """Over several portions of CHUNK tokens, from a state, against token after token in float64."""
-    from transmamba.students.hybrid_lm.own.mixer_transmamba import CHUNK, scan
+    from transmamba.students.hybrid_lm.own.scan_transmamba import CHUNK, scan
 
     seeded = torch.Generator().manual_seed(0)
     rows, length, heads, size, states = 2, 2 * CHUNK + 9, 3, 4, 5
@@ -277,6 +290,10 @@ def test_inspect_says_which_layers_are_what(saved: dict[str, tuple[HybridStudent
     assert (first["kind"], first["window"], first["sinks"]) == ("attention", WINDOW, SINKS)
     assert "window" not in tower["sublayers"][1]["of"][0] and found.refused is None
     assert found.parameters == sum(p.numel() for p in student.parameters())
+    both = inspect(saved["window and scan"][1])
+    first = both.towers["decoder"]["sublayers"][0]["of"][0]
+    assert (first["kind"], first["window"], first["sinks"]) == ("window_mamba2", WINDOW, SINKS)
+    assert (first["head_size"], first["state"], both.converted) == (8, 8, ("decoder",))
     normed = inspect(saved["hybrid, normed"][1]).towers["decoder"]
     assert [run["of"][0]["kind"] for run in normed["sublayers"]] == ["mamba2", "attention", "mamba2"]
     assert [run["of"][0]["qk_norm"] for run in normed["sublayers"]] == ["RMSNorm 1e-06"] * 3

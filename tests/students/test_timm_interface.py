@@ -41,7 +41,18 @@ def test_all_families_are_in_the_matrix() -> None:
     towers = {"vim_shaped", "ssd_vit_shaped", "llava_vim", "llava_ssd_vit"}
     assert ours - towers == set(MODELS) and len(MODELS) >= 10
     assert set(STUDENTS.names()) == {
-        *("vim", "ssd_vit", "timm", "hf_vit", "clip", "open_clip", "hybrid_lm", "window_lm", "llava")
+        *(
+            "vim",
+            "ssd_vit",
+            "timm",
+            "hf_vit",
+            "clip",
+            "open_clip",
+            "hybrid_lm",
+            "window_lm",
+            "llava",
+            "hf_llava",
+        )
     }
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..ecosystems import decoders
 from ..ecosystems.sources import read_source
+from ..ecosystems.vision_language import LLAVA
 from ..errors import UserError
 from ..students.hybrid_lm.architectures import ARCHITECTURES, make_config
 from ..students.hybrid_lm.names import HybridLM
@@ -28,13 +29,15 @@ _PROMPT = 16
 
 
 def read_model_config(text: str) -> Any:
-    """transformers' configuration of a language model in a folder, a repository or a file config.json. Raises
-    UserError for anything else."""
+    """transformers' configuration of a language model in a folder, a repository or a file config.json; of a
+    LLaVA its decoder, which is what writes. Raises UserError for anything else."""
     path = Path(text).expanduser()
     if path.suffix == ".json" and path.is_file():
         config = _of_file(text, path)
     else:
         source = read_source(text)
+        if source.config.get("model_type") == LLAVA:
+            return decoders.read_config(source).text_config
         if not decoders.is_decoder(source):
             raise UserError(f"{text!r} is no language model of transformers; write a folder or a config.json")
         config = decoders.read_config(source)
@@ -49,6 +52,10 @@ def _of_file(text: str, path: Path) -> Any:
     except ValueError as error:
         raise UserError(f"{text!r} is no JSON ({error}); write the config.json of a language model") from None
     kind = values.pop("model_type", None) if isinstance(values, dict) else None
+    if kind == LLAVA:
+        decoders.refuse_unsaid_parts(text, {"model_type": kind, **values})
+        with decoders.explained(text):
+            return AutoConfig.for_model(kind, **values).text_config
     if not isinstance(kind, str) or not decoders.is_language(kind):
         raise UserError(f"{text!r}: model_type is {kind!r}, which is no language model of transformers")
     with decoders.explained(text):

@@ -80,7 +80,7 @@ def _set(values: dict[str, Any], word: str) -> None:
     if len(steps) > 1 and steps[1].isdigit():
         items = values[steps[0]] = values.get(steps[0]) or []
         if isinstance(items, list) and int(steps[1]) == len(items):
-            items.append({})
+            apply_override(values, f"{steps[0]}.{steps[1]}={{}}")
     a_reader = key == "probe" or key.endswith(".data")
     if equals and a_reader and value not in READERS and Path(value).expanduser().exists():
         found = recognised(Path(value).expanduser(), option=f"task.{key}=")

@@ -12,6 +12,8 @@ from ..core.batch import Batch
 from ..core.tower import Student
 from ..errors import UserError, suggest
 from ..teachers.teacher import Teacher
+from ..views.placed import skeletons
+from ..views.view import Tower
 from .aligner import Aligner
 from .pairs import feature_pairs
 from .signals import Geometry, Loss, StreamGeometry
@@ -36,10 +38,17 @@ def geometry_of(student: nn.Module, teacher: Teacher | None) -> Geometry | None:
             pairs=feature_pairs(tower.num_layers, taught.ends),
             sources=tower.sources(taught.kinds),
             parts=tower.parts,
+            windows=_windows(taught),
             image_token=getattr(taught.embedding, "token", None),
         )
     classes = getattr(student, "num_classes", None)
     return Geometry(streams, teacher.num_classes or teacher.vocabulary, classes)
+
+
+def _windows(taught: Tower) -> dict[int, int]:
+    parts = enumerate(skeletons(taught.sublayers))
+    found = {s: getattr(part, "window", None) for s, part in parts}
+    return {s: window for s, window in found.items() if window is not None}
 
 
 def build_losses(losses: Sequence[Any], geometry: Geometry | None) -> dict[str, Loss]:

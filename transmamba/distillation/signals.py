@@ -26,12 +26,12 @@ _EPSILON = 1e-6
 class StreamGeometry:
     """Sizes and correspondences of one stream that both models have.
 
-    name:    image, text, decoder
-    item:    what a loss over it counts, `samples` or `tokens`
+    name, item: image, text, decoder; what a loss over it counts, `samples` or `tokens`
     kinds:   of the teacher's sublayers, `attention` or `mlp`
     pairs:   student layer -> teacher sublayer after which residual streams are compared
     sources: student mixer -> teacher sublayer whose work it takes over
     parts:   inner tensors that the student's mixers give, with their widths
+    windows: of the teacher's sublayers that read the last tokens alone, how many
     image_token: what stands in its texts where pictures do; None of a stream that reads none
     """
 
@@ -43,13 +43,13 @@ class StreamGeometry:
     pairs: dict[int, int]
     sources: dict[int, int]
     parts: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[int, int] = field(default_factory=dict)
     image_token: int | None = None
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What losses are built from: the streams that teacher and student share, and their numbers of
-    classes."""
+    """What losses are built from: the streams that both models have, and their numbers of classes."""
 
     streams: Mapping[str, StreamGeometry]
     teacher_classes: int | None = None

@@ -13,6 +13,7 @@ from ..core.preprocessing import PicturesAndText, Preprocessing
 from ..errors import UserError
 from .chat_parts import in_parts
 from .decoders import load_decoder
+from .fewer_tokens import tokens_told
 from .language_tokenizer import language_preprocessing
 from .origin import Origin
 from .processor import hugging_face_preprocessing
@@ -39,11 +40,13 @@ def llava_preprocessing(
 
 
 def places_of(config: Any) -> int:
-    """How many tokens of a LLaVA's text a picture takes: its patches, and with the strategy `full` the
-    tower's class token where it has one. Raises UserError where `default` would leave out a patch, for the
-    tower has no class token."""
+    """How many tokens of a LLaVA's text a picture takes: as many as we have told it (`fewer_tokens`), else
+    its patches, and with the strategy `full` the tower's class token where it has one. Raises UserError where
+    `default` would leave out a patch, for the tower has no class token."""
     vision, strategy = config.vision_config, config.vision_feature_select_strategy
     patches, special = (vision.image_size // vision.patch_size) ** 2, vision.model_type in _CLASS_TOKEN
+    if (told := tokens_told(config)) is not None:
+        return told
     if strategy == "full":
         return patches + special
     if not special:

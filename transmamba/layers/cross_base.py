@@ -1,4 +1,5 @@
-"""What all modes of cross-Mamba share: options, gate, norms, step sizes; the modes are in cross_mamba.py.
+"""What all modes of cross-Mamba, and its rivals, share: options, gate, norms, step sizes. The modes are in
+cross_mamba.py, the rivals in cross_rivals.py.
 
 Shapes: B rows, N visual tokens of D channels, L language tokens of E channels, M of them the longest prompt,
 H heads of P channels (H P is the width), S states.
@@ -19,17 +20,20 @@ from ..errors import UserError, refuse_all, suggest
 from .bidirectional import NEUTRAL_GATE
 from .prompt import Prompt
 
-Mode = Literal["state", "prefix", "reported"]
+Mode = Literal["state", "prefix", "reported", "film", "attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossMambaConfig:
     """mode: `state`, language writes a state, in both directions, and every visual token reads it; `prefix`,
         one scan over the prompt and then the visual tokens, which write too; `reported`, visual tokens
-        scanned in both directions, in steps whose size the prompt sets
-    num_heads:   each with its own decays, B and C
+        scanned in both directions, in steps whose size the prompt sets. Two rivals to measure these by:
+        `film`, the prompt's mean scales and shifts the visual channels; `attention`, visual tokens attend to
+        the prompt's words
+    num_heads:   each with its own decays, B and C; of `attention` its heads
     state_size:  states a channel, S
-    width:       channels of the scan, a multiple of num_heads; null is the visual stream's
+    width:       channels of the scan, a multiple of num_heads; null is the visual stream's. Of `film` and
+        `attention` null is the width at which they have as many parameters as `state` by the other keys
     conv_kernel: taps of the convolution before the scan; 1 is none
     length:      delta starts at 1 / length, so that a sum over so many tokens begins as an average: about the
                  tokens that are scanned, of the prompt (`state`), the picture (`reported`), both (`prefix`)
@@ -55,27 +59,21 @@ class CrossMambaConfig:
         refuse_all(problems)
 
 
-class CrossMamba(nn.Module):
+class Crossed(nn.Module):
     """vision + tanh(g) W norm(y silu(z)), where a mode says what y is, and g starts at 0.
 
     An RMSNorm stands before the output projection, as in Mamba-2: without it y begins as a mean of many
     products and is so small that g has next to nothing to learn from.
     """
 
-    def __init__(
-        self, dim: int, language_dim: int, config: CrossMambaConfig, decays: tuple[str, ...]
-    ) -> None:
+    def __init__(self, dim: int, language_dim: int, config: CrossMambaConfig) -> None:
         super().__init__()
         self.dim, self.language_dim, self.config = dim, language_dim, config
-        self.width, self.heads, self.states = config.width or dim, config.num_heads, config.state_size
+        self.width, self.heads = config.width or dim, config.num_heads
         if self.width % self.heads:
             raise UserError(f"width is {self.width}; write a multiple of num_heads, {self.heads}")
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.norm_language = nn.RMSNorm(language_dim, eps=1e-6)
-        self.dt_proj = step_sizes(language_dim, self.heads, config.length)
-        rates = torch.logspace(-2, 2, self.heads, base=2) if self.heads > 1 else torch.ones(1)
-        for name in decays:
-            self.register_parameter(name, nn.Parameter(rates.log()))
         self.gate = nn.Linear(dim, self.width)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, NEUTRAL_GATE)
@@ -106,6 +104,29 @@ class CrossMamba(nn.Module):
         """y (B, N, H, P) of the normed visual tokens u (B, N, D) and the normed prompt."""
         raise NotImplementedError
 
+    def _check(self, vision: Tensor, language: Tensor) -> None:
+        if vision.dim() != 3 or vision.shape[2] != self.dim:
+            raise UserError(f"vision: shape {tuple(vision.shape)}, expected (B, N, {self.dim})")
+        if language.dim() != 3 or language.shape[2] != self.language_dim:
+            raise UserError(f"language: shape {tuple(language.shape)}, expected (B, L, {self.language_dim})")
+        if len(vision) != len(language):
+            rows = f"{len(language)} rows, vision has {len(vision)}"
+            raise UserError(f"language: {rows}; give each picture its own text's row")
+
+
+class CrossMamba(Crossed):
+    """One whose y is read of a scan's states; `decays` names the rates of its directions."""
+
+    def __init__(
+        self, dim: int, language_dim: int, config: CrossMambaConfig, decays: tuple[str, ...]
+    ) -> None:
+        super().__init__(dim, language_dim, config)
+        self.states = config.state_size
+        self.dt_proj = step_sizes(language_dim, self.heads, config.length)
+        rates = torch.logspace(-2, 2, self.heads, base=2) if self.heads > 1 else torch.ones(1)
+        for name in decays:
+            self.register_parameter(name, nn.Parameter(rates.log()))
+
     def decay(self, name: str) -> Tensor:
         """A (H,), negative."""
         return -wide(self.get_parameter(name)).exp()
@@ -118,15 +139,6 @@ class CrossMamba(nn.Module):
     def queries(self, mixed: Tensor) -> Tensor:
         """C (B, L, H, S), scaled as attention scales its queries."""
         return mixed.unflatten(-1, (self.heads, self.states)) * self.states**-0.5
-
-    def _check(self, vision: Tensor, language: Tensor) -> None:
-        if vision.dim() != 3 or vision.shape[2] != self.dim:
-            raise UserError(f"vision: shape {tuple(vision.shape)}, expected (B, N, {self.dim})")
-        if language.dim() != 3 or language.shape[2] != self.language_dim:
-            raise UserError(f"language: shape {tuple(language.shape)}, expected (B, L, {self.language_dim})")
-        if len(vision) != len(language):
-            rows = f"{len(language)} rows, vision has {len(vision)}"
-            raise UserError(f"language: {rows}; give each picture its own text's row")
 
 
 def step_sizes(channels: int, heads: int, length: int) -> nn.Linear:

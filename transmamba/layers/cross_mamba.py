@@ -12,19 +12,23 @@ the width), S states.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transmamba_kernels import causal_conv1d, ssd_scan
 
 from ..core.output import wide
-from .cross_base import CrossMamba, CrossMambaConfig, convolution, step_sizes
+from .cross_base import Crossed, CrossMamba, CrossMambaConfig, convolution, step_sizes
+from .cross_rivals import RIVALS, of_equal_size
 from .prompt import Prompt
 
 __all__ = [
     "MODES",
     "CrossMamba",
     "CrossMambaConfig",
+    "Crossed",
     "PrefixScan",
     "ReportedScan",
     "StateRead",
@@ -151,14 +155,16 @@ class ReportedScan(CrossMamba):
         return (outputs[0] + outputs[1]) / 2
 
 
-MODES: dict[str, type[StateRead] | type[PrefixScan] | type[ReportedScan]] = {
+MODES: dict[str, Any] = {
     "state": StateRead,
     "prefix": PrefixScan,
     "reported": ReportedScan,
+    **RIVALS,
 }
 
 
-def cross_mamba(dim: int, language_dim: int, config: CrossMambaConfig | None = None) -> CrossMamba:
+def cross_mamba(dim: int, language_dim: int, config: CrossMambaConfig | None = None) -> Crossed:
     """The module of `config.mode` for visual tokens of `dim` and language embeddings of `language_dim`."""
-    config = config or CrossMambaConfig()
-    return MODES[config.mode](dim, language_dim, config)
+    config = of_equal_size(dim, language_dim, config or CrossMambaConfig())
+    made: Crossed = MODES[config.mode](dim, language_dim, config)
+    return made

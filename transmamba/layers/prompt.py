@@ -44,10 +44,14 @@ class Prompt:
         tokens = language.gather(1, order.unsqueeze(-1).expand(-1, -1, language.shape[2]))
         return cls(tokens=tokens.masked_fill(~real.unsqueeze(-1), 0), lengths=lengths)
 
+    @property
+    def real(self) -> Tensor:
+        """(B, M) bool, which of the tokens are no padding."""
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < self.lengths.unsqueeze(1)
+
     def mean(self, values: Tensor) -> Tensor:
         """(B, 1, X), the mean over each prompt of `values` (B, M, X); 0 for a prompt without tokens."""
-        real = torch.arange(values.shape[1], device=values.device) < self.lengths.unsqueeze(1)
-        total = values.masked_fill(~real.unsqueeze(-1), 0).sum(1, keepdim=True)
+        total = values.masked_fill(~self.real.unsqueeze(-1), 0).sum(1, keepdim=True)
         return total / self.lengths.clamp(min=1).view(-1, 1, 1)
 
 

@@ -48,7 +48,7 @@ class MixingMatrix:
 
     def build_stream(self, geometry: StreamGeometry) -> MixingMatrixLoss:
         """Raises UserError for a student without mixers of its own, or whose mixers do not name what their
-        matrices are made of."""
+        matrices are made of, and for a teacher's attention that does not read all tokens."""
         if not geometry.sources:
             raise UserError(
                 "loss mixing_matrix: all layers of this student keep the teacher's attention, so nothing is "
@@ -58,6 +58,11 @@ class MixingMatrix:
             raise UserError(
                 f"loss mixing_matrix compares the matrices of mixers that name {', '.join(_READ)}, as those "
                 f"of hybrid_lm do; this student's lack {', '.join(missing)}"
+            )
+        if windowed := [s for s in geometry.sources.values() if s in geometry.windows]:
+            raise UserError(
+                f"loss mixing_matrix compares with softmax over all tokens, but the teacher's sublayer "
+                f"{windowed[0]} reads the last {geometry.windows[windowed[0]]} alone; leave the loss out"
             )
         return MixingMatrixLoss(geometry, self.weight, self.chunk)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.bank import bank_of
 from ..core.batch import Batch
-from ..core.output import Term
+from ..core.output import Term, wide
 from ..distillation.signals import Geometry, Loss, Signals
 from ..errors import UserError
 
@@ -101,11 +101,6 @@ def _listed(there: Mapping[str, Tensor], who: str) -> str:
     """The names that are there of one of the two models."""
     mine = [name.removeprefix(who) for name in there if name.startswith(who) and name != "group"]
     return ", ".join(sorted(name for name in mine if "/" not in name)) or "none"
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32; float64 stays."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def similarities(left: Tensor, right: Tensor, scale: Tensor) -> Tensor:

@@ -156,8 +156,10 @@ def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
             "rope": config.rope_parameters.get("rope_type", "default"),
             "qk_norm": qk_norm,
         }
-        if layer.kind == "window_attention":
+        if layer.kind != "full_attention":
             mixer |= {"window": config.window, "sinks": config.sinks}
+        if layer.kind == "window_mamba":
+            mixer |= {"kind": "window_mamba2", "state": head_size_of(config), "scan": config.scan}
     else:
         mixer = {
             "kind": "mamba2",

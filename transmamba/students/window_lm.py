@@ -24,7 +24,7 @@ class WindowLM(SavedHybrid):
     loads it with trust_remote_code=True, and says so where that is missing.
 
     A layer remembers window + sinks tokens of 2 * kv_heads * channels a head numbers each; a Mamba-2 layer of
-    `hybrid_lm` heads * channels a head * states numbers.
+    `hybrid_lm` heads * channels a head * states numbers, the scan behind a window kv_heads in place of heads.
 
     attention_layers: the teacher's layers that read everything, counted from 0; none for a pure one
     window:    how many tokens back a token reads in the other layers, itself included

@@ -59,6 +59,8 @@ def convert(
     if init.fold:
         teacher = teacher.fold()  # first: a student of the teacher's shape has its norms too
     if isinstance(student, str):
+        if not init.layers:
+            _check_from_scratch(student, kwargs)
         student = build_student(student, teacher, num_classes, **kwargs)
     elif kwargs or num_classes is not None:
         given = ", ".join([*kwargs, *(["num_classes"] if num_classes is not None else [])])
@@ -128,6 +130,14 @@ def _configured(name: str, num_classes: int | None, options: Mapping[str, Any]) 
     return configs.parse(STUDENTS[name], configs.dump(dict(options)), f"student {name}")
 
 
+def _check_from_scratch(name: str, options: Mapping[str, Any]) -> None:
+    """Raises UserError for what of a registered student cannot be where no weights are taken."""
+    if name in STUDENTS and hasattr(STUDENTS[name], "problems_from_scratch"):
+        problems = _configured(name, None, options).problems_from_scratch()
+        if problems:
+            raise UserError("; ".join(problems))
+
+
 def kinds_of_students() -> list[str]:
     """The registered students that start from a teacher's weights."""
     return [name for name in STUDENTS if not _as_it_is(name)]
@@ -135,7 +145,7 @@ def kinds_of_students() -> list[str]:
 
 def _as_it_is(name: str) -> bool:
     """Whether a student is trained with the weights that it has or draws."""
-    return getattr(STUDENTS[name], "as_it_is", False)
+    return name in STUDENTS and getattr(STUDENTS[name], "as_it_is", False)
 
 
 def student_models() -> list[str]:

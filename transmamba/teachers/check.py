@@ -170,7 +170,9 @@ def _with_end(text: Tensor, head: Head | None) -> Tensor:
 def _with_places(text: Tensor, view: View, embedding: Spliced) -> Tensor:
     """An image's places after the first word; no other word is one."""
     layout: Any = view.towers[embedding.source].layout
+    means = embedding.connector.means
     count = layout.length if embedding.special else layout.num_patches
+    count = count if means is None else means.tokens
     places = text.new_full((len(text), count), embedding.token)
     text = torch.where(text == embedding.token, 0 if embedding.token else 1, text)
     return torch.cat([text[:, :1], places, text[:, 1:]], dim=1)

@@ -15,6 +15,7 @@ from ..core.layout import Spliced as SplicedLayout
 from ..core.preprocessing import PicturesAndText
 from ..ecosystems import decoders
 from ..ecosystems import transformers as library
+from ..ecosystems.fewer_tokens import means_told, with_tokens
 from ..ecosystems.sources import Source, read_source
 from ..ecosystems.vision_language import llava_preprocessing
 from ..views.embeddings import Connector, Spliced, TokenEmbedding
@@ -41,10 +42,13 @@ class Llava(OfModule):
 
     model: an id, or a folder with config.json and safetensors
     revision: branch, tag or commit on the Hub
+    image_tokens: of a picture, a square number: the patches averaged over so many cells before the connector,
+        though it has not learnt to read these; left out, as many as it has
     """
 
     model: str
     revision: str | None = None
+    image_tokens: int | None = None
 
     def described(self, module: nn.Module) -> Teacher:
         """With the processor and the tokenizer of its folder or repository."""
@@ -61,12 +65,14 @@ class Llava(OfModule):
     def load(self) -> nn.Module:
         from transformers import AutoModelForImageTextToText
 
-        return decoders.load_decoder(self._checked(), AutoModelForImageTextToText)
+        model = decoders.load_decoder(self._checked(), AutoModelForImageTextToText)
+        return with_tokens(model, self.image_tokens)
 
     def empty(self) -> nn.Module:
         from transformers import AutoModelForImageTextToText
 
-        return decoders.empty_decoder(self._checked(), AutoModelForImageTextToText)
+        model = decoders.empty_decoder(self._checked(), AutoModelForImageTextToText)
+        return with_tokens(model, self.image_tokens)
 
     def _checked(self) -> Source:
         source = read_source(self.model, revision=self.revision)
@@ -132,7 +138,7 @@ def llava_view(model: Any) -> View:
         )
     projector = model.model.multi_modal_projector
     first, last = (affine(getattr(projector, name), name) for name in ("linear_1", "linear_2"))
-    connector = Connector((first, last), projector.act)
+    connector = Connector((first, last), projector.act, means_told(config))
     decoder = decoder_tower(model.model.language_model)
     words = decoder.embedding
     assert isinstance(words, TokenEmbedding), "a decoder begins with words"

@@ -137,6 +137,15 @@ def set_training(distiller: Distiller, stage: Stage) -> None:
             part.eval()
 
 
+def set_pace(optimizer: Any, student: Any, stage: Stage, step: int, steps: int) -> None:
+    """The rate of a step of a stage; a student that has a schedule of its own (`set_progress`) is told how
+    much of the stage is done, from 0 to below 1."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(stage, step, steps)
+    if hasattr(student, "set_progress"):
+        student.set_progress(step / steps)
+
+
 def compile_layers(student: Any) -> None:
     """Each of its units by itself, in place: names and weights stay as they are. A model without units, such
     as any classifier of timm, as a whole; one that knows better what pays does it itself (`compile_`)."""

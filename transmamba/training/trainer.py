@@ -35,7 +35,7 @@ from .checkpoint import (
 from .continuation import check_launch
 from .interrupted import SIGNALS, Interrupted
 from .log_window import Window
-from .optimizer import compile_layers, learning_rate, make_optimizer, set_trainable, set_training
+from .optimizer import compile_layers, make_optimizer, set_pace, set_trainable, set_training
 from .stage import Stage, TrainerConfig
 from .step import Stepper
 from .strategies import strategy_of
@@ -231,8 +231,8 @@ class Trainer:
         started = time.perf_counter()
         micro = [next(stream) for _ in range(self.accumulation)]
         waited = time.perf_counter() - started
-        for group in stepper.optimizer.param_groups:
-            group["lr"] = learning_rate(stage, self.progress.stage_step, steps)
+        student = self.strategy.distiller.student
+        set_pace(stepper.optimizer, student, stage, self.progress.stage_step, steps)
         done = stepper.step(micro, self.progress.step, self.stop.is_set)
         if done.moved:
             self.progress.skipped = 0

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.output import Context
+from ..layers.cell_means import CellMeans
 from .sublayers import Affine, Norm
 
 
@@ -86,13 +87,18 @@ class TokenEmbedding:
 
 @dataclass(frozen=True)
 class Connector:
-    """From a tower's tokens to a decoder's: linears with `act` between them."""
+    """From a tower's tokens to a decoder's: linears with `act` between them.
+
+    means: what is read of a tower's patches in their place; None for themselves
+    """
 
     linears: tuple[Affine, ...]
     act: Callable[[Tensor], Tensor]
+    means: CellMeans | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., D) of (..., D')."""
+        """(P, N, D) of (P, L, D')."""
+        x = x if self.means is None else self.means(x)
         for i, linear in enumerate(self.linears):
             x = linear(x if i == 0 else self.act(x))
         return x

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from ...errors import UserError
 
-Kind = Literal["full_attention", "window_attention", "linear_attention"]
+Kind = Literal["full_attention", "window_attention", "window_mamba", "linear_attention"]
 # how Mamba-2 layers begin
 Mixers = Literal["attention", "mamba2", "random"]
 

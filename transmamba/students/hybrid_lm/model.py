@@ -26,7 +26,8 @@ from ...views.rope import Rope
 from ...views.view import Tower, View
 from ..carried import Carried
 from .architectures import Kind, Mixers, architecture_of, kinds_of, rotary_of
-from .layers import HybridLayer, Reading
+from .layers import HybridLayer
+from .nearby import Reading
 from .norms import Between, RMSNorm
 from .plan import plan
 from .shape import blocks_of
@@ -46,6 +47,7 @@ class HybridStudent(Carried, nn.Module):
     tap:       the convolution's tap at the token itself in a new layer; small ones keep SiLU straight
     fitted:    whether `calibrate_` chooses each head's half-life and skip
     mixers:    how new Mamba-2 layers begin, see `names.HybridLM`
+    window_dropout: of layers with a window and a scan, see `names.HybridLM`
     """
 
     def __init__(
@@ -56,9 +58,10 @@ class HybridStudent(Carried, nn.Module):
         tap: float = 0.1,
         fitted: bool = False,
         mixers: Mixers = "attention",
+        window_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.fitted, self.mixers = fitted, mixers
+        self.fitted, self.mixers, self.window_dropout = fitted, mixers, window_dropout
         self.config, architecture = config, architecture_of(config)
         self.layout: Layout = layout.Sequence()
         layers = [HybridLayer(config, kind, half_life, tap) for kind in kinds_of(config)]
@@ -88,10 +91,7 @@ class HybridStudent(Carried, nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         for layer in self._layers:
-            if layer.scans and self.mixers == "attention":
-                layer.mamba.neutral_()
-            elif layer.scans:
-                layer.mamba.drawn_()
+            layer.begin_(self.mixers)
 
     @property
     def _layers(self) -> Sequence[Any]:
@@ -195,11 +195,12 @@ class HybridStudent(Carried, nn.Module):
         """Of a stream x (B, L, D), what layers of these kinds read."""
         if kinds == {"linear_attention"}:
             return Reading(context)
-        windowed = "window_attention" in kinds
-        window = (self.config.window, self.config.sinks) if windowed else None
-        return Reading.of(context, x, self._rope_on(x.device), window)
+        config, windows = self.config, set()
+        if kinds & {"window_attention", "window_mamba"}:  # one that drops out reads the token itself
+            windows = {config.window} | ({1} if self.training and self.window_dropout else set())
+        return Reading.of(context, x, self.rope_on(x.device), windows, getattr(config, "sinks", 0))
 
-    def _rope_on(self, device: torch.device) -> Rope:
+    def rope_on(self, device: torch.device) -> Rope:
         if self._rope.frequencies.device != device:
             self._rope = replace(self._rope, frequencies=self._rope.frequencies.to(device))
         return self._rope
@@ -258,6 +259,11 @@ class HybridStudent(Carried, nn.Module):
 
     def units(self) -> list[nn.Module]:
         return list(self._layers)
+
+    def set_progress(self, done: float) -> None:
+        """How much of a stage is done, from 0 to 1: windows drop out less and less."""
+        for layer in self._layers:
+            layer.dropped(self.window_dropout * (1 - done))
 
     def compile_(self) -> None:
         """What lies between its layers' matrix products and scans, which have kernels of their own; not what

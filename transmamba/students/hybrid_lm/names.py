@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .model import HybridStudent
 
 
+# tokens: of a scan that has all to remember, and of one behind a window
+_HALF_LIFE, _BEHIND = 8.0, 1024.0
+
+
 class SavedHybrid:
     """A kind of student that is a `HybridStudent`, and is read from a folder as one."""
 
@@ -64,11 +68,17 @@ class HybridLM(SavedHybrid):
         conv_tap as below; `mamba2`: what reads and writes the stream is attention's, convolutions, steps,
         decays, skips and norms are as Mamba-2's own code draws them (so begins MambaInLlama, arXiv
         2408.15237); `random`: projections are drawn, too
-    half_life: tokens after which what a Mamba-2 layer remembers is half as large, to begin with; `fitted`: of
-        each head those with which it is nearest to the teacher's on some training texts, and what skips its
-        scan likewise
+    half_life: tokens after which what a Mamba-2 layer remembers is half as large, to begin with; left out: 8,
+        behind a window 1024. `fitted`: of each head those with which it is nearest to the teacher's on some
+        training texts, and what skips its scan likewise
     conv_tap:  the convolution at the token itself, to begin with: below 1 SiLU bends less what it reads, and
         the gated norm's weight makes up for it
+    window:    how many tokens back a token reads exactly in each Mamba-2 layer, itself included, by the
+        teacher's attention; the layer's scan is then of all that has left the window (docs/language.md).
+        0 for none. Needs the class of `own`
+    sinks:     how many of the first tokens of its document it reads exactly as well
+    window_dropout: how likely a window is to shrink to the token itself in a micro-batch of training, at the
+        beginning of a stage; from there it falls to 0 at its end
     """
 
     # its plan asks for each of a teacher's blocks once, in order: they need not all be in memory
@@ -82,15 +92,18 @@ class HybridLM(SavedHybrid):
     kv_heads: int | None = None
     neurons: int | None = None
     mixers: Mixers = "attention"
-    half_life: float | Literal["fitted"] = 8.0
+    half_life: float | Literal["fitted"] | None = None
     conv_tap: float = 0.1
+    window: int = 0
+    sinks: int = 0
+    window_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         problems = problems_of(self.attention_layers, self.depth)
         for name in ("width", "heads", "kv_heads", "neurons"):
             if (count := getattr(self, name)) is not None and count < 1:
                 problems.append(f"{name} is {count}; write a number of at least 1, or leave it out")
-        if self.half_life != "fitted" and not self.half_life > 0:
+        if isinstance(self.half_life, float | int) and not self.half_life > 0:
             problems.append(f"half_life is {self.half_life}; write tokens, above 0, or fitted")
         if self.half_life == "fitted" and (self.heads, self.kv_heads) != (None, None):
             problems.append(
@@ -98,12 +111,44 @@ class HybridLM(SavedHybrid):
             )
         if not 0 < self.conv_tap <= 1:
             problems.append(f"conv_tap is {self.conv_tap}; write a number above 0, 1 at most")
-        if self.mixers != "attention" and (self.half_life, self.conv_tap) != (8.0, 0.1):
+        if self.mixers != "attention" and (self.half_life not in (None, 8.0) or self.conv_tap != 0.1):
             problems.append(
                 f"mixers is {self.mixers}, whose decays and convolutions are drawn; leave half_life and "
                 "conv_tap out"
             )
-        refuse_all(problems)
+        refuse_all([*problems, *self._window_problems()])
+
+    def _window_problems(self) -> list[str]:
+        """What is wrong with a window, and with what goes with one."""
+        problems = []
+        for name in ("window", "sinks"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} is {getattr(self, name)}; write a number of tokens, 0 for none")
+        if not 0 <= self.window_dropout < 1:
+            problems.append(f"window_dropout is {self.window_dropout}; write 0 or a number below 1")
+        if not self.window:
+            given = [name for name in ("sinks", "window_dropout") if getattr(self, name)]
+            return problems + [
+                f"{name} is given, but window is 0; write a window, or leave it out" for name in given
+            ]
+        if self.architecture in ("bamba", "granite"):
+            problems.append(
+                f"window is {self.window}, which {self.architecture} has no place for; write architecture own"
+            )
+        if self.mixers != "attention":
+            problems.append(
+                f"mixers is {self.mixers}, but behind a window the scan reads the teacher's own queries, "
+                "keys and values; leave mixers out, or write window 0"
+            )
+        if self.half_life == "fitted":
+            problems.append(
+                "half_life is fitted, for scans without a window alone; write tokens, or leave it out"
+            )
+        if self.conv_tap != 0.1:
+            problems.append(
+                f"conv_tap is {self.conv_tap}, but a scan behind a window has no convolution; leave it out"
+            )
+        return problems
 
     def problems_from_scratch(self) -> list[str]:
         """What of it cannot be where no weights are taken from the teacher."""
@@ -136,7 +181,7 @@ class HybridLM(SavedHybrid):
         from .own_class import make_own_config
         from .shape import architecture_for, shape_of
 
-        kind = architecture_for(view, self.architecture)
+        kind = "own" if self.window else architecture_for(view, self.architecture)
         fused = not ARCHITECTURES[kind].mlp_bias
         shape = shape_of(view, self, fused, normed=kind == "own")
         if norm_weight(shape.eps, self.conv_tap) > torch.finfo(dtype).max:
@@ -144,13 +189,21 @@ class HybridLM(SavedHybrid):
                 f"student.conv_tap is {self.conv_tap}, for which {dtype} cannot hold the norm's weight; "
                 "write a larger one, such as 0.1"
             )
-        if kind == "own":
+        if self.window:
+            nearby = {"window": self.window, "sinks": self.sinks}
+            config = make_own_config(shape, "hybrid_lm", "window_mamba", **nearby)
+        elif kind == "own":
             config = make_own_config(shape, "hybrid_lm", "linear_attention")
         else:
             config = make_config(kind, shape)
-        start: dict[str, Any] = dict(tap=self.conv_tap, fitted=self.half_life == "fitted", mixers=self.mixers)
-        if self.half_life != "fitted":
-            start["half_life"] = self.half_life
+        half_life = self.half_life if isinstance(self.half_life, float | int) else None
+        start: dict[str, Any] = dict(
+            half_life=half_life or (_BEHIND if self.window else _HALF_LIFE),
+            tap=self.conv_tap,
+            fitted=self.half_life == "fitted",
+            mixers=self.mixers,
+            window_dropout=self.window_dropout,
+        )
         return config, start
 
     def preprocessing(self) -> Any:

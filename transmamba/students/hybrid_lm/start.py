@@ -1,5 +1,6 @@
 """What of a Mamba-2 layer's start the teacher's weights do not say: how far its gate is open, how large what
 each head adds is and, where it is asked for, how long each head remembers; all by least squares on some text.
+Of a layer with a window, how much what lies beyond it weighs (`far_start`).
 
 in_proj has no bias, so the gate z is opened by rows along which the layer's inputs are nearly constant: w
 with w h = 1 for every token h. Shapes: M tokens, D channels.
@@ -17,12 +18,16 @@ from torch import Tensor
 from ...core.batch import rows_of
 from ...core.output import Context
 from ...views.view import Walker
+from .far_start import begin_far
 from .layers import HybridLayer
+from .least_squares import RIDGE, ridge
 from .mixer import OPEN_GATE, HybridMixer, decay_log
 
 if TYPE_CHECKING:
     from .model import HybridStudent
 
+# the layers of which the teacher's weights do not say all
+_STARTED = ("linear_attention", "window_mamba")
 # a teacher's `walk`: inputs of batches through one sublayer after the other
 Walk = Callable[[Sequence[Mapping[str, Tensor]], Walker], Iterator[tuple[str, int]]]
 
@@ -30,8 +35,6 @@ Walk = Callable[[Sequence[Mapping[str, Tensor]], Walker], Iterator[tuple[str, in
 _ROWS, _WORDS = 8, 256
 # tokens of which each head's output is made at once
 _TOKENS = 128
-# in units of the mean square of a channel, or of a head
-_RIDGE = 1e-3
 # of the usual factor of a layer's heads
 _LEAST = 0.1
 # tokens: what a head's state may be halved in
@@ -54,7 +57,7 @@ def calibrate(
     kept:  the teacher's channel behind each of the student's
     """
     converted = student.sources(kinds).items()
-    todo = {s: k for k, s in converted if k < layers and student.layer(k).scans}
+    todo = {s: k for k, s in converted if k < layers and student.layer(k).kind in _STARTED}
     if not todo:
         return
     rows = [row for text in texts or [_drawn_words(student)] for row in _rows_of(text)]
@@ -71,7 +74,11 @@ def calibrate(
 
     for tower, s in walk(rows, observe):
         if tower == "decoder" and s in todo:
-            _begin(student.layer(todo.pop(s)), seen["input"], seen["output"], seen.get("values"), contexts)
+            layer, wanted = student.layer(todo.pop(s)), seen["output"]
+            if layer.scans:
+                _begin(layer, seen["input"], wanted, seen.get("values"), contexts)
+            else:
+                _begin_window(student, layer, seen["input"], wanted, contexts)
             seen.clear()
         if not todo:
             return
@@ -118,6 +125,24 @@ def _begin(
             layer.mamba.get_parameter(name).copy_(mixer.get_parameter(name))
 
 
+def _begin_window(
+    student: HybridStudent,
+    layer: HybridLayer,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    contexts: Sequence[Context],
+) -> None:
+    """One layer's shares of far tokens, in half precision by a copy in float32."""
+    norm, attention = layer.input_layernorm, layer.self_attn
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    if dtype != norm.weight.dtype:
+        norm, attention = copy.deepcopy(norm).to(dtype), copy.deepcopy(attention).to(dtype)
+    rows = ((norm(x.to(dtype)), context) for x, context in zip(inputs, contexts, strict=True))
+    begin_far(attention, student.rope_on(inputs[0].device), student.config.sinks, rows, wanted)
+    for mine, found in zip(layer.self_attn.parameters(), attention.parameters(), strict=True):
+        mine.copy_(found)
+
+
 def _real(x: Tensor, context: Context) -> Tensor:
     """The real tokens (M, D) of a row x (1, L, D), in float64."""
     return (x[0] if context.mask is None else x[context.mask]).double()
@@ -131,7 +156,7 @@ def _open_gate(mixer: HybridMixer, normed: Iterable[tuple[Tensor, Context]]) -> 
         tokens = _real(x, context)
         square.addmm_(tokens.mT, tokens)
         along += tokens.sum(dim=0)
-    square.diagonal().add_(_RIDGE * square.diagonal().mean())
+    square.diagonal().add_(RIDGE * square.diagonal().mean())
     mixer.rows("z").copy_(OPEN_GATE * torch.linalg.solve(square, along))
 
 
@@ -150,7 +175,7 @@ def _choose_half_lives(
             each = torch.stack([part.unflatten(-1, (-1, size))[:, :heads] for part in parts], dim=-1)
             products += torch.einsum("mhpa,mhpb->hab", each[..., :2], each)
         square, along = products[..., :2], products[..., 2]
-        solved = torch.stack([_ridge(*pair) for pair in zip(square, along, strict=True)])
+        solved = torch.stack([ridge(*pair) for pair in zip(square, along, strict=True)])
         gains.append((solved * along).sum(dim=-1))
     choices = torch.tensor([decay_log(each) for each in HALF_LIVES], dtype=usual.dtype, device=usual.device)
     mixer.A_log.copy_(torch.cat([choices[torch.stack(gains).argmax(dim=0)], usual[heads:]]))
@@ -195,20 +220,11 @@ def _scale_output(
             made = (each.transpose(0, 1) @ columns).flatten(1)
             square += made @ made.mT
             along += made @ goal.flatten()
-    solved = _ridge(square, along)
+    solved = ridge(square, along)
     factors = _at_least(solved[:heads], square.diagonal()[:heads] > 0)
     mixer.norm.weight.copy_((mixer.norm.weight.unflatten(0, (heads, -1)) * factors[:, None]).flatten())
     if skips:
         mixer.D.copy_(_unit(mixer) * solved[heads:] / factors)
-
-
-def _ridge(square: Tensor, along: Tensor) -> Tensor:
-    """The factors (H,) with which things of Gram matrix `square` add up to something, `along` it; 0 of what
-    is nothing."""
-    size = square.diagonal()
-    scale = torch.where(size > 0, size, torch.inf).rsqrt()
-    ridge = _RIDGE * torch.eye(len(size), dtype=size.dtype, device=size.device)
-    return torch.linalg.solve(square * scale[:, None] * scale + ridge, along * scale) * scale
 
 
 def _at_least(factors: Tensor, there: Tensor) -> Tensor:

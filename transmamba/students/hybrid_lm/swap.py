@@ -51,7 +51,7 @@ class Swap:
     @torch.no_grad()
     def _of(self, theirs: object, source: str) -> nn.Module:
         """The student's module with the tensors of one of the teacher's."""
-        made = Attention(self.student.config, windowed=False)
+        made = Attention(self.student.config, "full_attention")
         parameters = dict(made.named_parameters(prefix="self_attn"))
         for name, parameter in parameters.items():
             if name.endswith("bias"):
@@ -68,14 +68,17 @@ class Swap:
     def keeping(self, layers: Sequence[int]) -> Iterator[HybridStudent]:
         """Within it the student has the teacher's attention in these of its own layers."""
         student = self.student
-        pure = student.kinds
+        before = {k: (student.layer(k).kind, getattr(student.layer(k), "self_attn", None)) for k in layers}
         for k in layers:
             layer = student.layer(k)
             layer.self_attn, layer.kind = self._attention[k], "full_attention"
         try:
             yield student
         finally:
-            for k in layers:
+            for k, (kind, attention) in before.items():
                 layer = student.layer(k)
-                layer.kind = pure[k]
-                del layer.self_attn
+                layer.kind = kind
+                if attention is None:
+                    del layer.self_attn
+                else:  # of a window
+                    layer.self_attn = attention

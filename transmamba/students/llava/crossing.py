@@ -23,27 +23,33 @@ class Prompts:
     mask: Tensor
 
     @classmethod
-    def of(cls, inputs: Mapping[str, Tensor], words: Tensor, rows: Tensor, token: int) -> Prompts:
+    def of(
+        cls, inputs: Mapping[str, Tensor], words: Tensor, rows: Tensor, token: int, *, shuffled: bool = False
+    ) -> Prompts:
         """Of a batch's words (B, L, E) and the row (P,) of each picture; `token` stands for pictures, and is
-        no word. Raises UserError without a `prompt_mask`: a text holds its answer, which no picture may
-        read."""
+        no word; `shuffled` gives each the words of the row before its own, and none where there is one row.
+        Raises UserError without a `prompt_mask`: a text holds its answer, which no picture may read."""
         if "prompt_mask" not in inputs:
             raise UserError(
                 "cross-Mamba reads the prompt, but the batch has no prompt_mask that says which words it is; "
                 "train and measure with the task questions"
             )
         mask = inputs["prompt_mask"] & (inputs["text"] != token)
+        if shuffled:
+            words, mask = words.roll(1, 0), mask.roll(1, 0) & (len(words) > 1)
         return cls(words[rows], mask[rows])
 
 
 class Crossing(nn.Module):
-    """config: `CrossMambaConfig`'s, and `every`: behind each so many layers of the tower; None for once,
-    before the connector"""
+    """config: `CrossMambaConfig`'s; `every`: behind each so many layers of the tower, None for once, before
+    the connector; `prompt`: `own`, or `shuffled`, another row's"""
 
     def __init__(self, config: Mapping[str, Any], tower: Any, language: int) -> None:
         super().__init__()
         self.every: int | None = config["every"]
-        kind = CrossMambaConfig(**{name: value for name, value in config.items() if name != "every"})
+        self.shuffled = config.get("prompt", "own") == "shuffled"
+        options = {name: value for name, value in config.items() if name not in ("every", "prompt")}
+        kind = CrossMambaConfig(**options)
         count = 1 if self.every is None else tower.num_layers // self.every
         self.modules_at = nn.ModuleList(cross_mamba(tower.width, language, kind) for _ in range(count))
 

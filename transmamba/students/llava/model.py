@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from ...core.layout import Spliced
 from ...core.output import Capture, Captures, Context, Output
+from ...ecosystems.fewer_tokens import tokens_told
+from ...layers.cell_means import CellMeans
 from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection, multiplicity
 from ...views.view import View
@@ -65,6 +67,8 @@ class LlavaStudent(Carried, nn.Module):
                 nn.init.zeros_(linear.bias)
         self.language_model = HybridStudent(config.text_config, **start)
         self.language_model.layout = Spliced(("image", "text"))
+        layout: Any = self.vision_tower.layout
+        self.means = CellMeans.of(layout.rows, layout.columns, tokens_told(config), "image_tokens")
         asked = getattr(config, OURS)["cross"]
         self.cross = None if asked is None else Crossing(asked, self.vision_tower, self.language_model.width)
 
@@ -76,6 +80,11 @@ class LlavaStudent(Carried, nn.Module):
     @property
     def tokens(self) -> int:
         """Of a picture, N."""
+        return self._tower_tokens if self.means is None else self.means.tokens
+
+    @property
+    def _tower_tokens(self) -> int:
+        """Of a picture that are read of the tower."""
         layout = self.vision_tower.layout
         full = self.kept and self.config.vision_feature_select_strategy == "full"
         return int(layout.length if full else layout.num_patches)
@@ -103,7 +112,7 @@ class LlavaStudent(Carried, nn.Module):
         x = self.language_model.embed(inputs["text"])
         prompts = None
         if self.cross is not None and rows is not None:
-            prompts = Prompts.of(inputs, x, rows, self.config.image_token_id)
+            prompts = Prompts.of(inputs, x, rows, self.config.image_token_id, shuffled=self.cross.shuffled)
         seen = self._see(inputs, prompts, captures, output)
         if seen is not None:
             places = (inputs["text"] == self.config.image_token_id)[..., None]
@@ -125,7 +134,8 @@ class LlavaStudent(Carried, nn.Module):
         image = inputs["image"].to(self.multi_modal_projector.linear_1.weight.dtype)
         made = self.vision_tower.run({"image": image}, captures, after)
         output.streams["image"] = made.streams["image"]
-        return self.multi_modal_projector(before(self._read(made.logits.hidden)))
+        seen = before(self._read(made.logits.hidden))
+        return self.multi_modal_projector(seen if self.means is None else self.means(seen))
 
     def _crossing(self, prompts: Prompts | None) -> tuple[After | None, Callable[[Tensor], Tensor]]:
         """What stands behind the tower's layers, and what before the connector."""
@@ -138,7 +148,7 @@ class LlavaStudent(Carried, nn.Module):
     def _read(self, x: Tensor) -> Tensor:
         """What the connector reads, (P, N, D') of the tower's last stream."""
         layout = self.vision_tower.layout
-        return x if self.tokens == layout.length else x[:, layout.patches]
+        return x if self._tower_tokens == layout.length else x[:, layout.patches]
 
     def _trains_pictures(self) -> bool:
         parts = [self.vision_tower, self.multi_modal_projector, self.cross]

@@ -16,6 +16,7 @@ from ...ecosystems.sources import Source
 from ...ecosystems.timm import check_options
 from ...errors import UserError, refuse_all
 from ...layers.cross_base import CrossMambaConfig
+from ...layers.cross_rivals import of_equal_size
 from ..hybrid_lm.architectures import OWN, Mixers
 from ..hybrid_lm.names import HybridLM, numbers_of
 from ..hybrid_lm.selected import LayersFile, Pattern
@@ -66,7 +67,7 @@ class Decoder:
     attention_layers: tuple[int, ...] | Pattern | LayersFile = ()
     architecture: Literal["auto", "bamba", "granite"] = "auto"
     mixers: Mixers = "attention"
-    half_life: float | Literal["fitted"] = 8.0
+    half_life: float | Literal["fitted"] | None = None
     conv_tap: float = 0.1
 
     def __post_init__(self) -> None:
@@ -97,9 +98,12 @@ class Cross(CrossMambaConfig):
 
     every: behind every n-th layer of the image tower, of all its tokens; left out: once before the connector,
         of the tokens that it reads
+    prompt: `own`, or `shuffled`: a control, in which it reads the prompt of the row before in the batch,
+        while the decoder reads the right one; in a batch of one row, none
     """
 
     every: int | None = None
+    prompt: Literal["own", "shuffled"] = "own"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -133,7 +137,8 @@ class Llava(SavedLlava):
     """A vision-language model after a LLaVA of transformers (a CLIP or SigLIP tower, a connector, a Llama,
     Mistral, SmolLM or Qwen2), with Mamba in its tower, in its decoder, or in both. Saved as transformers'
     own LlavaForConditionalGeneration, with its processor; one whose tower is a vim or ssd_vit loads after
-    `import transmamba`. What is trained, each stage's `trainable`: image, connector, decoder, mixers (of
+    `import transmamba`. After a teacher with `image_tokens` it reads as many of a picture, and is a class of
+    our own. What is trained, each stage's `trainable`: image, connector, decoder, mixers (of
     both), attention, mlp, embedding, head, norms (of the decoder), cross, image.mixers, decoder.mixers.
 
     image:   its image tower
@@ -170,7 +175,10 @@ class Llava(SavedLlava):
                 "student llava: the teacher's decoder normalises queries and keys (as Qwen3 does), which no "
                 "hybrid of transformers does; choose a teacher with a Llama, Mistral, SmolLM or Qwen2"
             )
-        cross = None if self.cross is None else asdict(self.cross)
+        cross = None
+        if self.cross is not None:  # with the width that follows, so that the saved class need not know how
+            widths = int(vision.hidden_size), int(text.hidden_size)
+            cross = asdict(of_equal_size(*widths, self.cross))
         config = llava_config(spec.view, vision, text, full, cross)
         with numbers_of(dtype):
             return LlavaStudent(config, fresh=self.image.fresh, **start)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...core.layout import Grid, Sequence
 from ...core.preprocessing import of_pictures
 from ...core.tower import StudentSpec
+from ...ecosystems.fewer_tokens import OURS, TOKENS
 from ...errors import UserError
 from ...views.embeddings import Spliced
 from ...views.view import View
@@ -20,8 +21,6 @@ from .scanned import NAMES
 if TYPE_CHECKING:
     from .names import ImageTower
 
-# key of config.json: what transformers' class does not say of our student
-OURS = "transmamba"
 # of a LLaVA's configuration, what a student's has as it is
 _AS_THEY_ARE = ("projector_hidden_act", "multimodal_projector_bias")
 
@@ -53,8 +52,10 @@ def decoder_view(view: View) -> View:
 
 def tokens_of(view: View) -> int:
     """Tokens that its connector makes of a picture."""
-    layout = _grid(view)
-    return layout.length if spliced_of(view).special else layout.num_patches
+    layout, embedding = _grid(view), spliced_of(view)
+    if embedding.connector.means is not None:
+        return embedding.connector.means.tokens
+    return layout.length if embedding.special else layout.num_patches
 
 
 def llava_config(view: View, vision: Any, text: Any, full: bool, cross: Mapping[str, Any] | None) -> Any:
@@ -66,8 +67,13 @@ def llava_config(view: View, vision: Any, text: Any, full: bool, cross: Mapping[
     """
     from transformers import LlavaConfig
 
-    theirs, made = view.config, LlavaConfig if cross is None else config_class(OWN)
+    means = spliced_of(view).connector.means
+    own = cross is not None or means is not None  # transformers' class has neither
+    theirs, made = view.config, config_class(OWN) if own else LlavaConfig
     assert theirs is not None, "spliced_of has looked"
+    said: dict[str, Any] = {"student": "llava", "cross": cross}
+    if means is not None:
+        said[TOKENS] = means.tokens
     return made(
         vision_config=vision,
         text_config=text,
@@ -77,8 +83,8 @@ def llava_config(view: View, vision: Any, text: Any, full: bool, cross: Mapping[
         vision_feature_layer=-1,
         tie_word_embeddings=text.tie_word_embeddings,
         **{name: theirs[name] for name in _AS_THEY_ARE},
-        **{OURS: {"student": "llava", "cross": cross}},
-        **({} if cross is None else {"auto_map": AUTO_MAP}),
+        **{OURS: said},
+        **({"auto_map": AUTO_MAP} if own else {}),
     )
 
 

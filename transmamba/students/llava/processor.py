@@ -17,20 +17,17 @@ def processor_of(student: LlavaStudent) -> Any:
     words = student.beside.tokenizer
     if words is None or student.reads is None:
         return None
-    layout, theirs = student.vision_tower.layout, student.beside.processor
-    strategy = student.config.vision_feature_select_strategy
+    theirs, strategy = student.beside.processor, student.config.vision_feature_select_strategy
+    height, rows = of_pictures(student.reads).input_size[1], student.vision_tower.layout.rows
+    # it counts a picture's patches: of means all of it is one patch, and the rest come to it
+    patch = height // rows if student.means is None else height
+    counted = student.vision_tower.layout.num_patches if student.means is None else 1
     return llava_processor(
         words,
         image_processor(of_pictures(student.reads)) if theirs is None else theirs.image_processor,
         student.config.image_token_id,
-        patch=_patch(student),
+        patch=patch,
         strategy=strategy,
-        beyond_patches=student.tokens - layout.num_patches + (strategy != "full"),
+        beyond_patches=student.tokens - counted + (strategy != "full"),
         template=getattr(theirs, "chat_template", None),
     )
-
-
-def _patch(student: LlavaStudent) -> int:
-    """Pixels a side of a picture's patch."""
-    height = of_pictures(student.reads).input_size[1]
-    return int(height // student.vision_tower.layout.rows)

@@ -12,7 +12,8 @@ from transformers.cache_utils import Cache
 class HybridCache(Cache):
     """Of each layer some tensors by name, rows first: of attention `keys` and `values` (B, H, S, P), and
     `places` (B, S), the tokens' places in their texts, -1 for padding; of Mamba-2 what its convolution read
-    last, `before` (B, taps - 1, channels), and its `state` (B, H, P, N).
+    last, `before` (B, taps - 1, channels), and its `state` (B, H, P, N). Of a window with a scan what
+    attention has, the tokens' `steps` (B, H, S, 1), and the scan's `state` and `sums` (B, H, N).
 
     read: tokens so far, padding included
     next: (B,) the place of each row's next token
@@ -39,21 +40,21 @@ class HybridCache(Cache):
         self.next = real.sum(dim=1) + (0 if self.next is None else self.next)
 
     def add(
-        self, layer: int, keys: Tensor, values: Tensor, places: Tensor, nearby: tuple[int, int] | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and places of all that new tokens may read, themselves included.
+        self, layer: int, new: dict[str, Tensor], places: Tensor, last: int | None = None, sinks: int = 0
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Of a layer's tokens what is known, `new` itself included, each (B, H, S, ...), and their places.
 
-        nearby: window and sinks of a layer that forgets other tokens: it holds window + sinks - 1 at most
+        last: how many of the last tokens a layer that forgets others will read again, and of the first ones
+            `sinks`: it holds no more
         """
         held = self.held[layer]
+        scanned = {name: x for name, x in held.items() if name in ("state", "sums")}
         if held:
-            keys = torch.cat([held["keys"], keys], dim=2)
-            values = torch.cat([held["values"], values], dim=2)
+            new = {name: torch.cat([held[name], x], dim=2) for name, x in new.items()}
             places = torch.cat([held["places"], places], dim=1)
-        self.held[layer] = {"keys": keys, "values": values, "places": places}
-        if nearby is not None:
-            self.held[layer] = _nearby(keys, values, places, *nearby)
-        return keys, values, places
+        kept = {**new, "places": places}
+        self.held[layer] = scanned | (kept if last is None else _nearby(kept, last, sinks))
+        return new, places
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.read
@@ -83,15 +84,19 @@ class HybridCache(Cache):
         self.next = None if self.next is None else choose(self.next)
 
 
-def _nearby(keys: Tensor, values: Tensor, places: Tensor, window: int, sinks: int) -> dict[str, Tensor]:
-    """What later tokens can still read: of each row the last window - 1 tokens and the first sinks."""
-    most = window + sinks - 1
-    if places.shape[1] > most:
-        last = places.amax(dim=1, keepdim=True)
-        read = (places >= 0) & ((places > last - window + 1) | (places < sinks))
-        # those first, and all in their order again
-        kept = (~read).long().argsort(dim=1, stable=True)[:, :most].sort(dim=1).values
-        places = torch.where(read, places, -1).gather(1, kept)
-        at = kept[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-        keys, values = keys.gather(2, at), values.gather(2, at)
-    return {"keys": keys, "values": values, "places": places}
+def _nearby(held: dict[str, Tensor], last: int, sinks: int) -> dict[str, Tensor]:
+    """What later tokens can still read: of each row the last tokens and the first sinks."""
+    places, most = held["places"], last + sinks
+    if places.shape[1] <= most:
+        return held
+    end = places.amax(dim=1, keepdim=True)
+    read = (places >= 0) & ((places > end - last) | (places < sinks))
+    # those first, and all in their order again
+    kept = (~read).long().argsort(dim=1, stable=True)[:, :most].sort(dim=1).values
+    found = {name: _chosen(x, kept) for name, x in held.items() if name != "places"}
+    return {**found, "places": torch.where(read, places, -1).gather(1, kept)}
+
+
+def _chosen(x: Tensor, kept: Tensor) -> Tensor:
+    """Of x (B, H, S, P) the tokens `kept` (B, K) of each row."""
+    return x.gather(2, kept[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

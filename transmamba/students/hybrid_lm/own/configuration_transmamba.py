@@ -5,13 +5,14 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-KINDS = ("full_attention", "window_attention", "linear_attention")
+KINDS = ("full_attention", "window_attention", "window_mamba", "linear_attention")
 
 
 class HybridConfig(PretrainedConfig):
     """layer_kinds: of each layer, one of KINDS
     window, sinks: in a layer of window_attention a token reads the last `window` tokens, itself included, and
-        the first `sinks` of its text
+        the first `sinks` of its text; in one of window_mamba a scan reads those between as well
+    scan: whether it does; without, a layer of window_mamba is one of window_attention
     attention_bias, mlp_bias: whether those linears have biases
     qk_norm: whether each head of q and k is normalised before it is turned; in layers of linear_attention,
         Mamba-2's, each head of C and B
@@ -35,6 +36,7 @@ class HybridConfig(PretrainedConfig):
         head_dim: int = 16,
         window: int = 0,
         sinks: int = 0,
+        scan: bool = True,
         attention_bias: bool = False,
         mlp_bias: bool = False,
         qk_norm: bool = False,
@@ -55,7 +57,7 @@ class HybridConfig(PretrainedConfig):
     ) -> None:
         if unknown := sorted(set(layer_kinds) - set(KINDS)):
             raise ValueError(f"layer_kinds has {unknown[0]!r}; known: {', '.join(KINDS)}")
-        if "window_attention" in layer_kinds and (window < 1 or sinks < 0):
+        if {"window_attention", "window_mamba"} & set(layer_kinds) and (window < 1 or sinks < 0):
             raise ValueError(f"window is {window}, sinks {sinks}; write at least 1 and 0")
         if mamba_proj_bias or not mamba_conv_bias:
             raise ValueError("layers of linear_attention have a bias in the convolution, in no projection")
@@ -71,6 +73,7 @@ class HybridConfig(PretrainedConfig):
         self.head_dim = head_dim
         self.window = window
         self.sinks = sinks
+        self.scan = scan
         self.attention_bias = attention_bias
         self.mlp_bias = mlp_bias
         self.qk_norm = qk_norm

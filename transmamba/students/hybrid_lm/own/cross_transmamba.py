@@ -14,11 +14,13 @@ from .mixer_transmamba import scan
 
 
 class CrossMamba(nn.Module):
-    """vision + tanh(g) W norm(y silu(z)) with one of three y:
+    """vision + tanh(g) W norm(y silu(z)) with one of five y:
 
-    state:    the prompt writes a state in each direction, which every visual token reads
-    prefix:   one scan over the prompt and then the visual tokens
-    reported: visual tokens scanned in both directions, in steps whose size the prompt sets
+    state:     the prompt writes a state in each direction, which every visual token reads
+    prefix:    one scan over the prompt and then the visual tokens
+    reported:  visual tokens scanned in both directions, in steps whose size the prompt sets
+    film:      visual channels scaled and shifted by the prompt's mean (no Mamba, nor is the next)
+    attention: visual tokens attend to the prompt's words
     """
 
     def __init__(self, dim: int, language: int, config: Mapping[str, Any]) -> None:
@@ -27,14 +29,21 @@ class CrossMamba(nn.Module):
         self.width = config["width"] or dim
         narrow, taps = self.heads * self.states, config["conv_kernel"]
         self.norm, self.norm_language = nn.RMSNorm(dim, eps=1e-6), nn.RMSNorm(language, eps=1e-6)
-        self.dt_proj = nn.Linear(language, self.heads)
-        self.A_log = nn.Parameter(torch.zeros(self.heads))
-        if self.mode != "prefix":
-            self.A_b_log = nn.Parameter(torch.zeros(self.heads))
         self.gate = nn.Linear(dim, self.width)
         self.norm_y = nn.RMSNorm(self.width, eps=1e-6)
         self.proj = nn.Linear(self.width, dim, bias=False)
         self.scale = nn.Parameter(torch.zeros(1))
+        if self.mode == "film":
+            self.in_proj, self.film = nn.Linear(dim, self.width), nn.Linear(language, 2 * self.width)
+            return
+        if self.mode == "attention":
+            self.q_proj = nn.Linear(dim, self.width)
+            self.k_proj, self.v_proj = nn.Linear(language, self.width), nn.Linear(language, self.width)
+            return
+        self.dt_proj = nn.Linear(language, self.heads)
+        self.A_log = nn.Parameter(torch.zeros(self.heads))
+        if self.mode != "prefix":
+            self.A_b_log = nn.Parameter(torch.zeros(self.heads))
         channels = self.width if self.mode == "reported" else narrow + self.width
         self.conv1d = nn.Conv1d(channels, channels, taps, groups=channels)
         if self.mode == "reported":
@@ -83,6 +92,20 @@ class CrossMamba(nn.Module):
             y, _ = scan(wide(self._heads(x)), step, -wide(rate).exp(), wide(B), C, None)
             made.append(y.flip(1) if flip else y)
         return (made[0] + made[1]) / 2
+
+    def _film(self, u: Tensor, words: Tensor, real: Tensor) -> Tensor:
+        mean = words.sum(dim=1, keepdim=True) / real.sum(dim=1).clamp_min(1).view(-1, 1, 1)  # 0 of padding
+        gamma, beta = self.film(mean).chunk(2, dim=-1)
+        return (1 + gamma) * self.in_proj(u) + beta
+
+    def _attention(self, u: Tensor, words: Tensor, real: Tensor) -> Tensor:
+        q, k, v = (
+            self._heads(layer(x)).transpose(1, 2)
+            for layer, x in ((self.q_proj, u), (self.k_proj, words), (self.v_proj, words))
+        )
+        some = real.any(dim=1).view(-1, 1, 1, 1)  # without a prompt nothing is read
+        made = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None] | ~some)
+        return made.masked_fill(~some, 0).transpose(1, 2)
 
     def _step(self, words: Tensor, real: Tensor) -> Tensor:
         """(P, L, H) step sizes, 0 of padding: it neither writes nor lets anything decay."""

@@ -1,38 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Norm, attention and MLP. Shapes: B rows, T new tokens, S tokens that they may read, D channels, H heads of
-P channels."""
+q and G of k and v, of P channels."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache_transmamba import HybridCache
-
-
-@dataclass
-class Pass:
-    """What the layers of one forward pass share.
-
-    real, places: (B, T) which tokens are no padding, and their places in their texts, -1 for padding
-    cos, sin:     (B, 1, T, P) of those places
-    cache:        what is remembered; None where nothing is
-    plain:        whether no row has padding and nothing was read before
-    """
-
-    real: Tensor
-    places: Tensor
-    cos: Tensor
-    sin: Tensor
-    cache: HybridCache | None
-    plain: bool
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32, or wider where it is."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from .far_transmamba import HybridFar
+from .scan_transmamba import Pass, wide
 
 
 class HybridRMSNorm(nn.Module):
@@ -47,13 +24,16 @@ class HybridRMSNorm(nn.Module):
 
 
 class HybridAttention(nn.Module):
-    """Causal and rotary; in a layer of window_attention of the last tokens and the first ones alone."""
+    """Causal and rotary; in a layer of window_attention of the last tokens and the first ones alone, in one
+    of window_mamba beside a scan of those between."""
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
         self.layer, self.heads, self.kv_heads = layer, config.num_attention_heads, config.num_key_value_heads
-        windowed = config.layer_kinds[layer] == "window_attention"
-        self.nearby = (config.window, config.sinks) if windowed else None
+        kind = config.layer_kinds[layer]
+        self.nearby = None if kind == "full_attention" else (config.window, config.sinks)
+        self.far = HybridFar(config, layer) if kind == "window_mamba" else None
+        self.scan = config.scan
         size, width, bias = config.head_dim, config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(width, self.heads * size, bias=bias)
         self.k_proj = nn.Linear(width, self.kv_heads * size, bias=bias)
@@ -74,17 +54,29 @@ class HybridAttention(nn.Module):
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = _turned(q, shared), _turned(k, shared)
-        places = shared.places
+        known, places = {"keys": k, "values": v}, shared.places
+        far = self.far if self.scan else None
+        if far is not None:
+            known["steps"] = far.step(u)
         if shared.cache is not None:
-            k, v, places = shared.cache.add(self.layer, k, v, places, self.nearby)
-        allowed, times = self._allowed(shared, places), self.heads // self.kv_heads
+            window, sinks = self.nearby or (None, 0)
+            # one more than is read where it goes to the scan next
+            last = None if window is None else window - (far is None)
+            known, places = shared.cache.add(self.layer, known, places, last, sinks)
+        mixed = self._attended(q, known["keys"], known["values"], self._allowed(shared, places))
+        if far is not None:
+            average, share = far(u, q, known, places, self.nearby, shared)
+            mixed = mixed + share * (average - mixed)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
+        times = self.heads // self.kv_heads
         if allowed is not None and times > 1:
             # no fast kernel has both a mask and shared heads: the slow one would write all of softmax down
             k, v, times = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1), 1
-        mixed = F.scaled_dot_product_attention(
+        return F.scaled_dot_product_attention(
             q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=times > 1
         )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _allowed(self, shared: Pass, places: Tensor) -> Tensor | None:
         """(B, 1, T, S) whether a token may read another; None where causality alone says so. Padding reads

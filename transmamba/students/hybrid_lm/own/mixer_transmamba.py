@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers_transmamba import HybridRMSNorm, Pass, wide
-
-CHUNK = 128
+from .layers_transmamba import HybridRMSNorm
+from .scan_transmamba import Pass, scan, wide
 
 
 class HybridGatedNorm(nn.Module):
@@ -88,29 +87,3 @@ class HybridMamba2(nn.Module):
         """(B, T, groups N) -> (B, T, H, N)"""
         grouped = part.unflatten(-1, (self.groups, self.states))
         return grouped.repeat_interleave(self.heads // self.groups, dim=2)
-
-
-def scan(
-    x: Tensor, step: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """y_t = S_t C_t with S_t = exp(step_t rate) S_(t-1) + step_t x_t B_tᵀ, and the last S (B, H, P, N), some
-    tokens at a time: within them as attention without softmax, between them by the state (arXiv 2405.21060,
-    section 6).
-
-    x (B, T, H, P), step (B, T, H), rate (H), B and C (B, T, H, N), state (B, H, P, N) or None for zeros
-    """
-    x = (x * step[..., None]).transpose(1, 2)
-    decay, B, C = (step * rate).transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
-    if state is None:
-        state = x.new_zeros(*x.shape[:2], x.shape[-1], B.shape[-1])
-    made = []
-    for at in range(0, x.shape[2], CHUNK):
-        u, b, c = (part[:, :, at : at + CHUNK] for part in (x, B, C))
-        sums = decay[:, :, at : at + CHUNK].cumsum(dim=-1)
-        later = torch.ones(u.shape[2], u.shape[2], dtype=torch.bool, device=x.device).triu(1)
-        between = (sums[..., :, None] - sums[..., None, :]).masked_fill(later, -torch.inf).exp()
-        within = (c @ b.mT * between) @ u
-        made.append(within + sums.exp()[..., None] * (c @ state.mT))
-        left = (sums[..., -1:] - sums).exp()[..., None]
-        state = sums[..., -1].exp()[..., None, None] * state + (u * left).mT @ b
-    return torch.cat(made, dim=2).transpose(1, 2), state

@@ -11,6 +11,7 @@ Shapes: B rows, L tokens, E channels; P pictures, N tokens of each, D channels.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,7 +30,7 @@ class Crossing(nn.Module):
     def __init__(self, config: CrossLlavaConfig) -> None:
         super().__init__()
         asked, vision = config.transmamba["cross"], config.vision_config
-        self.every = asked["every"]
+        self.every, self.shuffled = asked["every"], asked.get("prompt", "own") == "shuffled"
         layers = getattr(vision, "num_hidden_layers", None) or vision.model_args["depth"]
         count = 1 if self.every is None else layers // self.every
         width, language = vision.hidden_size, config.text_config.hidden_size
@@ -41,7 +42,7 @@ class CrossLlavaModel(LlavaModel):
 
     def __init__(self, config: CrossLlavaConfig) -> None:
         super().__init__(config)
-        self.cross = Crossing(config)
+        self.cross = None if config.transmamba["cross"] is None else Crossing(config)
         self.post_init()
 
     def forward(
@@ -78,7 +79,11 @@ class CrossLlavaModel(LlavaModel):
         if text is None:
             raise ValueError("pictures need input_ids, which say where they stand")
         if prompt is None:
-            raise ValueError("write prompt_mask, which words are the prompt, or labels: answers are not read")
+            if self.cross is not None:
+                raise ValueError(
+                    "write prompt_mask, which words are the prompt, or labels: answers are not read"
+                )
+            prompt = torch.ones_like(text)
         places = text == self.config.image_token_id
         places[:, prompt.shape[1] :] = False  # what is written behind a prompt stands for no picture
         count, found = len(pixels) * self.config.image_seq_length, places.sum(dim=1)
@@ -90,16 +95,20 @@ class CrossLlavaModel(LlavaModel):
         rows = rows.repeat_interleave(found // self.config.image_seq_length)
         behind = text.shape[1] - prompt.shape[1]
         prompt = nn.functional.pad(prompt.to(text.device, torch.bool), (0, behind)) & ~places
-        seen = self.see(pixels, words[rows], prompt[rows])
+        of = words
+        if self.cross is not None and self.cross.shuffled:
+            of, prompt = words.roll(1, 0), prompt.roll(1, 0) & (len(text) > 1)
+        seen = self.see(pixels, of[rows], prompt[rows])
         return words.masked_scatter(places[..., None], seen.to(words.dtype))
 
     def see(self, pixels: Tensor, words: Tensor, prompt: Tensor) -> Tensor:
         """What the decoder reads of pictures (P, C, H, W): (P, N, E), of words (P, L, E) those of the prompt
         (P, L)."""
-        every, modules = self.cross.every, self.cross.modules_at
+        every = None if self.cross is None else self.cross.every
+        modules: Any = () if self.cross is None else self.cross.modules_at
 
         def behind(k: int, x: Tensor) -> Tensor:
-            number, rest = divmod(k + 1, every)
+            number, rest = divmod(k + 1, every or 1)
             return x if rest else modules[number - 1](x, words, prompt)
 
         with _behind(self.vision_tower, behind) if every is not None else contextlib.nullcontext():
@@ -107,7 +116,12 @@ class CrossLlavaModel(LlavaModel):
         seen = made.hidden_states[-1]
         if self.config.vision_feature_select_strategy == "default":
             seen = seen[:, 1:]
-        return self.multi_modal_projector(seen if every is not None else modules[0](seen, words, prompt))
+        if modules and every is None:
+            seen = modules[0](seen, words, prompt)
+        if (tokens := self.config.transmamba.get("image_tokens")) is not None:
+            grid = seen.mT.unflatten(-1, (math.isqrt(seen.shape[1]), -1))
+            seen = nn.functional.adaptive_avg_pool2d(grid, math.isqrt(tokens)).flatten(2).mT
+        return self.multi_modal_projector(seen)
 
 
 @contextlib.contextmanager

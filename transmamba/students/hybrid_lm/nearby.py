@@ -1,0 +1,83 @@
+"""What a hybrid's layers read of a pass beside its stream: positions, who may read whom, and who is near.
+
+Shapes: B rows (or 1 for all), L tokens, P channels a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...core.output import Context
+from ...views.rope import Rope
+from ...views.sublayers import readable
+
+
+@dataclass(frozen=True)
+class Nearby:
+    """A token's last `window` tokens, itself included, and the first `sinks` of its document.
+
+    allowed: (B, 1, L, L) bool, whether a token may read another that is among them; None where causality
+        alone says so
+    left:    (B, L) bool, whether the token `window` before this one has just left its window: a real one of
+        the same document, and no sink
+    """
+
+    window: int
+    allowed: Tensor | None
+    left: Tensor
+
+    @classmethod
+    def of(cls, context: Context, allowed: Tensor | None, places: Tensor, window: int, sinks: int) -> Nearby:
+        """allowed: what may be read at all; places (B, L), each token's in its document"""
+        return cls(window, _near(allowed, places, window, sinks), _left(context, places, window, sinks))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all layers read beside the stream, made once a pass.
+
+    waves:   cosine and sine of the tokens' positions, each (B, 1, L, P); None where no layer has attention
+    allowed: (B, 1, L, L) bool, whether a token may read another; None where causality alone says so
+    nearby:  by its length, each window that layers read through
+    """
+
+    context: Context
+    waves: tuple[Tensor, Tensor] | None = None
+    allowed: Tensor | None = None
+    nearby: Mapping[int, Nearby] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, context: Context, x: Tensor, rope: Rope, windows: Collection[int] = (), sinks: int = 0
+    ) -> Reading:
+        """Of a stream x (B, L, D)."""
+        places = context.positions
+        if places is None:
+            places = torch.arange(x.shape[1], device=x.device)[None]
+        allowed = readable(context, True, None, x)
+        nearby = {window: Nearby.of(context, allowed, places, window, sinks) for window in windows}
+        return cls(context, rope.waves(places), allowed, nearby)
+
+
+def _near(allowed: Tensor | None, places: Tensor, window: int, sinks: int) -> Tensor | None:
+    length = places.shape[1]
+    if window >= length:
+        return allowed
+    every = torch.ones(length, length, dtype=torch.bool, device=places.device)
+    near = every.triu(1 - window) | (places < sinks)[:, None, None, :]
+    return near & (every.tril() if allowed is None else allowed)
+
+
+def _left(context: Context, places: Tensor, window: int, sinks: int) -> Tensor:
+    here, before = places[:, window:], places[:, :-window]
+    left = (here - before == window) & (before >= sinks)
+    if context.segments is not None:
+        left = left & (context.segments[:, window:] == context.segments[:, :-window])
+    if context.mask is not None:
+        left = left & context.mask[:, window:] & context.mask[:, :-window]
+    first = left.new_zeros(len(left), min(window, places.shape[1]))
+    return torch.cat([first, left], dim=1)
