@@ -19,7 +19,7 @@ from transmamba.config.registry import TEACHERS
 from transmamba.core.output import Output
 from transmamba.core.preprocessing import PicturesAndText
 from transmamba.core.tower import StudentSpec
-from transmamba.ecosystems.find import load_model, preprocessing_of, save_model
+from transmamba.ecosystems.find import card_of, load_model, preprocessing_of, save_model
 from transmamba.ecosystems.generation import left_padded
 from transmamba.errors import UserError, WrongValues
 from transmamba.students.hf_llava.model import LlavaModel
@@ -285,3 +285,11 @@ def test_without_pictures_the_same_has_gradients_and_its_logits_are_what_they_we
     made().sum().backward()
     assert reached == {name for name, p in student.named_parameters() if p.grad is not None}
     assert any("vision_tower" in name for name in reached)
+
+
+def test_its_card_asks_as_its_tokenizer_can(llava: LlavaModel) -> None:
+    assert llava.chats and "apply_chat_template" in card_of(llava).snippet  # type: ignore[union-attr]
+    bare = LlavaModel(llava.model, None, llava.reads)
+    said = card_of(bare).snippet  # type: ignore[union-attr]
+    assert "USER: <image>\\nWhat" in said and "apply_chat_template" not in said
+    compile(said, "card", "exec")

@@ -250,7 +250,8 @@ model = {loader}.from_pretrained("OWNER/NAME").eval()
 def card(model: nn.Module) -> Card:
     built: Any = model
     if hasattr(built.config, "text_config") and built.config.model_type not in DUAL_ENCODERS:
-        return llava_card(built.config, getattr(built, "origin", None) or origin(built))
+        found = getattr(built, "origin", None) or origin(built)
+        return llava_card(built.config, found, getattr(built, "chats", True))
     own_code = hasattr(built.config, "auto_map") and hasattr(built.config, "transmamba")  # a student of ours
     if own_code or decoders.is_language(built.config.model_type):
         return texts.card(getattr(built, "origin", None) or origin(built), own_code)

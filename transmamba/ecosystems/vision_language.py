@@ -64,27 +64,40 @@ def load_llava(source: Source) -> nn.Module:
     return load_decoder(source, AutoModelForImageTextToText)
 
 
-_SNIPPET = """{first}from transformers import AutoModelForImageTextToText, AutoProcessor
+_LOADED = """{first}from transformers import AutoModelForImageTextToText, AutoProcessor
 
 processor = AutoProcessor.from_pretrained("OWNER/NAME"{also})
 model = AutoModelForImageTextToText.from_pretrained("OWNER/NAME"{also}).eval()
-asked = [{{"type": "image", "path": "PICTURE.png"}}, {{"type": "text", "text": "What is this?"}}]
+"""
+_CHAT = """asked = [{{"type": "image", "path": "PICTURE.png"}}, {{"type": "text", "text": "What is this?"}}]
 inputs = processor.apply_chat_template(
     [{{"role": "user", "content": asked}}], add_generation_prompt=True, tokenize=True, return_dict=True,
     return_tensors="pt",
 )
-print(processor.batch_decode(model.generate(**inputs, max_new_tokens=20), skip_special_tokens=True)[0])
+"""
+# of a tokenizer without a chat template: as the task `questions` asks then
+_PLAIN = """from PIL import Image
+
+inputs = processor(
+    images=Image.open("PICTURE.png"), text="USER: <image>\\nWhat is this? ASSISTANT:", return_tensors="pt"
+)
+inputs.pop("token_type_ids", None)
+"""
+_SAID = """written = model.generate(**inputs, max_new_tokens=20)
+print(processor.batch_decode(written, skip_special_tokens=True)[0])
 """
 
 
-def llava_card(config: Any, origin: Origin) -> Card:
-    """Of a LLaVA of transformers: one with an image tower of ours needs us, one with code of its own says
-    so."""
+def llava_card(config: Any, origin: Origin, chats: bool = True) -> Card:
+    """Of a LLaVA of transformers: one with an image tower of ours needs us, one with code of its own says so.
+
+    chats: whether its tokenizer has a chat template
+    """
     ours = str(getattr(config.vision_config, "architecture", "")).startswith("llava_")
     return Card(
         library="transformers",
         pipeline_tag="image-text-to-text",
-        snippet=_SNIPPET.format(
+        snippet=(_LOADED + (_CHAT if chats else _PLAIN) + _SAID).format(
             first="import transmamba  # its image tower\n" if ours else "",
             also=", trust_remote_code=True" if hasattr(config, "auto_map") else "",
         ),

@@ -18,6 +18,11 @@ class Carried:
     origin: Origin = Origin()
     beside: Beside = Beside()
 
+    @property
+    def chats(self) -> bool:
+        """Whether its tokenizer has a chat template."""
+        return getattr(self.beside.tokenizer, "chat_template", None) is not None
+
     def carry(self, preprocessing: Any, licence: str | None, base_model: str | None) -> None:
         """What lies beside the teacher comes with `carry_texts`."""
         self.reads, self.origin = preprocessing, Origin(licence, base_model)

@@ -187,3 +187,18 @@ def test_real_mnist() -> None:
     assert train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert test.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert np.bincount(train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transmamba.data.images.source import existing
+    from transmamba.data.pairs.files import expand
+
+    monkeypatch.delenv("TRANSMAMBA_NOWHERE", raising=False)
+    for look in (lambda path: existing(path, "a file"), expand):
+        with pytest.raises(
+            UserError, match=r"; TRANSMAMBA_NOWHERE is not set: export TRANSMAMBA_NOWHERE=FOL"
+        ):
+            look("$TRANSMAMBA_NOWHERE/a/*.txt")
+    monkeypatch.setenv("TRANSMAMBA_NOWHERE", "/nowhere")
+    with pytest.raises(UserError, match=r"/nowhere/a\.txt does not exist; expected a file$"):
+        existing("$TRANSMAMBA_NOWHERE/a.txt", "a file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,16 @@ def existing(path: str, expected: str) -> Path:
         reason = (
             "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
         )
-        raise UserError(f"{found} {reason}; expected {expected}") from None
+        raise UserError(f"{found} {reason}; expected {expected}{unset_in(path)}") from None
     return found
+
+
+def unset_in(path: str) -> str:
+    """What to write, in words, where a path that leads nowhere names a $VARIABLE that is not set; else
+    nothing."""
+    names = re.findall(r"\$(?:(\w+)|\{(\w+)\})", os.path.expandvars(path))
+    first = next((plain or braced for plain, braced in names), None)
+    return "" if first is None else f"; {first} is not set: export {first}=FOLDER"
 
 
 def as_pixels(array: npt.NDArray[np.generic], where: str) -> npt.NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 from ...errors import UserError
-from ..images.source import existing
+from ..images.source import existing, unset_in
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ def _matching(path: str) -> list[str]:
         whole = not glob.has_magic(local) or Path(local).exists()
         found = [local] if whole else sorted(glob.glob(local, recursive=True))  # noqa: PTH207
     if not found:
-        raise UserError(f"{path}: there is no such file")
+        raise UserError(f"{path}: there is no such file{unset_in(path)}")
     return found
 
 

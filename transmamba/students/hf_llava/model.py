@@ -54,6 +54,11 @@ class LlavaModel(nn.Module):
         return self.model.config
 
     @property
+    def chats(self) -> bool:
+        """Whether its tokenizer has a chat template."""
+        return getattr(self.words, "chat_template", None) is not None
+
+    @property
     def vocabulary(self) -> int:
         return int(self.config.text_config.vocab_size)
 
