@@ -52,3 +52,14 @@ def test_it_is_one_line(
     assert main(["evaluate", model, "--task", task, *options]) == 2
     found = capfd.readouterr().err
     assert said in found and "Traceback" not in found
+
+
+def test_who_reads_a_part_alone_sees_no_traceback() -> None:
+    import subprocess
+    import sys
+
+    code = "from transmamba.cli.mistakes import guarded\nimport sys\n"
+    code += "sys.exit(guarded(lambda: [print('line') for _ in range(100_000)] and 0))"
+    command = f'{sys.executable} -c "{code}" | head -1; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.split() == ["line", "141"] and done.stderr == ""

@@ -161,3 +161,25 @@ def test_of_a_multiple_choice_the_choice_is_learned_that_was_named(llava: Path) 
     for said, wanted in (("B", item.choices[1]), (item.choices[2], item.choices[2])):
         assert writer._record(item, built.asking.tokenizer.encode([said])[0]) == {"answer": wanted}
     assert writer._record(item, built.asking.tokenizer.encode(["nothing of these"])[0]) is None
+
+
+def test_questions_without_room_are_refused_first_or_left_out(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first ones leave no room nothing is begun; a later one is left out."""
+    out = tmp_path / "answers.jsonl"
+    with pytest.raises(
+        UserError, match=r"question \d+: its \d+ tokens and its answer of 380 are more than the 400"
+    ):
+        generate_answers(llava, out, scenes(), Answering(tokens=380))
+    assert not list(tmp_path.iterdir())
+    from transmamba.runs import generate_answers as module
+
+    whole = generate_answers(llava, tmp_path / "whole.jsonl", scenes(), Answering(batch_size=4))
+    long = max(row["index"] for row in rows_of(tmp_path / "whole.jsonl"))
+    fits = module._Writer._fits
+    monkeypatch.setattr(module._Writer, "_fits", lambda self, number: number != long and fits(self, number))
+    found = generate_answers(llava, out, scenes(), Answering(batch_size=4))
+    assert (found.texts, found.left_out) == (whole.texts - 1, whole.left_out + 1)
+    wanted = [row for row in rows_of(tmp_path / "whole.jsonl") if row["index"] != long]
+    assert rows_of(out) == wanted

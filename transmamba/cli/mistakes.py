@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shlex
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from ..errors import UserError
 
 USER_MISTAKE = 2
+# as a shell says of a program that SIGPIPE has ended
+NOBODY_READS = 141
 # Where all processes fail alike, the launcher ends the others within this time of the first one's exit.
 SECONDS_BEFORE_REPEATING = 5.0
 # transmamba_kernels.backend's own (a test compares): importing it is importing torch
@@ -27,18 +30,37 @@ def guarded(main: Callable[[], int]) -> int:
     without a traceback."""
     try:
         _check_kernels()
-        return main()
+        status = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here and not at the end, where nobody would catch what it raises
+        return status
     except UserError as error:
         text = str(error)
         return _say_mistake(text if text.startswith("config error") else f"error: {text}")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return NOBODY_READS
     except Exception as error:  # safetensors and torch have errors of their own for a full disk
         refused = _refused_by_the_system(error)
         if refused is None:
             raise
         return _say_mistake(f"error: {refused}")
+
+
+def _nobody_reads() -> bool:
+    """Whether whoever read our output has seen enough, as `head` has; what is left of it is then dropped."""
+    if not hasattr(select, "poll"):  # Windows, which has other pipes
+        return False
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), select.POLLOUT)
+    if not any(found & select.POLLERR for _, found in asked.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _say_mistake(line: str) -> int:

@@ -17,7 +17,7 @@ import torch
 from ..core.preprocessing import PicturesAndText
 from ..data.hashing import permutation
 from ..data.questions.asked import Asking
-from ..data.questions.batches import AskedQuestions
+from ..data.questions.batches import AskedQuestions, naming
 from ..data.questions.source import Item, QuestionSource
 from ..data.staged import final_answer, read_stages
 from ..data.text.appended import Appended, check_place
@@ -33,6 +33,8 @@ from ..teachers.teacher import Teacher
 from .evaluate import as_run
 from .generate_data import Written
 
+# questions that are looked at before any is answered
+_TRIED = 256
 Watch = Callable[[Iterable[int], str], Iterator[int]]
 
 
@@ -83,7 +85,8 @@ def generate_answers(
     questions: the configuration of a reader of questions, whose train split is taken, and no other
 
     An interrupted call is gone on with by the same call, to the same bytes; what is whole is left as it is.
-    Left out, and counted, are answers that do not end, say nothing or none of the choices, or, with
+    Left out, and counted, are questions that leave no room for an answer (refused where the first ones do
+    not), and answers that do not end, say nothing or none of the choices, or, with
     `rationales`, have no stages. Raises UserError as `generate_data.generate_data` does.
     """
     answering, path = answering or Answering(), Path(out).expanduser()
@@ -96,6 +99,9 @@ def generate_answers(
     built = task.build_training(looks)
     asked = built.source("train")
     chosen_ones = permutation(len(asked), answering.seed)[: answering.documents]
+    for number in chosen_ones[:_TRIED].tolist():  # before anything is written
+        with naming(number):
+            built.asking.prompt(asked.item(number), task.room)
     made = {
         "teacher": fingerprint(module),
         "questions": _identity(asked, built.asking, chosen_ones),
@@ -139,9 +145,13 @@ class _Writer:
 
     def write(self, numbers: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """The records of these items, and what they count."""
+        given = [number for number in numbers.tolist() if self._fits(number)]
+        left_out, numbers = len(numbers) - len(given), np.array(given, dtype=np.int64)
+        if not given:
+            return [], {"left_out": left_out}
         batches = AskedQuestions(self.source, self.asking, self.room, numbers, numbers, numbers)
         rows = self.runner.generate(batches.batch(np.arange(len(numbers))), self.room).tolist()
-        records, counts = [], dict.fromkeys(("texts", "cut", "left_out", "tokens"), 0)
+        records, counts = [], dict.fromkeys(("texts", "cut", "tokens"), 0) | {"left_out": left_out}
         for number, row in zip(numbers.tolist(), rows, strict=True):
             item, length = self.source.item(number), self._length(row)
             said = None if length is None else self._record(item, row[:length])
@@ -152,6 +162,14 @@ class _Writer:
             counts["texts"] += 1
             counts["tokens"] += length
         return records, counts
+
+    def _fits(self, number: int) -> bool:
+        """Whether a question can be asked: few that cannot, among many, are left out."""
+        try:
+            self.asking.prompt(self.source.item(number), self.room)
+        except UserError:
+            return False
+        return True
 
     def _length(self, row: Sequence[int]) -> int | None:
         """None for one that does not end: nobody is to learn to stop there."""
