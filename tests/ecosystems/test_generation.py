@@ -104,3 +104,31 @@ def test_a_draw_belongs_to_seed_item_and_step() -> None:
 def test_logits_that_are_not_finite_are_refused() -> None:
     with pytest.raises(UserError, match="not finite"):
         Drawing(1, np.arange(2)).draw(torch.tensor([[0.0, 1.0], [0.0, torch.nan]]), 0)
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["a language model", "of a LLaVA"])
+def test_mamba_2_writes_on_our_kernels_and_is_left_as_it_was(
+    within: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import BambaConfig, BambaForCausalLM
+    from transformers.models.bamba import modeling_bamba
+
+    sizes = dict(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, attn_layer_indices=[1])
+    mamba = dict(mamba_n_heads=2, mamba_d_head=16, mamba_d_state=8, mamba_expand=2, mamba_n_groups=1)
+    config = BambaConfig(**sizes, **heads, **mamba, eos_token_id=None, pad_token_id=None, bos_token_id=None)
+    model, ours = BambaForCausalLM(config).eval(), []
+    if within:  # the decoder's kind is all that is asked of it
+        monkeypatch.setattr(model.config, "model_type", "llava", raising=False)
+        monkeypatch.setattr(
+            model.config, "text_config", BambaConfig(**sizes, **heads, **mamba), raising=False
+        )
+    before, write = modeling_bamba.mamba2_chunk_scan, model.generate
+
+    def generates(**given: object) -> torch.Tensor:
+        ours.append(hasattr(modeling_bamba.mamba2_chunk_scan, "replaces"))
+        return write(**given)
+
+    monkeypatch.setattr(model, "generate", generates)
+    generate(model, {"text": torch.tensor([[1, 2, 3]])}, 2)
+    assert ours == [True] and modeling_bamba.mamba2_chunk_scan is before

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from transmamba.core.preprocessing import Preprocessing
 from transmamba.core.task import Metric, Pass, Steps, Task
 from transmamba.core.text import TextOnly
 from transmamba.errors import ConfigError, UserError
+from transmamba.evaluation import language as language_evaluation
 from transmamba.tasks.language import Language
 from transmamba.teachers.load import load_teacher
 
@@ -41,9 +42,8 @@ class Stub:
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = ModuleType("transmamba.evaluation.language")
-    module.LanguageEvaluator = Stub  # type: ignore[attr-defined]
-    monkeypatch.setitem(__import__("sys").modules, module.__name__, module)
+    TASKS.names()  # other tasks take the real one, whichever test imports them first
+    monkeypatch.setattr(language_evaluation, "LanguageEvaluator", Stub)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 

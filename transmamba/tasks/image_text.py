@@ -31,7 +31,7 @@ from ..data.subset import check_fraction, check_held_out, held_out_of, trained_a
 from ..errors import UserError, refuse_all
 from ..views.heads import Embedder
 from .labelled_sets import LabelledSets, ZeroShot
-from .splits import source_of
+from .splits import open_first, source_of
 
 if TYPE_CHECKING:
     from .pair_evaluators import PairEvaluators
@@ -116,13 +116,7 @@ class ImageText:
         self.final = config.final_split or self.watched
         self._sources: dict[str, PairSource] = {}
         self._captioned: dict[str, bool] = {}
-        try:
-            self._source("train")
-        except UserError:  # said when it is asked for: whoever evaluates may have a test split alone
-            if config.validation or not measured:
-                raise
-        if measured and "test" in (self.watched, self.final):
-            self._source("test")  # so that a missing test split is known before training, not after
+        open_first(self._source, config, (self.watched, self.final), measured)
         if config.shuffle_frames and video_source(self._source(self.final)) is None:
             raise UserError("shuffle_frames is for videos, and data has pictures; leave it out")
         self.labelled = LabelledSets(config.zero_shot, config.probe, preprocessing)

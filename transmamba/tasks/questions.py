@@ -24,9 +24,9 @@ from ..data.questions.batches import EvalQuestions, TrainQuestions, naming
 from ..data.questions.source import QuestionSource
 from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, check_held_out, held_out_of, trained_and_held_out
-from ..errors import UserError, refuse_all
+from ..errors import refuse_all
 from .question_fit import asking_of, check_fits, check_usable
-from .splits import source_of
+from .splits import open_first, source_of
 
 if TYPE_CHECKING:
     from .question_evaluators import QuestionEvaluators
@@ -159,13 +159,7 @@ class Questions:
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
         self._sources: dict[str, QuestionSource] = {}
-        try:
-            self.source("train")
-        except UserError:  # said when it is asked for: whoever evaluates may have a test split alone
-            if config.validation or not measured:
-                raise
-        if measured and "test" in (self.watched, self.final):
-            self.source("test")  # so that a missing test split is known before training, not after
+        open_first(self.source, config, (self.watched, self.final), measured)
 
     @property
     def inputs(self) -> tuple[str, ...]:
