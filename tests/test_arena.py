@@ -26,7 +26,17 @@ STUDY = ROOT / "recipes" / "studies" / "conversion_arena.yaml"
 sys.path.insert(0, str(ROOT / "scripts"))
 import study as studies  # noqa: E402
 
-ARMS = {"ours", "window", "window_mamba", "window_158", "ceiling", "mambainllama", "radlads", "mohawk"}
+ARMS = {
+    "ours",
+    "window",
+    "window_mamba",
+    "window_mamba_59",
+    "window_158",
+    "ceiling",
+    "mambainllama",
+    "radlads",
+    "mohawk",
+}
 STEPS = {"10M": 300, "50M": 1500, "200M": 6000}
 
 
@@ -85,7 +95,7 @@ def test_what_each_arm_is() -> None:
         arm: [[type(loss) for loss in stage.losses] for stage in at_ten_million(arm).stages] for arm in ARMS
     }
     aligned = [[Mixer], [KL]]
-    ours = ("ours", "window", "window_mamba", "window_158", "radlads")
+    ours = ("ours", "window", "window_mamba", "window_mamba_59", "window_158", "radlads")
     assert all(losses[arm] == aligned for arm in ours) and losses["ceiling"] == [[KL]]
     assert losses["mohawk"] == [[MixingMatrix], [Mixer], [KL]]
     first, second = at_ten_million("mambainllama").stages
@@ -99,6 +109,17 @@ def test_what_each_arm_is() -> None:
         shared = at_ten_million(arm, "shared")
         assert {stage.lr for stage in shared.stages} <= {2e-3, 4e-4}
         assert shared.stages[-1].lr == 4e-4 and (arm == "ours") == (shared == at_ten_million(arm))
+
+
+def test_the_narrow_window_and_its_scan_have_the_numbers_of_the_rival() -> None:
+    """Numbers a layer of SmolLM2-135M (docs/language.md): keys and values of 3 heads of 64, and a dt of each
+    of the three; the states and their sums."""
+    groups, size = 3, 64
+    both, rival = (at_ten_million(arm).student for arm in ("window_mamba_59", "window"))
+    mine = (both.window + both.sinks) * (2 * groups * size + groups) + groups * size * (size + 1)
+    theirs = (rival.window + rival.sinks) * 2 * groups * size
+    assert abs(mine - theirs) < groups * size
+    assert at_ten_million("window_mamba_59").stages[0].lr == 4e-4
 
 
 def test_the_wider_window_has_the_memory_of_window_and_scan() -> None:
