@@ -1,4 +1,5 @@
-"""Sequences of points in R^d, in which a function is learnt in context: how large they are, and what is asked."""
+"""Sequences of points in R^d, in which a function is learnt in context: how large they are, and what is
+asked."""
 
 from __future__ import annotations
 
@@ -9,9 +10,6 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-
-# what a batch that has not been drawn yet holds in the place of points, see `tasks.in_context`
-DRAWN = "drawn"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +27,9 @@ class PointShape:
 
 
 def per_token(made: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-    """(B, L) what predictions (B, L, O) miss, at tokens of which nothing is asked 0: the mean over what is asked
-    of the squared error; in rows whose values are signs (`signs` (B,) bool) of the logistic loss, in nats.
+    """(B, L) what predictions (B, L, O) miss, at tokens of which nothing is asked 0: the mean over what is
+    asked of the squared error; in rows whose values are signs (`signs` (B,) bool) of the logistic loss, in
+    nats.
 
     targets: values (B, L, O) and asked (B, L, O) bool
     """

@@ -61,8 +61,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A table of numbers that is drawn: rows by columns, named where there is room; with `lines` each row as a
-    line over the columns."""
+    """A table of numbers that is drawn: rows by columns, named where there is room; with `lines` each row as
+    a line over the columns."""
 
     title: str
     values: npt.NDArray[np.float64]

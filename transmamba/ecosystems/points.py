@@ -1,4 +1,5 @@
-"""Models of sequences of points, which no other library has: a folder of ours, recognised, loaded and described."""
+"""Models of sequences of points, which no other library has: a folder of ours, recognised, loaded and
+described."""
 
 from __future__ import annotations
 
@@ -28,14 +29,18 @@ def recognise(source: Source) -> bool:
 def load(source: Source) -> nn.Module:
     """Raises UserError where its weights are missing, or are another model's."""
     if source.folder is None:
-        raise UserError(f"{source.text!r}: models of points are read from a folder; download it, and write that")
+        raise UserError(
+            f"{source.text!r}: models of points are read from a folder; download it, and write that"
+        )
     model: Any = STUDENTS[source.config["transmamba"]["student"]].empty(source)
     try:
         state = load_file(source.folder / WEIGHTS)
         model.load_state_dict(state)
     except (OSError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
-        raise UserError(f"{source.text!r}: {WEIGHTS} does not hold this model ({said}); train it again") from error
+        raise UserError(
+            f"{source.text!r}: {WEIGHTS} does not hold this model ({said}); train it again"
+        ) from error
     model.name_or_path = str(source.folder)
     loaded: nn.Module = model.eval()
     return loaded
@@ -58,7 +63,8 @@ def preprocessing(model: nn.Module) -> Any:
 
 _SNIPPET = """import transmamba
 
-model = transmamba.load_student("FOLDER").eval()  # reads points (B, L, {width}), says values (B, L, {outputs})
+model = transmamba.load_student("FOLDER").eval()  # reads points (B, L, {width}), says values (B, L,
+{outputs})
 """
 
 

@@ -23,8 +23,8 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass
 class Tally:
-    """Of the batches so far: numbers of their prompts, how many tokens are asked at each place (N, places), and of
-    each model, by what was summed, the sums over these tokens."""
+    """Of the batches so far: numbers of their prompts, how many tokens are asked at each place (N, places),
+    and of each model, by what was summed, the sums over these tokens."""
 
     index: list[Ints] = field(default_factory=list)
     asked: list[Floats] = field(default_factory=list)
@@ -101,7 +101,9 @@ class InContextEvaluator:
         if self.function.signs:
             found["accuracy"] = 100.0 * (asked & (made * values > 0)).any(dim=-1).double()
         if self.function.recalled:
-            found["accuracy"] = 100.0 * (recalled(made, values, targets["candidates"]) & asked.any(dim=-1)).double()
+            found["accuracy"] = (
+                100.0 * (recalled(made, values, targets["candidates"]) & asked.any(dim=-1)).double()
+            )
         return found
 
     def _by_place(self, scores: Tensor) -> Floats:
@@ -132,7 +134,9 @@ class InContextEvaluator:
         for what, each in sums.items():
             metrics[f"{self.prefix}{what}"] = float(each.sum() / asked.sum())
             at_last = asked[:, last].sum()
-            metrics[f"{self.prefix}last_{what}"] = float(each[:, last].sum() / at_last) if at_last else float("nan")
+            metrics[f"{self.prefix}last_{what}"] = (
+                float(each[:, last].sum() / at_last) if at_last else float("nan")
+            )
             items[f"{self.prefix}{what}"] = each.sum(axis=1) * (len(each) / asked.sum())
             lines[what] = each.sum(axis=0) / np.maximum(asked.sum(axis=0), 1)
         return Outcome(metrics, items, index, exhibits=self._exhibits(name, lines), answers=lines)
@@ -160,7 +164,7 @@ class InContextEvaluator:
 
 
 def recalled(made: Tensor, values: Tensor, candidates: Tensor) -> Tensor:
-    """(B, L) bool: whether the candidate (B, C, O) nearest to a prediction (B, L, O) is the one nearest to its
-    value."""
+    """(B, L) bool: whether the candidate (B, C, O) nearest to a prediction (B, L, O) is the one nearest to
+    its value."""
     said, right = (torch.cdist(x.double(), candidates.double()).argmin(dim=-1) for x in (made, values))
     return said == right

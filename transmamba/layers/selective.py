@@ -1,7 +1,7 @@
 """A causal Mamba mixer (S6), and the same with a state-space model that selects nothing in its place (S4D).
 
-Parameter names and shapes are those of state-spaces/mamba (arXiv 2312.00752); S4D: arXiv 2206.11893. Shapes: B rows,
-L tokens, D channels, E = expand * D inner channels, N states, R rank of delta.
+Parameter names and shapes are those of state-spaces/mamba (arXiv 2312.00752); S4D: arXiv 2206.11893. Shapes:
+B rows, L tokens, D channels, E = expand * D inner channels, N states, R rank of delta.
 """
 
 from __future__ import annotations

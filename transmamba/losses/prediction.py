@@ -1,4 +1,5 @@
-"""Losses over values that are predicted in context: against what is right, and against what the teacher says."""
+"""Losses over values that are predicted in context: against what is right, and against what the teacher
+says."""
 
 from __future__ import annotations
 
@@ -102,4 +103,6 @@ def _check(loss: str, geometry: Geometry | None) -> None:
     """Raises UserError for a student and a teacher of other things than points."""
     if geometry is not None and "points" not in geometry.streams:
         read = ", ".join(geometry.streams) or "classes"
-        raise UserError(f"loss {loss} compares values at points, but student and teacher share {read}; drop it")
+        raise UserError(
+            f"loss {loss} compares values at points, but student and teacher share {read}; drop it"
+        )

@@ -177,7 +177,8 @@ def _by_layer(name: str, layers: Sequence[int], x: Array, values: Array) -> Mark
 
 
 def matrix(shown: Matrix, name: str) -> Markup:
-    """A matrix of any numbers, from its lowest (0, where none is below) to its highest; or its rows as lines."""
+    """A matrix of any numbers, from its lowest (0, where none is below) to its highest; or its rows as
+    lines."""
     if shown.lines:
         return _lines(shown, name)
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm

@@ -1,5 +1,5 @@
-"""A network whose neurons are shown as steps of a chain of thought (Li et al., "Dissecting Chain-of-Thought", arXiv
-2305.18869); in arXiv 2402.04248 as CoT-I/O, of which nothing was released."""
+"""A network whose neurons are shown as steps of a chain of thought (Li et al., "Dissecting Chain-of-Thought",
+arXiv 2305.18869); in arXiv 2402.04248 as CoT-I/O, of which nothing was released."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from .prompts import OWN, TASK, Drawn, Function, Prompts, X, below_one
 @FUNCTIONS.register("chain_of_thought")
 @dataclass(frozen=True, kw_only=True)
 class ChainOfThought(Function):
-    """x_1, s_1, y_1, x_2 ... with s = relu(W x), W (h, d) of variance 2 / h, and y = v s, v normal; s is asked at x,
-    and y at s. A token has dimensions of its own for x, s and y, so that each is read and predicted by itself.
+    """x_1, s_1, y_1, x_2 ... with s = relu(W x), W (h, d) of variance 2 / h, and y = v s, v normal; s is
+    asked at x, and y at s. A token has dimensions of its own for x, s and y, so that each is read and
+    predicted by itself.
 
     d: dimensions
     points: examples of a prompt

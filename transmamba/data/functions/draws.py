@@ -1,8 +1,8 @@
 """Random numbers of many rows at once, on whatever device, each a function of its coordinates alone.
 
-The number at place j of stream s of a row is `data.hashing.hash64(*keys of the row, s, j)`: no generator, so that
-neither the device nor who makes a batch changes it (but for the last bits of logarithm and cosine), nor how a step
-is divided.
+The number at place j of stream s of a row is `data.hashing.hash64(*keys of the row, s, j)`: no generator, so
+that neither the device nor who makes a batch changes it (but for the last bits of logarithm and cosine), nor
+how a step is divided.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class RowDraws:
         return 1.0 - 2.0 * (self.bits(stream, *shape) < 0)
 
     def below(self, stream: int, bound: Tensor | int, *shape: int) -> Tensor:
-        """(B, *shape) int64, evenly from 0 .. bound - 1; bound below 2^31, a number or one of each row (B,)."""
+        """(B, *shape) int64, evenly from 0 .. bound - 1; bound below 2^31, a number or one of each row
+        (B,)."""
         if isinstance(bound, Tensor):
             bound = bound.reshape(-1, *(1 for _ in shape))
         return _shifted(_shifted(self.bits(stream, *shape), 32) * bound, 32)
@@ -88,7 +89,9 @@ class RowDraws:
         """(B, count) int64: different numbers of 0 .. bound - 1, bound (B,), at most `most`."""
         scores = _shifted(self.bits(stream, most), 1)
         places = torch.arange(most, device=scores.device)
-        return torch.where(places < bound[:, None], scores, torch.iinfo(torch.int64).max).argsort(1)[:, :count]
+        return torch.where(places < bound[:, None], scores, torch.iinfo(torch.int64).max).argsort(1)[
+            :, :count
+        ]
 
 
 def _uniform(bits: Tensor) -> Tensor:

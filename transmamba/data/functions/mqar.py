@@ -18,14 +18,15 @@ from .prompts import OWN, Drawn, Function, Prompts, X, above, below_one
 @FUNCTIONS.register("mqar")
 @dataclass(frozen=True, kw_only=True)
 class MQAR(Function):
-    """Keys and their values in turn, then some of the keys again, in another order, at each of which its value is
-    asked; all evenly from the sphere of radius sqrt(d). An answer is the nearest of the prompt's values.
+    """Keys and their values in turn, then some of the keys again, in another order, at each of which its
+    value is asked; all evenly from the sphere of radius sqrt(d). An answer is the nearest of the prompt's
+    values.
 
     d: dimensions
     pairs: keys with a value
     queries: keys that come again
-    as_released: a query is drawn from the keys and one more, a new vector, whose value is that of the key with the
-        largest inner product, as in the paper's released code, which has 64 pairs and one query
+    as_released: a query is drawn from the keys and one more, a new vector, whose value is that of the key
+        with the largest inner product, as in the paper's released code, which has 64 pairs and one query
     """
 
     recalled: ClassVar[bool] = True
@@ -72,5 +73,8 @@ class MQAR(Function):
         nothing = both.new_zeros(len(both), 2 * self.pairs, self.d)
         at = self.asks(drawn)[..., None].expand(-1, -1, self.d)
         return Prompts(
-            torch.cat([both[:, : 2 * self.pairs], asked], dim=1), torch.cat([nothing, answers], dim=1), at, values
+            torch.cat([both[:, : 2 * self.pairs], asked], dim=1),
+            torch.cat([nothing, answers], dim=1),
+            at,
+            values,
         )

@@ -37,16 +37,16 @@ class _Outliers(Linear):
 @FUNCTIONS.register("orthogonal_outlier")
 @dataclass(frozen=True, kw_only=True)
 class OrthogonalOutlier(_Outliers):
-    """Linear, but each example is likely to be an outlier, whose x and y are both vectors a u + b v, orthogonal to
-    w.
+    """Linear, but each example is likely to be an outlier, whose x and y are both vectors a u + b v,
+    orthogonal to w.
 
     d: dimensions
     points: examples of a prompt
     noise: standard deviation of what is added to y
     share: how likely an outlier is
-    as_released: as the paper's released code makes them: orthogonal to a w of their own (another for x than for
-        y), one outlier for all of a prompt, and its factors divided by a² + b² in the place of its root, b by that
-        of the a that was divided already
+    as_released: as the paper's released code makes them: orthogonal to a w of their own (another for x than
+        for y), one outlier for all of a prompt, and its factors divided by a² + b² in the place of its root,
+        b by that of the a that was divided already
     """
 
     points: int = 101

@@ -27,8 +27,8 @@ class Prompts:
     points:     (B, L, d) float32
     values:     (B, L, O) float32, what is to be predicted at each token
     asked:      (B, L, O) bool, of what there is a value
-    candidates: (B, C, O), the values among which the nearest to a prediction is its answer; None where answers
-        are numbers, or signs
+    candidates: (B, C, O), the values among which the nearest to a prediction is its answer; None where
+        answers are numbers, or signs
     """
 
     points: Tensor
@@ -83,7 +83,8 @@ class Function:
 
     @property
     def examples(self) -> int:
-        """Places of a prompt, whose errors are told apart, and which a curriculum may leave out from the end."""
+        """Places of a prompt, whose errors are told apart, and which a curriculum may leave out from the
+        end."""
         raise NotImplementedError
 
     @property
@@ -105,8 +106,8 @@ class Function:
 
 @dataclass(frozen=True, kw_only=True)
 class Examples(Function):
-    """A function whose prompt is x_1, y_1, x_2, y_2 ...: each token a point of R^d, y in its first dimension and
-    zeros in the others; y is asked at its x (Garg et al., arXiv 2208.01066).
+    """A function whose prompt is x_1, y_1, x_2, y_2 ...: each token a point of R^d, y in its first dimension
+    and zeros in the others; y is asked at its x (Garg et al., arXiv 2208.01066).
 
     d: dimensions
     points: examples of a prompt
@@ -177,7 +178,9 @@ def asked_where(prompts: Prompts, tokens: Tensor) -> Prompts:
 
 def below_one(part: Function, *names: str) -> list[str]:
     return [
-        f"{name} is {getattr(part, name)}; write a number of at least 1" for name in names if getattr(part, name) < 1
+        f"{name} is {getattr(part, name)}; write a number of at least 1"
+        for name in names
+        if getattr(part, name) < 1
     ]
 
 
@@ -185,5 +188,3 @@ def above(part: Function, name: str, most: str) -> list[str]:
     """What is wrong with an option that may not be above another."""
     value, limit = getattr(part, name), getattr(part, most)
     return [f"{name} is {value}, above {most}, {limit}; write {limit} at most"] if value > limit else []
-
-

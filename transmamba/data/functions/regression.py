@@ -102,7 +102,8 @@ class TwoLayerNetwork(Examples):
 @FUNCTIONS.register("decision_tree")
 @dataclass(frozen=True, kw_only=True)
 class DecisionTree(Examples):
-    """A full binary tree: each inner node asks whether a dimension of its own is above 0, each leaf is normal.
+    """A full binary tree: each inner node asks whether a dimension of its own is above 0, each leaf is
+    normal.
 
     d: dimensions
     points: examples of a prompt

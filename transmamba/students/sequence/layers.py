@@ -20,6 +20,8 @@ from ...layers.selective import S4DMixer, SelectiveMixer
 from ...views.sublayers import attend
 from ..hybrid_lm.mixer import HybridMixer
 
+# how a Mamba-2 layer begins
+Mixers = Literal["attention", "mamba2", "random"]
 PLAIN = Want()
 NO_CONTEXT = Context()
 EPS = 1e-5
@@ -52,7 +54,18 @@ class SequenceShape:
     dropout: float
 
     def __post_init__(self) -> None:
-        sizes = ("inputs", "outputs", "length", "width", "heads", "mlp_width", "expand", "state", "groups", "head_size")
+        sizes = (
+            "inputs",
+            "outputs",
+            "length",
+            "width",
+            "heads",
+            "mlp_width",
+            "expand",
+            "state",
+            "groups",
+            "head_size",
+        )
         problems = [
             f"{n} is {getattr(self, n)}; write a number of at least 1" for n in sizes if getattr(self, n) < 1
         ]
@@ -63,12 +76,11 @@ class SequenceShape:
             inner = self.expand * self.width
             if inner % self.head_size:
                 problems.append(
-                    f"head_size is {self.head_size}, of which {self.expand} times the width, {inner}, is no multiple"
+                    f"head_size is {self.head_size}, of which expand * width, {inner}, is no multiple"
                 )
             elif inner // self.head_size % self.groups:
-                problems.append(
-                    f"groups is {self.groups}, of which the {inner // self.head_size} heads of Mamba-2 are no multiple"
-                )
+                heads = inner // self.head_size
+                problems.append(f"groups is {self.groups}, of which mamba2's {heads} heads are no multiple")
         refuse_all(problems)
 
     def written(self) -> dict[str, Any]:
@@ -86,7 +98,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Mixed:
         q, k, v = (
-            self.get_submodule(f"{name}_proj")(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in "qkv"
+            self.get_submodule(f"{name}_proj")(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for name in "qkv"
         )
         mixed = attend(q, k, v, None, causal=True).transpose(1, 2).flatten(2)
         return Mixed(self.get_submodule("o_proj")(mixed))
@@ -107,9 +120,9 @@ class Mlp(nn.Module):
 
 
 class Mamba2(HybridMixer):
-    """As Mamba-2's own code draws it; `neutral_` is how it begins after attention."""
+    """As Mamba-2's own code draws it, or `after_attention` as hybrid_lm's begins."""
 
-    def __init__(self, shape: SequenceShape) -> None:
+    def __init__(self, shape: SequenceShape, after_attention: bool) -> None:
         config = SimpleNamespace(
             hidden_size=shape.width,
             num_attention_heads=shape.heads,
@@ -123,13 +136,14 @@ class Mamba2(HybridMixer):
             mamba_conv_bias=True,
         )
         super().__init__(config, half_life=8.0, tap=0.1)
-        self.drawn_()
+        if not after_attention:
+            self.drawn_()
 
     def forward(self, x: Tensor, context: Context = NO_CONTEXT, by_head: bool = False) -> Mixed:
         return super().forward(x, context, by_head)
 
 
-def made_of(letter: str, shape: SequenceShape) -> nn.Module:
+def made_of(letter: str, shape: SequenceShape, after_attention: bool) -> nn.Module:
     if letter == "A":
         return Attention(shape)
     if letter == "F":
@@ -139,18 +153,18 @@ def made_of(letter: str, shape: SequenceShape) -> nn.Module:
             shape.width, expand=shape.expand, d_state=shape.state, d_conv=shape.conv, dropout=shape.dropout
         )
     if shape.mixer == "mamba2":
-        return Mamba2(shape)
+        return Mamba2(shape, after_attention)
     return SelectiveMixer(shape.width, expand=shape.expand, d_state=shape.state, d_conv=shape.conv)
 
 
 class SequenceLayer(nn.Module):
     """x + mixer(norm(x))"""
 
-    def __init__(self, letter: str, shape: SequenceShape) -> None:
+    def __init__(self, letter: str, shape: SequenceShape, after_attention: bool = False) -> None:
         super().__init__()
         self.letter = letter
         self.norm = nn.LayerNorm(shape.width, eps=EPS)
-        self.mixer = made_of(letter, shape)
+        self.mixer = made_of(letter, shape, after_attention)
 
     def forward(self, x: Tensor, want: Want = PLAIN) -> tuple[Tensor, Mixed]:
         """The stream (B, L, D) behind the layer, or what its mixer alone adds, and the mixer's record."""
@@ -159,8 +173,8 @@ class SequenceLayer(nn.Module):
 
     @torch.no_grad()
     def begin_(self, layers: int) -> None:
-        """GPT-2's: matrices of deviation 0.02, what writes to the stream over the root of the number of layers;
-        Mamba's own, but for its output projection, which is scaled alike."""
+        """GPT-2's: matrices of deviation 0.02, what writes to the stream over the root of the number of
+        layers; Mamba's own, but for its output projection, which is scaled alike."""
         root = layers**-0.5
         if self.letter in "AF":
             for linear in self.mixer.children():

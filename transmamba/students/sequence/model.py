@@ -20,24 +20,33 @@ from ...core.output import Branches, Capture, Captures, Context, Logits, Output,
 from ...core.points import PointShape
 from ...errors import UserError
 from ...layers.mixed import Mixed, Want, kept
-from ...subcloning.plan import Dropped, Take, depth_map
-from ...views.view import View
+from ...subcloning.plan import Dropped, Take
+from ...views.view import Tower, View
+from ..hybrid_lm.start import Walk
 from .layers import EPS, SequenceLayer, SequenceShape
+from .plan import behind, plan
+from .start import calibrate
 
 NOTHING = Capture()
 ALONE = Want(alone=True)
 
 
 class SequenceModel(nn.Module):
-    """Reads `points` (B, L, d); its stream is `points`, its logits are the values that it predicts, (B, L, O)."""
+    """Reads `points` (B, L, d); its stream is `points`, its logits are the values that it predicts,
+    (B, L, O).
 
-    def __init__(self, shape: SequenceShape) -> None:
+    mixers: how Mamba-2 layers begin, see `names.Sequence`
+    """
+
+    def __init__(self, shape: SequenceShape, mixers: Mixers = "mamba2") -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.mixers = shape, mixers
         self.layout = layout.Sequence()
         self.read_in = nn.Linear(shape.inputs, shape.width)
         self.positions = nn.Parameter(torch.empty(shape.positions, shape.width)) if shape.positions else None
-        self.layers = nn.ModuleList(SequenceLayer(letter, shape) for letter in shape.pattern)
+        self.layers = nn.ModuleList(
+            SequenceLayer(letter, shape, mixers == "attention") for letter in shape.pattern
+        )
         self.norm = nn.LayerNorm(shape.width, eps=EPS)
         self.read_out = nn.Linear(shape.width, shape.outputs)
         self.grad_checkpointing = False
@@ -81,20 +90,9 @@ class SequenceModel(nn.Module):
     def parts(self) -> dict[str, int]:
         return {}
 
-    def behind(self, kinds: Sequence[str]) -> dict[int, int]:
-        """Student layer -> the teacher's sublayer that it comes after: its attention and Mamba layers after
-        attention, its MLPs after MLPs, spread over the teacher's depth."""
-        found = {}
-        for letters, kind in (("AMS", "attention"), ("F", "mlp")):
-            mine = [k for k, letter in enumerate(self.shape.pattern) if letter in letters]
-            theirs = [s for s, each in enumerate(kinds) if each == kind]
-            if theirs:
-                found |= {k: theirs[t] for k, t in zip(mine, depth_map(len(mine), len(theirs)), strict=True)}
-        return dict(sorted(found.items()))
-
     def sources(self, kinds: Sequence[str]) -> dict[int, int]:
         """Of the layers alone that scan."""
-        return {k: s for k, s in self.behind(kinds).items() if self.shape.pattern[k] in "MS"}
+        return {k: s for k, s in behind(self.shape.pattern, kinds).items() if self.shape.pattern[k] in "MS"}
 
     def mixer(
         self, k: int, hidden: Tensor, context: Context, capture: Capture
@@ -125,7 +123,9 @@ class SequenceModel(nn.Module):
         if self.positions is None:
             return x
         if x.shape[1] > len(self.positions):
-            raise UserError(f"a sequence has {x.shape[1]} points; this model has {len(self.positions)} positions")
+            raise UserError(
+                f"a sequence has {x.shape[1]} points; this model has {len(self.positions)} positions"
+            )
         return x + self.positions[: x.shape[1]]
 
     def _head(self, hidden: Tensor) -> Tensor:
@@ -143,10 +143,24 @@ class SequenceModel(nn.Module):
         return logits()
 
     def plan(self, view: View, select: Mapping[str, Any] | None = None) -> Iterator[Take | Dropped]:
-        """What takes which tensor of a teacher of points. Raises UserError for one of another shape."""
-        from .plan import plan
-
+        """What takes which tensor of a teacher of points. Raises UserError for one of other sizes."""
         return plan(self, view)
+
+    def calibrate_(
+        self,
+        walk: Walk,
+        kinds: Sequence[str],
+        prompts: Sequence[Mapping[str, Tensor]],
+        layers: int,
+        kept: Tensor,
+    ) -> None:
+        """What `plan` cannot say of a start like attention, see `start.calibrate`."""
+        if self.mixers == "attention":
+            calibrate(self, walk, kinds, prompts, layers)
+
+    def narrower(self, theirs: Tower) -> bool:
+        """Never: no channels are chosen."""
+        return False
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         scans, kept_, mlps = (self._named(letters) for letters in ("MS", "A", "F"))
@@ -156,7 +170,7 @@ class SequenceModel(nn.Module):
             "mlp": lambda name: name.startswith(mlps),
             "embedding": lambda name: name.startswith(("read_in.", "positions")),
             "head": lambda name: name.startswith("read_out."),
-            "norms": lambda name: ".norm." in name and ".mixer." not in name or name.startswith("norm."),
+            "norms": lambda name: (".norm." in name and ".mixer." not in name) or name.startswith("norm."),
         }
 
     def _named(self, letters: str) -> tuple[str, ...]:
