@@ -23,7 +23,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take
 from ...views.view import Tower, View
 from ..hybrid_lm.start import Walk
-from .layers import EPS, SequenceLayer, SequenceShape
+from .layers import EPS, Mixers, SequenceLayer, SequenceShape
 from .plan import behind, plan
 from .start import calibrate
 
