@@ -18,7 +18,7 @@ from transmamba.core.tower import StudentSpec
 from transmamba.distillation.distiller import Distiller
 from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError
-from transmamba.losses.prediction import TeacherPrediction
+from transmamba.losses.teacher_prediction import TeacherPrediction
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 from transmamba.students.sequence.names import Sequence

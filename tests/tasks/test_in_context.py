@@ -20,6 +20,7 @@ from transmamba.core.output import Logits
 from transmamba.core.points import PointShape, per_token
 from transmamba.core.task import Pass, Steps, Task
 from transmamba.core.tower import StudentSpec
+from transmamba.data.functions.chain import ChainOfThought
 from transmamba.data.functions.mqar import MQAR
 from transmamba.data.functions.numbered import Curriculum, Ramp
 from transmamba.data.functions.outliers import ManyOutlier
@@ -283,6 +284,24 @@ def test_a_perfect_model_recalls_all_and_one_that_says_nothing_by_chance() -> No
     assert perfect.metrics["accuracy"] == 100 and perfect.metrics["error"] == 0
     chance = measured(task, lambda batch: torch.randn(batch.targets["values"].shape))
     assert 8 < chance.metrics["accuracy"] < 17
+
+
+def test_a_chain_of_thought_is_rolled_out_with_the_model_s_own_steps() -> None:
+    """Of a model that says each step too large by a half, and at s twice the sum of what it reads there."""
+    function = ChainOfThought(d=3, points=4, hidden=2)
+    task = task_of(function)
+
+    def says(batch: Batch) -> Tensor:
+        made = torch.zeros_like(batch.targets["values"])
+        made[:, ::3] = 1.5 * batch.targets["values"][:, ::3]
+        made[:, 1::3, 2] = 2 * batch.inputs["points"][:, 1::3, 3:5].sum(dim=-1)
+        return made
+
+    batch, found = task.test_batch(0, np.arange(12)), measured(task, says)
+    s, y = batch.inputs["points"][:, -2, 3:5], batch.targets["values"][:, -2, 2]
+    wanted = (2 * (1.5 * s).sum(dim=-1) - y).square().mean()
+    assert found.metrics["rolled_error"] == pytest.approx(float(wanted), rel=1e-5)
+    assert found.metrics.keys() == {metric.key for metric in task.metrics}
 
 
 def test_it_is_a_task_with_one_split() -> None:

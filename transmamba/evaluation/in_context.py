@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,13 @@ from ..core.points import mean_of_asked
 from ..core.task import Matrix, Metric, Outcome, Pass, Runner, Sample
 from ..data.functions.prompts import Function
 from ..errors import UserError
+from .baselines import ZERO, has_baselines
 from .once import once
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+# what is lost at a prompt's last value where the steps before it are the model's own
+ROLLED = "rolled_error"
 
 
 @dataclass
@@ -37,6 +40,7 @@ class InContextEvaluator:
 
     read:   this process's batches: `points`, `values`, `asked` and, where answers are recalled, `candidates`
     prefix: of its metrics' keys, where a run has several functions
+    beside: the errors (N, places) of the baselines on the first N prompts, and of what says 0 (`zero`)
     """
 
     split: str
@@ -44,7 +48,12 @@ class InContextEvaluator:
     read: Callable[[Pass], Iterator[Batch]]
     prefix: str = ""
     baselines: Sequence[str] = ()
-    baseline_prompts: int = 64
+    beside: Callable[[], Mapping[str, Floats]] | None = None
+
+    @property
+    def compared(self) -> Sequence[str]:
+        """The baselines that predict this function."""
+        return self.baselines if has_baselines(self.function) else ()
 
     @property
     def counted(self) -> bool:
@@ -66,6 +75,15 @@ class InContextEvaluator:
                 Metric(key="last_accuracy", label="accuracy %, last tenth"),
                 *found,
             ]
+        if self.function.steps > 1:
+            words = f"{error} of the last value, from the model's own steps"
+            found.append(Metric(key=ROLLED, label=words, form="{:.4f}", better="down"))
+        if self.compared:
+            relative = f"ICL regression score ({self.compared[0]} 1, zero 0)"
+            found.append(Metric(key="score", label=relative, form="{:.3f}"))
+        for name in self.compared:
+            words = f"{error} of {name}"
+            found.append(Metric(key=f"{name}_error", label=words, form="{:.4f}", better="down"))
         return tuple(
             Metric(
                 key=f"{self.prefix}{each.key}",
@@ -92,6 +110,11 @@ class InContextEvaluator:
             kept = tally.sums.setdefault(name, {})
             for what, scores in self._scores(made, targets).items():
                 kept.setdefault(what, []).append(self._by_place(scores))
+            if (points := self.function.rolled(batch.inputs["points"], made)) is not None:
+                again = runner.logits(replace(batch, inputs={"points": points}))().float().cpu()
+                end = self.function.shape.length - 1  # of its last example, whose last step is asked before
+                lost = self._scores(again, targets)["error"][:, end - 1 : end]
+                kept.setdefault(ROLLED, []).append(lost.numpy())
 
     def _scores(self, made: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By metric, (B, L) of each token, 0 where nothing is asked."""
@@ -131,6 +154,9 @@ class InContextEvaluator:
     def _outcome(self, name: str, index: Ints, asked: Floats, sums: Mapping[str, Floats]) -> Outcome:
         last = slice(-max(1, self.function.examples // 10), None)
         metrics, items, lines = {}, {}, {}
+        if ROLLED in sums:
+            metrics[f"{self.prefix}{ROLLED}"] = float(sums[ROLLED].mean())
+            sums = {what: each for what, each in sums.items() if what != ROLLED}
         for what, each in sums.items():
             metrics[f"{self.prefix}{what}"] = float(each.sum() / asked.sum())
             at_last = asked[:, last].sum()
@@ -139,15 +165,34 @@ class InContextEvaluator:
             )
             items[f"{self.prefix}{what}"] = each.sum(axis=1) * (len(each) / asked.sum())
             lines[what] = each.sum(axis=0) / np.maximum(asked.sum(axis=0), 1)
-        return Outcome(metrics, items, index, exhibits=self._exhibits(name, lines), answers=lines)
+        others: dict[str, Floats] = {}
+        if self.compared and self.beside is not None:
+            found = dict(self.beside())
+            metrics |= self._relative(asked, sums["error"], found)
+            shown = np.maximum(asked[: len(found[ZERO])].sum(axis=0), 1)
+            others = {each: errors.sum(axis=0) / shown for each, errors in found.items() if each != ZERO}
+        return Outcome(metrics, items, index, exhibits=self._exhibits(name, lines, others), answers=lines)
 
-    def _exhibits(self, name: str, lines: Mapping[str, Floats]) -> tuple[Matrix, ...]:
+    def _relative(self, asked: Floats, errors: Floats, found: Mapping[str, Floats]) -> dict[str, float]:
+        """The baselines' own errors, and the ICL regression score (arXiv 2411.03945): how much of the error
+        of what says 0 a model saves, relative to what the first baseline saves, on the prompts that it has
+        seen."""
+        first = slice(len(found[ZERO]))
+        each = {name: float(lost.sum() / asked[first].sum()) for name, lost in found.items()}
+        mine, zero = float(errors[first].sum() / asked[first].sum()), each.pop(ZERO)
+        saved = each[self.compared[0]] - zero
+        score = {f"{self.prefix}score": (mine - zero) / saved if saved else float("nan")}
+        return score | {f"{self.prefix}{name}_error": lost for name, lost in each.items()}
+
+    def _exhibits(
+        self, name: str, lines: Mapping[str, Floats], others: Mapping[str, Floats]
+    ) -> tuple[Matrix, ...]:
         columns = [str(place + 1) for place in range(self.function.examples)]
         return tuple(
             Matrix(
                 f"{self.function.name}: {what} by example" + (", %" if what == "accuracy" else ""),
-                line[None],
-                [name],
+                np.stack([line, *(others.values() if what == "error" else ())]),
+                [name, *(others if what == "error" else ())],
                 columns,
                 column_label="example",
                 lines=True,

@@ -6,7 +6,7 @@ evaluation never have a row in common.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
@@ -61,7 +61,7 @@ class InContextConfig:
     baseline_prompts: int = 64
 
     def __post_init__(self) -> None:
-        from ..evaluation.baselines import names_problems
+        from ..evaluation.baselines import baseline_problems
 
         sizes = [name for name in ("prompts", "baseline_prompts") if getattr(self, name) < 1]
         problems = [f"{name} is {getattr(self, name)}; write a number of at least 1" for name in sizes]
@@ -70,7 +70,7 @@ class InContextConfig:
         problems += [f"mixed has {name} twice; write each function once" for name in twice]
         if self.curriculum is not None:
             problems += self.curriculum.problems(self.functions)
-        refuse_all([*problems, *names_problems(self.baselines)])
+        refuse_all([*problems, *baseline_problems(self.baselines, self.functions)])
 
     @property
     def functions(self) -> tuple[Function, ...]:
@@ -96,6 +96,7 @@ class InContext:
         self.config, self.preprocessing = config, preprocessing
         self.rows = NumberedRows(config.functions)
         self.points = self.rows.points
+        self._baselines: dict[int, Mapping[str, npt.NDArray[np.float64]]] = {}
         if isinstance(preprocessing, PointShape):
             self._check_fits(preprocessing, "the model")
 
@@ -193,10 +194,20 @@ class InContext:
                 partial(self.test_batches, number),
                 prefix=f"{function.name}_" if len(self.rows.functions) > 1 else "",
                 baselines=self.config.baselines,
-                baseline_prompts=self.config.baseline_prompts,
+                beside=partial(self._beside, number),
             )
             for number, function in enumerate(self.rows.functions)
         )
+
+    def _beside(self, number: int) -> Mapping[str, npt.NDArray[np.float64]]:
+        """What the baselines miss on the first prompts of a function, found once."""
+        from ..evaluation.baselines import baseline_errors
+
+        if number not in self._baselines:
+            prompts = np.arange(min(self.config.prompts, self.config.baseline_prompts))
+            batch, function = self.test_batch(number, prompts), self.rows.functions[number]
+            self._baselines[number] = baseline_errors(self.config.baselines, function, batch)
+        return self._baselines[number]
 
     def look_through(self) -> Iterator[str]:
         """Nothing: prompts are drawn."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class ChainOfThought(Function):
     points: examples of a prompt
     hidden: h, neurons
     """
+
+    steps: ClassVar[int] = 2
 
     d: int = 10
     points: int = 101
@@ -52,6 +55,13 @@ class ChainOfThought(Function):
     def asks(self, drawn: Drawn) -> Tensor:
         at = torch.arange(3 * self.points, device=drawn.dims.device) % 3 < 2
         return at.expand(len(drawn.dims), -1)
+
+    def rolled(self, points: Tensor, made: Tensor) -> Tensor:
+        """With s of the last example as the model said it."""
+        last = 3 * (self.points - 1)
+        points = points.clone()
+        points[:, last + 1, self.d : self.d + self.hidden] = made[:, last, : self.hidden]
+        return points
 
     def make(self, drawn: Drawn) -> Prompts:
         h = self.hidden

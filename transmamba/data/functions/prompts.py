@@ -61,11 +61,13 @@ class Function:
 
     signs:    whether values are 1 or -1, learnt by the logistic loss, and counted right or wrong
     recalled: whether a prediction's answer is the nearest of the prompt's candidates
+    steps:    predictions that lead to the value of an example
     """
 
     name: ClassVar[str]
     signs: ClassVar[bool] = False
     recalled: ClassVar[bool] = False
+    steps: ClassVar[int] = 1
 
     @property
     def shape(self) -> PointShape:
@@ -102,6 +104,11 @@ class Function:
 
     def make(self, drawn: Drawn) -> Prompts:
         raise NotImplementedError
+
+    def rolled(self, points: Tensor, made: Tensor) -> Tensor | None:
+        """Prompts (B, L, d) whose last example goes on from what a model said of them (B, L, O); None for a
+        function whose examples have one step."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
