@@ -267,6 +267,11 @@ def test_metrics_are_those_of_a_loop(name: str) -> None:
         (line,) = [m.values[0] for m in found.exhibits if f": {what} by example" in m.title]
         assert line == pytest.approx([np.mean(x) if x else 0 for x in each], rel=1e-5)
         assert found.items[what].mean() == pytest.approx(found.metrics[what])
+    missed = {
+        "mqar": 100 - found.metrics.get("accuracy", 0),
+        "sparse_parity": 100 - found.metrics.get("last_accuracy", 0),
+    }
+    assert found.metrics["missed"] == pytest.approx(missed.get(name, 100 * found.metrics["last_error"]))
 
 
 @pytest.mark.parametrize("world", [1, 2])

@@ -63,8 +63,8 @@ def preprocessing(model: nn.Module) -> Any:
 
 _SNIPPET = """import transmamba
 
-model = transmamba.load_student("FOLDER").eval()  # reads points (B, L, {width}), says values (B, L,
-{outputs})
+# reads points (B, L, {width}), says values (B, L, {outputs})
+model = transmamba.load_student("FOLDER").eval()
 """
 
 

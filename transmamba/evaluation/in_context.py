@@ -75,6 +75,8 @@ class InContextEvaluator:
                 Metric(key="last_accuracy", label="accuracy %, last tenth"),
                 *found,
             ]
+        missed = "100 of what says 0" if not self.counted else "answers that are wrong"
+        found.append(Metric(key="missed", label=f"missed % ({missed})", better="down"))
         if self.function.steps > 1:
             words = f"{error} of the last value, from the model's own steps"
             found.append(Metric(key=ROLLED, label=words, form="{:.4f}", better="down"))
@@ -165,6 +167,7 @@ class InContextEvaluator:
             )
             items[f"{self.prefix}{what}"] = each.sum(axis=1) * (len(each) / asked.sum())
             lines[what] = each.sum(axis=0) / np.maximum(asked.sum(axis=0), 1)
+        metrics[f"{self.prefix}missed"] = self._missed(metrics)
         others: dict[str, Floats] = {}
         if self.compared and self.beside is not None:
             found = dict(self.beside())
@@ -172,6 +175,15 @@ class InContextEvaluator:
             shown = np.maximum(asked[: len(found[ZERO])].sum(axis=0), 1)
             others = {each: errors.sum(axis=0) / shown for each, errors in found.items() if each != ZERO}
         return Outcome(metrics, items, index, exhibits=self._exhibits(name, lines, others), answers=lines)
+
+    def _missed(self, metrics: Mapping[str, float]) -> float:
+        """One number for functions of every kind, in percent: wrong answers, or the error relative to that of
+        what says 0; in the last tenth, but where every answer was shown already."""
+        if self.function.recalled:
+            return 100 - metrics[f"{self.prefix}accuracy"]
+        if self.function.signs:
+            return 100 - metrics[f"{self.prefix}last_accuracy"]
+        return 100 * metrics[f"{self.prefix}last_error"]
 
     def _relative(self, asked: Floats, errors: Floats, found: Mapping[str, Floats]) -> dict[str, float]:
         """The baselines' own errors, and the ICL regression score (arXiv 2411.03945): how much of the error
