@@ -117,7 +117,7 @@ def baseline_problems(names: Sequence[str], functions: Sequence[Function]) -> li
 
 def has_baselines(function: Function) -> bool:
     """Whether its prompts are examples of real values."""
-    return isinstance(function, Examples) and not function.signs
+    return isinstance(function, Examples) and not function.signs and function.steps == 1
 
 
 def baseline_errors(names: Sequence[str], function: Function, batch: Batch) -> dict[str, Floats]:

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from ...config.registry import FUNCTIONS
 from ...core.points import PointShape
-from ...errors import refuse_all
-from .prompts import OWN, TASK, Drawn, Function, Prompts, X, below_one
+from .prompts import OWN, TASK, Drawn, Examples, Prompts, below_one
 
 
 @FUNCTIONS.register("chain_of_thought")
 @dataclass(frozen=True, kw_only=True)
-class ChainOfThought(Function):
+class ChainOfThought(Examples):
     """x_1, s_1, y_1, x_2 ... with s = relu(W x), W (h, d) of variance 2 / h, and y = v s, v normal; s is
     asked at x, and y at s. A token has dimensions of its own for x, s and y, so that each is read and
     predicted by itself.
@@ -34,20 +33,13 @@ class ChainOfThought(Function):
     points: int = 101
     hidden: int = 8
 
-    def __post_init__(self) -> None:
-        refuse_all(below_one(self, "d", "points", "hidden"))
+    def problems(self) -> list[str]:
+        return below_one(self, "hidden")
 
     @property
     def shape(self) -> PointShape:
-        return PointShape(width=self.d + self.hidden + 1, outputs=self.hidden + 1, length=3 * self.points)
-
-    @property
-    def dims(self) -> int:
-        return self.d
-
-    @property
-    def examples(self) -> int:
-        return self.points
+        outputs = self.hidden + 1
+        return PointShape(width=self.d + outputs, outputs=outputs, length=3 * self.points)
 
     def places(self) -> Sequence[int]:
         return [token // 3 for token in range(3 * self.points)]
@@ -65,8 +57,7 @@ class ChainOfThought(Function):
 
     def make(self, drawn: Drawn) -> Prompts:
         h = self.hidden
-        x = drawn.rows.normal(X, self.points, self.d)
-        x = torch.where(drawn.alive(self.d)[:, None], x, 0)
+        x = self.inputs(drawn)
         W = (2 / h) ** 0.5 * drawn.rows.normal(TASK, h, self.d)
         s = torch.einsum("bnd,bhd->bnh", x, W).relu()
         y = torch.einsum("bnh,bh->bn", s, drawn.rows.normal(OWN, h))[..., None]
