@@ -214,7 +214,7 @@ SMALL: dict[str, tuple[Function, Slow]] = {
     "sparse_parity_released": (SparseParity(d=4, points=9, as_released=True), sparse_parity),
     "chain_of_thought": (ChainOfThought(d=4, points=4, hidden=3), chain_of_thought),
     "mqar": (MQAR(d=4, pairs=5, queries=3), mqar),
-    "mqar_released": (MQAR(d=4, pairs=2, queries=3 - 1, as_released=True), mqar),
+    "mqar_released": (MQAR(d=4, pairs=5, queries=5, as_released=True), mqar),
 }
 
 
