@@ -1,0 +1,65 @@
+"""The contract of a family, and how a module's is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ...config.registry import FAMILIES
+from ...errors import UserError
+from .inside import Inside
+from .mixer import Mixer
+
+
+@dataclass(frozen=True)
+class Family:
+    """Mixers of some classes.
+
+    classes: full names of the classes; a subclass counts unless it has a forward of its own
+    """
+
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    on: ClassVar[str] = "mixer"
+
+    def describe(self, module: Any) -> Mixer:
+        """A mixer's sizes and places."""
+        raise NotImplementedError
+
+    def run(self, module: Any, inside: Inside, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward, with what is inside added; of its weights as they are at this moment."""
+        raise NotImplementedError
+
+
+def path_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def family_of(module: nn.Module) -> Family | None:
+    """None for a module of no family, and for a subclass with a forward of its own."""
+    known = _by_class()
+    for kind in type(module).__mro__:
+        if path_of(kind) in known:
+            return known[path_of(kind)]
+        if "forward" in vars(kind):
+            return None
+    return None
+
+
+def _by_class() -> dict[str, Family]:
+    families: Iterable[Any] = (FAMILIES[name] for name in FAMILIES)
+    return {path: family() for family in families for path in family.classes}
+
+
+def refuse_packed(kwargs: dict[str, Any]) -> None:
+    """UserError where a call names packed sequences to a mixer that cannot keep them apart."""
+    named = next((name for name in ("seq_idx", "cu_seqlens") if kwargs.get(name) is not None), None)
+    if named is not None:
+        raise UserError(f"{named}: this mixer cannot keep packed sequences apart; leave it out")
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}

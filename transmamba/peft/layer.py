@@ -1,0 +1,213 @@
+"""A mixer, or an embedding, with the adapters that change it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .families.edit import Edit, in_place
+from .families.family import Family
+from .families.inside import Inside
+from .families.mixer import Mixer
+from .methods.method import Method
+
+CONTAINER = "transmamba_adapters"
+Key = tuple[tuple[int, int], ...]
+
+
+class Tensors(nn.Module):
+    """One adapter's tensors for one mixer."""
+
+    def __init__(
+        self, methods: Sequence[Method], mixer: Mixer, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.method_of: dict[str, str] = {}
+        for method in methods:
+            for name, start in method.tensors(mixer).items():
+                tensor = start.make(device, dtype)
+                if start.buffer:
+                    self.register_buffer(name, tensor)
+                else:
+                    self.register_parameter(name, nn.Parameter(tensor))
+                self.method_of[name] = method.name
+
+    def of(self, method: Method) -> dict[str, Tensor]:
+        """A method's, by name."""
+        return {name: getattr(self, name) for name, owner in self.method_of.items() if owner == method.name}
+
+
+class MambaPeftLayer(nn.Module, BaseTunerLayer):
+    """Wraps a whole module, whose own code reads changed weights while it runs; attributes are the module's.
+
+    Without gradients the changed weights are kept between calls, for as long as nothing that they are made of
+    changes: generation does not make them anew at every token. `merge` writes them into the module, and its
+    own are kept until `unmerge`.
+    """
+
+    adapter_layer_names = (CONTAINER,)
+    other_param_names = ("methods",)
+
+    def __init__(self, base_layer: nn.Module, family: Family) -> None:
+        super().__init__()
+        self.base_layer: Any = base_layer
+        self.family = family
+        self.mixer = family.describe(base_layer)
+        self.methods: dict[str, tuple[Method, ...]] = {}
+        self.transmamba_adapters: Any = nn.ModuleDict()
+        self._disable_adapters = False
+        self._active_adapter: str | list[str] = []
+        self.merged_adapters: list[str] = []
+        self._originals: dict[str, nn.Parameter] = {}
+        self._attributes: dict[str, Any] = {}
+        self._kept: tuple[Key, Edit] | None = None
+        self._made_of: list[Tensor] | None = None
+        self.train(base_layer.training)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(self.base_layer, name)
+
+    def update_layer(
+        self, adapter_name: str, methods: Sequence[Method], inference_mode: bool = False
+    ) -> None:
+        """Give the adapter its tensors. Raises UserError for a method that the module cannot take."""
+        device, dtype = self._get_base_layer_device_and_dtype(self.base_layer)
+        tensors = Tensors(methods, self.mixer, device, dtype)
+        if adapter_name in tensors.method_of:
+            raise UserError(f"adapter {adapter_name!r} is called as one of its tensors; give it another name")
+        self.methods[adapter_name] = tuple(methods)
+        self.transmamba_adapters[adapter_name] = tensors
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: Any) -> tuple[torch.device, torch.dtype]:
+        """Of the first parameter; a new tensor is made where the context says, such as on meta."""
+        first = next(base_layer.parameters())
+        return first.device, first.dtype
+
+    # --- forward ---
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self.disable_adapters:
+            if self.merged:
+                self.unmerge()
+            return self.base_layer(*args, **kwargs)
+        if self.merged:
+            return self.base_layer(*args, **kwargs)
+        edit, inside = self._edit(), self._inside()
+        with in_place(self.base_layer, edit.weights, edit.attributes):
+            if inside:
+                return self.family.run(self.base_layer, inside, *args, **kwargs)
+            return self.base_layer(*args, **kwargs)
+
+    def _active(self) -> list[str]:
+        return [name for name in self.active_adapters if name in self.methods]
+
+    def _inside(self) -> Inside:
+        inside = Inside()
+        for name in self._active():
+            for method in self.methods[name]:
+                method.enter(inside, self.mixer, self.transmamba_adapters[name].of(method))
+        return inside
+
+    def _edit(self) -> Edit:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._kept = None
+            return self._edited(self._active())
+        key = self._key()
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, self._edited(self._active()))
+        return self._kept[1]
+
+    def _edited(self, names: Sequence[str], merging: bool = False) -> Edit:
+        edit = Edit(self.base_layer, self.mixer, merging)
+        for name in names:
+            for method in self.methods[name]:
+                method.edit(edit, self.transmamba_adapters[name].of(method))
+        return edit
+
+    def _key(self) -> Key:
+        """Where the tensors that the changed weights are made of lie, and how often each was written."""
+        if self._made_of is None:
+            adapters = [self.transmamba_adapters[name] for name in self._active()]
+            self._made_of = [tensor for part in (self.base_layer, *adapters) for tensor in part.parameters()]
+        return tuple((tensor.data_ptr(), tensor._version) for tensor in self._made_of)
+
+    def _forget(self) -> None:
+        self._kept = self._made_of = None
+
+    def train(self, mode: bool = True) -> MambaPeftLayer:
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._forget()
+        return super()._apply(*args, **kwargs)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        self._forget()
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        self._forget()
+        super().delete_adapter(adapter_name)
+
+    # --- merging ---
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write what the adapters change into the module. Raises UserError where weights cannot hold it."""
+        chosen = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.methods]
+        if not chosen:
+            return
+        for name in chosen:
+            refuse_merge(self.methods[name])
+        edit = self._edited(chosen, merging=True)
+        if safe_merge:
+            for path, weight in edit.weights.items():
+                if not torch.isfinite(weight).all():
+                    raise ValueError(f"{path} of adapter {', '.join(chosen)} is not finite; it is not merged")
+        for path, weight in edit.weights.items():
+            owner, _, name = path.rpartition(".")
+            table: Any = self.base_layer.get_submodule(owner)._parameters
+            self._originals.setdefault(path, table[name])
+            table[name] = nn.Parameter(weight.detach(), requires_grad=False)
+        for name, value in edit.attributes.items():
+            self._attributes.setdefault(name, getattr(self.base_layer, name))
+            setattr(self.base_layer, name, value)
+        self._forget()
+        self.merged_adapters.extend(chosen)
+
+    def unmerge(self) -> None:
+        """The module's own weights again, bit for bit."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        for path, parameter in self._originals.items():
+            owner, _, name = path.rpartition(".")
+            self.base_layer.get_submodule(owner)._parameters[name] = parameter
+        for name, value in self._attributes.items():
+            setattr(self.base_layer, name, value)
+        self._originals, self._attributes = {}, {}
+        self._forget()
+        self.merged_adapters.clear()
+
+
+def refuse_merge(methods: Sequence[Method]) -> None:
+    """UserError where a method is more than changed weights."""
+    stuck = [method.name for method in methods if not method.merges]
+    if stuck:
+        raise UserError(
+            f"{', '.join(stuck)} cannot be merged: no weights of the model say the same; "
+            "keep the adapter beside it, or train one without"
+        )
