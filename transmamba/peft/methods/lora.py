@@ -1,5 +1,5 @@
 """LoRA (https://arxiv.org/abs/2106.09685) on a mixer's projections, and partial LoRA on rows of them: of
-MambaPEFT (https://arxiv.org/abs/2411.03855), section 3. W + scale up down; without dropout, for weights hold it.
+MambaPEFT (https://arxiv.org/abs/2411.03855), section 3. W + scale up down, in the weights: no dropout.
 
 In Mamba-2 x, z, B, C and delta are rows of in_proj; `lora_x_proj` there takes those of B, C and delta, and
 `lora_dt` those of delta, as `lora_d` does.
