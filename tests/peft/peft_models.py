@@ -42,8 +42,9 @@ def bamba(**changes: Any) -> nn.Module:
 
 MODELS = {"mamba": mamba, "mamba2": mamba2, "bamba": bamba}
 LORA = [f"lora_{name}" for name in ("in", "x", "z", "out", "x_proj", "dt", "d", "b", "c", "embed")]
-METHODS = [*LORA, "a", "d", "bias", "conv1d", "bitfit", "state_offset_h", "state_offset_y"]
-MERGED = [name for name in METHODS if not name.startswith("state_offset")]
+INSIDE = ["state_offset_h", "state_offset_y", "parallel_adapter"]
+MERGED = [*LORA, "a", "d", "bias", "conv1d", "bitfit", "additional_scan"]
+METHODS = [*MERGED, *INSIDE]
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -76,7 +77,10 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         except AttributeError:
             if name == "base_layer":
                 raise
-            return getattr(self.base_layer, name)
+            found = getattr(self.base_layer, name)
+        if name in self.family.doors:
+            return functools.partial(self._called, found, getattr(self.family, name))
+        return found
 
     def update_layer(
         self, adapter_name: str, methods: Sequence[Method], inference_mode: bool = False
@@ -98,17 +102,17 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
     # --- forward ---
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if self.disable_adapters:
-            if self.merged:
-                self.unmerge()
-            return self.base_layer(*args, **kwargs)
-        if self.merged:
-            return self.base_layer(*args, **kwargs)
+        return self._called(self.base_layer, self.family.run, *args, **kwargs)
+
+    def _called(self, own: Any, run: Any, *args: Any, **kwargs: Any) -> Any:
+        """The module's own code, with changed weights; its family's where an adapter works inside."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        if self.disable_adapters or self.merged:
+            return own(*args, **kwargs)
         edit, inside = self._edit(), self._inside()
         with in_place(self.base_layer, edit.weights, edit.attributes):
-            if inside:
-                return self.family.run(self.base_layer, inside, *args, **kwargs)
-            return self.base_layer(*args, **kwargs)
+            return run(self.base_layer, inside, *args, **kwargs) if inside else own(*args, **kwargs)
 
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.methods]
@@ -131,9 +135,9 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
 
     def _edited(self, names: Sequence[str], merging: bool = False) -> Edit:
         edit = Edit(self.base_layer, self.mixer, merging)
-        for name in names:
-            for method in self.methods[name]:
-                method.edit(edit, self.transmamba_adapters[name].of(method))
+        pairs = [(name, method) for name in names for method in self.methods[name]]
+        for name, method in sorted(pairs, key=lambda pair: pair[1].late):
+            method.edit(edit, self.transmamba_adapters[name].of(method))
         return edit
 
     def _key(self) -> Key:
@@ -182,9 +186,11 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
             table: Any = self.base_layer.get_submodule(owner)._parameters
             self._originals.setdefault(path, table[name])
             table[name] = nn.Parameter(weight.detach(), requires_grad=False)
-        for name, value in edit.attributes.items():
-            self._attributes.setdefault(name, getattr(self.base_layer, name))
-            setattr(self.base_layer, name, value)
+        for path, value in edit.attributes.items():
+            owner, _, name = path.rpartition(".")
+            module = self.base_layer.get_submodule(owner)
+            self._attributes.setdefault(path, getattr(module, name))
+            setattr(module, name, value)
         self._forget()
         self.merged_adapters.extend(chosen)
 
@@ -196,8 +202,9 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         for path, parameter in self._originals.items():
             owner, _, name = path.rpartition(".")
             self.base_layer.get_submodule(owner)._parameters[name] = parameter
-        for name, value in self._attributes.items():
-            setattr(self.base_layer, name, value)
+        for path, value in self._attributes.items():
+            owner, _, name = path.rpartition(".")
+            setattr(self.base_layer.get_submodule(owner), name, value)
         self._originals, self._attributes = {}, {}
         self._forget()
         self.merged_adapters.clear()

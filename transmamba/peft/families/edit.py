@@ -14,7 +14,7 @@ from .mixer import Mixer, Place
 
 class Edit:
     """weights:    the changed ones, by the parameter's path
-    attributes: numbers of the module that go with them, such as its state size
+    attributes: numbers of the module and of those in it that go with them, by dotted name
     merging:    whether the weights are to hold everything, for good
     """
 
@@ -28,7 +28,7 @@ class Edit:
         return self.weights[path] if path in self.weights else self.module.get_parameter(path)
 
     def attribute(self, name: str) -> Any:
-        return self.attributes.get(name, getattr(self.module, name))
+        return self.attributes[name] if name in self.attributes else getattr(self.module, name)
 
     def add(self, place: Place, delta: Tensor) -> None:
         """Add to a place's rows, in the weight's dtype."""
@@ -56,7 +56,9 @@ def in_place(
     for path, tensor in weights.items():
         owner, _, name = path.rpartition(".")
         swaps.append((module.get_submodule(owner)._parameters, name, tensor))
-    swaps += [(module.__dict__, name, value) for name, value in attributes.items()]
+    for path, value in attributes.items():
+        owner, _, name = path.rpartition(".")
+        swaps.append((module.get_submodule(owner).__dict__, name, value))
     kept = [table[name] for table, name, _ in swaps]
     try:
         for table, name, value in swaps:

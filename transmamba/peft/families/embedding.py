@@ -1,4 +1,4 @@
-"""Embeddings of tokens, which `lora_embed` adapts."""
+"""Embeddings, which `lora_embed` adapts: of tokens, and of patches."""
 
 from __future__ import annotations
 
@@ -13,23 +13,20 @@ from .family import Family, shapes_of
 from .inside import Inside
 from .mixer import Mixer, Place
 
+PLACES = {"embedding": (Place("weight"),)}
 
-@FAMILIES.register("embedding")
+
+@FAMILIES.register("tokens")
 @dataclass(frozen=True)
-class TokenEmbedding(Family):
+class Tokens(Family):
     """A table of which rows are looked up."""
 
     classes: ClassVar[tuple[str, ...]] = ("torch.nn.modules.sparse.Embedding",)
     on: ClassVar[str] = "embedding"
 
     def describe(self, module: Any) -> Mixer:
-        return Mixer(
-            kind="an embedding of tokens",
-            width=module.embedding_dim,
-            places={"embedding": (Place("weight"),)},
-            shapes=shapes_of(module),
-            table=True,
-        )
+        width, shapes = module.embedding_dim, shapes_of(module)
+        return Mixer(kind="an embedding of tokens", width=width, places=PLACES, shapes=shapes, table=True)
 
     def run(self, module: Any, inside: Inside, ids: Tensor, **kwargs: Any) -> Tensor:
         """ids (B, L) -> (B, L, d)."""
@@ -37,3 +34,16 @@ class TokenEmbedding(Family):
         for up, down in inside.looked_up:
             output = output + (F.embedding(ids, up) @ down).to(output.dtype)
         return output
+
+
+@FAMILIES.register("patches")
+@dataclass(frozen=True)
+class Patches(Family):
+    """A convolution that cuts a picture into patches."""
+
+    classes: ClassVar[tuple[str, ...]] = ("torch.nn.modules.conv.Conv2d",)
+    on: ClassVar[str] = "embedding"
+
+    def describe(self, module: Any) -> Mixer:
+        width, shapes = module.out_channels, shapes_of(module)
+        return Mixer(kind="an embedding of patches", width=width, places=PLACES, shapes=shapes)

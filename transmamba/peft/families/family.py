@@ -19,11 +19,13 @@ class Family:
     """Mixers of some classes.
 
     classes: full names of the classes; a subclass counts unless it has a forward of its own
+    doors:   methods of theirs that run the mixer as `forward` does; the family has each, called as `run` is
     """
 
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
     on: ClassVar[str] = "mixer"
+    doors: ClassVar[tuple[str, ...]] = ()
 
     def describe(self, module: Any) -> Mixer:
         """A mixer's sizes and places."""

@@ -43,15 +43,20 @@ class Inside:
 
     def read(self, C: Tensor, suffix: str = "") -> Tensor | None:
         """C_t . h' (B, L, D) of C (B, L, N), which all channels share; None where there is no h'."""
-        offset = self.offsets.get(suffix)
-        return None if offset is None else F.linear(C, offset.to(C.dtype))
+        offset = self._offset(C, suffix)
+        return None if offset is None else F.linear(C, offset)
 
     def read_heads(self, C: Tensor, heads: int, suffix: str = "") -> Tensor | None:
         """C_t . h' (B, L, H, P) of C (B, L, G, N), where head h reads the group h G / H."""
-        offset = self.offsets.get(suffix)
+        offset = self._offset(C, suffix)
         if offset is None:
             return None
         batch, length, groups, states = C.shape
-        by_group = offset.to(C.dtype).view(groups, -1, states)  # (G, H / G * P, N)
+        by_group = offset.view(groups, -1, states)  # (G, H / G * P, N)
         read = (C.transpose(1, 2) @ by_group.mT).transpose(1, 2)
         return read.reshape(batch, length, heads, -1)
+
+    def _offset(self, C: Tensor, suffix: str) -> Tensor | None:
+        """h' for the states of C (..., N): none for those that an additional scan has put before."""
+        offset = self.offsets.get(suffix)
+        return None if offset is None else F.pad(offset.to(C.dtype), (C.shape[-1] - offset.shape[-1], 0))

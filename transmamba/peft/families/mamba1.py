@@ -36,6 +36,7 @@ def places_of(inner: int, rank: int, state: int, suffix: str = "") -> dict[str, 
 @dataclass(frozen=True)
 class Mamba(Family):
     classes: ClassVar[tuple[str, ...]] = ("transformers.models.mamba.modeling_mamba.MambaMixer",)
+    counts_states: ClassVar[str | None] = "ssm_state_size"
 
     def describe(self, module: Any) -> Mixer:
         inner, rank, state = module.intermediate_size, module.time_step_rank, module.ssm_state_size
@@ -59,6 +60,8 @@ class Mamba(Family):
                 "skip": (Place("D"),),
             },
             shapes=shapes,
+            counts_states=self.counts_states,
+            config_key="state_size",
         )
 
     def select(self, module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,12 +107,13 @@ class Mamba(Family):
 @FAMILIES.register("mamba_normed")
 @dataclass(frozen=True)
 class NormedMamba(Mamba):
-    """With norms on delta, B and C."""
+    """With norms on delta, B and C, which new states would change."""
 
     classes: ClassVar[tuple[str, ...]] = (
         "transformers.models.falcon_mamba.modeling_falcon_mamba.FalconMambaMixer",
         "transformers.models.jamba.modeling_jamba.JambaMambaMixer",
     )
+    counts_states: ClassVar[str | None] = None
 
     def select(self, module: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         delta, B, C = super().select(module, x)

@@ -39,6 +39,9 @@ def places_of(inner: int, bc: int) -> dict[str, tuple[Place, ...]]:
     }
 
 
+STATE_KEYS = {"Mamba2Mixer": "state_size", "NemotronHMamba2Mixer": "ssm_state_size"}
+
+
 @FAMILIES.register("mamba2")
 @dataclass(frozen=True)
 class Mamba2(Family):
@@ -49,6 +52,7 @@ class Mamba2(Family):
         "transformers.models.nemotron_h.modeling_nemotron_h.NemotronHMamba2Mixer",
         "transformers.models.zamba2.modeling_zamba2.Zamba2MambaMixer",
     )
+    counts_states: ClassVar[str | None] = "ssm_state_size"
 
     def describe(self, module: Any) -> Mixer:
         shapes, bc = shapes_of(module), module.n_groups * module.ssm_state_size
@@ -64,6 +68,8 @@ class Mamba2(Family):
             taps=module.conv_kernel_size,
             places=places | {"biases": tuple(found)},
             shapes=shapes,
+            counts_states=self.counts_states,
+            config_key=STATE_KEYS.get(type(module).__name__, "mamba_d_state"),
         )
 
     def project(self, module: Any, hidden: Tensor) -> Tensor:
@@ -120,9 +126,10 @@ class Mamba2(Family):
 @FAMILIES.register("falcon_h1")
 @dataclass(frozen=True)
 class FalconH1(Mamba2):
-    """With multipliers around in_proj, and with or without the gated norm."""
+    """With multipliers around in_proj, one a row, and with or without the gated norm."""
 
     classes: ClassVar[tuple[str, ...]] = ("transformers.models.falcon_h1.modeling_falcon_h1.FalconH1Mixer",)
+    counts_states: ClassVar[str | None] = None
 
     def project(self, module: Any, hidden: Tensor) -> Tensor:
         return module.in_proj(hidden * module.ssm_in_multiplier) * module.mup_vector

@@ -32,6 +32,8 @@ class Mixer:
                 biases
     shapes:     of the parameters, by path
     table:      an embedding in which rows are looked up
+    counts_states: the module's attribute that does, where it may be set to more; None where it may not
+    config_key: what the model's configuration calls it
     """
 
     kind: str
@@ -46,6 +48,12 @@ class Mixer:
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     table: bool = False
+    counts_states: str | None = None
+    config_key: str | None = None
+
+    def place(self, what: str, suffix: str) -> Place:
+        """The one of a direction."""
+        return next(place for place in self.places[what] if place.suffix == suffix)
 
     def shape(self, place: Place) -> tuple[int, ...]:
         """Of a place's rows."""
