@@ -40,7 +40,15 @@ def bamba(**changes: Any) -> nn.Module:
     return BambaForCausalLM(BambaConfig(**VOCABULARY, **{**sizes, **changes}))
 
 
+def falcon_mamba(**changes: Any) -> nn.Module:
+    from transformers import FalconMambaConfig, FalconMambaForCausalLM
+
+    sizes = dict(hidden_size=16, state_size=4, num_hidden_layers=2, time_step_rank=3, residual_in_fp32=False)
+    return FalconMambaForCausalLM(FalconMambaConfig(**VOCABULARY, **{**sizes, **changes}))
+
+
 MODELS = {"mamba": mamba, "mamba2": mamba2, "bamba": bamba}
+SMOKE = {"falcon_mamba": falcon_mamba}
 LORA = [f"lora_{name}" for name in ("in", "x", "z", "out", "x_proj", "dt", "d", "b", "c", "embed")]
 INSIDE = ["state_offset_h", "state_offset_y", "parallel_adapter"]
 MERGED = [*LORA, "a", "d", "bias", "conv1d", "bitfit", "additional_scan"]
@@ -49,14 +57,14 @@ METHODS = [*MERGED, *INSIDE]
 
 @functools.cache
 def _state(name: str) -> dict[str, Tensor]:
-    model = MODELS[name]()
+    model = (MODELS | SMOKE)[name]()
     randomise_(model)
     return model.state_dict()
 
 
 def base(name: str) -> Any:
     """The same numbers at every call; frozen, for PyTorch convolves frozen weights in other code."""
-    model = MODELS[name]().eval().requires_grad_(False)
+    model = (MODELS | SMOKE)[name]().eval().requires_grad_(False)
     model.load_state_dict(_state(name))
     return model
 

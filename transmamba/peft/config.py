@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from peft import PeftConfig
@@ -12,6 +13,7 @@ from ..config.registry import METHODS
 from ..errors import ConfigError, UserError
 from .methods.method import Method
 from .peft_type import member
+from .saved import saved_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,7 @@ class MambaPeftConfig(PeftConfig):
     layers_to_transform: numbers of the layers whose mixers are adapted; None: all
     layers_pattern:      what stands before the number of a layer in its name
     modules_to_save:     modules that are trained whole and saved with the adapter, such as a new head
+    base:                sizes of what was adapted, written when it is: another base is refused by them
 
     Raises UserError for unknown methods, options and values, with the nearest name.
     """
@@ -39,19 +42,32 @@ class MambaPeftConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
+    base: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = member()
         parts = read(self.methods)
         self.methods = [dump(part) for part in parts]
-        # no fields, so not saved: the methods themselves, and by name of a module those that it takes
+        # no fields, so not saved: the methods themselves; by name of a module those that it takes; the shapes
+        # of the tensors in the folder that this comes from; the base that was written there
         self._parts = parts
         self._targets: dict[str, tuple[Method, ...]] = {}
+        self._saved: dict[str, tuple[int, ...]] | None = None
+        self._trained_on = self.base
 
     @property
     def parts(self) -> tuple[Method, ...]:
         return self._parts
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> MambaPeftConfig:
+        """As PEFT's. Raises UserError for an adapter whose tensors are damaged, before a model is changed."""
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config._saved = saved_shapes(Path(pretrained_model_name_or_path, subfolder or ""))
+        return config
 
 
 def read(methods: Any) -> tuple[Method, ...]:

@@ -117,6 +117,9 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.methods]
 
+    def active_methods(self) -> list[Method]:
+        return [method for name in self._active() for method in self.methods[name]]
+
     def _inside(self) -> Inside:
         inside = Inside()
         for name in self._active():

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import os
+import sys
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, _ExcludedModule, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
-from ..errors import UserError
-from .config import MambaPeftConfig
-from .families.family import Family, family_of
-from .layer import MambaPeftLayer, refuse_merge
-from .methods.method import Method
+from .base import check_names, check_shapes, check_sizes, withdraw
+from .coverage import Coverage, coverage, refuse_dead
+from .families.family import family_of
+from .layer import MambaPeftLayer
+from .merge import check_merge, note_state_size
 from .peft_type import PREFIX
+from .targets import candidates, targets_of
 
 
 class MambaPeftModel(BaseTuner):
-    """Wraps each mixer that the configuration names, and the embedding where a method asks for it."""
+    """Wraps each mixer that the configuration names, and the embedding where a method asks for it.
+
+    When training starts, at the first forward pass with gradients, the coverage is printed, and an adapter of
+    which a part gets no gradient is refused.
+    """
 
     prefix = PREFIX
     tuner_layer_cls = MambaPeftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
+    model: Any
+    _started: tuple[str, ...] | None = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._start(output)
+        return output
+
+    def _start(self, output: Any) -> None:
+        """Once for each set of active adapters."""
+        active = tuple(self.active_adapters)
+        if self._started == active:
+            return
+        refuse_dead(self.model, output)
+        self._started = active
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"{self.coverage()}\n")
+
+    def coverage(self) -> Coverage:
+        """What the active adapters reach."""
+        return coverage(self.model)
+
+    # --- going in ---
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         return peft_config  # targets are found by class, not by the model's type
@@ -32,7 +62,11 @@ class MambaPeftModel(BaseTuner):
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Finds out what goes where, and refuses what cannot, before anything is changed."""
-        peft_config._targets = targets_of(peft_config, model)
+        check_names(peft_config, model)
+        targets, found = targets_of(peft_config, model), candidates(model)
+        check_sizes(peft_config, targets, found)
+        check_shapes(peft_config, targets, found)
+        peft_config._targets = targets
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
@@ -48,107 +82,58 @@ class MambaPeftModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        methods = peft_config._targets[current_key]
+        methods, frozen = peft_config._targets[current_key], peft_config.inference_mode
         if isinstance(target, MambaPeftLayer):
-            target.update_layer(adapter_name, methods, peft_config.inference_mode)
+            target.update_layer(adapter_name, methods, frozen)
             return
         family = family_of(target)
-        assert family is not None
+        assert family is not None, "found by targets_of"
         layer = MambaPeftLayer(target, family)
-        layer.update_layer(adapter_name, methods, peft_config.inference_mode)
-        if adapter_name in self.active_adapters:
-            layer.set_adapter(self.active_adapters, inference_mode=peft_config.inference_mode)
+        layer.update_layer(adapter_name, methods, frozen)
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
         setattr(parent, child_name, new_module)
 
-    def _check_merge_allowed(self) -> None:
-        for name in self.active_adapters:
-            refuse_merge(self.peft_config[name].parts)
-
     @classmethod
     def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
+        """Raises UserError for tensors of another base, and takes out what was put in for them."""
+        saved = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        with withdraw(model, adapter_name):
+            check_shapes(config, config._targets, candidates(inner), saved)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
+    # --- merging ---
 
-def candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
-    """By name: the modules that adapters know, those that are wrapped already among them."""
-    found: dict[str, tuple[nn.Module, Family]] = {}
-    inside: list[str] = []
-    for name, module in model.named_modules():
-        if not name or any(name.startswith(f"{outer}.") for outer in inside):
-            continue
-        family = module.family if isinstance(module, MambaPeftLayer) else family_of(module)
-        if family is not None:
-            found[name] = (module, family)
-            inside.append(name)
-    return found
+    def _check_merge(self, names: list[str] | None) -> None:
+        mixers = sum(family.on == "mixer" for _, family in candidates(self.model).values())
+        configs = [self.peft_config[name] for name in (self.active_adapters if names is None else names)]
+        check_merge(self.model, configs, mixers)
 
+    def _check_merge_allowed(self) -> None:
+        """Done by `_check_merge`, which knows the adapters; an embedding's head is untied as it is merged."""
 
-def targets_of(config: MambaPeftConfig, model: nn.Module) -> dict[str, tuple[Method, ...]]:
-    """By name of a module, the methods that it takes. Raises UserError for what matches or fits nothing."""
-    found = candidates(model)
-    mixers = {name: pair for name, pair in found.items() if pair[1].on == "mixer"}
-    targets: dict[str, tuple[Method, ...]] = {}
-    on_mixers = tuple(method for method in config.parts if method.on == "mixer")
-    if on_mixers:
-        if not mixers:
-            raise UserError(f"{type(model).__name__} has no Mamba mixer of these: {known_classes()}")
-        targets |= dict.fromkeys(chosen(config, list(mixers)), on_mixers)
-    on_embedding = tuple(method for method in config.parts if method.on == "embedding")
-    if on_embedding:
-        targets[embedding_of(model, found, on_embedding[0])] = on_embedding
-    for name, methods in targets.items():
-        module, family = found[name]
-        mixer = module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
-        for method in methods:
-            method.tensors(mixer)
-    return targets
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        self._check_merge(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+        note_state_size(self.model)
 
+    def unmerge_adapter(self) -> None:
+        super().unmerge_adapter()
+        note_state_size(self.model)
 
-def chosen(config: MambaPeftConfig, names: list[str]) -> list[str]:
-    """Those of the mixers' names that the configuration asks for. Raises UserError where one asks in vain."""
-    wanted = config.target_modules
-    asked: list[Any] = [[one] for one in wanted] if isinstance(wanted, list | set) else [wanted or names]
-    result: list[str] = []
-    for one in asked:
-        rules = SimpleNamespace(
-            target_modules=one,
-            exclude_modules=config.exclude_modules,
-            layers_to_transform=config.layers_to_transform,
-            layers_pattern=config.layers_pattern,
-            modules_to_save=config.modules_to_save,
-            target_parameters=None,
-        )
-        answers = {name: check_target_module_exists(rules, name) for name in names}
-        matched = [name for name, yes in answers.items() if yes and not isinstance(yes, _ExcludedModule)]
-        if not matched:
-            what = "the layers asked for" if wanted is None else repr(one if isinstance(one, str) else one[0])
-            raise UserError(f"target_modules: {what} matches no mixer; mixers: {listed(names)}")
-        result += matched
-    return list(dict.fromkeys(result))
-
-
-def embedding_of(model: Any, found: dict[str, tuple[nn.Module, Family]], method: Method) -> str:
-    """The name of the embedding that `model` says is its own, or of the only one."""
-    tables = {name: module for name, (module, family) in found.items() if family.on == "embedding"}
-    given = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    named = [name for name, module in tables.items() if given is None or module is given]
-    if len(named) != 1:
-        raise UserError(
-            f"method {method.name!r}: {type(model).__name__} has no embedding to adapt; leave it out"
-        )
-    return named[0]
-
-
-def listed(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" ... ({len(names)})" if len(names) > most else "")
-
-
-def known_classes() -> str:
-    from ..config.registry import FAMILIES
-
-    return listed([path.rpartition(".")[2] for name in FAMILIES for path in FAMILIES[name].classes], 20)
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self.merge_adapter(adapter_names, safe_merge)
+        elif any(isinstance(module, MambaPeftLayer) and module.merged for module in self.model.modules()):
+            self.unmerge_adapter()
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)

@@ -20,9 +20,9 @@ class AdditionalScan(Method):
     runs and its weights can hold. Merged, it is an ordinary model with a larger state size.
 
     New rows of B are a linear layer's random numbers and those of C are 0, so that nothing changes at first
-    and C has a gradient (the paper's code draws both; B random and C zero are those of State-offset Tuning's).
-    In Mamba the new decay rates are the first state's, from which they are trained away. In Mamba-2 a head has
-    one decay for all its states; but B and C pass through the convolution, which gets channels for them.
+    and C has a gradient: as in State-offset Tuning's code; MambaPEFT's draws both. In Mamba the new decay
+    rates are the first state's, from which they are trained away. In Mamba-2 a head has one decay for all its
+    states; but B and C pass through the convolution, which gets channels for them.
     """
 
     states: int = 6
@@ -76,7 +76,7 @@ class AdditionalScan(Method):
         edit.attributes[counts] = states + self.states
 
     def _insert(self, edit: Edit, path: str, start: int, states: int, b: Tensor, c: Tensor) -> None:
-        """Rows for new states of B, whose rows begin at `start`, and of C, whose rows follow, in every group."""
+        """Rows for new states of B, whose rows begin at `start`, and of C, which follows, in every group."""
         whole, groups = edit.weight(path), edit.mixer.groups
         count = groups * states
         parts = [whole[:start]]

@@ -1,4 +1,4 @@
-"""A side branch around the output projection, as AdaptFormer's (https://arxiv.org/abs/2205.13535): MambaPEFT."""
+"""A branch beside the output projection, as AdaptFormer's (https://arxiv.org/abs/2205.13535): MambaPEFT."""
 
 from __future__ import annotations
 

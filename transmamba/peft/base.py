@@ -1,0 +1,90 @@
+"""Whether an adapter that was saved belongs to this base: by name, and by what its tensors' shapes say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import UserError
+from .families.family import Family
+from .families.mixer import Mixer
+from .layer import CONTAINER, MambaPeftLayer
+from .methods.method import Method
+
+Shapes = Mapping[str, tuple[int, ...]]
+Targets = Mapping[str, tuple[Method, ...]]
+ROOT = "base_model.model."
+
+
+def check_names(config: Any, model: nn.Module) -> None:
+    """Raises UserError where the adapter says that it was trained on a model that is called otherwise. Only
+    the last part of a path counts; a base without a name is taken."""
+    trained_on, here = config.base_model_name_or_path, getattr(model, "name_or_path", None)
+    if not trained_on or not here or Path(trained_on).name == Path(here).name:
+        return
+    raise UserError(
+        f"the adapter was trained on {trained_on!r}, and this model is {here!r}; load that one, or, where "
+        "they are the same, give a config whose base_model_name_or_path is None"
+    )
+
+
+def check_sizes(config: Any, targets: Targets, found: Mapping[str, tuple[nn.Module, Family]]) -> None:
+    """Raises UserError where what was adapted had other sizes; writes them into the configuration."""
+    here = {name: described(*found[name]) for name in targets}
+    mixers = [mixer for name, mixer in here.items() if found[name][1].on == "mixer"]
+    sizes = {(mixer.width, mixer.inner, mixer.state, mixer.heads or 0) for mixer in mixers}
+    config.base = {"modules": len(here), "sizes": [list(size) for size in sorted(sizes)]}
+    if config._trained_on not in (None, config.base):
+        there, now = (
+            f"{base.get('modules')} modules of (width, channels, states, heads) {base.get('sizes')}"
+            for base in (config._trained_on, config.base)
+        )
+        raise UserError(f"the adapter is for another base: it is on {there}, and here are {now}")
+
+
+def described(module: nn.Module, family: Family) -> Mixer:
+    return module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
+
+
+def check_shapes(
+    config: Any, targets: Targets, found: Mapping[str, tuple[nn.Module, Family]], saved: Shapes | None = None
+) -> None:
+    """Raises UserError where tensors that were saved are others than the adapter has on this model."""
+    saved = config._saved if saved is None else saved
+    if saved is None:
+        return
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, methods in targets.items():
+        for method in methods:
+            starts = method.tensors(described(*found[name]))
+            wanted |= {f"{name}.{CONTAINER}.{tensor}": start.shape for tensor, start in starts.items()}
+    given = {key.removeprefix(ROOT): shape for key, shape in saved.items() if f".{CONTAINER}." in key}
+    other = "it was saved for another base, or is damaged"
+    for key in [*wanted, *given]:
+        if key not in given:
+            raise UserError(f"the adapter has no {key}, which this model needs: {other}")
+        if key not in wanted:
+            raise UserError(f"the adapter has {key}, for which this model has no place: {other}")
+        if given[key] != wanted[key]:
+            raise UserError(f"the adapter's {key} is {given[key]}, this model's {wanted[key]}: {other}")
+
+
+@contextmanager
+def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
+    """Where what is inside fails: the adapter is taken out of the model again, and what it had wrapped."""
+    try:
+        yield
+    except UserError:
+        for name, module in list(model.named_modules()):
+            if not isinstance(module, MambaPeftLayer) or adapter_name not in module.methods:
+                continue
+            module.delete_adapter(adapter_name)
+            if not module.methods:
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, module.base_layer)
+        model.peft_config.pop(adapter_name, None)
+        raise

@@ -1,0 +1,46 @@
+"""Adapters written into the model's own weights, where these can say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from ..errors import UserError
+from .config import MambaPeftConfig
+from .layer import MambaPeftLayer, refuse_merge
+from .methods.additional_scan import AdditionalScan
+
+
+def layers_of(model: nn.Module) -> dict[str, MambaPeftLayer]:
+    """By name: what is wrapped in a model."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, MambaPeftLayer)}
+
+
+def check_merge(model: Any, configs: Iterable[MambaPeftConfig], mixers: int) -> None:
+    """Raises UserError, before anything is changed, for adapters that the weights cannot hold.
+
+    mixers: how many the model has, of which a larger state size is all or nothing
+    """
+    for config in configs:
+        refuse_merge(config.parts)
+        wider = next((part for part in config.parts if isinstance(part, AdditionalScan)), None)
+        taken = sum(wider in methods for methods in config._targets.values()) if wider else mixers
+        if taken != mixers:
+            raise UserError(
+                f"additional_scan cannot be merged: it is on {taken} of {mixers} mixers, and a model has one "
+                "state size; adapt all of them, or keep the adapter beside the model"
+            )
+
+
+def note_state_size(model: Any) -> None:
+    """The model's configuration says how many states its mixers have now."""
+    config: Any = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        return
+    config = config.get_text_config()
+    for layer in layers_of(model).values():
+        mixer = layer.mixer
+        if mixer.counts_states is not None and mixer.config_key is not None:
+            setattr(config, mixer.config_key, getattr(layer.base_layer, mixer.counts_states))

@@ -1,0 +1,95 @@
+"""Which modules of a model an adapter goes to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from torch import nn
+
+from ..config.registry import FAMILIES
+from ..errors import UserError
+from .config import MambaPeftConfig
+from .families.family import Family, family_of
+from .layer import MambaPeftLayer
+from .methods.method import Method
+
+
+def candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
+    """By name: the modules that adapters know, those that are wrapped already among them."""
+    found: dict[str, tuple[nn.Module, Family]] = {}
+    inside: list[str] = []
+    for name, module in model.named_modules():
+        if not name or any(name.startswith(f"{outer}.") for outer in inside):
+            continue
+        family = module.family if isinstance(module, MambaPeftLayer) else family_of(module)
+        if family is not None:
+            found[name] = (module, family)
+            inside.append(name)
+    return found
+
+
+def targets_of(config: MambaPeftConfig, model: nn.Module) -> dict[str, tuple[Method, ...]]:
+    """By name of a module, the methods that it takes. Raises UserError for what matches or fits nothing."""
+    found = candidates(model)
+    mixers = {name: pair for name, pair in found.items() if pair[1].on == "mixer"}
+    targets: dict[str, tuple[Method, ...]] = {}
+    on_mixers = tuple(method for method in config.parts if method.on == "mixer")
+    if on_mixers:
+        if not mixers:
+            raise UserError(f"{type(model).__name__} has no Mamba mixer of these: {known_classes()}")
+        targets |= dict.fromkeys(chosen(config, list(mixers)), on_mixers)
+    on_embedding = tuple(method for method in config.parts if method.on == "embedding")
+    if on_embedding:
+        targets[embedding_of(model, found, on_embedding[0])] = on_embedding
+    for name, methods in targets.items():
+        module, family = found[name]
+        mixer = module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
+        for method in methods:
+            method.tensors(mixer)
+    return targets
+
+
+def chosen(config: MambaPeftConfig, names: list[str]) -> list[str]:
+    """Those of the mixers' names that the configuration asks for. Raises UserError where one asks in vain."""
+    wanted = config.target_modules
+    ends = sorted({name.rpartition(".")[2] for name in names})
+    asked: list[Any] = [[one] for one in wanted] if isinstance(wanted, list | set) else [wanted or ends]
+    result: list[str] = []
+    for one in asked:
+        rules = SimpleNamespace(
+            target_modules=one,
+            exclude_modules=config.exclude_modules,
+            layers_to_transform=config.layers_to_transform,
+            layers_pattern=config.layers_pattern,
+            modules_to_save=config.modules_to_save,
+            target_parameters=None,
+        )
+        answers = {name: check_target_module_exists(rules, name) for name in names}
+        matched = [name for name, yes in answers.items() if yes and not isinstance(yes, _ExcludedModule)]
+        if not matched:
+            what = "the layers asked for" if wanted is None else repr(one if isinstance(one, str) else one[0])
+            raise UserError(f"target_modules: {what} matches no mixer; mixers: {listed(names)}")
+        result += matched
+    return list(dict.fromkeys(result))
+
+
+def embedding_of(model: Any, found: dict[str, tuple[nn.Module, Family]], method: Method) -> str:
+    """The name of the embedding that `model` says is its own, or of the only one."""
+    tables = {name: module for name, (module, family) in found.items() if family.on == "embedding"}
+    given = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    named = [name for name, module in tables.items() if given is None or module is given]
+    if len(named) != 1:
+        raise UserError(
+            f"method {method.name!r}: {type(model).__name__} has no embedding to adapt; leave it out"
+        )
+    return named[0]
+
+
+def listed(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" ... ({len(names)})" if len(names) > most else "")
+
+
+def known_classes() -> str:
+    return listed([path.rpartition(".")[2] for name in FAMILIES for path in FAMILIES[name].classes], 20)
