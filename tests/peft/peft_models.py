@@ -51,7 +51,7 @@ MODELS = {"mamba": mamba, "mamba2": mamba2, "bamba": bamba}
 SMOKE = {"falcon_mamba": falcon_mamba}
 LORA = [f"lora_{name}" for name in ("in", "x", "z", "out", "x_proj", "dt", "d", "b", "c", "embed")]
 INSIDE = ["state_offset_h", "state_offset_y", "parallel_adapter"]
-MERGED = [*LORA, "a", "d", "bias", "conv1d", "bitfit", "additional_scan"]
+MERGED = [*LORA, "a", "d", "bias", "conv1d", "bitfit", "additional_scan", "sdt"]
 METHODS = [*MERGED, *INSIDE]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transmamba.peft import MambaPeftConfig
 
 EVERY = ["mamba", "mamba2"]
-HYBRID = ["lora_x", "conv1d", "state_offset_h", "lora_embed"]
+HYBRID = ["lora_x", "conv1d", "state_offset_h", "lora_embed", "sdt"]
 # of an adapter's folder and a file with ids: writes the logits beside them
 LOADS = """
 import sys

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import peft_models as tiny
 import pytest
 import torch
-from transmamba_kernels import patch_transformers
+from transmamba_kernels import compat, patch_transformers
 
 PAIRS = [(model, method) for model in tiny.MODELS for method in tiny.METHODS]
 ALL = [(model, method) for model in tiny.MODELS for method in [*tiny.METHODS, "all"]]
@@ -26,13 +31,47 @@ def test_a_fresh_adapter_changes_nothing(model: str, method: str) -> None:
     assert (trained - wanted).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("patched", [False, True])
+@contextlib.contextmanager
+def one_call(monkeypatch: Any) -> Iterator[list[str]]:
+    """mamba_ssm cannot be built here, so that its one-call training functions are stood in for by ours of the
+    same names and arguments, which read nothing but the raw weights that transformers hands them. Gives the
+    names of those that were called."""
+    from transformers.models.bamba import modeling_bamba
+    from transformers.models.mamba import modeling_mamba
+    from transformers.models.mamba2 import modeling_mamba2
+
+    called = []
+
+    def noted(function: Any) -> Any:
+        def stand_in(*args: Any, **kwargs: Any) -> Any:
+            called.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return stand_in
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_mamba, "mamba_inner_fn", noted(compat.mamba_inner_fn))
+        for module in (modeling_mamba2, modeling_bamba):
+            name = next(n for n in vars(module) if n.endswith("_split_conv1d_scan_combined"))
+            patch.setattr(module, name, noted(compat.mamba_split_conv1d_scan_combined))
+        yield called
+
+
+@pytest.mark.parametrize("path", ["transformers", "ours", "one call"])
+@pytest.mark.parametrize("methods", [tiny.MERGED, tiny.METHODS], ids=["weights", "all"])
 @pytest.mark.parametrize("model", tiny.MODELS)
-def test_every_trained_tensor_has_a_gradient(model: str, patched: bool) -> None:
-    adapted = tiny.adapted(model, tiny.METHODS).train()
-    ids = tiny.words()
-    with patch_transformers() if patched else patch_transformers([]):
-        adapted(ids, labels=ids).loss.backward()
+def test_every_trained_tensor_has_a_gradient(model: str, methods: Any, path: str, monkeypatch: Any) -> None:
+    ids, adapted = tiny.words(), tiny.adapted(model, methods)
+    with torch.no_grad():
+        wanted = adapted(ids).logits
+    adapted.train()
+    paths: dict[str, Any] = {"ours": patch_transformers, "one call": lambda: one_call(monkeypatch)}
+    with paths.get(path, contextlib.nullcontext)() as called:
+        output = adapted(ids, labels=ids, use_cache=False)
+        output.loss.backward()
+    if path == "one call":  # which an adapter that works inside has to go around
+        assert bool(called) == (methods is tiny.MERGED)
+    torch.testing.assert_close(output.logits, wanted, atol=1e-4, rtol=0)
     for name, parameter in adapted.named_parameters():
         assert parameter.requires_grad == ("transmamba_adapters" in name), name
         assert (parameter.grad is not None and bool(parameter.grad.any())) == parameter.requires_grad, name
@@ -71,3 +110,46 @@ def test_merged_weights_say_the_same_and_come_back(model: str, method: str) -> N
         torch.testing.assert_close(merged(ids).logits, wanted, atol=1e-5, rtol=0)
     assert type(merged) is type(tiny.base(model))
     assert not any("transmamba" in name for name, _ in merged.named_modules())
+
+
+@pytest.mark.parametrize("model", tiny.MODELS)
+def test_more_states_merged_are_an_ordinary_model_of_a_larger_state_size(model: str, tmp_path: Path) -> None:
+    adapted, ids = (
+        tiny.adapted(model, [{"name": "additional_scan", "states": 3}, "lora_b", "a"]),
+        tiny.words(),
+    )
+    with torch.no_grad():
+        wanted = adapted(ids).logits
+    adapted.merge_adapter()
+    assert state_size(adapted) == 7
+    adapted.unmerge_adapter()
+    assert state_size(adapted) == 4
+    adapted.merge_and_unload().save_pretrained(tmp_path)
+    again = type(tiny.base(model)).from_pretrained(tmp_path)
+    assert state_size(again) == 7
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, wanted, atol=1e-5, rtol=0)
+    made = again.generate(ids, max_new_tokens=4, do_sample=False)
+    assert torch.equal(made, adapted.generate(ids, max_new_tokens=4, do_sample=False))
+
+
+def state_size(model: Any) -> int:
+    return getattr(model.config, "state_size", None) or model.config.mamba_d_state
+
+
+def test_two_adapters_at_once_add_up() -> None:
+    """Both with more states: a model with the states of both."""
+    methods = [{"name": "additional_scan", "states": 2}, "lora_c", "state_offset_h"]
+    adapted, ids = tiny.adapted("mamba", methods), tiny.words()
+    from transmamba.peft import MambaPeftConfig
+
+    adapted.add_adapter("other", MambaPeftConfig(methods=["additional_scan", "lora_c", "state_offset_h"]))
+    adapted.set_adapter("other")
+    tiny.train_(adapted, seed=3)
+    parts = []
+    with torch.no_grad():
+        for active in (["default"], ["other"], ["default", "other"], ["other", "default"]):
+            adapted.base_model.set_adapter(active)
+            parts.append(adapted(ids).logits)
+    torch.testing.assert_close(parts[2], parts[3], atol=1e-5, rtol=0)
+    assert (parts[2] - parts[0]).abs().max() > 1e-3 and (parts[2] - parts[1]).abs().max() > 1e-3

@@ -15,7 +15,7 @@ from ..errors import UserError
 from .families.edit import Edit, in_place
 from .families.family import Family
 from .families.inside import Inside
-from .families.mixer import Mixer
+from .families.mixer import Mixer, Place
 from .methods.method import Method
 
 CONTAINER = "transmamba_adapters"
@@ -67,6 +67,7 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._originals: dict[str, nn.Parameter] = {}
         self._attributes: dict[str, Any] = {}
+        self.trial: dict[str, Tensor] = {}  # deltas on parameters for a while, no adapter's
         self._kept: tuple[Key, Edit] | None = None
         self._made_of: list[Tensor] | None = None
         self.train(base_layer.training)
@@ -138,6 +139,8 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
 
     def _edited(self, names: Sequence[str], merging: bool = False) -> Edit:
         edit = Edit(self.base_layer, self.mixer, merging)
+        for path, delta in self.trial.items():
+            edit.add(Place(path), delta)
         pairs = [(name, method) for name in names for method in self.methods[name]]
         for name, method in sorted(pairs, key=lambda pair: pair[1].late):
             method.edit(edit, self.transmamba_adapters[name].of(method))

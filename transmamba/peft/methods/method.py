@@ -25,7 +25,8 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Start:
-    """A trainable tensor before training: `zeros`, `kaiming` (a linear layer's own), or `normal` (0, 1).
+    """A tensor before training: `zeros`, `kaiming` (a linear layer's own), `normal` (0, 1), or `spread N`:
+    whole numbers below N, evenly spread over the last dimension.
 
     buffer: not trained, but saved and loaded
     """
@@ -41,6 +42,9 @@ class Start:
             nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
         elif self.fill == "normal":
             nn.init.normal_(tensor)
+        elif self.fill.startswith("spread"):
+            below, count = int(self.fill.split()[1]), self.shape[-1]
+            tensor.copy_((torch.arange(count, device=device) * below) // count)
         return tensor
 
 
