@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,11 @@ def one_call(monkeypatch: Any) -> Iterator[list[str]]:
     called = []
 
     def noted(function: Any) -> Any:
+        taken = inspect.signature(function).parameters
+
         def stand_in(*args: Any, **kwargs: Any) -> Any:
             called.append(function.__name__)
-            return function(*args, **kwargs)
+            return function(*args, **{name: value for name, value in kwargs.items() if name in taken})
 
         return stand_in
 

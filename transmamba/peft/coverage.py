@@ -75,11 +75,9 @@ def flops(model: nn.Module) -> int:
             continue
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             count += module.weight.numel()
-    for module, family in candidates(model).values() or ():
+    for module, family in candidates(model).values():
         mixer = module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
         count += 3 * mixer.inner * mixer.state * len(mixer.directions)
-    if isinstance(model, MambaPeftLayer):
-        count += 3 * model.mixer.inner * model.mixer.state * len(model.mixer.directions)
     return count
 
 

@@ -35,12 +35,16 @@ def check_merge(model: Any, configs: Iterable[MambaPeftConfig], mixers: int) -> 
 
 
 def note_state_size(model: Any) -> None:
-    """The model's configuration says how many states its mixers have now."""
+    """The model's configuration, or what a student of timm is made by, says how many states its mixers have
+    now."""
     config: Any = getattr(model, "config", None)
-    if config is None or not hasattr(config, "get_text_config"):
-        return
-    config = config.get_text_config()
     for layer in layers_of(model).values():
         mixer = layer.mixer
-        if mixer.counts_states is not None and mixer.config_key is not None:
-            setattr(config, mixer.config_key, getattr(layer.base_layer, mixer.counts_states))
+        if mixer.counts_states is None or mixer.config_key is None:
+            continue
+        states = getattr(layer.base_layer, mixer.counts_states)
+        if hasattr(config, "get_text_config"):
+            setattr(config.get_text_config(), mixer.config_key, states)
+        for arguments in ("transmamba_args", "_model_args"):
+            if getattr(model, arguments, None):
+                setattr(model, arguments, {**getattr(model, arguments), mixer.config_key: states})

@@ -48,6 +48,7 @@ class Bidirectional(Family):
             },
             shapes=shapes_of(module),
             counts_states="d_state",
+            config_key="d_state",
         )
 
     def run(
