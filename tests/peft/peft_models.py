@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 from conftest import randomise_
+from hybrid_models import HYBRIDS, VOCABULARY, WORDS
 from peft import get_peft_model
 from torch import Tensor, nn
 
 from transmamba.peft import MambaPeftConfig
-
-WORDS = 31
-VOCABULARY = dict(vocab_size=WORDS, bos_token_id=1, eos_token_id=WORDS - 1, pad_token_id=0)
 
 
 def mamba(**changes: Any) -> nn.Module:
@@ -40,15 +38,7 @@ def bamba(**changes: Any) -> nn.Module:
     return BambaForCausalLM(BambaConfig(**VOCABULARY, **{**sizes, **changes}))
 
 
-def falcon_mamba(**changes: Any) -> nn.Module:
-    from transformers import FalconMambaConfig, FalconMambaForCausalLM
-
-    sizes = dict(hidden_size=16, state_size=4, num_hidden_layers=2, time_step_rank=3, residual_in_fp32=False)
-    return FalconMambaForCausalLM(FalconMambaConfig(**VOCABULARY, **{**sizes, **changes}))
-
-
 MODELS = {"mamba": mamba, "mamba2": mamba2, "bamba": bamba}
-SMOKE = {"falcon_mamba": falcon_mamba}
 LORA = [f"lora_{name}" for name in ("in", "x", "z", "out", "x_proj", "dt", "d", "b", "c", "embed")]
 INSIDE = ["state_offset_h", "state_offset_y", "parallel_adapter"]
 MERGED = [*LORA, "a", "d", "bias", "conv1d", "bitfit", "additional_scan", "sdt"]
@@ -57,14 +47,14 @@ METHODS = [*MERGED, *INSIDE]
 
 @functools.cache
 def _state(name: str) -> dict[str, Tensor]:
-    model = (MODELS | SMOKE)[name]()
+    model = (MODELS | HYBRIDS)[name]()
     randomise_(model)
     return model.state_dict()
 
 
 def base(name: str) -> Any:
     """The same numbers at every call; frozen, for PyTorch convolves frozen weights in other code."""
-    model = (MODELS | SMOKE)[name]().eval().requires_grad_(False)
+    model = (MODELS | HYBRIDS)[name]().eval().requires_grad_(False)
     model.load_state_dict(_state(name))
     return model
 

@@ -11,7 +11,7 @@ from peft import get_peft_model
 
 from transmamba.peft import MambaPeftConfig
 
-# (width, layers) of state-spaces/mamba-*-hf, and the shares in % that the papers print (in, x, additional-scan)
+# (width, layers) of state-spaces/mamba-*-hf, and the shares in % that papers print (in, x, additional-scan),
 # or that follow from the formulas that give those
 SHAPES = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}
 SHARES = {
