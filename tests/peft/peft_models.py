@@ -61,8 +61,9 @@ def base(name: str) -> Any:
 
 def adapted(name: str, methods: list[Any], trained: bool = True, **options: Any) -> Any:
     """With an adapter whose tensors are random, as after training, or at their start."""
+    model = base(name)
     torch.manual_seed(1)
-    model = get_peft_model(base(name), MambaPeftConfig(methods=methods, task_type="CAUSAL_LM", **options))
+    model = get_peft_model(model, MambaPeftConfig(methods=methods, task_type="CAUSAL_LM", **options))
     model.eval()
     if trained:
         train_(model)

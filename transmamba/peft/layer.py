@@ -70,6 +70,7 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         self.trial: dict[str, Tensor] = {}  # deltas on parameters for a while, no adapter's
         self._kept: tuple[Key, Edit] | None = None
         self._made_of: list[Tensor] | None = None
+        self._counted = True
         self.train(base_layer.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -129,10 +130,10 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         return inside
 
     def _edit(self) -> Edit:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        key = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else self._key()
+        if key is None:
             self._kept = None
             return self._edited(self._active())
-        key = self._key()
         if self._kept is None or self._kept[0] != key:
             self._kept = (key, self._edited(self._active()))
         return self._kept[1]
@@ -146,11 +147,15 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
             method.edit(edit, self.transmamba_adapters[name].of(method))
         return edit
 
-    def _key(self) -> Key:
-        """Where the tensors that the changed weights are made of lie, and how often each was written."""
+    def _key(self) -> Key | None:
+        """Where the tensors that the changed weights are made of lie, and how often each was written; None
+        where one of them, made in inference mode, does not count that."""
         if self._made_of is None:
             adapters = [self.transmamba_adapters[name] for name in self._active()]
             self._made_of = [tensor for part in (self.base_layer, *adapters) for tensor in part.parameters()]
+            self._counted = not any(tensor.is_inference() for tensor in self._made_of)
+        if not self._counted:
+            return None
         return tuple((tensor.data_ptr(), tensor._version) for tensor in self._made_of)
 
     def _forget(self) -> None:

@@ -45,6 +45,7 @@ def targets_of(config: MambaPeftConfig, model: nn.Module) -> dict[str, tuple[Met
         targets[embedding_of(model, found, on_embedding[0])] = on_embedding
     for name, methods in targets.items():
         module, family = found[name]
+        refuse_quantised(name, module)
         mixer = module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
         for method in methods:
             method.tensors(mixer)
@@ -93,3 +94,13 @@ def listed(names: list[str], most: int = 4) -> str:
 
 def known_classes() -> str:
     return listed([path.rpartition(".")[2] for name in FAMILIES for path in FAMILIES[name].classes], 20)
+
+
+def refuse_quantised(name: str, module: nn.Module) -> None:
+    """UserError for weights that nothing can be added to."""
+    packed = next((p for p in module.parameters() if not p.is_floating_point() or p.element_size() < 2), None)
+    if packed is not None:
+        raise UserError(
+            f"{name} holds quantised weights ({packed.dtype}), and adapters for Mamba change the weights; "
+            "load the model without quantisation"
+        )

@@ -13,6 +13,7 @@ from torch import nn
 from .base import check_names, check_shapes, check_sizes, withdraw
 from .coverage import Coverage, coverage, refuse_dead
 from .families.family import family_of
+from .groups import parameter_groups
 from .layer import MambaPeftLayer
 from .merge import check_merge, note_state_size
 from .peft_type import PREFIX
@@ -51,6 +52,10 @@ class MambaPeftModel(BaseTuner):
     def coverage(self) -> Coverage:
         """What the active adapters reach."""
         return coverage(self.model)
+
+    def parameter_groups(self, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """What is trained, for an optimizer: rate and weight decay times what each method says."""
+        return parameter_groups(self.model, rate, weight_decay)
 
     # --- going in ---
 

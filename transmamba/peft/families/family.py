@@ -18,7 +18,8 @@ from .mixer import Mixer
 class Family:
     """Mixers of some classes.
 
-    classes: full names of the classes; a subclass counts unless it has a forward of its own
+    classes: full names of the classes, or `*.file.Class` for code that comes with a model; a subclass counts
+        unless it has a forward of its own
     doors:   methods of theirs that run the mixer as `forward` does; the family has each, called as `run` is
     """
 
@@ -44,8 +45,10 @@ def family_of(module: nn.Module) -> Family | None:
     """None for a module of no family, and for a subclass with a forward of its own."""
     known = _by_class()
     for kind in type(module).__mro__:
-        if path_of(kind) in known:
-            return known[path_of(kind)]
+        path = path_of(kind)
+        for name in (path, f"*.{'.'.join(path.split('.')[-2:])}"):
+            if name in known:
+                return known[name]
         if "forward" in vars(kind):
             return None
     return None

@@ -1,12 +1,14 @@
-"""The language student's Mamba-2 mixer: with the tensors of transformers' Bamba, so that one's adapter is the
-other's.
+"""The language student's Mamba-2 mixers: that of training, and that of the code that it is saved with. Both
+have the tensors of transformers' Bamba, so that one's adapter is the other's.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 from transmamba_kernels import causal_conv1d, ssd_scan
 
@@ -70,3 +72,32 @@ class Hybrid(Family):
         if by_head:
             parts |= module._by_head(B, C, delta, A, D)
         return Mixed(inside.projected(module.out_proj, values), parts=parts)
+
+
+@FAMILIES.register("hybrid_own")
+@dataclass(frozen=True)
+class HybridOwn(Hybrid):
+    """`trust_remote_code`: the file stands in the student's folder, its functions beside its class."""
+
+    classes: ClassVar[tuple[str, ...]] = ("*.mixer_transmamba.HybridMamba2",)
+
+    def run(self, module: Any, inside: Inside, u: Tensor, shared: Any) -> Tensor:  # type: ignore[override]
+        """u (B, T, d) -> (B, T, d), as the mixer's own forward; the cache is moved on."""
+        scan = sys.modules[type(module).__module__].scan
+        padding = ~shared.real.unsqueeze(-1)
+        held = {} if shared.cache is None else shared.cache.held[module.layer]
+        bc = module.groups * module.states
+        projected = module.in_proj(u.masked_fill(padding, 0))
+        z, mixed, dt = projected.split([module.inner, module.inner + 2 * bc, module.heads], dim=-1)
+        mixed, before = module._convolved(module._normalised(mixed), held.get("before"))
+        x, B, C = mixed.masked_fill(padding, 0).split([module.inner, bc, bc], dim=-1)
+        x = wide(x).unflatten(-1, (module.heads, module.size))
+        step = F.softplus(wide(dt) + wide(module.dt_bias))
+        by_head = (module._of_heads(wide(part)) for part in (B, C))
+        y, state = scan(x, step, -wide(module.A_log).exp(), *by_head, held.get("state"))
+        if shared.cache is not None:
+            shared.cache.held[module.layer] = {"before": before, "state": state}
+        y = y + wide(module.D)[:, None] * x
+        read = inside.read_heads(wide(C).unflatten(-1, (module.groups, module.states)), module.heads)
+        y = (y if read is None else y + read).flatten(2)
+        return inside.projected(module.out_proj, module.norm(inside.shifted(y).to(u.dtype), z))

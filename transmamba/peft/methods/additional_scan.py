@@ -51,6 +51,10 @@ class AdditionalScan(Method):
                 starts[f"{self.name}_conv_bias"] = Start((2 * rows,))
         return starts
 
+    def decay_of(self, tensor: str) -> float:
+        """None for the decay rates."""
+        return 0.0 if tensor.endswith("_a") else self.decay
+
     def edit(self, edit: Edit, tensors: Tensors) -> None:
         mixer, counts = edit.mixer, edit.mixer.counts_states
         assert counts is not None, "asked by tensors"

@@ -73,6 +73,10 @@ class Method:
         """By names that begin with the method's. Raises UserError for a mixer that cannot take it."""
         raise NotImplementedError
 
+    def decay_of(self, tensor: str) -> float:
+        """What the optimizer's weight decay is multiplied by for one of its tensors."""
+        return self.decay
+
     def edit(self, edit: Edit, tensors: Tensors) -> None:
         """Change weights of the mixer that `edit` is about."""
 
