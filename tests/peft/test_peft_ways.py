@@ -1,4 +1,4 @@
-"""Other ways in which people run models: half precision, checkpoints, copies, inference mode, PEFT's tools."""
+"""Other ways in which people run models: half precision, checkpoints, copies, inference mode, PEFT's own."""
 
 from __future__ import annotations
 
