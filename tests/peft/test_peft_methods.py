@@ -156,3 +156,23 @@ def test_two_adapters_at_once_add_up() -> None:
             parts.append(adapted(ids).logits)
     torch.testing.assert_close(parts[2], parts[3], atol=1e-5, rtol=0)
     assert (parts[2] - parts[0]).abs().max() > 1e-3 and (parts[2] - parts[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("first, second", [("default", "other"), ("other", "default")])
+def test_adapters_merged_one_after_the_other_are_both_merged(first: str, second: str) -> None:
+    """One moves the rows that the other adds to, whichever was merged before."""
+    from transmamba.peft import MambaPeftConfig
+
+    adapted, ids = tiny.adapted("mamba", ["additional_scan", "lora_x"]), tiny.words()
+    adapted.add_adapter("other", MambaPeftConfig(methods=["lora_c", "a", "additional_scan"]))
+    adapted.set_adapter("other")
+    tiny.train_(adapted, seed=3)
+    adapted.base_model.set_adapter(["default", "other"])
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    with torch.no_grad():
+        wanted = adapted(ids).logits
+        adapted.merge_adapter([first])
+        adapted.merge_adapter([second])
+        torch.testing.assert_close(adapted(ids).logits, wanted, atol=1e-5, rtol=0)
+        adapted.unmerge_adapter()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.state_dict().items())

@@ -11,9 +11,9 @@ from torch import nn
 
 from ..errors import UserError
 from .families.family import Family
-from .families.mixer import Mixer
 from .layer import CONTAINER, MambaPeftLayer
 from .methods.method import Method
+from .targets import described
 
 Shapes = Mapping[str, tuple[int, ...]]
 Targets = Mapping[str, tuple[Method, ...]]
@@ -44,10 +44,6 @@ def check_sizes(config: Any, targets: Targets, found: Mapping[str, tuple[nn.Modu
             for base in (config._trained_on, config.base)
         )
         raise UserError(f"the adapter is for another base: it is on {there}, and here are {now}")
-
-
-def described(module: nn.Module, family: Family) -> Mixer:
-    return module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
 
 
 def check_shapes(

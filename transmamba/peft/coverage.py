@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError
 from .layer import CONTAINER, MambaPeftLayer
-from .targets import candidates, listed
+from .targets import candidates, described, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def flops(model: nn.Module) -> int:
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             count += module.weight.numel()
     for module, family in candidates(model).values():
-        mixer = module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
+        mixer = described(module, family)
         count += 3 * mixer.inner * mixer.state * len(mixer.directions)
     return count
 

@@ -187,7 +187,9 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
             return
         for name in chosen:
             refuse_merge(self.methods[name])
-        edit = self._edited(chosen, merging=True)
+        # all at once, those that are merged already with them: one may move the rows that another adds to
+        self._restore()
+        edit = self._edited([*self.merged_adapters, *chosen], merging=True)
         if safe_merge:
             for path, weight in edit.weights.items():
                 if not torch.isfinite(weight).all():
@@ -195,12 +197,12 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         for path, weight in edit.weights.items():
             owner, _, name = path.rpartition(".")
             table: Any = self.base_layer.get_submodule(owner)._parameters
-            self._originals.setdefault(path, table[name])
+            self._originals[path] = table[name]
             table[name] = nn.Parameter(weight.detach(), requires_grad=False)
         for path, value in edit.attributes.items():
             owner, _, name = path.rpartition(".")
             module = self.base_layer.get_submodule(owner)
-            self._attributes.setdefault(path, getattr(module, name))
+            self._attributes[path] = getattr(module, name)
             setattr(module, name, value)
         self._forget()
         self.merged_adapters.extend(chosen)
@@ -210,6 +212,10 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
+        self._restore()
+        self.merged_adapters.clear()
+
+    def _restore(self) -> None:
         for path, parameter in self._originals.items():
             owner, _, name = path.rpartition(".")
             self.base_layer.get_submodule(owner)._parameters[name] = parameter
@@ -218,7 +224,6 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
             setattr(self.base_layer.get_submodule(owner), name, value)
         self._originals, self._attributes = {}, {}
         self._forget()
-        self.merged_adapters.clear()
 
 
 def refuse_merge(methods: Sequence[Method]) -> None:

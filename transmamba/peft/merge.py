@@ -11,6 +11,7 @@ from ..errors import UserError
 from .config import MambaPeftConfig
 from .layer import MambaPeftLayer, refuse_merge
 from .methods.additional_scan import AdditionalScan
+from .targets import candidates, described
 
 
 def layers_of(model: nn.Module) -> dict[str, MambaPeftLayer]:
@@ -38,13 +39,16 @@ def note_state_size(model: Any) -> None:
     """The model's configuration, or what a student of timm is made by, says how many states its mixers have
     now."""
     config: Any = getattr(model, "config", None)
-    for layer in layers_of(model).values():
-        mixer = layer.mixer
+    for module, family in candidates(model).values():
+        mixer = described(module, family)
         if mixer.counts_states is None or mixer.config_key is None:
             continue
-        states = getattr(layer.base_layer, mixer.counts_states)
+        states = getattr(module, mixer.counts_states)
         if hasattr(config, "get_text_config"):
             setattr(config.get_text_config(), mixer.config_key, states)
-        for arguments in ("transmamba_args", "_model_args"):
-            if getattr(model, arguments, None):
-                setattr(model, arguments, {**getattr(model, arguments), mixer.config_key: states})
+        owners: list[Any] = [owner for owner in model.modules() if "transmamba_args" in vars(owner)]
+        for owner in owners:  # of timm: itself, or the tower of something larger
+            for arguments in ("transmamba_args", "_model_args"):
+                kept = getattr(owner, arguments, None)
+                if kept:
+                    setattr(owner, arguments, {**kept, mixer.config_key: states})

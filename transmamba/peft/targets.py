@@ -12,6 +12,7 @@ from ..config.registry import FAMILIES
 from ..errors import UserError
 from .config import MambaPeftConfig
 from .families.family import Family, family_of
+from .families.mixer import Mixer
 from .layer import MambaPeftLayer
 from .methods.method import Method
 
@@ -30,6 +31,11 @@ def candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
     return found
 
 
+def described(module: nn.Module, family: Family) -> Mixer:
+    """Its sizes and places, as they are without adapters."""
+    return module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
+
+
 def targets_of(config: MambaPeftConfig, model: nn.Module) -> dict[str, tuple[Method, ...]]:
     """By name of a module, the methods that it takes. Raises UserError for what matches or fits nothing."""
     found = candidates(model)
@@ -46,7 +52,7 @@ def targets_of(config: MambaPeftConfig, model: nn.Module) -> dict[str, tuple[Met
     for name, methods in targets.items():
         module, family = found[name]
         refuse_quantised(name, module)
-        mixer = module.mixer if isinstance(module, MambaPeftLayer) else family.describe(module)
+        mixer = described(module, family)
         for method in methods:
             method.tensors(mixer)
     return targets

@@ -138,7 +138,9 @@ class MambaPeftModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            self.merge_adapter(adapter_names, safe_merge)
+            self._check_merge(adapter_names)
         elif any(isinstance(module, MambaPeftLayer) and module.merged for module in self.model.modules()):
             self.unmerge_adapter()
-        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        note_state_size(model)
+        return model
