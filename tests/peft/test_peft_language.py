@@ -93,3 +93,19 @@ def test_merged_into_the_student() -> None:
     merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged, text), wanted, atol=1e-5, rtol=0)
     assert merged.config.mamba_d_state == made("stock").config.mamba_d_state + 6
+
+
+def test_an_embedding_merged_into_a_student_is_saved_beside_its_head(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    import transmamba
+
+    student = hybrids.hybrid(hybrids.llama(num_hidden_layers=2, tie_word_embeddings=True), 1).eval()
+    assert student.lm_head.weight is student.model["embed_tokens"].weight
+    text, model = hybrids.texts(2, 9), get_peft_model(student, MambaPeftConfig(methods=["lora_embed"])).eval()
+    tiny.train_(model)
+    wanted = logits(model.get_base_model(), text)
+    transmamba.save_student(model.merge_and_unload(), tmp_path / "student")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    with torch.no_grad():
+        torch.testing.assert_close(saved(text).logits, wanted, atol=1e-4, rtol=0)

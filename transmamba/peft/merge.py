@@ -52,3 +52,12 @@ def note_state_size(model: Any) -> None:
                 kept = getattr(owner, arguments, None)
                 if kept:
                     setattr(owner, arguments, {**kept, mixer.config_key: states})
+
+
+def note_untied(model: Any) -> None:
+    """An embedding was merged, and a head that was tied to it is as it was: the configuration says that they
+    are two. PEFT says so where a model of transformers asks for them by name."""
+    config: Any = getattr(model, "config", None)
+    for part in (config, config.get_text_config()) if hasattr(config, "get_text_config") else ():
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False

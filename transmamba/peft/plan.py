@@ -1,4 +1,4 @@
-"""What a layer does at a call: which weights stand where, and what is added inside. Kept while both are right."""
+"""What a layer does at a call: which weights stand where, what is added inside. Kept while it is right."""
 
 from __future__ import annotations
 

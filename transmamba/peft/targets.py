@@ -88,9 +88,8 @@ def embedding_of(model: Any, found: dict[str, tuple[nn.Module, Family]], method:
     given = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     named = [name for name, module in tables.items() if given is None or module is given]
     if len(named) != 1:
-        raise UserError(
-            f"method {method.name!r}: {type(model).__name__} has no embedding to adapt; leave it out"
-        )
+        count = f"{len(named)} embeddings, and does not say which is its own" if named else "no embedding"
+        raise UserError(f"method {method.name!r}: {type(model).__name__} has {count}; leave it out")
     return named[0]
 
 

@@ -60,10 +60,12 @@ def _by_class() -> dict[str, Family]:
 
 
 def refuse_packed(kwargs: dict[str, Any]) -> None:
-    """UserError where a call names packed sequences to a mixer that cannot keep them apart."""
+    """UserError where a call names packed sequences in a way that a mixer cannot keep apart."""
     named = next((name for name in ("seq_idx", "cu_seqlens") if kwargs.get(name) is not None), None)
     if named is not None:
-        raise UserError(f"{named}: this mixer cannot keep packed sequences apart; leave it out")
+        raise UserError(
+            f"{named}: an adapter works inside this mixer, which cannot keep packed sequences apart by it"
+        )
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:

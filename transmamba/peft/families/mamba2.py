@@ -12,7 +12,7 @@ from transmamba_kernels import compat, ssd_state_update
 
 from ...config.registry import FAMILIES
 from .cached import convolved, padded, states_of, steps
-from .family import Family, shapes_of
+from .family import Family, refuse_packed, shapes_of
 from .inside import Inside
 from .mixer import Mixer, Place
 
@@ -94,7 +94,9 @@ class Mamba2(Family):
         conv_state, state = states_of(module, cache_params)
         projected = self.project(module, padded(hidden_states, attention_mask))
         z, xBC, delta = projected.split([inner, inner + 2 * bc, heads], dim=-1)
-        seq_idx = kwargs.get("seq_idx")
+        seq_idx = kwargs.pop("seq_idx", None)
+        if seq_idx is None:
+            refuse_packed(kwargs)
         xBC = convolved(module, xBC.transpose(1, 2), cache_params, conv_state, seq_idx).transpose(1, 2)
         x, B, C = padded(xBC, attention_mask).split([inner, bc, bc], dim=-1)
         x = x.unflatten(-1, (heads, -1))
