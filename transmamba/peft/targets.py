@@ -20,14 +20,14 @@ from .methods.method import Method
 def candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
     """By name: the modules that adapters know, those that are wrapped already among them."""
     found: dict[str, tuple[nn.Module, Family]] = {}
-    inside: list[str] = []
+    last = None  # a module's own modules follow it
     for name, module in model.named_modules():
-        if not name or any(name.startswith(f"{outer}.") for outer in inside):
+        if not name or (last is not None and name.startswith(f"{last}.")):
             continue
         family = module.family if isinstance(module, MambaPeftLayer) else family_of(module)
         if family is not None:
             found[name] = (module, family)
-            inside.append(name)
+            last = name
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ def path_of(kind: type) -> str:
 
 def family_of(module: nn.Module) -> Family | None:
     """None for a module of no family, and for a subclass with a forward of its own."""
-    known = _by_class()
+    known = _by_class(tuple(FAMILIES.names()))
     for kind in type(module).__mro__:
         path = path_of(kind)
         for name in (path, f"*.{'.'.join(path.split('.')[-2:])}"):
@@ -54,8 +55,9 @@ def family_of(module: nn.Module) -> Family | None:
     return None
 
 
-def _by_class() -> dict[str, Family]:
-    families: Iterable[Any] = (FAMILIES[name] for name in FAMILIES)
+@functools.cache
+def _by_class(names: tuple[str, ...]) -> dict[str, Family]:
+    families: Iterable[Any] = (FAMILIES[name] for name in names)
     return {path: family() for family in families for path in family.classes}
 
 
