@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 import torch
-from conftest import randomise_
 from hybrid_models import HYBRIDS, VOCABULARY, WORDS
 from peft import get_peft_model
+from randomised import randomise_
 from torch import Tensor, nn
 
 from transmamba.peft import MambaPeftConfig
