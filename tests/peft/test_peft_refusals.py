@@ -140,7 +140,7 @@ def test_a_damaged_file_is_refused_and_nothing_of_it_loaded(damage: str, tmp_pat
 
 
 def test_tensors_that_do_not_fit_a_config_of_the_user_s_own_leave_the_model_as_it_was(tmp_path: Path) -> None:
-    """Such a configuration knows nothing of the file, which is read when the adapter is in the model already."""
+    """Such a configuration knows nothing of the file, which is read when the adapter is in the model."""
     folder, model = saved(tmp_path, ["lora_x", "bias"]), tiny.base("mamba")
     before = {name: type(module) for name, module in model.named_modules()}
     config = MambaPeftConfig(methods=[{"name": "lora_x", "r": 3}, "bias"])
