@@ -53,13 +53,13 @@ class SSDBlock(Block):
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x)))), mixed
 
     def _mix(self, x: Tensor, want: Want) -> Mixed:
-        if isinstance(self.attn, SSDAttention):
+        if hasattr(self.attn, "mix"):  # an adapter around an SSDAttention has it, too
             return self.attn.mix(self.norm1(x), branches=want.branches, tokens=want.tokens)
         return Mixed(self.attn(self.norm1(x)))
 
     def written(self) -> Tensor:
         """The matrix (D, D) through which the mixer writes, LayerScale included."""
-        weight = self.attn.proj.weight
+        weight = self.attn.written() if hasattr(self.attn, "written") else self.attn.proj.weight
         return weight * self.ls1.gamma[:, None] if hasattr(self.ls1, "gamma") else weight
 
 
