@@ -21,12 +21,13 @@ from ..ecosystems.vision_language import llava_preprocessing
 from ..views.embeddings import Connector, Spliced, TokenEmbedding
 from ..views.heads import LanguageHead
 from ..views.view import Tower, View
-from .causal_lm import Writer, check_type
+from .causal_lm import check_type
 from .causal_lm_view import as_transformers, blocks_of, decoder_tower
 from .check import Original, affine
 from .hf_clip_view import image_tower
 from .of_module import OfModule
 from .teacher import Teacher, refuse
+from .writing import Writer
 
 _CLASS = "LlavaForConditionalGeneration"
 # what reads the tokens of the tower: all of them, or all but the first
@@ -58,8 +59,9 @@ class Llava(OfModule):
         teacher.preprocessing = llava_preprocessing(
             model.config, str(source.folder or source.repo), source.revision
         )
-        # read once more when it is to write: until then nothing is held beside the view
-        teacher.writer = Writer(self.load, _with_words(teacher.preprocessing))
+        assert isinstance(teacher.writer, Writer), "describe has made it"
+        # what the view does not hold is read once more when it is to write
+        teacher.writer = teacher.writer.read_by(self.load, _with_words(teacher.preprocessing))
         return teacher
 
     def load(self) -> nn.Module:
@@ -96,15 +98,17 @@ class Llava(OfModule):
         origin = library.origin(model)
         view = llava_view(model)
         preprocessing = llava_preprocessing(model.config, library.folder_of(model))
-        return Teacher(
+        teacher = Teacher(
             view,
             source=source,
             preprocessing=preprocessing,
             num_params=sum(p.numel() for p in module.parameters()),
             licence=origin.licence,
             base_model=origin.base_model,
-            writer=Writer(lambda: copy.deepcopy(module), _with_words(preprocessing)),
         )
+        words = _with_words(preprocessing)
+        teacher.writer = Writer(lambda: copy.deepcopy(module), words, module, teacher.view)
+        return teacher
 
     @staticmethod
     def original(module: nn.Module) -> Original:
