@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from ...config.registry import STUDENTS
 from ...core.tower import StudentSpec
-from ...ecosystems.sources import Source
 from ...ecosystems.timm import check_options
 from ...errors import UserError, refuse_all
 from ...layers.cross_base import CrossMambaConfig
@@ -20,9 +19,7 @@ from ...layers.cross_rivals import of_equal_size
 from ..hybrid_lm.architectures import OWN, Mixers
 from ..hybrid_lm.names import HybridLM, numbers_of
 from ..hybrid_lm.selected import LayersFile, Pattern
-
-if TYPE_CHECKING:
-    from .model import LlavaStudent
+from ..saved import Saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,29 +108,9 @@ class Cross(CrossMambaConfig):
             refuse_all([f"every is {self.every}; write a number of layers, at least 1, or leave it out"])
 
 
-class SavedLlava:
-    """A kind of student that is a `LlavaStudent`, and is read from a folder as one."""
-
-    @staticmethod
-    def empty(source: Source) -> LlavaStudent:
-        """The student that a configuration describes, at its start."""
-        from .model import LlavaStudent
-        from .stock import empty
-
-        return empty(source, LlavaStudent)
-
-    @staticmethod
-    def load(source: Source) -> LlavaStudent:
-        """The student in a folder or a repository that says it is one."""
-        from .model import LlavaStudent
-        from .stock import load
-
-        return load(source, LlavaStudent)
-
-
 @STUDENTS.register("llava")
 @dataclass(frozen=True, kw_only=True)
-class Llava(SavedLlava):
+class Llava(Saved):
     """A vision-language model after a LLaVA of transformers (a CLIP or SigLIP tower, a connector, a Llama,
     Mistral, SmolLM or Qwen2), with Mamba in its tower, in its decoder, or in both. Saved as transformers'
     own LlavaForConditionalGeneration, with its processor; one whose tower is a vim or ssd_vit loads after
@@ -146,6 +123,8 @@ class Llava(SavedLlava):
     cross:   cross-Mamba between the two, or null: with it the student is a class of our own, which
         transformers loads with trust_remote_code=True
     """
+
+    made: ClassVar[tuple[str, str]] = ("llava", "LlavaStudent")
 
     image: ImageTower = field(default_factory=ImageTower)
     decoder: Decoder = field(default_factory=Decoder)
