@@ -78,8 +78,8 @@ def _build(config: Any, geometry: Geometry | None) -> Iterable[tuple[str, Loss]]
     if config.stream is not None and streams:
         if config.stream not in streams:
             raise UserError(
-                f"loss {config.name}: stream {config.stream!r} is none that teacher and student share"
-                f"{suggest(config.stream, streams)}"
+                f"loss {config.name}: stream {config.stream!r} is none that teacher and student share, for a "
+                f"tower that the student keeps has none to compare{suggest(config.stream, streams)}"
             )
         streams = {config.stream: streams[config.stream]}
     if not streams:

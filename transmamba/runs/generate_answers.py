@@ -96,7 +96,10 @@ def generate_answers(
     target, module = find_device(device), load_model(source)
     model, looks = as_run(module)
     if not isinstance(looks, PicturesAndText):
-        raise UserError(f"{str(source)!r} does not write about pictures; choose a LLaVA")
+        raise UserError(
+            f"{str(source)!r} does not write about pictures; choose a LLaVA with its tokenizer beside it, or "
+            "write --prompts in the place of --questions for one that goes on with texts"
+        )
     task = QuestionsConfig(data=questions, rationales=answering.rationales, answer_tokens=answering.tokens)
     built = task.build_training(looks)
     asked = built.source("train")

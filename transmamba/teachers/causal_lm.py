@@ -26,6 +26,9 @@ _WHY = {
     "gemma3_text": "it has norms after its sublayers",
     "phi3": "its projections are fused",
     "mixtral": "its MLPs are experts",
+    "llava": "it is a LLaVA; write the teacher llava, or auto",
+    "bamba": "it has Mamba-2 in the place of attention, as a student has",
+    "granitemoehybrid": "it has Mamba-2 in the place of attention, as a student has",
 }
 
 

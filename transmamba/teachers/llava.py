@@ -17,7 +17,8 @@ from ..ecosystems import decoders
 from ..ecosystems import transformers as library
 from ..ecosystems.fewer_tokens import means_told, with_tokens
 from ..ecosystems.sources import Source, read_source
-from ..ecosystems.vision_language import llava_preprocessing
+from ..ecosystems.vision_language import LLAVA, llava_preprocessing
+from ..errors import UserError
 from ..views.embeddings import Connector, Spliced, TokenEmbedding
 from ..views.heads import LanguageHead
 from ..views.view import Tower, View
@@ -78,6 +79,11 @@ class Llava(OfModule):
 
     def _checked(self) -> Source:
         source = read_source(self.model, revision=self.revision)
+        if (kind := source.config.get("model_type")) != LLAVA:
+            raise UserError(
+                f"teacher llava reads a LLaVA of transformers (model_type {LLAVA}), and {self.model!r} is of "
+                f"model_type {kind}; write another model, or the teacher auto, which reads each kind"
+            )
         config = decoders.read_config(source)
         check_type(config.text_config.model_type)
         _check_tower(config)
