@@ -25,7 +25,6 @@ CLASSES = ("--device", "cpu", "--data", "synthetic", "num_classes=2")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mistakes")
     llava_folder(folder / "llava", context=160)
-    llava_folder(folder / "full", context=160, strategy="full")
     llama_folder(folder / "words", context=160)
     (folder / "bare").mkdir()
     for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
@@ -45,7 +44,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("llava", "questions", (*SCENES, "task.context=50"), "write task.context: "),
         ("llava", "questions", (*SCENES, "task.answer_tokens=150"), "ask for an answer of at most "),
         ("llava", "questions", (*SCENES, "task.writting=never"), "did you mean 'writing'?"),
-        ("llava", "questions", (*SCENES, "--teacher", "full"), "teacher's tokens of a picture: 5, the data "),
         ("llava", "image_classification", CLASSES, "predicts words and has no classes; the task questions"),
         ("words", "image_classification", CLASSES, "predicts words and has no classes"),
     ],
@@ -149,7 +147,7 @@ def test_a_recipe_that_cannot_be_run_is_one_line(
             ("evaluate", "llava", "--task", "questions", "--data", "q.jsonl"),
             "of a file of questions write --data jsonl test=FILE, or ",
         ),
-        (("evaluate", "llava", "--device", "cuda", "--data", "digits"), "write cpu: no GPU is found here"),
+        (("evaluate", "llava", "--device", "cuda", "--data", "digits"), "write cpu, for no GPU is found"),
     ],
 )
 def test_what_was_meant_is_said(

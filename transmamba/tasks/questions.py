@@ -187,6 +187,10 @@ class Questions:
         of the data."""
         check_fits(model, who, self.asking)
 
+    def check_apart(self, model: Any, who: str) -> None:
+        """The same of one that reads batches of its own: it may read fewer tokens of a picture, or more."""
+        check_fits(model, who, self.asking, apart=True)
+
     def indices(self, split: str) -> Indices:
         """Numbers of the questions of 'train' (those trained on), 'validation' or 'test' in their source."""
         if split == "train":
