@@ -14,7 +14,7 @@ from ..ecosystems import decoders
 from ..ecosystems import transformers as library
 from ..ecosystems.language_tokenizer import language_preprocessing
 from ..ecosystems.sources import Source, read_source
-from .causal_lm_view import MODEL_TYPES, as_transformers, base_of, blocks_of, decoder_view
+from .causal_lm_view import MODEL_TYPES, as_transformers, base_of, blocks_of, check_layers, decoder_view
 from .check import Original
 from .of_module import OfModule
 from .teacher import Teacher, refuse
@@ -27,8 +27,6 @@ _WHY = {
     "phi3": "its projections are fused",
     "mixtral": "its MLPs are experts",
     "llava": "it is a LLaVA; write the teacher llava, or auto",
-    "bamba": "it has Mamba-2 in the place of attention, as a student has",
-    "granitemoehybrid": "it has Mamba-2 in the place of attention, as a student has",
 }
 
 
@@ -65,7 +63,7 @@ class CausalLanguageModel(OfModule):
     def _checked(self) -> Source:
         """Its source, after a look at the configuration: before weights are fetched."""
         source = read_source(self.model, revision=self.revision)
-        check_type(decoders.read_config(source).model_type)
+        check_type(decoders.read_config(source))
         return source
 
     @staticmethod
@@ -112,8 +110,10 @@ def _place(source: Source) -> str:
     return str(source.folder or source.repo or source.file)
 
 
-def check_type(kind: str) -> None:
-    """Raises UserError for a decoder that no view expresses."""
+def check_type(config: Any) -> None:
+    """Raises UserError for a decoder that no view expresses, by its configuration."""
+    kind = config.model_type
+    check_layers(config)
     if kind not in MODEL_TYPES:
         why = f"{_WHY[kind]}; " if kind in _WHY else ""
         raise refuse("decoder", f"{why}known: {', '.join(MODEL_TYPES)}", model_type=kind)
