@@ -141,7 +141,7 @@ def test_a_recipe_that_cannot_be_run_is_one_line(
         ),
         (
             ("evaluate", "llava", "--data", "scenes"),
-            "is of the task image_text or questions; add --task questions",
+            "goes with --task image_text or --task questions",
         ),
         (
             ("evaluate", "llava", "--task", "questions", "--data", "q.jsonl"),

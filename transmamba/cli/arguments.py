@@ -126,9 +126,8 @@ def _reader(data: str, options: dict[str, Any], readers: Registry, option: str =
                 raise UserError(f"{option} {data}: no such file or folder; write one, or a reader's name")
             tasks = [task for task, known in _OF_TASKS.items() if data in known]
             if tasks and option == "--data":
-                raise UserError(
-                    f"--data {data}: that reader is of the task {' or '.join(tasks)}; add --task {tasks[-1]}"
-                )
+                named = " or ".join(f"--task {each}" for each in tasks)
+                raise UserError(f"--data {data}: that reader goes with {named}; write that")
             return {**options, "name": data}  # the registry says which names there are
         found = recognised(path, readers, f"{option} ")
         values = configs.dump(found)
