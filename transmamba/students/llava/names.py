@@ -16,7 +16,7 @@ from ...ecosystems.timm import check_options
 from ...errors import UserError, refuse_all
 from ...layers.cross_base import CrossMambaConfig
 from ...layers.cross_rivals import of_equal_size
-from ..hybrid_lm.architectures import OWN, Mixers
+from ..hybrid_lm.architectures import Mixers
 from ..hybrid_lm.names import HybridLM, numbers_of
 from ..hybrid_lm.selected import LayersFile, Pattern
 from ..saved import Saved
@@ -112,11 +112,12 @@ class Cross(CrossMambaConfig):
 @dataclass(frozen=True, kw_only=True)
 class Llava(Saved):
     """A vision-language model after a LLaVA of transformers (a CLIP or SigLIP tower, a connector, a Llama,
-    Mistral, SmolLM or Qwen2), with Mamba in its tower, in its decoder, or in both. Saved as transformers'
-    own LlavaForConditionalGeneration, with its processor; one whose tower is a vim or ssd_vit loads after
-    `import transmamba`. After a teacher with `image_tokens` it reads as many of a picture, and is a class of
-    our own. What is trained, each stage's `trainable`: image, connector, decoder, mixers (of
-    both), attention, mlp, embedding, head, norms (of the decoder), cross, image.mixers, decoder.mixers.
+    Mistral, SmolLM, Qwen2 or Qwen3), with Mamba in its tower, in its decoder, or in both. Saved as
+    transformers' own LlavaForConditionalGeneration, with its processor; one whose tower is a vim or ssd_vit
+    loads after `import transmamba`. After a teacher with `image_tokens` it reads as many of a picture, and is
+    a class of our own; so it is after a Qwen3. What is trained, each stage's `trainable`: image, connector,
+    decoder, mixers (of both), attention, mlp, embedding, head, norms (of the decoder), cross, image.mixers,
+    decoder.mixers.
 
     image:   its image tower
     decoder: its language model
@@ -149,11 +150,6 @@ class Llava(Saved):
         hybrid = self.decoder.asked(len(words.towers["decoder"].ends))
         with _of_decoder():
             text, start = hybrid.shaped(words, dtype)
-        if text.model_type == OWN.model_type:
-            raise UserError(
-                "student llava: the teacher's decoder normalises queries and keys (as Qwen3 does), which no "
-                "hybrid of transformers does; choose a teacher with a Llama, Mistral, SmolLM or Qwen2"
-            )
         cross = None
         if self.cross is not None:  # with the width that follows, so that the saved class need not know how
             widths = int(vision.hidden_size), int(text.hidden_size)
