@@ -5,7 +5,7 @@
 Every cell is an ordinary run of `recipes/distill.py` in output_dir/LABEL.LABEL..., so a finished cell is not
 repeated, and each can be rebuilt from its own config.yaml. A study file names:
 
-output_dir: where the runs go
+output_dir: where the runs go; also on the command line
 common:     overrides of every run, those of `first` included
 every_cell: overrides of every cell, after `common`
 axes:       axis -> label -> overrides (`config=RECIPE` among them), or a mapping of set (overrides) and let

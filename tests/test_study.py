@@ -73,6 +73,18 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_folder_on_the_command_line_is_the_study_s_and_none_is_a_run_s() -> None:
+    """Every cell would otherwise be told to write into the same one."""
+    study = studies.Study(plain(), ["b=2", "output_dir=elsewhere"])
+    runs = [study.run_of(cell) for cell in study.cells]
+    assert study.root == Path("elsewhere")
+    assert not any(item.startswith("output_dir") for run in runs for item in run.overrides)
+    assert "teacher.model=elsewhere/head.all/student" in runs[-1].overrides
+    moved = studies.Study(plain(every_cell=[{"output_dir": "x"}]))
+    with pytest.raises(ValueError, match=r'output_dir="x": every run is in the study'):
+        moved.run_of(moved.cells[0])
+
+
 @pytest.mark.usefixtures("recipes")
 def test_a_run_waits_for_what_its_recipe_names_and_for_what_that_names() -> None:
     study = studies.Study(plain())
