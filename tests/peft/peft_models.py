@@ -6,9 +6,9 @@ import functools
 from typing import Any
 
 import torch
-from conftest import randomise_
 from hybrid_models import HYBRIDS, VOCABULARY, WORDS
 from peft import get_peft_model
+from randomised import randomise_
 from torch import Tensor, nn
 
 from transmamba.peft import MambaPeftConfig
@@ -40,9 +40,11 @@ def bamba(**changes: Any) -> nn.Module:
 
 MODELS = {"mamba": mamba, "mamba2": mamba2, "bamba": bamba}
 LORA = [f"lora_{name}" for name in ("in", "x", "z", "out", "x_proj", "dt", "d", "b", "c", "embed")]
-INSIDE = ["state_offset_h", "state_offset_y", "parallel_adapter"]
+INSIDE = ["state_offset_h", "state_offset_y", "parallel_adapter", "initial_state"]
+RANDOM = ["affix"]  # tokens that are drawn, and so no identity at the start
+AT_START = ["initial_state", "affix"]  # what begins before a text's first token
 MERGED = [*LORA, "a", "d", "bias", "conv1d", "bitfit", "additional_scan", "sdt"]
-METHODS = [*MERGED, *INSIDE]
+METHODS = [*MERGED, *INSIDE, *RANDOM]
 
 
 @functools.cache

@@ -113,8 +113,9 @@ def test_an_adapter_of_a_base_with_another_name_is_refused(tmp_path: Path) -> No
         UserError, match=r"trained on 'state-spaces/mamba-370m-hf', .* 'models/mamba-130m-hf'"
     ):
         PeftModel.from_pretrained(model, folder)
-    model.name_or_path = "copies/mamba-370m-hf"
-    PeftModel.from_pretrained(model, folder)
+    for same in ("copies/mamba-370m-hf", "hub/models--state-spaces--mamba-370m-hf/snapshots/0123"):
+        model.name_or_path = same
+        model = PeftModel.from_pretrained(model, folder).unload()
 
 
 @pytest.mark.parametrize("damage", ["cut", "a tensor less", "a tensor more", "another shape"])

@@ -10,8 +10,8 @@ from typing import Any
 import peft_models as tiny
 import pytest
 import torch
-from conftest import randomise_
 from peft import PeftModel, get_peft_model
+from randomised import randomise_
 from torch import Tensor, nn
 
 from transmamba.core.output import Capture
@@ -62,7 +62,8 @@ def test_a_method_on_a_student(name: str, method: str, tmp_path: Path) -> None:
     x = images()
     with torch.no_grad():
         wanted = student(name)(x)
-        assert (adapted(name, [method], trained=False)(x) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+        moved = (adapted(name, [method], trained=False)(x) - wanted).abs().max()
+        assert moved <= 1e-6 * wanted.abs().max() or method in tiny.RANDOM
         model = adapted(name, [method])
         made_of = model(x)
         assert (made_of - wanted).abs().max() > 1e-4
@@ -99,7 +100,7 @@ def branches(model: Any, tokens: Any = None) -> list[Tensor]:
 @pytest.mark.parametrize("tokens", [None, [0, 2]])
 @pytest.mark.parametrize("name", NOT_ON)
 def test_a_student_runs_as_it_is_distilled(name: str, tokens: Any) -> None:
-    methods = [method for method in all_methods(name) if method in tiny.MERGED and method != "lora_out"]
+    methods = [method for method in all_methods(name) if method in tiny.MERGED]
     model = adapted(name, methods)
     made_of = branches(model.get_base_model(), tokens)
     torch.testing.assert_close(made_of[0], model(images()).detach())

@@ -24,12 +24,20 @@ def check_names(config: Any, model: nn.Module) -> None:
     """Raises UserError where the adapter says that it was trained on a model that is called otherwise. Only
     the last part of a path counts; a base without a name is taken."""
     trained_on, here = config.base_model_name_or_path, getattr(model, "name_or_path", None)
-    if not trained_on or not here or Path(trained_on).name == Path(here).name:
+    if not trained_on or not here or last_name(trained_on) == last_name(here):
         return
     raise UserError(
         f"the adapter was trained on {trained_on!r}, and this model is {here!r}; load that one, or, where "
         "they are the same, give a config whose base_model_name_or_path is None"
     )
+
+
+def last_name(path: str) -> str:
+    """Of OWNER/NAME, of a folder, or of where Hugging Face's cache has OWNER/NAME."""
+    parts = Path(path).parts
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        return parts[-3].rpartition("--")[2]
+    return parts[-1] if parts else ""
 
 
 def check_sizes(config: Any, targets: Targets, found: Mapping[str, tuple[nn.Module, Family]]) -> None:
@@ -83,4 +91,7 @@ def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, module.base_layer)
         model.peft_config.pop(adapter_name, None)
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if not model.peft_config and "peft_config" in vars(inner):
+            del inner.peft_config
         raise

@@ -12,14 +12,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .families.edit import Edit, in_place
+from .families.edit import Edit, InPlace
 from .families.family import Family
 from .families.inside import Inside
 from .families.mixer import Mixer, Place
 from .methods.method import Method
+from .plan import Plan
 
 CONTAINER = "transmamba_adapters"
-Key = tuple[tuple[int, int], ...]
 
 
 class Tensors(nn.Module):
@@ -68,9 +68,7 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         self._originals: dict[str, nn.Parameter] = {}
         self._attributes: dict[str, Any] = {}
         self.trial: dict[str, Tensor] = {}  # deltas on parameters for a while, no adapter's
-        self._kept: tuple[Key, Edit] | None = None
-        self._made_of: list[Tensor] | None = None
-        self._counted = True
+        self._kept: Plan | None = None
         self.train(base_layer.training)
 
     def __getattr__(self, name: str) -> Any:
@@ -104,17 +102,29 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
     # --- forward ---
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._called(self.base_layer, self.family.run, *args, **kwargs)
+        return self._called(self._modules["base_layer"], self.family.run, *args, **kwargs)
 
     def _called(self, own: Any, run: Any, *args: Any, **kwargs: Any) -> Any:
         """The module's own code, with changed weights; its family's where an adapter works inside."""
-        if self.disable_adapters and self.merged:
+        if self._disable_adapters and self.merged_adapters:
             self.unmerge()
-        if self.disable_adapters or self.merged:
+        if self._disable_adapters or self.merged_adapters:
             return own(*args, **kwargs)
-        edit, inside = self._edit(), self._inside()
-        with in_place(self.base_layer, edit.weights, edit.attributes):
-            return run(self.base_layer, inside, *args, **kwargs) if inside else own(*args, **kwargs)
+        plan = self._planned()
+        with InPlace(plan.swaps):
+            if plan.inside is None:
+                return own(*args, **kwargs)
+            return run(self.base_layer, plan.inside, *args, **kwargs)
+
+    def _planned(self) -> Plan:
+        watch = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        if watch and self._kept is not None and self._kept.holds():
+            return self._kept
+        active = self._active()
+        adapters = [self.transmamba_adapters[name] for name in active]
+        plan = Plan(self._edited(active), self._inside(), adapters, watch)
+        self._kept = plan if watch else None
+        return plan
 
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.methods]
@@ -129,15 +139,6 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
                 method.enter(inside, self.mixer, self.transmamba_adapters[name].of(method))
         return inside
 
-    def _edit(self) -> Edit:
-        key = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else self._key()
-        if key is None:
-            self._kept = None
-            return self._edited(self._active())
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, self._edited(self._active()))
-        return self._kept[1]
-
     def _edited(self, names: Sequence[str], merging: bool = False) -> Edit:
         edit = Edit(self.base_layer, self.mixer, merging)
         for path, delta in self.trial.items():
@@ -147,19 +148,8 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
             method.edit(edit, self.transmamba_adapters[name].of(method))
         return edit
 
-    def _key(self) -> Key | None:
-        """Where the tensors that the changed weights are made of lie, and how often each was written; None
-        where one of them, made in inference mode, does not count that."""
-        if self._made_of is None:
-            adapters = [self.transmamba_adapters[name] for name in self._active()]
-            self._made_of = [tensor for part in (self.base_layer, *adapters) for tensor in part.parameters()]
-            self._counted = not any(tensor.is_inference() for tensor in self._made_of)
-        if not self._counted:
-            return None
-        return tuple((tensor.data_ptr(), tensor._version) for tensor in self._made_of)
-
     def _forget(self) -> None:
-        self._kept = self._made_of = None
+        self._kept = None
 
     def train(self, mode: bool = True) -> MambaPeftLayer:
         self._forget()

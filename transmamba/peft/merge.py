@@ -39,6 +39,7 @@ def note_state_size(model: Any) -> None:
     """The model's configuration, or what a student of timm is made by, says how many states its mixers have
     now."""
     config: Any = getattr(model, "config", None)
+    owners: list[Any] = [owner for owner in model.modules() if "transmamba_args" in vars(owner)]
     for module, family in candidates(model).values():
         mixer = described(module, family)
         if mixer.counts_states is None or mixer.config_key is None:
@@ -46,9 +47,17 @@ def note_state_size(model: Any) -> None:
         states = getattr(module, mixer.counts_states)
         if hasattr(config, "get_text_config"):
             setattr(config.get_text_config(), mixer.config_key, states)
-        owners: list[Any] = [owner for owner in model.modules() if "transmamba_args" in vars(owner)]
         for owner in owners:  # of timm: itself, or the tower of something larger
             for arguments in ("transmamba_args", "_model_args"):
                 kept = getattr(owner, arguments, None)
                 if kept:
                     setattr(owner, arguments, {**kept, mixer.config_key: states})
+
+
+def note_untied(model: Any) -> None:
+    """An embedding was merged, and a head that was tied to it is as it was: the configuration says that they
+    are two. PEFT says so where a model of transformers asks for them by name."""
+    config: Any = getattr(model, "config", None)
+    for part in (config, config.get_text_config()) if hasattr(config, "get_text_config") else ():
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False

@@ -20,14 +20,14 @@ from .methods.method import Method
 def candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
     """By name: the modules that adapters know, those that are wrapped already among them."""
     found: dict[str, tuple[nn.Module, Family]] = {}
-    inside: list[str] = []
+    last = None  # a module's own modules follow it
     for name, module in model.named_modules():
-        if not name or any(name.startswith(f"{outer}.") for outer in inside):
+        if not name or (last is not None and name.startswith(f"{last}.")):
             continue
         family = module.family if isinstance(module, MambaPeftLayer) else family_of(module)
         if family is not None:
             found[name] = (module, family)
-            inside.append(name)
+            last = name
     return found
 
 
@@ -88,9 +88,8 @@ def embedding_of(model: Any, found: dict[str, tuple[nn.Module, Family]], method:
     given = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     named = [name for name, module in tables.items() if given is None or module is given]
     if len(named) != 1:
-        raise UserError(
-            f"method {method.name!r}: {type(model).__name__} has no embedding to adapt; leave it out"
-        )
+        count = f"{len(named)} embeddings, and does not say which is its own" if named else "no embedding"
+        raise UserError(f"method {method.name!r}: {type(model).__name__} has {count}; leave it out")
     return named[0]
 
 

@@ -15,7 +15,7 @@ from .coverage import Coverage, coverage, refuse_dead
 from .families.family import family_of
 from .groups import parameter_groups
 from .layer import MambaPeftLayer
-from .merge import check_merge, note_state_size
+from .merge import check_merge, layers_of, note_state_size, note_untied
 from .peft_type import PREFIX
 from .targets import candidates, targets_of
 
@@ -137,10 +137,13 @@ class MambaPeftModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
+        embeds = merge and any(layer.mixer.table for layer in layers_of(self.model).values())
         if merge:
             self._check_merge(adapter_names)
         elif any(isinstance(module, MambaPeftLayer) and module.merged for module in self.model.modules()):
             self.unmerge_adapter()
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         note_state_size(model)
+        if embeds:
+            note_untied(model)
         return model

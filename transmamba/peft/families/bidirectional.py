@@ -27,6 +27,7 @@ class Bidirectional(Family):
     """Each direction has its own convolution, delta, B, C, A and D, and so its own tensors of an adapter."""
 
     classes: ClassVar[tuple[str, ...]] = ("transmamba.layers.bidirectional.BidirectionalMamba",)
+    doors: ClassVar[tuple[str, ...]] = ("written",)
 
     def describe(self, module: Any) -> Mixer:
         inner, rank, state = module.inner, module.rank, module.d_state
@@ -54,6 +55,9 @@ class Bidirectional(Family):
             counts_states="d_state",
             config_key="d_state",
         )
+
+    def written(self, module: Any, inside: Inside) -> Tensor:
+        return module.written()
 
     def run(
         self,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .mixer import Mixer, Place
+
+# a module's table of parameters, or of its attributes, a name in it, and what stands there for a while
+Swap = tuple[dict[str, Any], str, Any]
 
 
 class Edit:
@@ -43,27 +44,29 @@ class Edit:
             parts.append(whole[place.stop :])
         self.weights[place.path] = torch.cat(parts)
 
+    def swaps(self) -> list[Swap]:
+        """What is to be put where."""
+        swaps: list[Swap] = []
+        for path, tensor in self.weights.items():
+            owner, _, name = path.rpartition(".")
+            swaps.append((self.module.get_submodule(owner)._parameters, name, tensor))
+        for path, value in self.attributes.items():
+            owner, _, name = path.rpartition(".")
+            swaps.append((self.module.get_submodule(owner).__dict__, name, value))
+        return swaps
 
-Swaps = list[tuple[dict[str, Any], str, Any]]
 
+class InPlace:
+    """A module with other weights and numbers, for a while: whoever reads `.weight` reads them."""
 
-@contextmanager
-def in_place(
-    module: nn.Module, weights: Mapping[str, Tensor], attributes: Mapping[str, Any]
-) -> Iterator[None]:
-    """The module with these weights and attributes, for a while: whoever reads `.weight` reads them."""
-    swaps: Swaps = []
-    for path, tensor in weights.items():
-        owner, _, name = path.rpartition(".")
-        swaps.append((module.get_submodule(owner)._parameters, name, tensor))
-    for path, value in attributes.items():
-        owner, _, name = path.rpartition(".")
-        swaps.append((module.get_submodule(owner).__dict__, name, value))
-    kept = [table[name] for table, name, _ in swaps]
-    try:
-        for table, name, value in swaps:
+    def __init__(self, swaps: list[Swap]) -> None:
+        self._swaps = swaps
+
+    def __enter__(self) -> None:
+        self._kept = [table[name] for table, name, _ in self._swaps]
+        for table, name, value in self._swaps:
             table[name] = value
-        yield
-    finally:
-        for (table, name, _), value in zip(swaps, kept, strict=True):
+
+    def __exit__(self, *error: object) -> None:
+        for (table, name, _), value in zip(self._swaps, self._kept, strict=True):
             table[name] = value

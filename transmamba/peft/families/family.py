@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ def path_of(kind: type) -> str:
 
 def family_of(module: nn.Module) -> Family | None:
     """None for a module of no family, and for a subclass with a forward of its own."""
-    known = _by_class()
+    known = _by_class(tuple(FAMILIES.names()))
     for kind in type(module).__mro__:
         path = path_of(kind)
         for name in (path, f"*.{'.'.join(path.split('.')[-2:])}"):
@@ -54,16 +55,19 @@ def family_of(module: nn.Module) -> Family | None:
     return None
 
 
-def _by_class() -> dict[str, Family]:
-    families: Iterable[Any] = (FAMILIES[name] for name in FAMILIES)
+@functools.cache
+def _by_class(names: tuple[str, ...]) -> dict[str, Family]:
+    families: Iterable[Any] = (FAMILIES[name] for name in names)
     return {path: family() for family in families for path in family.classes}
 
 
 def refuse_packed(kwargs: dict[str, Any]) -> None:
-    """UserError where a call names packed sequences to a mixer that cannot keep them apart."""
+    """UserError where a call names packed sequences in a way that a mixer cannot keep apart."""
     named = next((name for name in ("seq_idx", "cu_seqlens") if kwargs.get(name) is not None), None)
     if named is not None:
-        raise UserError(f"{named}: this mixer cannot keep packed sequences apart; leave it out")
+        raise UserError(
+            f"{named}: an adapter works inside this mixer, which cannot keep packed sequences apart by it"
+        )
 
 
 def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:

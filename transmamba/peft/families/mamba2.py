@@ -12,7 +12,7 @@ from transmamba_kernels import compat, ssd_state_update
 
 from ...config.registry import FAMILIES
 from .cached import convolved, padded, states_of, steps
-from .family import Family, shapes_of
+from .family import Family, refuse_packed, shapes_of
 from .inside import Inside
 from .mixer import Mixer, Place
 from .starting import passed, started_heads, step_sizes, stilled
@@ -95,7 +95,9 @@ class Mamba2(Family):
         bc = groups * module.ssm_state_size
         conv_state, state = states_of(module, cache_params)
         projected = self.project(module, padded(hidden_states, attention_mask))
-        seq_idx, z = kwargs.get("seq_idx"), projected[..., :inner]
+        seq_idx, z = kwargs.pop("seq_idx", None), projected[..., :inner]
+        if seq_idx is None:
+            refuse_packed(kwargs)
         opened = inside.prefix(projected, attention_mask, seq_idx) if state is None else None
         if opened is not None:
             attention_mask, seq_idx = opened.mask(attention_mask), opened.segments(seq_idx)

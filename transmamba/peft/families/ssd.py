@@ -28,7 +28,7 @@ class SSD(Family):
         "transmamba.layers.mamba2.SSDAttention",
         "transmamba.layers.mamba2.BidirectionalSSD",
     )
-    doors: ClassVar[tuple[str, ...]] = ("mix",)
+    doors: ClassVar[tuple[str, ...]] = ("mix", "written")
 
     def describe(self, module: Any) -> Mixer:
         width, shapes = module.qkv.in_features, shapes_of(module)
@@ -68,6 +68,9 @@ class SSD(Family):
         if any(argument for argument in (*args, *kwargs.values()) if argument is not None):
             raise ValueError("an SSD mixer takes no attention mask")
         return self.mix(module, inside, u).output
+
+    def written(self, module: Any, inside: Inside) -> Tensor:
+        return module.written()
 
     def mix(
         self,

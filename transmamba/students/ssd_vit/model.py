@@ -59,7 +59,7 @@ class SSDBlock(Block):
 
     def written(self) -> Tensor:
         """The matrix (D, D) through which the mixer writes, LayerScale included."""
-        weight = self.attn.proj.weight
+        weight = self.attn.written() if hasattr(self.attn, "written") else self.attn.proj.weight
         return weight * self.ls1.gamma[:, None] if hasattr(self.ls1, "gamma") else weight
 
 
