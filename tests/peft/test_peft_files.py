@@ -115,5 +115,15 @@ def test_kept_weights_follow_every_change() -> None:
     with torch.no_grad():
         next(p for p in adapted.parameters() if p.requires_grad).mul_(2)
     assert not torch.equal(logits(adapted), before)
+    before, parameter = logits(adapted), next(p for p in adapted.parameters() if p.requires_grad)
+    parameter.data = parameter.data * 2  # as optimizers of large models swap what a parameter holds
+    assert not torch.equal(logits(adapted), before)
+    before, layer = logits(adapted), adapted.get_base_model().backbone.layers[0].mixer
+    tensors = layer.transmamba_adapters["default"]
+    tensors.lora_in_up = torch.nn.Parameter(tensors.lora_in_up.detach() * 2)
+    assert not torch.equal(logits(adapted), before)
+    before, projection = logits(adapted), layer.base_layer.in_proj
+    projection.weight = torch.nn.Parameter(projection.weight.detach() * 2)
+    assert not torch.equal(logits(adapted), before)
     half = logits(adapted.to(torch.float64))
     assert half.dtype == torch.float32 and torch.allclose(half, logits(adapted.to(torch.float32)), atol=1e-4)

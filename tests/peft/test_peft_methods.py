@@ -88,6 +88,21 @@ def test_generation_with_a_cache_is_generation_without(model: str, method: str) 
     torch.testing.assert_close(torch.stack(made[0].logits), torch.stack(made[1].logits), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("model", ["mamba", "mamba2"])
+def test_a_text_in_parts_is_the_text_at_once(model: str, gradients: bool) -> None:
+    """Several tokens, several more, then one: each call goes on from the state that the last one left, as
+    transformers' own Mamba does with one token alone."""
+    adapted, ids = tiny.adapted(model, ["lora_x", *tiny.INSIDE]), tiny.words()
+    with torch.set_grad_enabled(gradients):
+        wanted, cache, parts = adapted(ids, use_cache=False).logits, None, []
+        for part in ids.split([3, 3, 1], dim=1):
+            output = adapted(part, use_cache=True, cache_params=cache)
+            cache = output.cache_params
+            parts.append(output.logits)
+    torch.testing.assert_close(torch.cat(parts, dim=1), wanted, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("model, method", ALL)
 def test_a_padded_batch_is_its_rows_alone(model: str, method: str) -> None:
     adapted, ids, missing = tiny.adapted(model, methods_of(method)), tiny.words(), 3

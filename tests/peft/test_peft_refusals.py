@@ -139,6 +139,17 @@ def test_a_damaged_file_is_refused_and_nothing_of_it_loaded(damage: str, tmp_pat
     assert {name: type(module) for name, module in model.named_modules()} == before
 
 
+def test_tensors_that_do_not_fit_a_config_of_the_user_s_own_leave_the_model_as_it_was(tmp_path: Path) -> None:
+    """Such a configuration knows nothing of the file, which is read when the adapter is in the model already."""
+    folder, model = saved(tmp_path, ["lora_x", "bias"]), tiny.base("mamba")
+    before = {name: type(module) for name, module in model.named_modules()}
+    config = MambaPeftConfig(methods=[{"name": "lora_x", "r": 3}, "bias"])
+    with pytest.raises(UserError, match=r"lora_x_down is \(64, 16\), this model's \(3, 16\)"):
+        PeftModel.from_pretrained(model, folder, config=config)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert not hasattr(model, "peft_config")
+
+
 @pytest.mark.parametrize("method", tiny.INSIDE)
 def test_what_weights_cannot_hold_is_not_merged(method: str) -> None:
     adapted = tiny.adapted("mamba", ["lora_embed", "lora_x", method])

@@ -80,6 +80,7 @@ def check_shapes(
 @contextmanager
 def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
     """Where what is inside fails: the adapter is taken out of the model again, and what it had wrapped."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     try:
         yield
     except UserError:
@@ -91,7 +92,6 @@ def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, module.base_layer)
         model.peft_config.pop(adapter_name, None)
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if not model.peft_config and "peft_config" in vars(inner):
+        if not inner.peft_config:
             del inner.peft_config
         raise
