@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from transmamba.core.output import Capture
 from transmamba.peft import MambaPeftConfig
 
-NOT_ON = {"vim": set(), "ssd_vit": {"d", "additional_scan"}}  # no skip D; states are the heads' channels
-PAIRS = [(name, method) for name in NOT_ON for method in tiny.METHODS if method not in NOT_ON[name]]
+# no skip D; states are the heads' channels; no class token where the mean of all is read
+NOT_ON = {"vim": set(), "ssd_vit": {"d", "additional_scan", "cls_token"}}
+PAIRS = [(name, method) for name in NOT_ON for method in [*tiny.METHODS, *tiny.AT_INPUT] if method not in NOT_ON[name]]
 
 
 @functools.cache
@@ -29,7 +30,7 @@ def made(name: str) -> nn.Module:
     sizes: dict[str, Any] = dict(img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=2, num_classes=5)
     if name == "ssd_vit":
         # what a class token in front reads has no past, and so no decay
-        model: Any = SSDVisionTransformer(**sizes, num_heads=2, global_pool="avg")
+        model: Any = SSDVisionTransformer(**sizes, num_heads=2, global_pool="avg", class_token=False)
     else:
         model = VisionMamba(**sizes, d_state=4)
     randomise_(model)
@@ -53,7 +54,7 @@ def adapted(name: str, methods: list[Any], trained: bool = True) -> Any:
 
 
 def all_methods(name: str) -> list[str]:
-    return [method for method in tiny.METHODS if method not in NOT_ON[name]]
+    return [method for method in [*tiny.METHODS, *tiny.AT_INPUT] if method not in NOT_ON[name]]
 
 
 @pytest.mark.parametrize("name, method", PAIRS)
@@ -71,7 +72,7 @@ def test_a_method_on_a_student(name: str, method: str, tmp_path: Path) -> None:
             assert torch.equal(model(x), wanted)
         model.save_pretrained(tmp_path)
         assert torch.equal(PeftModel.from_pretrained(student(name), tmp_path)(x), made_of)
-        if method in tiny.MERGED:
+        if method in [*tiny.MERGED, *tiny.AT_INPUT]:
             before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
             model.merge_adapter()
             torch.testing.assert_close(model(x), made_of, atol=1e-5, rtol=0)

@@ -111,6 +111,13 @@ class Insertion:
             made = Context.of({"text": self.source, "text_mask": longer[0]})
         return Context(longer[0], longer[1], made.positions)
 
+    def positions(self, positions: Tensor, rows: int) -> Tensor:
+        """Of positions (B or 1, L) those of the longer rows: what is put in counts from 0, and moves them."""
+        ahead = torch.arange(self.tokens, device=positions.device).expand(rows, -1)
+        moved = positions.expand(rows, -1) + self.tokens
+        ends = torch.cat([moved, ahead, ahead.new_zeros(rows, 1)], dim=1)
+        return ends.gather(1, self.source.expand(rows, -1))
+
     def places(self, tokens: Tensor | None) -> Tensor:
         """Where these of the row's own tokens, or all, stand in the longer row; of fixed ones alone."""
         assert self.own.dim() == 1, "rows differ"
