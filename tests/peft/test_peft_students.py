@@ -19,7 +19,12 @@ from transmamba.peft import MambaPeftConfig
 
 # no skip D; states are the heads' channels; no class token where the mean of all is read
 NOT_ON = {"vim": set(), "ssd_vit": {"d", "additional_scan", "cls_token"}}
-PAIRS = [(name, method) for name in NOT_ON for method in [*tiny.METHODS, *tiny.AT_INPUT] if method not in NOT_ON[name]]
+PAIRS = [
+    (name, method)
+    for name in NOT_ON
+    for method in [*tiny.METHODS, *tiny.AT_INPUT]
+    if method not in NOT_ON[name]
+]
 
 
 @functools.cache

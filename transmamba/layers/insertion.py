@@ -47,7 +47,7 @@ class Insertion:
 
     @classmethod
     def before(cls, length: int, tokens: int, context: Context, device: torch.device) -> Insertion:
-        """In front of each document of a row: behind the padding before it, for a row in a padded batch is the
+        """In front of each document of a row, behind the padding before it: a row of a padded batch is the
         row alone. Rows of fewer documents than others end with places that hold nothing."""
         if context.segments is None and context.mask is None:
             return cls.fixed(length, tokens, "prefix", device)
@@ -104,12 +104,10 @@ class Insertion:
         """What layers read of the longer rows. Each document's tokens are counted from what is put in."""
         if context.mask is None and context.segments is None:
             return Context()
-        longer = self.mask(context.mask), self.segments(context.segments)
-        if context.segments is not None:
-            made = Context.of({"text": self.source, "text_segment": longer[1]})
-        else:
-            made = Context.of({"text": self.source, "text_mask": longer[0]})
-        return Context(longer[0], longer[1], made.positions)
+        longer = {"text_mask": self.mask(context.mask), "text_segment": self.segments(context.segments)}
+        return Context.of(
+            {name: part for name, part in longer.items() if part is not None} | {"text": self.source}
+        )
 
     def positions(self, positions: Tensor, rows: int) -> Tensor:
         """Of positions (B or 1, L) those of the longer rows: what is put in counts from 0, and moves them."""

@@ -123,7 +123,7 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
             return self._kept
         active = self._active()
         adapters = [self.transmamba_adapters[name] for name in active]
-        plan = Plan(self._edited(active), self._inside(), adapters, watch)
+        plan = Plan(self._edited(active), self.inside(), adapters, watch)
         self._kept = plan if watch else None
         return plan
 
@@ -148,7 +148,20 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
     def active_methods(self) -> list[Method]:
         return [method for name in self._active() for method in self.methods[name]]
 
-    def _inside(self) -> Inside:
+    def replace(self, adapter_name: str, old: Method, new: Method, tensors: dict[str, Tensor]) -> None:
+        """A method by another that says the same with fewer tensors."""
+        self._forget()
+        self.methods[adapter_name] = tuple(new if m is old else m for m in self.methods[adapter_name])
+        held = self.transmamba_adapters[adapter_name]
+        for name in held.of(old):
+            if name in tensors:
+                getattr(held, name).copy_(tensors[name])
+            else:
+                delattr(held, name)
+                del held.method_of[name]
+
+    def inside(self) -> Inside:
+        """What the active adapters add within."""
         inside = Inside()
         for name in self._active():
             for method in self.methods[name]:

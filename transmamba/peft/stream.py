@@ -1,5 +1,5 @@
-"""Where a model's stream begins: soft tokens that come into it and leave it again, a class token and positions
-that are changed while the model embeds.
+"""Where a model's stream begins: soft tokens that come into it and leave it again, a class token and
+positions that are changed while the model embeds.
 
 Our own students ask for both (`students.adaptable`). Models of transformers are reached by two hooks around
 the module that owns the embedding: one puts the tokens in, behind each row's padding, and makes mask and
@@ -12,7 +12,7 @@ import inspect
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.output import Context
 from ..errors import UserError

@@ -1,5 +1,5 @@
-"""Where adapters reach a student that their layers do not see: its class token and positions, and tokens that are
-put into its stream.
+"""Where adapters reach a student that their layers do not see: its class token and positions, and tokens that
+are put into its stream.
 """
 
 from __future__ import annotations

@@ -94,16 +94,17 @@ class Bidirectional(Family):
             return_branches=branches or opened is not None,
         )  # fmt: skip
         merged, *apart = scanned if branches or opened is not None else (scanned,)
-        gate, first = F.silu(z), (None, None)
+        gate = F.silu(z)
+        first: list[Tensor | None] = [None, None]
         if inside.begins:
             sums_f = passed(step_sizes(delta_f, module.dt_proj.bias))
             sums_b = passed(step_sizes(delta_b, module.dt_proj_b.bias), reverse=True)
-            first = started(inside, C_f, sums_f, A_f), started(inside, C_b, sums_b, A_b, "_b")
+            first = [started(inside, C_f, sums_f, A_f), started(inside, C_b, sums_b, A_b, "_b")]
         if opened is not None:
             ways = [opened[0][0], opened[-1][0]]
             B_f, C_f, y_f = (ways[0].drop(part) for part in (B_f, C_f, apart[0]))
             B_b, C_b, y_b = (ways[1].drop(part) for part in (B_b, C_b, apart[1]))
-            first = tuple(None if y is None else way.drop(y) for way, y in zip(ways, first, strict=True))
+            first = [None if y is None else way.drop(y) for way, y in zip(ways, first, strict=True)]
             merged, apart = (y_f + y_b) / 2 * gate, [y_f * gate, y_b * gate]
         reads = both(inside.read(C_f), first[0]), both(inside.read(C_b, "_b"), first[1])
         ahead, back = (merged.new_zeros(()) if read is None else read for read in reads)

@@ -20,7 +20,7 @@ from .family import Family, shapes_of
 from .inside import Inside
 from .mamba2 import places_of
 from .mixer import Mixer, Place
-from .starting import both, passed, started_heads, step_sizes
+from .starting import passed, started_heads, step_sizes
 
 
 @FAMILIES.register("hybrid")
@@ -78,7 +78,8 @@ class Hybrid(Family):
         )
         if inside.begins:
             sums = passed(step_sizes(delta, module.dt_bias), context.mask, segments)
-            y = both(y, started_heads(inside, grouped, sums, A))
+            first = started_heads(inside, grouped, sums, A)
+            y = y if first is None else y + first
         if opened is not None:
             y, grouped, B, C, delta = (opened.drop(part) for part in (y, grouped, B, C, delta))
         read = inside.read_heads(grouped, module.heads)
@@ -108,17 +109,20 @@ class HybridOwn(Hybrid):
             opened = inside.prefix(u, shared.real)
         if opened is not None:
             put = inside.widened(module.inner, module.groups, module.states, module.heads)
-            projected, padding = opened.place(projected, put), ~opened.mask(shared.real).unsqueeze(-1)
+            projected, padding = (
+                opened.place(projected, put),
+                opened.place(padding, put.new_zeros(len(put), 1)),
+            )
         _, mixed, dt = projected.split([module.inner, module.inner + 2 * bc, module.heads], dim=-1)
         mixed, before = module._convolved(module._normalised(mixed), held.get("before"))
         x, B, C = mixed.masked_fill(padding, 0).split([module.inner, bc, bc], dim=-1)
         x = wide(x).unflatten(-1, (module.heads, module.size))
-        step, first = F.softplus(wide(dt) + wide(module.dt_bias)), held.get("state")
-        if inside.begins and not held:
-            first = wide(inside.start_of(len(u), (module.heads, module.size), module.states))
-            step = step.masked_fill(padding, 0)
+        step, state = F.softplus(wide(dt) + wide(module.dt_bias)), held.get("state")
+        first = None if held else inside.start_of(len(u), (module.heads, module.size), module.states)
+        if first is not None:
+            state, step = wide(first), step.masked_fill(padding, 0)
         by_head = (module._of_heads(wide(part)) for part in (B, C))
-        y, state = scan(x, step, -wide(module.A_log).exp(), *by_head, first)
+        y, state = scan(x, step, -wide(module.A_log).exp(), *by_head, state)
         if shared.cache is not None:
             shared.cache.held[module.layer] = {"before": before, "state": state}
         y = y + wide(module.D)[:, None] * x

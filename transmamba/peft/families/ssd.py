@@ -87,10 +87,8 @@ class SSD(Family):
         if inside.affixes:
             where, put = inside.affixes[""]
             opened = Insertion.fixed(u.shape[1], len(put), where, u.device)
-            qkv, delta = (
-                opened.place(part, columns)
-                for part, columns in zip((qkv, delta), put.split([3 * u.shape[-1], module.num_heads], -1))
-            )
+            columns = put.split([qkv.shape[-1], module.num_heads], dim=-1)
+            qkv, delta = opened.place(qkv, columns[0]), opened.place(delta, columns[1])
         C, B, x = module.heads(module._convolve(qkv))
         scaled, gate = C * module.head_dim**-0.5, F.silu(module.gate(u))
         A, A_b = -module.A_log.float().exp(), -module.A_b_log.float().exp()

@@ -1,8 +1,9 @@
 """What an initial state adds to what is read out of a scan, in closed form: for scans that take none.
 
 The recurrence is linear and its decay diagonal, so that a state h0 in front of the first token adds
-C_t . exp(A S_t) h0 to y_t, where S_t is the sum of the step sizes up to t. Padding does not decay it, and every
-document of a packed row begins with it. Shapes: B rows, L tokens, D channels, N states, H heads of P channels.
+C_t . exp(A S_t) h0 to y_t, where S_t is the sum of the step sizes up to t. Padding does not decay it, and
+every document of a packed row begins with it. Shapes: B rows, L tokens, D channels, N states, H heads of P
+channels.
 """
 
 from __future__ import annotations
@@ -58,9 +59,7 @@ def started(inside: Inside, C: Tensor, sums: Tensor, A: Tensor, suffix: str = ""
     return read.to(C.dtype)
 
 
-def started_heads(
-    inside: Inside, C: Tensor, sums: Tensor, A: Tensor, suffix: str = ""
-) -> Tensor | None:
+def started_heads(inside: Inside, C: Tensor, sums: Tensor, A: Tensor, suffix: str = "") -> Tensor | None:
     """(B, L, H, P), of C (B, L, G, N), sums (B, L, H) and A (H,)."""
     first = inside.start(C.shape[-1], suffix)
     if first is None:

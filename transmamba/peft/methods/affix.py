@@ -34,7 +34,9 @@ class Affix(Method):
 
     def tensors(self, mixer: Mixer) -> dict[str, Start]:
         if mixer.causal and self.where not in (None, "prefix"):
-            raise UserError(f"method {self.name!r}: {mixer.kind} reads forwards; where: prefix, not {self.where}")
+            raise UserError(
+                f"method {self.name!r}: {mixer.kind} reads forwards; where: prefix, not {self.where}"
+            )
         shape = self.tokens, mixer.projected
         return {f"{self.name}{suffix}": Start(shape, "normal") for suffix in self._sets(mixer)}
 

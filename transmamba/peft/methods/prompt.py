@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -58,6 +58,11 @@ class Prompt(Method):
 
     def place(self, mixer: Mixer) -> Where:
         return self.where or ("prefix" if mixer.table else "both")
+
+    @property
+    def baked(self) -> Prompt:
+        """With the tokens alone."""
+        return replace(self, mlp=False)
 
     def made(self, tensors: Tensors) -> Tensor:
         """The tokens (P, d)."""
