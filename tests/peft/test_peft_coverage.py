@@ -92,5 +92,9 @@ def test_coverage_is_counted_and_said_once_when_training_starts(capsys: Any) -> 
     assert said.count(str(found)) == 1 and "1 of 1 mixers" in said and "%" in said
 
 
-def test_layers_that_are_left_out_are_counted() -> None:
-    assert tiny.adapted("mamba", ["a"], layers_to_transform=[1]).coverage().mixers == (1, 2)
+def test_layers_that_are_left_out_are_counted_and_mixers_that_nobody_knows() -> None:
+    adapted = tiny.adapted("mamba", ["a"], layers_to_transform=[1])
+    assert adapted.coverage().mixers == (1, 2)
+    layers = adapted.get_base_model().backbone.layers
+    layers[0].mixer.__class__ = type("Other", (type(layers[0].mixer),), {"forward": lambda self, x: x})
+    assert adapted.coverage().mixers == (1, 2)

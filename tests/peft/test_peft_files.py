@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,17 @@ def test_kept_weights_follow_every_change() -> None:
     assert not torch.equal(logits(adapted), before)
     half = logits(adapted.to(torch.float64))
     assert half.dtype == torch.float32 and torch.allclose(half, logits(adapted.to(torch.float32)), atol=1e-4)
+
+
+def test_the_type_is_a_member_of_peft_s_enumeration_as_any_other() -> None:
+    """Made from outside: where a version of PEFT or Python changes what an enumeration is, this says so."""
+    from peft import PeftType
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    from transmamba.peft import PEFT_TYPE
+
+    assert PeftType("TRANSMAMBA") is PeftType["TRANSMAMBA"] is PeftType.TRANSMAMBA is PEFT_TYPE
+    assert PEFT_TYPE in list(PeftType) and PEFT_TYPE == "TRANSMAMBA" and PEFT_TYPE.value == "TRANSMAMBA"
+    assert isinstance(PEFT_TYPE, PeftType) and pickle.loads(pickle.dumps(PEFT_TYPE)) is PEFT_TYPE
+    assert copy.deepcopy(PEFT_TYPE) is PEFT_TYPE and len({*PeftType}) == len(PeftType)
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] == "transmamba_"

@@ -158,3 +158,13 @@ def test_tokens_before_documents_and_behind_padding() -> None:
     assert put.place(x, torch.tensor([[-1.0], [-2.0]]))[0, :, 0].tolist() == [1, 2, -1, -2, 3, 4, 5, 6]
     assert put.mask(mask)[0].tolist() == [False] * 2 + [True] * 6  # type: ignore[index]
     assert torch.equal(put.drop(put.place(x, torch.zeros(2, 1))), x)
+
+
+@pytest.mark.parametrize("name", ["vim", "ssd_vit"])
+def test_what_is_unloaded_leaves_nothing_behind(name: str) -> None:
+    with torch.no_grad():
+        model = adapted_student(name, ["prompt", "pos_embed", "lora_x"])
+        assert torch.equal(model.unload()(images()), student(name)(images()))
+        merged = adapted_student(name, ["pos_embed"])
+        wanted = merged(images())
+        torch.testing.assert_close(merged.merge_and_unload()(images()), wanted)

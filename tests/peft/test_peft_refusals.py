@@ -17,7 +17,7 @@ from transmamba.errors import UserError
 from transmamba.peft import MambaPeftConfig
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "an unknown method": (["lora_y"], "unknown adapter method 'lora_y'; did you mean 'lora_"),
+    "an unknown method": (["lora_y"], "unknown method 'lora_y'; did you mean 'lora_"),
     "an unknown option": ([{"name": "lora_x", "rank": 4}], "unknown key"),
     "a wrong value": ([{"name": "lora_x", "r": 0}], "r: 0; write a whole number of at least 1"),
     "another type": ([{"name": "lora_x", "r": "four"}], "write a whole number"),
@@ -42,8 +42,8 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
         dict(methods=["a"], target_modules=["mixr"]),
         "'mixr' matches no mixer; mixers: backbone.layers.0.mixer",
     ),
-    "no such layer": ("mamba", dict(methods=["a"], layers_to_transform=[7]), "matches no mixer"),
-    "all excluded": ("mamba", dict(methods=["a"], exclude_modules=["mixer"]), "matches no mixer"),
+    "no such layer": ("mamba", dict(methods=["a"], layers_to_transform=[7]), "leave none of"),
+    "all excluded": ("mamba", dict(methods=["a"], exclude_modules=["mixer"]), "leave none of"),
     "a ratio that divides nothing": (
         "mamba",
         dict(methods=[{"name": "state_offset_h", "r": 1, "ratio": 5}]),
@@ -67,6 +67,11 @@ def test_what_a_model_cannot_take_leaves_it_as_it_was(case: str) -> None:
 def test_a_model_without_mixers_names_those_that_adapters_know() -> None:
     with pytest.raises(UserError, match=r"Linear has no Mamba mixer of these: .*MambaMixer"):
         get_peft_model(nn.Linear(2, 2), MambaPeftConfig(methods=["a"]))
+    model = tiny.base("mamba")
+    for layer in model.backbone.layers:
+        layer.mixer.__class__ = type("Other", (type(layer.mixer),), {"forward": lambda self, x: x})
+    with pytest.raises(UserError, match=r"no Mamba mixer of these: .*; it has Other"):
+        get_peft_model(model, MambaPeftConfig(methods=["a"]))
     with pytest.raises(UserError, match="Linear has no embedding"):
         get_peft_model(nn.Linear(2, 2), MambaPeftConfig(methods=["lora_embed"]))
 
@@ -140,7 +145,7 @@ def test_a_damaged_file_is_refused_and_nothing_of_it_loaded(damage: str, tmp_pat
 
 
 def test_tensors_that_do_not_fit_a_config_of_the_user_s_own_leave_the_model_as_it_was(tmp_path: Path) -> None:
-    """Such a configuration knows nothing of the file, which is read when the adapter is in the model already."""
+    """Such a configuration knows nothing of the file, which is read when the adapter is in the model."""
     folder, model = saved(tmp_path, ["lora_x", "bias"]), tiny.base("mamba")
     before = {name: type(module) for name, module in model.named_modules()}
     config = MambaPeftConfig(methods=[{"name": "lora_x", "r": 3}, "bias"])

@@ -59,6 +59,8 @@ def adapted(name: str, methods: list[Any], trained: bool = True) -> Any:
 
 
 def all_methods(name: str) -> list[str]:
+    if name == "text":
+        return [method for method in all_methods("ssd_vit") if method not in ("lora_embed", "prompt", "pos_embed")]
     return [method for method in [*tiny.METHODS, *tiny.AT_INPUT] if method not in NOT_ON[name]]
 
 
@@ -162,3 +164,32 @@ def test_more_states_merged_into_a_vim_are_saved_with_it(tmp_path: Path) -> None
 def test_a_method_that_a_student_cannot_take(name: str, method: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         adapted(name, [method])
+
+
+def test_a_text_tower_s_mixer() -> None:
+    """All methods on it, with masks and segments: identity at first, then rows and segments as alone."""
+    from transmamba.core.output import Context
+    from transmamba.layers.causal import CausalSSD
+
+    mixer = CausalSSD(16, 2, length=6)
+    randomise_(mixer)
+    u = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(5))
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[1, 4:] = False
+    segments = torch.tensor([[0, 0, 0, 1, 1, 1], [0] * 6], dtype=torch.int32)
+    context = Context(mask=mask, segments=segments)
+    with torch.no_grad():
+        wanted = mixer(u, context).output
+    still = [method for method in all_methods("text") if method not in tiny.RANDOM]
+    model = get_peft_model(nn.ModuleDict({"mixer": mixer}), MambaPeftConfig(methods=still))
+    layer = model.base_model.model["mixer"]
+    torch.testing.assert_close(layer(u, context).output, wanted, atol=1e-5, rtol=0)
+    model.add_adapter("other", MambaPeftConfig(methods=[*still, "affix"]))
+    model.base_model.set_adapter("other")
+    tiny.train_(model)
+    output = layer(u, context).output
+    output.square().sum().backward()
+    assert all(bool(p.grad.any()) for p in model.parameters() if p.requires_grad)
+    alone = layer(u[:1, 3:]).output
+    torch.testing.assert_close(output[:1, 3:], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(output[1:, :4], layer(u[1:, :4]).output, atol=1e-5, rtol=0)

@@ -10,12 +10,12 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError
 from .layer import CONTAINER, MambaPeftLayer
-from .targets import candidates, described, listed
+from .targets import candidates, described, listed, strangers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coverage:
-    """mixers:     of the model's, how many are adapted
+    """mixers:     how many are adapted, and how many there are, those that adapters do not know among them
     parameters: those that are trained, those of the modules that are adapted, and all of the base
     flops:      the adapted modules' share of the base's multiplications for a token; attention's between
                 tokens are not among them, for they depend on the length
@@ -31,10 +31,11 @@ class Coverage:
 
     def __str__(self) -> str:
         (some, mixers), whole = self.mixers, max(self.parameters, 1)
+        share = self.trained / (whole + self.trained)
         return (
             f"adapter of {', '.join(self.methods) or 'nothing'}: {some} of {mixers} mixers; "
-            f"{self.trained:,} parameters are trained ({self.trained / whole:.3%} of {whole:,}); what is "
-            f"adapted holds {self.adapted / whole:.1%} of the parameters and {self.flops:.1%} of the FLOPs"
+            f"{self.trained:,} parameters are trained, {share:.3%} of all with the base's {whole:,}; what is "
+            f"adapted holds {self.adapted / whole:.1%} of its parameters and {self.flops:.1%} of its FLOPs"
         )
 
 
@@ -53,7 +54,7 @@ def coverage(model: nn.Module) -> Coverage:
     extra = sum(p.numel() for key, p in base.items() if p.requires_grad and key not in trained_ids)
     whole = flops(model)
     return Coverage(
-        mixers=(sum(module in wrapped for module in mixers), len(mixers)),
+        mixers=(sum(module in wrapped for module in mixers), len(mixers) + len(strangers(model))),
         trained=sum(p.numel() for p in trained) + extra,
         adapted=sum(p.numel() for key, p in base.items() if key in inside),
         parameters=sum(p.numel() for p in base.values()),

@@ -138,6 +138,9 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
     def begin(self, owner: nn.Module) -> None:
         self._owner = [owner]
 
+    def end(self) -> None:
+        self._owner = []
+
     def owner_table(self) -> dict[str, Any] | None:
         return None if self.owner is None else self.owner._parameters
 

@@ -1,5 +1,5 @@
 """What begins before a text, compiled into the cache that the base model starts from: generation with it
-costs what the base's does. Prompt, affix and initial state are no more than states in front of the first token.
+costs what the base's does. Prompt, affix and initial state are no more than states before the first token.
 """
 
 from __future__ import annotations

@@ -131,6 +131,21 @@ def owner_layer(module: Any) -> Any:
     return module.get_input_embeddings()
 
 
+def end(layer: MambaPeftLayer) -> None:
+    """The opposite, of a layer that is taken out of its model."""
+    owner: Any = layer.owner
+    if owner is None:
+        return
+    if hasattr(owner, "adapting"):
+        owner.adapting = None
+    for table in (owner._forward_pre_hooks, owner._forward_hooks):
+        for key, hook in list(table.items()):
+            hooks = getattr(hook, "__self__", None)
+            if isinstance(hooks, Hooks) and hooks.beginning.layer is layer:
+                del table[key]
+    layer.end()
+
+
 def begin(layer: MambaPeftLayer) -> None:
     """Make known to the module whose stream begins at `layer` what its methods change there, once."""
     methods = [method for methods in layer.methods.values() for method in methods]

@@ -47,7 +47,11 @@ def targets_of(config: MambaPeftConfig, model: nn.Module) -> dict[str, tuple[Met
     on_mixers = tuple(method for method in config.parts if method.on == "mixer")
     if on_mixers:
         if not mixers:
-            raise UserError(f"{type(model).__name__} has no Mamba mixer of these: {known_classes()}")
+            others = sorted({type(module).__name__ for module in strangers(model).values()})
+            raise UserError(
+                f"{type(model).__name__} has no Mamba mixer of these: {known_classes()}"
+                + (f"; it has {', '.join(others)}" if others else "")
+            )
         targets |= dict.fromkeys(chosen(config, list(mixers)), on_mixers)
     on_embedding = tuple(method for method in config.parts if method.on == "embedding")
     if on_embedding:
@@ -79,8 +83,10 @@ def chosen(config: MambaPeftConfig, names: list[str]) -> list[str]:
         answers = {name: check_target_module_exists(rules, name) for name in names}
         matched = [name for name, yes in answers.items() if yes and not isinstance(yes, _ExcludedModule)]
         if not matched:
-            what = "the layers asked for" if wanted is None else repr(one if isinstance(one, str) else one[0])
-            raise UserError(f"target_modules: {what} matches no mixer; mixers: {listed(names)}")
+            if wanted is None:
+                raise UserError(f"layers_to_transform and exclude_modules leave none of {listed(names)}")
+            what = one if isinstance(one, str) else one[0]
+            raise UserError(f"target_modules: {what!r} matches no mixer; mixers: {listed(names)}")
         result += matched
     return list(dict.fromkeys(result))
 
@@ -101,7 +107,18 @@ def listed(names: list[str], most: int = 4) -> str:
 
 
 def known_classes() -> str:
-    return listed([path.rpartition(".")[2] for name in FAMILIES for path in FAMILIES[name].classes], 20)
+    mixers = [FAMILIES[name] for name in FAMILIES if FAMILIES[name].on == "mixer"]
+    return listed([path.rpartition(".")[2] for family in mixers for path in family.classes], 20)
+
+
+def strangers(model: nn.Module) -> dict[str, nn.Module]:
+    """By name: modules that hold decay rates, and so are mixers, but are of no family."""
+    found = candidates(model)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if "A_log" in module._parameters and not any(f"{name}.".startswith(f"{known}.") for known in found)
+    }
 
 
 def refuse_quantised(name: str, module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from .groups import parameter_groups
 from .layer import MambaPeftLayer
 from .merge import check_merge, layers_of, note_state_size, note_untied
 from .peft_type import PREFIX
-from .stream import begin
+from .stream import begin, end
 from .targets import candidates, targets_of
 
 
@@ -145,7 +145,10 @@ class MambaPeftModel(BaseTuner):
             self._check_merge(adapter_names)
         elif any(isinstance(module, MambaPeftLayer) and module.merged for module in self.model.modules()):
             self.unmerge_adapter()
+        layers = layers_of(self.model).values()
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        for layer in layers:
+            end(layer)
         note_state_size(model)
         if embeds:
             note_untied(model)

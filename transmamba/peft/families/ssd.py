@@ -1,4 +1,6 @@
-"""Mamba-2 in attention's place: that of our student `ssd_vit`, whose two directions share all but decays."""
+"""Mamba-2 in attention's place: that of our student `ssd_vit`, whose two directions share all but decays, and
+that of one direction in our students' text towers.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,12 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
-from transmamba_kernels import bidirectional_ssd
+from transmamba_kernels import bidirectional_ssd, causal_conv1d, ssd_scan
 
 from ...config.registry import FAMILIES
 from ...layers.insertion import Insertion
+from ...core.output import Context
+from ...layers.causal import NO_CONTEXT, STILL
 from ...layers.mixed import Mixed
 from .family import Family, shapes_of
 from .inside import Inside
@@ -29,12 +33,15 @@ class SSD(Family):
         "transmamba.layers.mamba2.BidirectionalSSD",
     )
     doors: ClassVar[tuple[str, ...]] = ("mix", "written")
+    kind: ClassVar[str] = "a bidirectional Mamba-2 mixer"
+    causal: ClassVar[bool] = False
 
     def describe(self, module: Any) -> Mixer:
         width, shapes = module.qkv.in_features, shapes_of(module)
         delta = Place("dt_proj.weight", suffix="_dt")
+        rates = (Place("A_log"), Place("A_b_log", suffix="_b"))
         return Mixer(
-            kind="a bidirectional Mamba-2 mixer",
+            kind=self.kind,
             width=width,
             inner=width,
             state=module.head_dim,
@@ -51,13 +58,13 @@ class SSD(Family):
                 "d": (Place("dt_proj.weight"),),
                 "dt_proj": (Place("dt_proj.weight"),),
                 "out": (Place("proj.weight"),),
-                "a": (Place("A_log"), Place("A_b_log", suffix="_b")),
+                "a": tuple(place for place in rates if place.path in shapes),
                 "dt_bias": (Place("dt_proj.bias"),),
                 "conv": (Place("conv1d.weight"),),
                 "biases": (Place("conv1d.bias"), Place("dt_proj.bias")),
             },
             shapes=shapes,
-            causal=False,
+            causal=self.causal,
             projected=3 * width + module.num_heads,
         )
 
@@ -130,3 +137,49 @@ class SSD(Family):
         ahead = started_heads(inside, C, passed(dt), A)
         back = started_heads(inside, C, passed(dt, reverse=True), A_b, "_b")
         return [first for first in (ahead, back) if first is not None]
+
+@FAMILIES.register("causal_ssd")
+@dataclass(frozen=True)
+class CausalSSD(SSD):
+    """That of text towers."""
+
+    classes: ClassVar[tuple[str, ...]] = ("transmamba.layers.causal.CausalSSD",)
+    doors: ClassVar[tuple[str, ...]] = ("written",)
+    kind: ClassVar[str] = "a causal Mamba-2 mixer"
+    causal: ClassVar[bool] = True
+
+    def run(self, module: Any, inside: Inside, u: Tensor, context: Context = NO_CONTEXT) -> Mixed:
+        """u (B, L, d) -> `Mixed`, as the mixer's own forward."""
+        mixed, delta = module.qkv(u), F.linear(u, module.dt_proj.weight)
+        opened = inside.prefix(u, context.mask, context.segments)
+        if opened is not None:
+            put = inside.affixes[""][1].split([mixed.shape[-1], module.num_heads], dim=-1)
+            mixed, delta = opened.place(mixed, put[0]), opened.place(delta, put[1])
+            context = opened.context(context)
+        if context.mask is not None:
+            padding = ~context.mask.unsqueeze(-1)
+            mixed, delta = mixed.masked_fill(padding, 0), delta.masked_fill(padding, STILL)
+        weight, bias, segments = module.conv1d.weight[:, 0], module.conv1d.bias, context.segments
+        C, B, x = module.heads(causal_conv1d(mixed, weight, bias, seq_idx=segments))
+        scaled = C * module.head_dim**-0.5
+        A = -module.A_log.float().exp()
+        y = ssd_scan(
+            x,
+            delta,
+            A,
+            B,
+            scaled,
+            delta_bias=module.dt_proj.bias.float(),
+            delta_softplus=True,
+            seq_idx=segments,
+        )
+        if inside.begins:
+            sums = passed(step_sizes(delta, module.dt_proj.bias), context.mask, segments)
+            first = started_heads(inside, scaled, sums, A)
+            y = y if first is None else y + first
+        if opened is not None:
+            B, C, scaled, y = (opened.drop(part) for part in (B, C, scaled, y))
+        read = inside.read_heads(scaled, module.num_heads)
+        y = inside.shifted((y if read is None else y + read).flatten(2))
+        output = inside.projected(module.proj, y * F.silu(module.gate(u)))
+        return Mixed(output, parts={"B": B.flatten(2), "C": C.flatten(2)})

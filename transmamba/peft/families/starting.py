@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.output import wide
+from ...layers.causal import STILL
 from .inside import Inside
-
-STILL = -1e4  # of delta before its softplus: a step of 0
-
 
 def step_sizes(delta: Tensor, bias: Tensor | None) -> Tensor:
     """softplus of delta (B, L, ...) and its bias, in float32."""
