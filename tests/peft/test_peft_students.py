@@ -60,7 +60,9 @@ def adapted(name: str, methods: list[Any], trained: bool = True) -> Any:
 
 def all_methods(name: str) -> list[str]:
     if name == "text":
-        return [method for method in all_methods("ssd_vit") if method not in ("lora_embed", "prompt", "pos_embed")]
+        return [
+            method for method in all_methods("ssd_vit") if method not in ("lora_embed", "prompt", "pos_embed")
+        ]
     return [method for method in [*tiny.METHODS, *tiny.AT_INPUT] if method not in NOT_ON[name]]
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from transmamba_kernels import bidirectional_ssd, causal_conv1d, ssd_scan
 
 from ...config.registry import FAMILIES
-from ...layers.insertion import Insertion
 from ...core.output import Context
 from ...layers.causal import NO_CONTEXT, STILL
+from ...layers.insertion import Insertion
 from ...layers.mixed import Mixed
 from .family import Family, shapes_of
 from .inside import Inside
@@ -137,6 +137,7 @@ class SSD(Family):
         ahead = started_heads(inside, C, passed(dt), A)
         back = started_heads(inside, C, passed(dt, reverse=True), A_b, "_b")
         return [first for first in (ahead, back) if first is not None]
+
 
 @FAMILIES.register("causal_ssd")
 @dataclass(frozen=True)

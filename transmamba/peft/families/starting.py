@@ -16,6 +16,7 @@ from ...core.output import wide
 from ...layers.causal import STILL
 from .inside import Inside
 
+
 def step_sizes(delta: Tensor, bias: Tensor | None) -> Tensor:
     """softplus of delta (B, L, ...) and its bias, in float32."""
     return F.softplus(wide(delta) if bias is None else wide(delta) + wide(bias))
