@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import peft_models as tiny
@@ -90,6 +91,26 @@ def test_coverage_is_counted_and_said_once_when_training_starts(capsys: Any) -> 
     adapted(ids)
     said = capsys.readouterr().err
     assert said.count(str(found)) == 1 and "1 of 1 mixers" in said and "%" in said
+
+
+def test_it_is_said_whoever_calls_the_model(capsys: Any) -> None:
+    """PEFT's model without a task, transformers' add_adapter, a copy; never once it is out again."""
+    ids = tiny.words()
+    for way in ("no task", "transformers", "a copy", "unloaded"):
+        model = tiny.base("mamba")
+        config = MambaPeftConfig(methods=["lora_x"])
+        if way == "transformers":
+            model.add_adapter(config)
+        else:
+            model = get_peft_model(model, config)
+        if way == "a copy":
+            model = copy.deepcopy(model)
+        if way == "unloaded":
+            model = model.unload()
+        model.train()
+        model(ids)
+        model(ids)
+        assert capsys.readouterr().err.count("2 of 2 mixers") == (way != "unloaded"), way
 
 
 def test_layers_that_are_left_out_are_counted_and_mixers_that_nobody_knows() -> None:

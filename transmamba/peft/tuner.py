@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .base import check_names, check_shapes, check_sizes, withdraw
-from .coverage import Coverage, coverage, refuse_dead
+from .coverage import Coverage, adapter_parameters, coverage, refuse_dead
 from .families.family import family_of
 from .groups import parameter_groups
 from .layer import MambaPeftLayer
@@ -24,8 +25,8 @@ from .targets import candidates, targets_of
 class MambaPeftModel(BaseTuner):
     """Wraps each mixer that the configuration names, and the embedding where a method asks for it.
 
-    When training starts, at the first forward pass with gradients, the coverage is printed, and an adapter of
-    which a part gets no gradient is refused.
+    When training starts, at the model's first forward pass with gradients, whoever calls it, the coverage is
+    printed, and an adapter of which a part gets no gradient is refused.
     """
 
     prefix = PREFIX
@@ -33,17 +34,21 @@ class MambaPeftModel(BaseTuner):
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
     model: Any
     _started: tuple[str, ...] | None = None
+    _watch: RemovableHandle | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().forward(*args, **kwargs)
-        if self.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
+        # on the model: PEFT calls it past the tuner where no task is said, and transformers drops the tuner
+        if self._watch is None:
+            self._watch = model.register_forward_hook(self._called)
+
+    def _called(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        if model.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self._start(output)
-        return output
 
     def _start(self, output: Any) -> None:
-        """Once for each set of active adapters."""
+        """Once for each set of active adapters that are trained."""
         active = tuple(self.active_adapters)
-        if self._started == active:
+        if self._started == active or not any(p.requires_grad for _, p in adapter_parameters(self.model)):
             return
         refuse_dead(self.model, output)
         self._started = active
@@ -150,6 +155,9 @@ class MambaPeftModel(BaseTuner):
         for layer in layers:
             end(layer)
         note_state_size(model)
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
         if embeds:
             note_untied(model)
         return model
