@@ -5,7 +5,7 @@
 Every cell is an ordinary run of `recipes/distill.py` in output_dir/LABEL.LABEL..., so a finished cell is not
 repeated, and each can be rebuilt from its own config.yaml. A study file names:
 
-output_dir: where the runs go
+output_dir: where the runs go; also on the command line
 common:     overrides of every run, those of `first` included
 every_cell: overrides of every cell, after `common`
 axes:       axis -> label -> overrides (`config=RECIPE` among them), or a mapping of set (overrides) and let
@@ -157,9 +157,10 @@ def chains_of(study: Study, cells: list[Cell], source: Path) -> list[list[Run]]:
 
 
 def run(study: Study, cells: list[Cell], arguments: argparse.Namespace) -> int:
-    """Run these cells and what they wait for; the exit status."""
+    """Run these cells and what they wait for; the exit status. Raises ValueError for GPUs that are not
+    here."""
+    devices = devices_of(arguments.devices)
     chains = chains_of(study, cells, arguments.study)
-    devices = [device for device in arguments.devices.split(",") if device]
     runner = Runner(study.root, arguments.jobs, arguments.threads, devices)
     signal.signal(signal.SIGTERM, runner.stop)
     failed = runner.run_all(chains)
@@ -168,6 +169,34 @@ def run(study: Study, cells: list[Cell], arguments: argparse.Namespace) -> int:
     elif failed:
         print(f"{len(failed)} runs failed; see {study.root / failed[0].name}.log", file=sys.stderr)
     return 1 if failed else 0
+
+
+def devices_of(said: str) -> list[str]:
+    """The GPUs of `--devices`. Raises ValueError for one that CUDA would not see if it alone were visible,
+    as it is to a run."""
+    devices = [device.strip() for device in said.split(",") if device.strip()]
+    lacking = [device for device in dict.fromkeys(devices) if not _seen(device)]
+    if not lacking:
+        return devices
+    here = _seen(None)
+    known = ", ".join(map(str, range(here)))
+    instead = f"write some of {known}" if here else "it has none: leave --devices out to run on the CPU"
+    raise ValueError(f"--devices {said}: there is no GPU {', '.join(lacking)} on this machine; {instead}")
+
+
+def _seen(device: str | None) -> int:
+    """How many GPUs CUDA sees where it may see `device` alone, None for all of them."""
+    import torch
+
+    before = os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    try:
+        if device is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+        return torch.cuda.device_count()  # asked of the driver, as long as this process uses no GPU itself
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def report(study: Study, cells: list[Cell], arguments: argparse.Namespace) -> None:

@@ -7,12 +7,13 @@ import functools
 import itertools
 import json
 import string
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Cell = dict[str, str]
+_FOLDER = "output_dir="
 KEYS = {"output_dir", "common", "every_cell", "first", "axes", "cells", "report"}
 REPORT_KEYS = {"metric", "better", "rows", "columns", "baseline"}
 OF_A_CELL = ("teacher", "scratch")  # what a cell's own results.json may hold beside its student
@@ -112,9 +113,11 @@ def as_overrides(items: Any) -> list[str]:
 class Study:
     """A study file, read. Raises ValueError naming what does not fit in it."""
 
-    def __init__(self, data: Any, overrides: Iterable[str] = ()) -> None:
+    def __init__(self, data: Any, overrides: Sequence[str] = ()) -> None:
         _check_shape(data)
-        self.root = Path(data["output_dir"])
+        given = [item for item in overrides if not item.startswith(_FOLDER)]
+        folders = [item.removeprefix(_FOLDER) for item in overrides if item.startswith(_FOLDER)]
+        self.root = Path([data["output_dir"], *folders][-1])
         self.axes = {
             axis: {str(label): Label.read(value) for label, value in labels.items()}
             for axis, labels in data["axes"].items()
@@ -124,7 +127,7 @@ class Study:
         self.common = as_overrides(data.get("common"))
         self.every_cell = as_overrides(data.get("every_cell"))
         self.first = {name: as_overrides(items) for name, items in (data.get("first") or {}).items()}
-        self.overrides = tuple(overrides)
+        self.overrides = tuple(given)
         self.cells = list(self._select(data.get("cells") or [{}]))
         self._resolved: dict[Run, tuple[dict[str, Any], list[str]]] = {}
 
@@ -171,7 +174,13 @@ class Study:
         return self._resolved[run]
 
     def _run(self, name: str, overrides: Iterable[str], cell: Cell) -> Run:
-        run = Run(name, (*self._filled([*self.common, *overrides], cell), *self.overrides))
+        filled = self._filled([*self.common, *overrides], cell)
+        if moved := [item for item in filled if item.startswith(_FOLDER)]:
+            raise ValueError(
+                f"{moved[0]}: every run is in the study's own output_dir, in a folder of its name; write "
+                "output_dir at the top of the study, or on the command line"
+            )
+        run = Run(name, (*filled, *self.overrides))
         if not run.config:
             raise ValueError(f"{name}: no recipe; add an override config=RECIPE.yaml")
         return run

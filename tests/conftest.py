@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from randomised import randomise_
 from torch import Tensor, nn
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -36,21 +37,6 @@ def imports_are_no_garbage() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()  # extensions complain of what is left at exit
-
-
-@torch.no_grad()
-def randomise_(module: nn.Module, seed: int = 0) -> None:
-    """Every parameter random: matrices keep their input's scale, norms are near 1, biases are not 0."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if "norm" in name and name.endswith("weight"):
-            noise = 1 + 0.3 * noise
-        elif parameter.dim() >= 2 and "token" not in name and "pos" not in name:
-            noise = noise / parameter[0].numel() ** 0.5
-        else:
-            noise = 0.3 * noise
-        parameter.copy_(noise)
 
 
 def timm_vit(seed: int = 0, name: str = "vit_tiny_patch16_224", **kwargs: Any) -> nn.Module:

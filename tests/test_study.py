@@ -73,6 +73,18 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_folder_on_the_command_line_is_the_study_s_and_none_is_a_run_s() -> None:
+    """Every cell would otherwise be told to write into the same one."""
+    study = studies.Study(plain(), ["b=2", "output_dir=elsewhere"])
+    runs = [study.run_of(cell) for cell in study.cells]
+    assert study.root == Path("elsewhere")
+    assert not any(item.startswith("output_dir") for run in runs for item in run.overrides)
+    assert "teacher.model=elsewhere/head.all/student" in runs[-1].overrides
+    moved = studies.Study(plain(every_cell=[{"output_dir": "x"}]))
+    with pytest.raises(ValueError, match=r'output_dir="x": every run is in the study'):
+        moved.run_of(moved.cells[0])
+
+
 @pytest.mark.usefixtures("recipes")
 def test_a_run_waits_for_what_its_recipe_names_and_for_what_that_names() -> None:
     study = studies.Study(plain())
@@ -363,6 +375,32 @@ def test_overrides_may_be_mappings() -> None:
     study = studies.Study(data)
     run = study.run_of(study.cells[0])
     assert run.overrides[:3] == ("config=c.yaml", "b.c=0.5", 'stages=[{"name": "x", "share": "0.05"}]')
+
+
+def test_gpus_that_are_not_here_are_a_mistake(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything runs; one that is here is that run's alone."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    monkeypatch.setattr(studies.Runner, "run_all", lambda *_: pytest.fail("something ran"))
+
+    def see(count: int) -> None:
+        def counted() -> int:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+            return sum(each in map(str, range(count)) for each in visible.split(","))
+
+        monkeypatch.setattr(torch.cuda, "device_count", counted)
+
+    for count, asked, said in (
+        (0, "0,1", "no GPU 0, 1 on this machine; it has none: leave --devices out to run on the CPU"),
+        (2, "0, 2", "no GPU 2 on this machine; write some of 0, 1"),
+        (2, "cuda:0", "no GPU cuda:0 on this machine; write some of 0, 1"),
+    ):
+        see(count)
+        assert studies.main([str(small), "--devices", asked]) == 2
+        assert capsys.readouterr().err == f"{small}: --devices {asked}: there is {said}\n"
+        assert not list(tmp_path.glob("**/*.log")) and os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    assert studies.devices_of("0, 1,0") == ["0", "1", "0"] and studies.devices_of("") == []
 
 
 def test_labels_that_no_cell_has_are_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,8 +166,10 @@ def test_a_folder_of_pictures_needs_a_teacher(command: Command, clip: Path, tmp_
 
 
 def test_the_readers_are_the_task_s(command: Command, clip: Path, tmp_path: Path) -> None:
-    command("evaluate", clip, "--task", "image_text", "--data", "npz").refuses("unknown pair reader 'npz'")
-    command("evaluate", clip, "--data", "scenes").refuses("unknown data reader 'scenes'")
+    command("evaluate", clip, "--task", "image_text", "--data", "npz").refuses(
+        "--data npz: that reader goes with --task image_classification; write that"
+    )
+    command("evaluate", clip, "--data", "scenes").refuses("goes with --task image_text or --task questions")
     command("evaluate", clip, "--task", "image_text", "--data", tmp_path).refuses(
         "no reader knows what is there", "a folder of pictures", "transmamba list pairs"
     )

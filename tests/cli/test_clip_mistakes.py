@@ -70,7 +70,7 @@ def test_the_teacher_s_own_size_may_be_said(command: Command, clips: Path, tmp_p
 
 def test_of_which_student(command: Command, clips: Path, tmp_path: Path) -> None:
     command("convert", clips / "clip", tmp_path / "out", "image.kind=vim").refuses(
-        "image.kind=vim is an option of a clip, not of vim; add --student clip"
+        "image.kind=vim is an option of a clip or a llava, not of vim; add --student {clip,llava}"
     )
     command("convert", clips / "vim", tmp_path / "out", "--student", "clip").refuses(
         "it is a student already, in which Mamba stands for attention; write its teacher"

@@ -82,6 +82,22 @@ def test_probabilities_are_open_clip_s(
     assert line == f"{pictures / '0.png'}: {best} {100 * float(wanted[0].max()):.1f} %\n"
 
 
+def test_a_picture_on_its_side_is_turned(command: Command, clip: Path, tmp_path: Path) -> None:
+    """As readers of captions turn it, by EXIF."""
+    rows = np.zeros((12, 16, 3), dtype=np.uint8)
+    rows[:4] = (255, 0, 40)
+    side = Image.Exif()
+    side[0x0112] = 6  # shown after a quarter to the right
+    (tmp_path / "p").mkdir()
+    Image.fromarray(rows).save(tmp_path / "p/0.png", exif=side)
+    Image.fromarray(np.rot90(rows, -1).copy()).save(tmp_path / "p/1.png")
+    found = probabilities(command("predict", clip, tmp_path / "p", "--json", "--labels", *LABELS), LABELS)
+    assert torch.equal(found[0], found[1])
+    Image.fromarray(rows).save(tmp_path / "p/0.png")
+    found = probabilities(command("predict", clip, tmp_path / "p", "--json", "--labels", *LABELS), LABELS)
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
+
+
 def test_a_siglip_s_probabilities_are_each_text_s_own(
     command: Command, pictures: Path, tmp_path: Path
 ) -> None:

@@ -15,9 +15,11 @@ from transmamba.cli.main import main
 from transmamba.config.registry import QUESTIONS
 from transmamba.data.questions.answered import AnsweredQuestions
 from transmamba.ecosystems.find import load_model
+from transmamba.ecosystems.language_tokenizer import HuggingFaceTokenizer
 from transmamba.errors import UserError
+from transmamba.runs import generate_answers as generate_answers_module
 from transmamba.runs.evaluate import prepare
-from transmamba.runs.generate_answers import Answering, generate_answers
+from transmamba.runs.generate_answers import Answering, _Prompts, _Writer, generate_answers
 from transmamba.tasks.questions import QuestionsConfig
 
 COUNT = 16
@@ -78,6 +80,23 @@ def test_answers_are_what_the_model_says_of_the_training_questions(llava: Path, 
     assert own_test.item(0).answers == data.build("test").item(0).answers
 
 
+def test_each_prompt_is_tokenised_once(llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that are not looked at first (all but 6) some say in the file which questions it is of."""
+    asked: list[str] = []
+    plain = HuggingFaceTokenizer.encode
+    monkeypatch.setattr(
+        HuggingFaceTokenizer, "encode", lambda self, texts: asked.extend(texts) or plain(self, texts)
+    )
+    questions = [scenes().build("train").item(number).question for number in range(COUNT)]
+    for tried, again in ((256, 0), (6, COUNT - 6)):
+        monkeypatch.setattr(generate_answers_module, "_TRIED", tried)
+        asked.clear()
+        generate_answers(llava, tmp_path / f"{tried}.jsonl", scenes(), Answering(batch_size=4))
+        found = [text for text in asked if any(question in text for question in questions)]
+        assert len(set(found)) == len(set(questions)) and len(found) == COUNT + again
+    assert (tmp_path / "6.jsonl").read_bytes() == (tmp_path / "256.jsonl").read_bytes()
+
+
 def test_an_interrupted_call_is_gone_on_with_to_the_same_bytes(
     llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,15 +135,13 @@ def test_a_file_of_other_questions_is_refused(llava: Path, tmp_path: Path) -> No
 
 def test_reasons_are_learned_where_they_were_given(llava: Path, tmp_path: Path) -> None:
     """Of an answer in stages, each stage is kept; one without stages is left out."""
-    from transmamba.runs.generate_answers import _Writer
-
     said = "<SUMMARY> look </SUMMARY>\n\n<REASONING> it is red </REASONING>\n\n<CONCLUSION> red </CONCLUSION>"
     config = QuestionsConfig(data=scenes(), rationales=True)
     from transmamba.ecosystems.find import preprocessing_of
 
     built = config.build_training(preprocessing_of(load_model(llava)))
     runner: Any = None
-    writer = _Writer(runner, built.source("train"), built.asking, 400)
+    writer = _Writer(runner, _Prompts(built.source("train"), built.asking, 400))
     item = next(
         item
         for item in (built.source("train").item(k) for k in range(COUNT))
@@ -152,11 +169,10 @@ def test_options_of_the_other_kind_are_refused(
 
 def test_of_a_multiple_choice_the_choice_is_learned_that_was_named(llava: Path) -> None:
     from transmamba.ecosystems.find import preprocessing_of
-    from transmamba.runs.generate_answers import _Writer
 
     built = QuestionsConfig(data=scenes()).build_training(preprocessing_of(load_model(llava)))
     runner: Any = None
-    writer = _Writer(runner, built.source("train"), built.asking, 16)
+    writer = _Writer(runner, _Prompts(built.source("train"), built.asking, 16))
     item = next(item for item in (built.source("train").item(k) for k in range(COUNT)) if item.choices)
     for said, wanted in (("B", item.choices[1]), (item.choices[2], item.choices[2])):
         assert writer._record(item, built.asking.tokenizer.encode([said])[0]) == {"answer": wanted}
@@ -173,12 +189,18 @@ def test_questions_without_room_are_refused_first_or_left_out(
     ):
         generate_answers(llava, out, scenes(), Answering(tokens=380))
     assert not list(tmp_path.iterdir())
-    from transmamba.runs import generate_answers as module
 
     whole = generate_answers(llava, tmp_path / "whole.jsonl", scenes(), Answering(batch_size=4))
     long = max(row["index"] for row in rows_of(tmp_path / "whole.jsonl"))
-    fits = module._Writer._fits
-    monkeypatch.setattr(module._Writer, "_fits", lambda self, number: number != long and fits(self, number))
+    prompt = _Prompts.of
+
+    def fitting(self: _Prompts, number: int) -> list[int]:
+        if number == long:
+            raise UserError("it leaves no room")
+        return prompt(self, number)
+
+    monkeypatch.setattr(_Prompts, "of", fitting)
+    monkeypatch.setattr(generate_answers_module, "_TRIED", 0)
     found = generate_answers(llava, out, scenes(), Answering(batch_size=4))
     assert (found.texts, found.left_out) == (whole.texts - 1, whole.left_out + 1)
     wanted = [row for row in rows_of(tmp_path / "whole.jsonl") if row["index"] != long]

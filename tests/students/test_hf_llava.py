@@ -26,6 +26,7 @@ from transmamba.students.hf_llava.model import LlavaModel
 from transmamba.students.hf_llava.names import HuggingFaceLlava
 from transmamba.subcloning.subclone import SubcloneConfig, subclone
 from transmamba.teachers.load import adapt_teacher, load_teacher
+from transmamba.teachers.open_clip import OpenClip
 
 VISION = dict(
     image_size=16,
@@ -96,6 +97,22 @@ def seen(model: LlavaModel, pictures: Tensor) -> Tensor:
         )
     handle.remove()
     return taken[0]
+
+
+def test_the_tower_s_weights_are_read_once(
+    decoder: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a recipe asks: how it reads, then for the student."""
+    loads: list[str] = []
+    plain = OpenClip.load
+    monkeypatch.setattr(OpenClip, "load", lambda part: loads.append(part.model) or plain(part))  # type: ignore[func-returns-value]
+    for tower in (auto(clip), OpenClip(model=str(clip))):
+        loads.clear()
+        part = HuggingFaceLlava(tower=tower, decoder=str(decoder))
+        told = part.preprocessing()
+        assert loads == []
+        made: Any = part.build(StudentSpec())
+        assert loads == [str(clip)] and told == made.reads
 
 
 def test_the_tower_is_the_clips_but_for_its_last_block(llava: LlavaModel, clip: Path) -> None:

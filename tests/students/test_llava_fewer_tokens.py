@@ -226,7 +226,27 @@ def test_a_cell_of_the_study_trains_and_is_measured_again(
     assert again.cross is not None and again.cross.shuffled
     assert main(["evaluate", str(tmp_path / "run"), "--task", "questions", "--device", "cpu", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)["student"]
-    beside = ["--teacher", str(tmp_path / "teacher")]
-    assert main(["evaluate", str(tmp_path / "run"), "--task", "questions", "--device", "cpu", *beside]) == 2
-    assert "teacher's tokens of a picture: 4, the data are made for 1" in capfd.readouterr().err
     assert found["nats_per_token"] == pytest.approx(results["student"]["nats_per_token"], rel=1e-5)
+
+
+def test_it_is_measured_beside_a_teacher_that_reads_all_tokens(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each reads the questions with as many tokens of a picture as it knows: as each does alone."""
+    folder = llava_folder(tmp_path / "teacher", context=300)
+    student = moved(llava(Llava(model=str(folder), image_tokens=1).build(), decoder={"kind": "hybrid"}))
+    save_student(student, tmp_path / "student")
+    data = ("--data", "scenes", f"side={SIDE}", "count_train=8", "count_test=6")
+    words = ("--task", "questions", "--device", "cpu", "--json", *data, "task.lookup=0")
+
+    def measured(*more: str) -> Any:
+        assert main(["evaluate", *more, *words]) == 0
+        return json.loads(capfd.readouterr().out)
+
+    both = measured(str(tmp_path / "student"), "--teacher", str(folder))
+    for name, path in (("student", tmp_path / "student"), ("teacher", folder)):
+        alone = measured(str(path))["student"]
+        kept = [key for key in alone if key not in ("peak_memory_mb", "samples_per_second")]
+        assert {key: both[name][key] for key in kept} == {key: alone[key] for key in kept}
+    assert "same_answer" in both["agreement"] and both["difference"]["accuracy"]["items"] == 6
+    assert "kl" not in both["student"], "whose tokens stand at other places"

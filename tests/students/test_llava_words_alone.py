@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hybrids import hybrid, llama
@@ -81,3 +82,49 @@ def test_both_streams_may_be_asked_of_one_loss_and_texts_alone_are_refused() -> 
     words = llama()
     with pytest.raises(UserError, match="image_tokens is false, but decoder reads no pictures"):
         Distiller(hybrid(words, 1), adapt_teacher(words), [Feature(image_tokens=False)])
+
+
+@torch.no_grad()
+def test_features_of_words_are_in_units_of_words() -> None:
+    """Statistics of numpy's over the words alone of two batches; both losses keep their own."""
+    student, teacher, given = parts()
+    mine, every = Feature(stream="decoder", image_tokens=False, standardize=True), Feature(standardize=True)
+    distiller = Distiller(student, teacher, [mine, every])
+    other = batch(together())
+    distiller.measure([given, other])
+    aligner: Any = distiller.aligners["decoder"]
+    after = {"decoder": Capture(hidden=frozenset(aligner.compared))}
+    for words in (True, False):
+        name = "_of_words" if words else ""
+        for place, s in enumerate(aligner.compared):
+            found = []
+            for batch_of in (given, other):
+                inputs = batch_of.inputs
+                hidden = teacher(inputs, after).streams["decoder"].hidden[s]
+                taken = inputs["text_mask"] & (inputs["text"] != MARK) if words else inputs["text_mask"]
+                found.append(hidden[taken].double().numpy())
+            tokens = np.concatenate(found)
+            assert np.allclose(aligner.get_buffer(f"mean{name}")[place], tokens.mean(0), rtol=1e-4, atol=1e-5)
+            assert np.allclose(aligner.get_buffer(f"std{name}")[place], tokens.std(0), rtol=1e-4, atol=1e-5)
+    assert (aligner.mean - aligner.mean_of_words).abs().max() > 1e-2
+    pairs = distiller.losses["feature/decoder"].pairs
+    hidden = (
+        student.run(given.inputs, {"decoder": Capture(hidden=frozenset(pairs))}).streams["decoder"].hidden
+    )
+    theirs = teacher(given.inputs, {"decoder": Capture(hidden=frozenset(pairs.values()))}).streams["decoder"]
+    words = given.inputs["text_mask"] & (given.inputs["text"] != MARK)
+    wanted = 0.0
+    for k, s in pairs.items():
+        row = aligner.compared.index(s)
+        mean, std = aligner.mean_of_words[row], aligner.std_of_words[row]
+        a, b = ((x[words] - mean) / std for x in (hidden[k], theirs.hidden[s]))
+        wanted += float((1 - torch.nn.functional.cosine_similarity(a, b)).sum()) / len(pairs)
+    loss = distiller.loss(given)[1]["feature/decoder"]
+    assert loss == pytest.approx(wanted / given.counts["words"], rel=1e-4)
+
+
+def test_an_aligner_has_no_more_than_is_asked_for() -> None:
+    student, teacher, _ = parts()
+    for losses in ([Feature(standardize=True)], [Feature(image_tokens=False)]):
+        names = Distiller(student, teacher, losses).aligners["decoder"].state_dict()
+        assert not [name for name in names if name.endswith("_of_words")]

@@ -46,6 +46,7 @@ def test_all_families_are_in_the_matrix() -> None:
             "ssd_vit",
             "timm",
             "hf_vit",
+            "saved",
             "clip",
             "open_clip",
             "hybrid_lm",

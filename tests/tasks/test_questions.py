@@ -28,6 +28,7 @@ from transmamba.data.stream import load
 from transmamba.errors import ConfigError
 from transmamba.evaluation.language import LanguageEvaluator
 from transmamba.evaluation.questions import AnswersEvaluator
+from transmamba.evaluation.run import ModelRunner, measure
 from transmamba.losses.cross_entropy import CrossEntropy
 from transmamba.tasks.questions import STAGED, Questions
 
@@ -395,3 +396,29 @@ def test_stages_are_asked_for_and_learned(teacher: Any) -> None:
     assert asked.rationale is not None
     said = task.asking.tokenizer.words(row[row >= 0].tolist())
     assert said == asked.rationale.written(asked.answers[0]) and "<CONCLUSION>" in said
+
+
+@pytest.mark.parametrize("reasoned", ((), (1, 3)), ids=("none has reasons", "some have"))
+def test_questions_without_reasons_are_asked_in_stages_too(
+    teacher: Any, tmp_path: Path, reasoned: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Answered in writing; how likely an answer is is measured of those that have its reasons."""
+    rows = [dict(question=f"what comes after {n}?", answer=str(n + 1)) for n in range(5)]
+    for n in reasoned:
+        rows[n] |= {"rationale": f"after {n} comes {n + 1}"}
+    data = dict(name="jsonl", test=write_jsonl(tmp_path / "q.jsonl", rows))
+    values = dict(rationales=True, data=data, answer_tokens=6, controls=[], lookup=0)
+    task = task_of(teacher, **values)
+    assert list(task.look_through()) == []
+    runner = ModelRunner(teacher, torch.device("cpu"), kind="teacher")
+    measured = measure(task.evaluators("test"), {"teacher": runner}, Pass(batch_size=2))
+    assert len(measured.outcomes[0]["teacher"].answers.said) == 5
+    assert [len(each["teacher"].index) for each in measured.outcomes] == [5, *([2] if reasoned else [])]
+    assert ("perplexity" in measured.metrics("teacher")) == bool(reasoned)
+    assert ("no question has a rationale" in caplog.text) == (not reasoned)
+    if reasoned:
+        alone = task_of(teacher, **values, writing="never")
+        assert [batch.index.tolist() for batch in alone.eval_batches("test", Pass(batch_size=4))] == [[1, 3]]
+    else:
+        with pytest.raises(UserError, match="no question of the test split has one, and writing is never"):
+            task_of(teacher, **values, writing="never").evaluators("test")

@@ -21,6 +21,14 @@ _LAYOUTS = {
     "readers": "expected train/CLASS/*.jpg and test/CLASS/*.jpg, or ",
     "pairs": "expected a table (.csv, .jsonl, .parquet ...), tar shards or a folder of pictures, or ",
     "texts": "expected a file of texts (.txt, .jsonl, .jsonl.xz, .parquet ...), or ",
+    "questions": "of a file of questions write {option}jsonl test=FILE, or ",
+}
+# whose readers are which
+_OF_TASKS = {
+    "image_classification": READERS,
+    "image_text": PAIRS,
+    "language": TEXTS,
+    "questions": QUESTIONS,
 }
 
 
@@ -116,6 +124,10 @@ def _reader(data: str, options: dict[str, Any], readers: Registry, option: str =
         if not path.exists():
             if path.name != data or path.suffix:
                 raise UserError(f"{option} {data}: no such file or folder; write one, or a reader's name")
+            tasks = [task for task, known in _OF_TASKS.items() if data in known]
+            if tasks and option == "--data":
+                named = " or ".join(f"--task {each}" for each in tasks)
+                raise UserError(f"--data {data}: that reader goes with {named}; write that")
             return {**options, "name": data}  # the registry says which names there are
         found = recognised(path, readers, f"{option} ")
         values = configs.dump(found)
@@ -141,7 +153,7 @@ def recognised(path: Path, readers: Registry = READERS, option: str = "--data ")
             f"{option}{path}: {' and '.join(found)} can both read that; write {option}{next(iter(found))} "
             f"and its options (transmamba list {_listed(readers)})"
         )
-    layout = _LAYOUTS.get(_listed(readers), "")
+    layout = _LAYOUTS.get(_listed(readers), "").format(option=option)
     raise UserError(
         f"{option}{path}: no reader knows what is there; {layout}write {option}READER and its options "
         f"(transmamba list {_listed(readers)})"

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from ..subcloning.subclone import SubcloneConfig
 
 # where a student is no image classifier
-_TASKS = {"clip": "image_text", "hybrid_lm": "language"}
+_TASKS = {"clip": "image_text", "hybrid_lm": "language", "llava": "questions"}
+# students with parts, whose options are written part.key=value
+_PARTS = {"clip": ("image", "text"), "llava": ("image", "decoder", "cross")}
 # short for init.KEY=true
 _FLAGS = {
     "fold": "fold LayerNorms into the linears first",
@@ -32,7 +34,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--student",
         default="vim",
         help="vim (if left out) or ssd_vit, of the teacher's shape, a timm name, clip: both towers of a CLIP "
-        "or SigLIP, or hybrid_lm: of a language model",
+        "or SigLIP, hybrid_lm: of a language model, or llava: of a LLaVA",
     )
     parser.add_argument("--architecture", metavar="NAME", help="of a teacher that is a file of weights alone")
     parser.add_argument(
@@ -48,7 +50,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         metavar="key=value",
         help="init.KEY=... as in a recipe; data.KEY=... for the reader, task.KEY=... (block) for how it is "
-        "read; others for the student, such as gate_bias=true, or of a clip image.kind=ssd_vit",
+        "read; others for the student, such as gate_bias=true, or of a clip or llava image.kind=ssd_vit",
     )
 
 
@@ -59,9 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     options: list[str] = arguments.options
     reader, init = below("data.", options), below("init.", options)
     reading = [word for word in options if word.startswith("task.")]
-    towers = [word for word in options if word.startswith(("image.", "text."))]
-    if towers and arguments.student != "clip":
-        raise UserError(f"{towers[0]} is an option of a clip, not of {arguments.student}; add --student clip")
+    _check_parts(options, arguments.student)
     if (given := [*(f"data.{word}" for word in reader), *reading]) and arguments.data is None:
         raise UserError(f"{given[0]} is the reader's, and there is none; write --data and its name")
     task = _TASKS.get(arguments.student, "image_classification")  # whose readers are meant
@@ -84,6 +84,18 @@ def run(arguments: argparse.Namespace) -> int:
         )
     print(f"written: {arguments.out}", file=sys.stderr)
     return 0
+
+
+def _check_parts(options: list[str], student: str) -> None:
+    """Raises UserError for an option of a part that this student does not have."""
+    for word in options:
+        part, dot, _ = word.partition("=")[0].partition(".")
+        having = [name for name, parts in _PARTS.items() if part in parts]
+        if dot and having and student not in having:
+            raise UserError(
+                f"{word} is an option of a {' or a '.join(having)}, not of {student}; add --student "
+                f"{having[0] if len(having) == 1 else '{' + ','.join(having) + '}'}"
+            )
 
 
 def _init(arguments: argparse.Namespace, words: list[str]) -> SubcloneConfig:

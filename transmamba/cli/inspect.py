@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,11 +39,19 @@ def run(arguments: argparse.Namespace) -> int:
     if found.converted is not None:
         sys.stderr.write(
             f"{arguments.source}: a student has no view to hold against it; `transmamba evaluate "
-            f"{arguments.source} --teacher TEACHER` measures it\n"
+            f"{arguments.source}{_task(found)} --teacher TEACHER` measures it\n"
         )
     if found.agrees is False:
         sys.stderr.write(f"{arguments.source}: {_unlike(found)}\n")
     return 1
+
+
+def _task(found: Inspection) -> str:
+    """What `evaluate` is told of a student's task, where it is not the usual one."""
+    reads = {tower["reads"] for tower in found.towers.values()}
+    names = {"text": "language", "image text": "questions" if found.parts else "image_text"}
+    task = names.get(" ".join(sorted(reads)))
+    return "" if task is None else f" --task {task}"
 
 
 def _unlike(found: Inspection) -> str:
@@ -62,6 +70,10 @@ def lines_of(found: Inspection) -> Iterator[str]:
     for name, tower in found.towers.items():
         yield ""
         yield from _tower(name, tower)
+    if found.parts:
+        yield ""
+    for name, part in found.parts.items():
+        yield f"{name:<14} {_pairs(part)}"
     if found.refused is not None:
         yield f"refused        {found.refused.removeprefix('teacher ')}"
     else:
@@ -90,11 +102,13 @@ def lines_of(found: Inspection) -> Iterator[str]:
 
 def _tower(name: str, tower: Mapping[str, Any]) -> Iterator[str]:
     kind = f"{tower['kind']}, " if "kind" in tower else ""  # of a student's
-    counted = f", {tower['parameters']:,} parameters" if kind else ""
+    counted = f", {tower['parameters']:,} parameters" if "parameters" in tower else ""
     if "opaque" in tower:
         yield f"{name}: {tower['opaque']}, only run: no view expresses it, so it is never converted{counted}"
         return
     yield f"{name}: {kind}width {tower['width']}, {tower['blocks']} blocks, reads {tower['reads']}{counted}"
+    if kind:
+        yield f"  mixers       {_mixers(tower['sublayers'])}"
     yield f"  embedding    {_pairs(tower['embedding'])}"
     for run in tower["sublayers"]:
         numbers = f"{run['first']}" if run["first"] == run["last"] else f"{run['first']}-{run['last']}"
@@ -103,6 +117,25 @@ def _tower(name: str, tower: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {numbers:<12} {sublayer['kind']}: {_pairs(rest)}"
     yield f"  last norm    {tower['norm']}"
     yield f"  head         {_pairs(tower['head']) if tower['head'] else 'none: it teaches features'}"
+
+
+def _mixers(runs: Sequence[Mapping[str, Any]]) -> str:
+    """`mamba2 0-2 4-6, attention 3 7`: which blocks have which."""
+    places: dict[str, list[int]] = {}
+    for run in runs:
+        places.setdefault(run["of"][0]["kind"], []).extend(range(run["first"], run["last"] + 1))
+    return ", ".join(f"{kind} {_ranges(blocks)}" for kind, blocks in places.items())
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-2 5` of ascending numbers."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return " ".join("-".join(map(str, ends)) for ends in found)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

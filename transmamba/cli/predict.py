@@ -1,8 +1,9 @@
-"""`transmamba predict`: what a model sees in images."""
+"""`transmamba predict`: what a model sees in images, or answers to a question about each."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,9 @@ from .mistakes import USER_MISTAKE
 
 if TYPE_CHECKING:
     from ..evaluation.predict import Prediction
+
+# classes of each picture
+_USUAL = 5
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +39,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="of a CLIP: sentences, one a line, with {c} where a label goes; left out: the labels alone",
     )
-    parser.add_argument("--top", type=int, default=5, help="how many classes of each; 5 if left out")
+    parser.add_argument(
+        "--question",
+        metavar="TEXT",
+        help='of a LLaVA: what is asked of each picture, such as "which colour is it?"; put as RUN puts '
+        "questions, of another model as `evaluate --task questions` does",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        help="of an answer at most, with --question; as many as RUN's, or 16, if left out",
+    )
+    parser.add_argument("--top", type=int, help="how many classes of each; 5 if left out")
     parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a line an image")
 
@@ -63,9 +78,10 @@ def _predictions(arguments: argparse.Namespace) -> Iterator[Prediction]:
     from ..evaluation.predict import pictures, predict
 
     device, paths, source = find_device(arguments.device), pictures(arguments.images), arguments.model
-    if arguments.templates is not None and arguments.labels is None:
-        raise UserError("--templates goes with --labels, which say what to choose from; write both")
+    _check_options(arguments)
     model = load_model(source, arguments.architecture)
+    if arguments.question is not None:
+        return _of_question(model, arguments, paths, device)
     if arguments.labels is not None:
         return _of_texts(model, arguments, paths, device)
     if _has_two_towers(model):
@@ -78,10 +94,71 @@ def _predictions(arguments: argparse.Namespace) -> Iterator[Prediction]:
         raise UserError(f"{source} is a {type(model).__name__}, which reads texts; name a model of images")
     if isinstance(looks, PicturesAndText):
         raise UserError(
-            f"{source} is a {type(model).__name__}, which has no classes but answers questions: transmamba "
-            f"evaluate {source} --task questions"
+            f"{source} is a {type(model).__name__}, which has no classes but answers questions; ask one "
+            'after the images: --question "what is this?"'
         )
-    return predict(model, looks, paths, names=names, top=arguments.top, device=device)
+    _refuse_without_words(model, source)
+    return predict(model, looks, paths, names=names, top=_top(arguments), device=device)
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    return _USUAL if arguments.top is None else int(arguments.top)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raises UserError for options of which one alone means nothing, or that exclude each other."""
+    if arguments.templates is not None and arguments.labels is None:
+        raise UserError("--templates goes with --labels, which say what to choose from; write both")
+    if arguments.tokens is not None and arguments.question is None:
+        raise UserError("--tokens goes with --question, whose answer has so many at most; write both")
+    if arguments.question is not None:
+        for name in ("labels", "top"):
+            if getattr(arguments, name) is not None:
+                raise UserError(
+                    f"--{name} does not go with --question, which is answered in writing; write one"
+                )
+
+
+def _refuse_without_words(model: Any, source: str) -> None:
+    """Raises UserError for a LLaVA of which nothing says how it reads texts."""
+    config = getattr(model, "config", None)
+    if hasattr(config, "text_config") and hasattr(config, "image_token_id"):
+        raise UserError(
+            f"{source} is a {type(model).__name__}, which answers questions, but no tokenizer lies beside "
+            "it; put its tokenizer.json there"
+        )
+
+
+def _of_question(model: Any, arguments: argparse.Namespace, paths: Sequence[Path], device: Any) -> Any:
+    """Answers in writing to what `--question` asks."""
+    from ..core.preprocessing import PicturesAndText
+    from ..evaluation.predict_answers import predict_answers
+    from ..evaluation.run import ModelRunner
+    from ..runs.evaluate import as_run
+    from ..tasks.question_fit import asking_of
+
+    source, what = arguments.model, type(model).__name__
+    run, looks = as_run(model)
+    if not isinstance(looks, PicturesAndText):
+        _refuse_without_words(model, source)
+        does = "compares pictures with texts" if _has_two_towers(model) else "answers no questions about them"
+        instead = "write --labels in its place" if _has_two_towers(model) else "leave --question out"
+        raise UserError(f"--question: {source} is a {what}, which {does}; {instead}, or name a LLaVA")
+    task = _task_of(source)
+    room = task.room if arguments.tokens is None else arguments.tokens
+    asking = asking_of(looks, dataclasses.replace(task.style, pictures=True), task.context)
+    return predict_answers(ModelRunner(run.to(device), device), asking, paths, arguments.question, room)
+
+
+def _task_of(source: str) -> Any:
+    """How a run's data put their questions; of another model, as the task is where nothing is written."""
+    from ..config.registry import TASKS
+    from ..runs.saved import run_of, saved_part
+    from ..tasks.questions import QuestionsConfig
+
+    run = run_of(source)
+    found = None if run is None else saved_part(run, "task", TASKS)
+    return found if isinstance(found, QuestionsConfig) else QuestionsConfig(data=None)
 
 
 def _has_two_towers(model: Any) -> bool:
@@ -115,7 +192,7 @@ def _of_texts(model: Any, arguments: argparse.Namespace, paths: Sequence[Path], 
         runner = ModelRunner(teacher, device, kind="teacher")
     _say_cut([text for label in labels for text in described(label, templates)], looks.text)
     return predict_texts(
-        runner, looks, paths, labels, scalars=scalars, templates=templates, top=arguments.top
+        runner, looks, paths, labels, scalars=scalars, templates=templates, top=_top(arguments)
     )
 
 
@@ -129,6 +206,8 @@ def _say_cut(texts: Sequence[str], tokenizer: Any) -> None:
 
 
 def _line(prediction: Prediction) -> str:
+    if prediction.answer is not None:
+        return f"{prediction.path}: {' '.join(prediction.answer.split())}"
     answers = [f"{name} {100 * share:.1f} %" for name, share in prediction.classes]
     return f"{prediction.path}: {', '.join(answers)}"
 
@@ -136,6 +215,8 @@ def _line(prediction: Prediction) -> str:
 def _plain(prediction: Prediction) -> dict[str, Any]:
     if prediction.trouble is not None:
         return {"image": str(prediction.path), "error": prediction.trouble}
+    if prediction.answer is not None:
+        return {"image": str(prediction.path), "answer": prediction.answer, "written": prediction.written}
     answers = [{"class": name, "probability": share} for name, share in prediction.classes]
     return {"image": str(prediction.path), "classes": answers}
 

@@ -34,6 +34,7 @@ class Aligner(nn.Module):
     compared: teacher sublayers whose residual streams are compared, and may be standardised
     kept:     the teacher coordinate of each student coordinate, as subcloning chose them; without it the
         padding is split evenly on both sides. Student wider than teacher: its first T coordinates are read.
+    image_token: of a text with pictures, whose words are standardised by themselves, too: what is no word
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Aligner(nn.Module):
         layers: Iterable[int],
         kept: Tensor | None = None,
         compared: Sequence[int] = (),
+        image_token: int | None = None,
     ) -> None:
         super().__init__()
         self.tokens: PatchTokens | RowTokens = _tokens_of(student_layout, teacher_layout)
@@ -57,6 +59,10 @@ class Aligner(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(len(self.compared), teacher_width))
         self.register_buffer("std", torch.ones(len(self.compared), teacher_width))
+        self.image_token = image_token
+        if image_token is not None:  # else a checkpoint has no more than before
+            self.register_buffer("mean_of_words", torch.zeros_like(self.mean))
+            self.register_buffer("std_of_words", torch.ones_like(self.std))
         self.measured = False  # whether they are the teacher's, here or in the checkpoint that was loaded
         self.register_load_state_dict_post_hook(_loaded)
         self.projections = nn.ModuleDict()
@@ -75,31 +81,26 @@ class Aligner(nn.Module):
 
     @torch.no_grad()
     def measure(self, teacher: Teacher, batches: Iterable[Batch], stream: str = "image") -> None:
-        """Take each channel's mean and standard deviation after every compared sublayer, fixed from then
-        on."""
-        count = 0
-        total, squares = torch.zeros(2, *self.mean.shape, dtype=torch.float64, device=self.mean.device)
+        """Take each channel's mean and standard deviation after every compared sublayer, fixed from then on:
+        over all tokens, and over words alone where some are standardised so."""
+        every, words = (_Sums(self.mean) for _ in range(2))
         for batch in batches:
             found = teacher(batch.inputs, {stream: Capture(hidden=frozenset(self.compared))}).streams
             if stream not in found:  # texts alone have no pictures
                 continue
             seen = found[stream]
-            for row, s in enumerate(self.compared):
-                tokens = self.teacher_tokens(seen.hidden[s])
-                tokens = tokens.flatten(0, 1) if seen.mask is None else tokens[seen.mask]
-                tokens = tokens.double()
-                total[row] += tokens.sum(dim=0)
-                squares[row] += tokens.square().sum(dim=0)
-            count += len(tokens)
-        if not count:
-            raise UserError("standardised features need calibration data; the training data has none")
-        mean = total / count
-        self.mean.copy_(mean)
-        self.std.copy_((squares / count - mean.square()).clamp_min(1e-12).sqrt())
+            hidden = [self.teacher_tokens(seen.hidden[s]) for s in self.compared]
+            every.add(hidden, seen.mask)
+            if self.image_token is not None:
+                words.add(hidden, words_alone(seen.mask, batch, self.image_token))
+        every.give(self.mean, self.std)
+        if self.image_token is not None:
+            words.give(self.get_buffer("mean_of_words"), self.get_buffer("std_of_words"))
         self.measured = True
 
-    def standardise(self, sublayers: Sequence[int], x: Tensor) -> Tensor:
-        """Features (..., n, B, M, T) in units of the teacher's statistics after `sublayers`.
+    def standardise(self, sublayers: Sequence[int], x: Tensor, words: bool = False) -> Tensor:
+        """Features (..., n, B, M, T) in units of the teacher's statistics after `sublayers`, of its words
+        alone where asked.
 
         Raises UserError before they were measured.
         """
@@ -110,7 +111,9 @@ class Aligner(nn.Module):
             )
         rows = [self.compared.index(s) for s in sublayers]
         # stacked, since indexing with a list would copy it to the GPU at every use
-        mean, std = (torch.stack([of[row] for row in rows])[:, None, None] for of in (self.mean, self.std))
+        own = "_of_words" if words else ""
+        of_all = [self.get_buffer(f"{name}{own}") for name in ("mean", "std")]
+        mean, std = (torch.stack([of[row] for row in rows])[:, None, None] for of in of_all)
         return (x - mean.to(x.dtype)) / std.to(x.dtype)
 
     def student_tokens(self, x: Tensor, drawn: Tensor | None = None) -> Tensor:
@@ -150,6 +153,30 @@ class Aligner(nn.Module):
             else F.pad(tokens, (0, width - tokens.shape[-1]))
         )
         return self.tokens.spread(narrow)
+
+
+class _Sums:
+    """Of tokens' channels after each sublayer, (n, T), in float64."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.count = 0
+        self.total, self.squares = torch.zeros(2, *like.shape, dtype=torch.float64, device=like.device)
+
+    def add(self, hidden: Sequence[Tensor], mask: Tensor | None) -> None:
+        """Of (B, M, T) after each sublayer; of those that mask (B, M) names."""
+        for row, x in enumerate(hidden):
+            tokens = (x.flatten(0, 1) if mask is None else x[mask]).double()
+            self.total[row] += tokens.sum(dim=0)
+            self.squares[row] += tokens.square().sum(dim=0)
+        self.count += len(tokens)
+
+    def give(self, mean: Tensor, std: Tensor) -> None:
+        """Into these. Raises UserError where there were no tokens."""
+        if not self.count:
+            raise UserError("standardised features need calibration data; the training data has none")
+        found = self.total / self.count
+        mean.copy_(found)
+        std.copy_((self.squares / self.count - found.square()).clamp_min(1e-12).sqrt())
 
 
 class RowTokens(nn.Module):
@@ -236,6 +263,12 @@ def _tokens_of(student: Layout, teacher: Layout) -> PatchTokens | RowTokens:
         return PatchTokens(student, teacher)
     student.match(teacher)  # raises where they cannot be compared
     return RowTokens()
+
+
+def words_alone(mask: Tensor | None, batch: Batch, image_token: int) -> Tensor:
+    """Which tokens (B, L) of a text with pictures are words, of those that `mask` says are real."""
+    words = batch.inputs["text"] != image_token
+    return words if mask is None else words & mask
 
 
 def _loaded(aligner: Aligner, _: object) -> None:

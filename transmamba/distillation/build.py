@@ -78,8 +78,8 @@ def _build(config: Any, geometry: Geometry | None) -> Iterable[tuple[str, Loss]]
     if config.stream is not None and streams:
         if config.stream not in streams:
             raise UserError(
-                f"loss {config.name}: stream {config.stream!r} is none that teacher and student share"
-                f"{suggest(config.stream, streams)}"
+                f"loss {config.name}: stream {config.stream!r} is none that teacher and student share, for a "
+                f"tower that the student keeps has none to compare{suggest(config.stream, streams)}"
             )
         streams = {config.stream: streams[config.stream]}
     if not streams:
@@ -112,6 +112,7 @@ def make_aligners(
         if taught is None:
             continue
         mine = [loss for loss in losses if loss.stream == name]
+        words = {loss.image_token for loss in mine if loss.standardises} - {None}
         aligners[name] = Aligner(
             tower.layout,
             taught.layout,
@@ -120,6 +121,7 @@ def make_aligners(
             {k for loss in mine for k in loss.projections()},
             None if kept is None else kept.get(name),
             compared=list(feature_pairs(tower.num_layers, taught.ends).values()),
+            image_token=next(iter(words), None),
         )
     return aligners
 

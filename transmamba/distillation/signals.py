@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from ..core.batch import Batch
 from ..core.output import Capture, Captures, Output, Stream, Term
 from ..errors import refuse_all
-from .aligner import Aligner
+from .aligner import Aligner, words_alone
 
 _EPSILON = 1e-6
 
@@ -84,25 +84,26 @@ class Signals:
 
     def stream(self, name: str, image_token: int | None = None) -> StreamSignals:
         """Both sides of one stream; with `image_token` its words alone, where that stands in no text."""
-        if (name, image_token) not in self._streams:
+        key, words = (name, image_token), image_token is not None
+        if key not in self._streams:
             taught = self.taught.streams[name]
             if image_token is not None:
-                words = self.batch.inputs["text"] != image_token
-                taught = replace(taught, mask=words if taught.mask is None else words & taught.mask)
-            self._streams[name, image_token] = StreamSignals(
-                self.student.streams[name], taught, self.aligners[name], self.drawn.get(name)
+                taught = replace(taught, mask=words_alone(taught.mask, self.batch, image_token))
+            self._streams[key] = StreamSignals(
+                self.student.streams[name], taught, self.aligners[name], self.drawn.get(name), words
             )
-        return self._streams[name, image_token]
+        return self._streams[key]
 
 
 @dataclass
 class StreamSignals:
-    """One stream of teacher and student. `drawn` are positions among the matched tokens, None for all."""
+    """One stream of both. `drawn`: positions among the matched tokens, None for all; `words`: no pictures."""
 
     student: Stream
     teacher: Stream
     aligner: Aligner
     drawn: Tensor | None = None
+    words: bool = False
     _units: dict[tuple[bool, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     def rows(self, per_token: Tensor) -> Tensor:
@@ -116,12 +117,10 @@ class StreamSignals:
         """What `rows` makes of ones: how much a row weighs; rows (..., B)."""
         if self.teacher.mask is not None:
             return self.teacher.mask.sum(dim=-1).to(rows.dtype)
-        return 1.0 if self.aligner.num_tokens is not None else float(self._length)
-
-    @property
-    def _length(self) -> int:
+        if self.aligner.num_tokens is not None:
+            return 1.0
         kept = [*self.teacher.hidden.values(), *(x for m in self.teacher.mixers.values() for x in m.values())]
-        return kept[0].shape[-2]  # of (B, L, D), of heads (B, H, L, P) too
+        return float(kept[0].shape[-2])  # of (B, L, D), of heads (B, H, L, P) too
 
     def real(self, x: Tensor) -> Tensor:
         """Features (B, M, T) with zeros where a token is padding."""
@@ -135,7 +134,8 @@ class StreamSignals:
         if key not in self._units:
             # one after the other: all in float32 at once would be the largest thing in memory
             tokens = [(s, self.aligner.teacher_tokens(self.teacher.hidden[s], self.drawn)) for s in sublayers]
-            own = (self.aligner.standardise([s], x[None])[0] if standardise else x for s, x in tokens)
+            aligner, words = self.aligner, self.words
+            own = (aligner.standardise([s], x[None], words)[0] if standardise else x for s, x in tokens)
             self._units[key] = _stack([unit(x) for x in own])
         return self._units[key]
 

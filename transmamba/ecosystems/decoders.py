@@ -52,6 +52,7 @@ def read_config(source: Source, reader: Any = None) -> Any:
 
     name, given = _arguments(source)
     refuse_unsaid_parts(source.text, source.config)
+    refuse_own_code(source.text, source.config, reader)
     with explained(source.text):
         config = (reader or AutoConfig).from_pretrained(name, **given)
     if not is_gguf(source) and getattr(config, "quantization_config", None):
@@ -71,6 +72,26 @@ def refuse_unsaid_parts(name: str, config: Mapping[str, Any]) -> None:
         raise UserError(
             f"Hugging Face model {name!r} (model_type={kind}): {shown} in its config.json, which would mean "
             "the sizes of another model; write its model_type and sizes there"
+        )
+
+
+def refuse_own_code(name: str, config: Mapping[str, Any], reader: Any = None) -> None:
+    """Raises UserError for a model of a type that transformers knows by code beside it alone: it is not run,
+    and transformers would stop to ask.
+
+    reader: a class of ours that knows the type
+    """
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if reader is None and "auto_map" in config and kind not in CONFIG_MAPPING:
+        said = config.get("transmamba")
+        ours = (
+            f", a student {said['student']} of ours" if isinstance(said, dict) and "student" in said else ""
+        )
+        raise UserError(
+            f"Hugging Face model {name!r} (model_type={kind}) has code of its own beside it{ours}, which is "
+            "not run here; write a model of a type that transformers knows"
         )
 
 

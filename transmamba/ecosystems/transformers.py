@@ -150,6 +150,7 @@ def _read_config(name: str, revision: str | None) -> Any:
 
     written, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     decoders.refuse_unsaid_parts(name, written)
+    decoders.refuse_own_code(name, written)
     return AutoConfig.from_pretrained(name, revision=revision)
 
 

@@ -33,6 +33,7 @@ def unknown_type(name: str, model_type: str) -> UserError:
     elsewhere, lacking = _ELSEWHERE.get(model_type), _LACKING.get(model_type)
     hint = f"; timm has the same weights, write {elsewhere}" if elsewhere else ""
     why = f"it has {lacking}, and " if lacking else ""
+    why = "it is a student of ours, parts of which no view has, and " if ours else why
     return kind(
         f"teacher {name!r} (model_type={model_type}) cannot be expressed: {why}only ViT, DeiT and DINOv2 are "
         f"known, CLIP and SigLIP, and decoders such as Llama{hint}"

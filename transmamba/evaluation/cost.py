@@ -32,7 +32,8 @@ def find_device(name: str | None) -> torch.device:
     try:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # an unknown kind, or one that this machine lacks
-        raise UserError(f"device {name!r} cannot be used here; write cuda or cpu") from error
+        known = "cuda or cpu" if torch.cuda.is_available() else "cpu, for no GPU is found"
+        raise UserError(f"device {name!r} cannot be used here; write {known}") from error
 
 
 def reset_peak_memory(device: torch.device) -> None:

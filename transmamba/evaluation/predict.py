@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -13,20 +13,25 @@ from torch import Tensor, nn
 
 from ..core.batch import image_batch
 from ..data.classes import count_of
+from ..data.images.decoding import turn_upright
 from ..data.images.folder import suffixes
 from ..errors import UserError
 from .run import ModelRunner
 
+T = TypeVar("T")
 # classes with their probabilities, the likeliest first
 Answer = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one picture: classes with their probabilities, the likeliest first; or why it cannot be read."""
+    """Of one picture: classes with their probabilities, the likeliest first, or the answer to a question, and
+    all that was `written` for it; or why it cannot be read."""
 
     path: Path
     classes: Answer = ()
+    answer: str | None = None
+    written: str = ""
     trouble: str | None = None
 
 
@@ -75,7 +80,7 @@ def predict(
         )
     with ModelRunner(model.to(device), device) as runner:
         yield from predictions(
-            paths, preprocessing, lambda images: _answers(runner, images, names, top), batch_size
+            paths, preprocessing, lambda images: _answers(runner, images, names, top), batch_size, of_classes
         )
 
 
@@ -85,31 +90,44 @@ def check_top(top: int) -> None:
         raise UserError(f"top is {top}; write a number of classes, at least 1")
 
 
+def of_classes(path: Path, answer: Answer) -> Prediction:
+    return Prediction(path, classes=answer)
+
+
 def predictions(
     paths: Sequence[Path],
     preprocessing: Any,
-    answers_of: Callable[[Tensor], Sequence[Answer]],
+    answers_of: Callable[[Tensor], Sequence[T]],
     batch_size: int,
+    say: Callable[[Path, T], Prediction],
+    *,
+    upright: bool = False,
 ) -> Iterator[Prediction]:
-    """A prediction a path, in their order; `answers_of` those of images (N, C, H, W), which decode."""
+    """A prediction a path, in their order; `answers_of` images (N, C, H, W), which decode.
+
+    say:     what is made of an answer
+    upright: turned as EXIF says, as pictures with texts are in data
+    """
     transform = preprocessing.eval_transform()
     for start in range(0, len(paths), batch_size):
         chosen = paths[start : start + batch_size]
-        read = [_read(path, transform) for path in chosen]
+        read = [_read(path, transform, upright) for path in chosen]
         images = [image for image in read if isinstance(image, Tensor)]
         answers = iter(answers_of(torch.stack(images)) if images else ())
         for path, image in zip(chosen, read, strict=True):
             if isinstance(image, Tensor):
-                yield Prediction(path, classes=next(answers))
+                yield say(path, next(answers))
             else:
                 yield Prediction(path, trouble=image)
 
 
-def _read(path: Path, transform: Any) -> Tensor | str:
+def _read(path: Path, transform: Any, upright: bool) -> Tensor | str:
     """A picture as the model's input; why it cannot be, in a few words."""
     try:
         with Image.open(path) as image:
             image.load()
+            if upright:
+                turn_upright(image)
             return transform(image)
     except FileNotFoundError:
         return "no such file"

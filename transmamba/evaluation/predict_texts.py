@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.batch import image_batch
 from ..errors import UserError
 from .embedded import embedded
-from .predict import Answer, Prediction, check_top, likeliest, predictions
+from .predict import Answer, Prediction, check_top, likeliest, of_classes, predictions
 from .run import ModelRunner
 from .zero_shot import class_vectors, inputs_of
 
@@ -77,4 +77,4 @@ def predict_texts(
             found = logits.softmax(dim=-1) if bias is None else (logits + bias.item()).sigmoid()
             return likeliest(found, labels, top)
 
-        yield from predictions(paths, preprocessing, answers, batch_size)
+        yield from predictions(paths, preprocessing, answers, batch_size, of_classes, upright=True)

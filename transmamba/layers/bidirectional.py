@@ -108,6 +108,10 @@ class BidirectionalMamba(nn.Module):
         half = half if tokens is None else half.index_select(1, tokens)
         return Mixed(self.out_proj(merged), half=half, parts=parts)
 
+    def written(self) -> Tensor:
+        """The matrix (D, E) through which it writes; an adapter around it gives its own, changed one."""
+        return self.out_proj.weight
+
     @torch.no_grad()
     def mimic_(self) -> None:
         """Start as close to a plain linear value path as the parameters allow: identity convolutions, and a

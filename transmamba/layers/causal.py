@@ -15,7 +15,7 @@ from .mixed import Mixed
 
 NO_CONTEXT = Context()
 # softplus of it, with any bias that a delta has, is 0 in every precision; finite, so that no gradient is NaN
-_STILL = -1e4
+STILL = -1e4
 
 
 class CausalSSD(SSDMixer):
@@ -36,7 +36,7 @@ class CausalSSD(SSDMixer):
         mixed, delta = self.qkv(u), F.linear(u, self.dt_proj.weight)
         if context.mask is not None:
             padding = ~context.mask.unsqueeze(-1)
-            mixed, delta = mixed.masked_fill(padding, 0), delta.masked_fill(padding, _STILL)
+            mixed, delta = mixed.masked_fill(padding, 0), delta.masked_fill(padding, STILL)
         conv = self.conv1d
         C, B, x = self.heads(causal_conv1d(mixed, conv.weight[:, 0], conv.bias, seq_idx=context.segments))
         y = ssd_scan(

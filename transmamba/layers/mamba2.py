@@ -70,6 +70,10 @@ class SSDMixer(nn.Module):
         for name in self.decays:
             self.get_parameter(name).copy_(rates.log())
 
+    def written(self) -> Tensor:
+        """The matrix (D, D) through which it writes; an adapter around it gives its own, changed one."""
+        return self.proj.weight
+
     def heads(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """C, B and x, each (B, L, H, P), of what the convolution made (B, L, 3D)."""
         C, B, x = (part.unflatten(-1, (self.num_heads, self.head_dim)) for part in mixed.chunk(3, dim=-1))

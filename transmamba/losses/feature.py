@@ -30,7 +30,8 @@ class Feature:
     standardize: compare features in units of the teacher's channel statistics, fixed before training
         [proposal]: the plain cosine is ruled by their mean and by a few outlier channels
     stream: which tower, where there are several; left out: each
-    image_tokens: whether a decoder's places of pictures are compared too, or its words alone
+    image_tokens: whether a decoder's places of pictures are compared too, or its words alone, which are then
+        standardised by themselves
     """
 
     weight: float = 1.0
@@ -103,7 +104,7 @@ class CosineLoss(Loss):
             stream.student_branches(layers) if self.directions == 2 else stream.student_hidden(layers)[None]
         )
         if self.standardises:
-            features = stream.aligner.standardise(sublayers, features)
+            features = stream.aligner.standardise(sublayers, features, stream.words)
         cosines = stream.rows(cosine(features, wanted))  # (directions, layers, B)
         weighted = self.weights()[..., None] * (stream.amount(cosines) - cosines)
         parts = cosines.detach().float().sum(dim=-1)

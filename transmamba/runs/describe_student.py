@@ -9,11 +9,13 @@ from torch import nn
 
 from ..students.hybrid_lm.architectures import head_size_of, normalises
 from ..students.hybrid_lm.model import HybridStudent
+from ..students.llava.model import LlavaStudent
 from ..students.ssd_vit.model import SSDVisionTransformer
 from ..students.text_mamba import TextMamba
 from ..students.vim.model import VisionMamba
 from ..teachers.describe import runs_of, tower_in_words
 from ..teachers.open_clip_text import only_runs, text_view
+from .describe_llava import counted, llava_towers
 
 KEPT, WINDOW = "kept", "window"
 # timm's names of them, and those of a teacher's
@@ -21,13 +23,15 @@ _POOLS = {"token": "cls", "avg": "mean", "map": "attention", "": "none"}
 
 
 def student_towers(model: Any) -> dict[str, dict[str, Any]]:
-    """By stream, the towers of one of our students, or of an open_clip model whose image tower is ours. Empty
-    for any other model.
+    """By stream, the towers of one of our students, of a LLaVA's both, or of an open_clip model whose image
+    tower is ours. Empty for any other model.
 
-    What a teacher's have, and `kind`: vim, ssd_vit, or vit where every block has attention; of a text mamba2,
-    or kept; of a decoder hybrid, mamba2 where no block has attention, window where some have attention to the
-    last tokens alone, or kept. `parameters` are the tower's.
+    What a teacher's have, and `kind`: vim, ssd_vit, vit where every block has attention, or kept; of a text
+    mamba2, or kept; of a decoder hybrid, mamba2 where no block has attention, window where some have
+    attention to the last tokens alone, or kept. `parameters` are the tower's.
     """
+    if isinstance(model, LlavaStudent):
+        return llava_towers(model, _image, _hybrid)
     if isinstance(model, HybridStudent):
         return {"decoder": _counted(model, _hybrid(model))}
     if _is_image(model):
@@ -49,7 +53,7 @@ def _is_image(module: Any) -> bool:
 
 
 def _counted(module: Any, tower: dict[str, Any]) -> dict[str, Any]:
-    return {**tower, "parameters": sum(tensor.numel() for tensor in module.parameters())}
+    return {**tower, "parameters": counted(module)}
 
 
 def _embedding_image(visual: Any) -> dict[str, Any]:

@@ -114,8 +114,9 @@ def prepare(
             )
         if taught.preprocessing != built.preprocessing:
             theirs = task.build(taught.preprocessing)
-            theirs.check(run, "model")
-            built.check(taught, "teacher")  # both by both, so that both number the classes alike
+            # both by both, so that both number the classes, and the words, alike
+            for data, other, who in ((theirs, run, "model"), (built, taught, "teacher")):
+                getattr(data, "check_apart", data.check)(other, who)
         theirs.check(taught, "teacher")
     elif all(getattr(evaluator, "pairwise", False) for evaluator in built.evaluators(split)):
         raise UserError(

@@ -3,21 +3,23 @@ gives them: distillation by sequences (Kim and Rush, arXiv 1606.07947)."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from ..core.batch import Batch
 from ..core.preprocessing import PicturesAndText
 from ..data.hashing import permutation
 from ..data.questions.asked import Asking
-from ..data.questions.batches import AskedQuestions, naming
+from ..data.questions.batches import Shown, asked_batch, naming
 from ..data.questions.source import Item, QuestionSource
 from ..data.staged import final_answer, read_stages
 from ..data.text.appended import Appended, check_place
@@ -94,17 +96,20 @@ def generate_answers(
     target, module = find_device(device), load_model(source)
     model, looks = as_run(module)
     if not isinstance(looks, PicturesAndText):
-        raise UserError(f"{str(source)!r} does not write about pictures; choose a LLaVA")
+        raise UserError(
+            f"{str(source)!r} does not write about pictures; choose a LLaVA with its tokenizer beside it, or "
+            "write --prompts in the place of --questions for one that goes on with texts"
+        )
     task = QuestionsConfig(data=questions, rationales=answering.rationales, answer_tokens=answering.tokens)
     built = task.build_training(looks)
     asked = built.source("train")
     chosen_ones = permutation(len(asked), answering.seed)[: answering.documents]
+    prompts = _Prompts(asked, built.asking, task.room)
     for number in chosen_ones[:_TRIED].tolist():  # before anything is written
-        with naming(number):
-            built.asking.prompt(asked.item(number), task.room)
+        prompts.of(number)
     made = {
         "teacher": fingerprint(module),
-        "questions": _identity(asked, built.asking, chosen_ones),
+        "questions": _identity(prompts, chosen_ones),
         "of": len(asked),
         **asdict(answering),
         "documents": len(chosen_ones),
@@ -122,7 +127,7 @@ def generate_answers(
         precision = answering.precision if answering.precision in HALF else "no"
         context = functools.partial(autocast, target, precision)
         with ModelRunner(model.to(target), target, context, kind=kind) as runner:
-            _write(file, _Writer(runner, asked, built.asking, task.room), chosen_ones, answering, watch)
+            _write(file, _Writer(runner, prompts), chosen_ones, answering, watch)
     counts = {key: file.counts.get(key, 0) for key in ("texts", "cut", "left_out", "tokens")}
     return Written(path, **counts, already=already)
 
@@ -137,23 +142,59 @@ def _write(file: Appended, writer: _Writer, numbers: Any, answering: Answering, 
 
 
 @dataclass(frozen=True)
-class _Writer:
-    runner: ModelRunner
+class _Prompts:
+    """The prompts of a source's items, each tokenised once: those that were looked at first are kept until
+    they are asked.
+
+    room: tokens of an answer
+    """
+
     source: QuestionSource
     asking: Asking
     room: int
+    kept: dict[int, list[int]] = field(default_factory=dict)
+
+    def of(self, number: int) -> list[int]:
+        """Raises UserError, naming it, for an item that cannot be asked."""
+        if number not in self.kept:
+            with naming(number):
+                self.kept[number] = self.asking.prompt(self.source.item(number), self.room)
+        return self.kept[number]
+
+    def batch(self, numbers: Sequence[int]) -> tuple[list[int], Batch | None]:
+        """(those of `numbers` that can be asked, their batch or None where there are none); their prompts are
+        forgotten."""
+        rows = {}
+        for number in numbers:
+            with contextlib.suppress(UserError):  # few that cannot, among many, are left out
+                rows[number] = self.of(number)
+            self.kept.pop(number, None)
+        if not rows:
+            return [], None
+        pictures = []
+        for number in rows:
+            with naming(number):
+                pictures.append(self.source.item(number).images())
+        index = np.array(list(rows), dtype=np.int64)
+        shown = Shown(self.asking).of(pictures)
+        return list(rows), asked_batch(list(rows.values()), index, shown, self.asking)
+
+
+@dataclass(frozen=True)
+class _Writer:
+    runner: ModelRunner
+    prompts: _Prompts
 
     def write(self, numbers: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
         """The records of these items, and what they count."""
-        given = [number for number in numbers.tolist() if self._fits(number)]
-        left_out, numbers = len(numbers) - len(given), np.array(given, dtype=np.int64)
-        if not given:
+        given, batch = self.prompts.batch(numbers.tolist())
+        left_out = len(numbers) - len(given)
+        if batch is None:
             return [], {"left_out": left_out}
-        batches = AskedQuestions(self.source, self.asking, self.room, numbers, numbers, numbers)
-        rows = self.runner.generate(batches.batch(np.arange(len(numbers))), self.room).tolist()
+        rows = self.runner.generate(batch, self.prompts.room).tolist()
         records, counts = [], dict.fromkeys(("texts", "cut", "tokens"), 0) | {"left_out": left_out}
-        for number, row in zip(numbers.tolist(), rows, strict=True):
-            item, length = self.source.item(number), self._length(row)
+        for number, row in zip(given, rows, strict=True):
+            item, length = self.prompts.source.item(number), self._length(row)
             said = None if length is None else self._record(item, row[:length])
             if said is None or length is None:
                 counts["left_out"] += 1
@@ -163,22 +204,18 @@ class _Writer:
             counts["tokens"] += length
         return records, counts
 
-    def _fits(self, number: int) -> bool:
-        """Whether a question can be asked: few that cannot, among many, are left out."""
-        try:
-            self.asking.prompt(self.source.item(number), self.room)
-        except UserError:
-            return False
-        return True
+    @property
+    def _asking(self) -> Asking:
+        return self.prompts.asking
 
     def _length(self, row: Sequence[int]) -> int | None:
         """None for one that does not end: nobody is to learn to stop there."""
-        return next((place for place, word in enumerate(row) if word == self.asking.tokenizer.eos), None)
+        return next((place for place, word in enumerate(row) if word == self._asking.tokenizer.eos), None)
 
     def _record(self, item: Item, ids: Sequence[int]) -> dict[str, Any] | None:
-        said = self.asking.tokenizer.words(ids).strip()
+        said = self._asking.tokenizer.words(ids).strip()
         answer, more = final_answer(said), {}
-        if self.asking.style.rationales:
+        if self._asking.style.rationales:
             stages = read_stages(said)
             if stages is None or not stages[0].reasoning:
                 return None
@@ -189,9 +226,11 @@ class _Writer:
         return {"answer": answer, **more} if normalised(answer) else None
 
 
-def _identity(source: QuestionSource, asking: Asking, numbers: Any) -> str:
+def _identity(prompts: _Prompts, numbers: Any) -> str:
     """Of the prompts of some of the chosen questions, and of which were chosen."""
     digest = hashlib.sha256(np.asarray(numbers, dtype=np.int64).tobytes())
     for number in numbers[:: max(1, len(numbers) // 64)].tolist():
-        digest.update(json.dumps(asking.prompt(source.item(number))).encode())
+        kept = prompts.kept.get(number)
+        ids = prompts.asking.prompt(prompts.source.item(number)) if kept is None else kept
+        digest.update(json.dumps(ids).encode())
     return digest.hexdigest()

@@ -114,7 +114,10 @@ def generate_data(
     check_place(path)
     target, found = find_device(device), read_source(str(source))
     if not decoders.is_decoder(found):
-        raise UserError(f"{str(source)!r} is no causal language model of transformers, and writes no texts")
+        raise UserError(
+            f"{str(source)!r} is no causal language model of transformers, and writes no texts; write "
+            "another, or --questions in the place of --prompts for one that answers about pictures"
+        )
     config = decoders.read_config(found)
     tokenizer = _tokenizer(found, config)
     given = prompts_of(prompts.build("train"), tokenizer, writing.prompt_tokens, _room(config, writing))

@@ -20,10 +20,10 @@ from ..ecosystems.sources import Source, read_source
 from ..errors import Inexpressible, UserError
 from ..subcloning.convert import build_student, kinds_of_students
 from ..teachers.check import Fails, Unlike, bar, differences
-from ..teachers.describe import towers_of
 from ..teachers.load import part_holding, part_reading
 from ..teachers.of_module import OfModule
 from ..teachers.teacher import Teacher
+from .describe_llava import connector_of, counted_towers, llava_parts
 from .describe_student import converted, student_towers
 from .folder import SUBCLONE
 from .reads import reads_of
@@ -41,6 +41,8 @@ class Inspection:
     covered:     of a student, the share of its parameters that it began with from its teacher's, 0..1, where
         that is written beside it
     towers:      by name, as teachers.describe has them; a student's say their kind and parameters too
+    parts:       what a LLaVA has between its towers: the `connector`, with the tokens that it makes of a
+        picture, and a student's `cross`-Mamba
     parameters:  of the whole model
     precision:   of its tensors; of a configuration alone, what a new model of it would have
     reads:       what its inputs look like: preprocessing of images, tokenizer
@@ -56,6 +58,7 @@ class Inspection:
     converted: tuple[str, ...] | None = None
     covered: float | None = None
     towers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scalars: Mapping[str, float | None] = field(default_factory=dict)
     parameters: int = 0
     precision: str = ""
@@ -118,7 +121,8 @@ def inspect(
         source=name,
         kind=kind,
         model=None if module is None else type(module).__name__,
-        towers=towers_of(teacher.view),
+        towers=counted_towers(teacher.view),
+        parts=connector_of(teacher.view),
         scalars={k: _number(v) for k, v in teacher.view.scalars.items()},
         parameters=teacher.num_params,
         precision=str(teacher.view.tensor.dtype).removeprefix("torch."),
@@ -171,6 +175,7 @@ def _student(
         converted=tuple(converted(towers)),
         covered=None if found is None or found.folder is None else _covered(found.folder),
         towers=towers,
+        parts=llava_parts(module),
         scalars={k: _number(v.exp() if k == "scale" else v) for k, v in numbers.items() if v is not None},
         **_weights(module),
         licence=origin.licence or card.licence,

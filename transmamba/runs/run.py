@@ -167,7 +167,7 @@ def _check_teaching(teaching: Recipe, recipe: Recipe, source: str) -> None:
     if model is not None and Path(model).expanduser().resolve() not in (made, made / STUDENT_FOLDER):
         raise UserError(
             f"teacher_recipe {source} makes {teaching.output_dir}, but teacher.model is {model}; write the "
-            "same folder in both"
+            "same folder in both, or teacher_recipe=null for a teacher that is there already"
         )
 
 

@@ -96,8 +96,9 @@ def image_tower(view: View) -> Tower:
         )
     if any(isinstance(tower.embedding, Spliced) for tower in view.towers.values()):
         raise UserError(
-            "this teacher's image tower is read by a decoder, not by a head: no image student starts from it "
-            "yet; choose a classifier or a CLIP"
+            "this teacher is a LLaVA, whose image tower is read by a decoder, not by a head: no image "
+            "student starts from it; write the student llava, with image.kind=vim or ssd_vit, or choose "
+            "a classifier or a CLIP"
         )
     return view.towers["image"]
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ..config.registry import STUDENTS
 from ..core.tower import StudentSpec
 from ..errors import UserError, refuse_all
-from .hybrid_lm.names import HybridLM, SavedHybrid, problems_of
-
-if TYPE_CHECKING:
-    pass
+from .hybrid_lm.names import HybridLM, problems_of
+from .saved import Saved
 
 
 @STUDENTS.register("window_lm")
 @dataclass(frozen=True, kw_only=True)
-class WindowLM(SavedHybrid):
+class WindowLM(Saved):
     """The rival of `hybrid_lm`: the teacher with all of its weights, whose other layers read the last tokens
     of a text and its first ones alone (StreamingLLM, arXiv 2309.17453). Saved with its code: transformers
     loads it with trust_remote_code=True, and says so where that is missing.
@@ -31,6 +29,8 @@ class WindowLM(SavedHybrid):
     sinks:     how many of the first tokens of its document it reads as well
     depth:     layers, where they are fewer than the teacher's, taken from both of its ends
     """
+
+    made: ClassVar[tuple[str, str]] = ("hybrid_lm", "HybridStudent")
 
     attention_layers: tuple[int, ...] = ()
     window: int = 92

@@ -47,11 +47,18 @@ class QuestionEvaluators:
     def all(self, controls: bool) -> tuple[Evaluator, ...]:
         """controls: whether what is measured once, with the final split, is among them"""
         last = self._controls.values() if controls else ()
-        return (self._answers if controls else self._watched, self._likelihood, *last)
+        return (self._answers if controls else self._watched, *self._likelihood, *last)
 
     @cached_property
     def unwritten(self) -> tuple[Evaluator, ...]:
-        """Nothing that a model has to write for: what a run is about is then how likely right answers are."""
+        """Nothing that a model has to write for: what a run is about is then how likely right answers are.
+        Raises UserError where there are none that could be written so."""
+        if not len(self.task.likely(self.split)):
+            raise UserError(
+                f"rationales is true, but no question of the {self.split} split has one, and writing is "
+                f"{self.task.config.writing}, so that nothing is left to measure; write task.writing: "
+                "always, or task.rationales: false"
+            )
         return (self._likelihoods(LanguageEvaluator.METRICS),)
 
     @cached_property
@@ -67,9 +74,18 @@ class QuestionEvaluators:
         return AnswersEvaluator(watched.asked, watched.twin, lookup, self._picture)
 
     @cached_property
-    def _likelihood(self) -> Evaluator:
+    def _likelihood(self) -> tuple[Evaluator, ...]:
+        """None where no question has the reasons that would be written."""
+        if not len(self.task.likely(self.split)):
+            logger.warning(
+                "%s split: no question has a rationale; models write their own, and how likely right answers "
+                "are is not measured",
+                self.split,
+            )
+            return ()
         # what a run is about is how right its answers are
-        return self._likelihoods(tuple(replace(each, headline=False) for each in LanguageEvaluator.METRICS))
+        metrics = tuple(replace(each, headline=False) for each in LanguageEvaluator.METRICS)
+        return (self._likelihoods(metrics),)
 
     def _likelihoods(self, metrics: tuple[Metric, ...]) -> Evaluator:
         read = partial(self.task.eval_batches, self.split)

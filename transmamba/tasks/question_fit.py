@@ -36,9 +36,12 @@ def asking_of(preprocessing: Any, style: Style, context: int | None) -> Asking:
     return Asking(preprocessing, style, longest)
 
 
-def check_fits(model: Any, who: str, asking: Asking) -> None:
+def check_fits(model: Any, who: str, asking: Asking, apart: bool = False) -> None:
     """Raises UserError for one that predicts no tokens, or whose words, pictures or context are not those of
-    the data."""
+    the data.
+
+    apart: whether it reads batches of its own, in which a picture may take another number of tokens
+    """
     looks = getattr(model, "preprocessing", None)
     check_words(model, who, "questions", "a model that writes, such as a LLaVA", asking.tokenizer)
     if not isinstance(looks, TextOnly | PicturesAndText):
@@ -51,7 +54,7 @@ def check_fits(model: Any, who: str, asking: Asking) -> None:
             ("tokens of a picture: ", looks.places, asking.places),
             ("image token ", looks.image_token, asking.image_token),
         ):
-            if theirs != mine:
+            if theirs != mine and not (apart and what.startswith("tokens")):
                 raise UserError(
                     f"{who}'s {what}{theirs}, the data are made for {mine}; choose models that share a tower "
                     "and a tokenizer"

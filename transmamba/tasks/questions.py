@@ -54,7 +54,8 @@ class QuestionsConfig:
     final_split:   what results.json is measured on, once: by default the split that training is watched on
     split_seed:    which questions the validation split takes, and which are asked while training
     rationales:    learn, and ask for, the reasons before the answer (LLaVA-CoT's stages), not the answer
-        alone
+        alone. Questions that have none are asked all the same, where they are measured: how likely a right
+        answer is, is then known of those alone that have one
     pictures:      `shown`, or `none`: questions alone, for a baseline that sees nothing
     choices:       of a multiple choice the `letters` are learned, or the `words`; both are listed
     instruction:   a line behind every question, such as "Answer the question using a single word or phrase.";
@@ -159,6 +160,7 @@ class Questions:
         self.watched = "validation" if config.validation else "test"
         self.final = config.final_split or self.watched
         self._sources: dict[str, QuestionSource] = {}
+        self._with_reasons: dict[str, Indices] = {}
         open_first(self.source, config, (self.watched, self.final), measured)
 
     @property
@@ -185,6 +187,10 @@ class Questions:
         of the data."""
         check_fits(model, who, self.asking)
 
+    def check_apart(self, model: Any, who: str) -> None:
+        """The same of one that reads batches of its own: it may read fewer tokens of a picture, or more."""
+        check_fits(model, who, self.asking, apart=True)
+
     def indices(self, split: str) -> Indices:
         """Numbers of the questions of 'train' (those trained on), 'validation' or 'test' in their source."""
         if split == "train":
@@ -202,6 +208,18 @@ class Questions:
             every[permutation(len(every), self.config.split_seed)[: self.config.watched_questions]]
         )
 
+    def likely(self, split: str) -> Indices:
+        """Those of them of which it is measured how likely their answer is, as it is to be written: with
+        `rationales`, those that have one."""
+        index = self.asked(split)
+        if not self.asking.style.rationales:
+            return index
+        if split not in self._with_reasons:
+            item = self.source(split).item
+            reasons = [item(number).rationale is not None for number in index.tolist()]
+            self._with_reasons[split] = index[np.array(reasons, dtype=bool)]
+        return self._with_reasons[split]
+
     def train_batches(self, steps: Steps) -> Iterator[Batch]:
         """A rank's micro-batches, from step `start_step` on."""
         return train_stream(self.train_source(steps.seed), self.num_train, steps)
@@ -218,8 +236,8 @@ class Questions:
         return TrainQuestions(source, self.train_indices, self.asking)
 
     def eval_batches(self, split: str, passing: Pass) -> Iterator[Batch]:
-        """Questions `asked(split)[rank::world]` with their answers, in order, each once."""
-        parts = in_order(self.asked(split), passing.batch_size, passing.rank, passing.world)
+        """Questions `likely(split)[rank::world]` with their answers, in order, each once."""
+        parts = in_order(self.likely(split), passing.batch_size, passing.rank, passing.world)
         source = EvalQuestions(self.source(split), self.asking)
         return load(source, parts, passing.batch_size, workers=passing.workers)
 
@@ -261,7 +279,8 @@ class Questions:
         source = self.source(split)
         with naming(number):
             item = source.item(number)
-            self.asking.example(item)
+            if item.rationale is not None or not self.asking.style.rationales:
+                self.asking.example(item)
             self.asking.prompt(item, self.config.room)
             if self.asking.style.pictures and not getattr(source, "drawn", False):
                 item.images()

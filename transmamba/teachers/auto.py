@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.registry import TEACHERS
-from .load import load_teacher
+from .load import load_teacher, outline_teacher
 from .teacher import Teacher
 
 
@@ -23,3 +23,7 @@ class Auto:
 
     def build(self) -> Teacher:
         return load_teacher(self.model, self.architecture)
+
+    def outline(self) -> Teacher:
+        """The same without weights, where its kind can be had so."""
+        return outline_teacher(self.model, self.architecture)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ..config.registry import TEACHERS
-from ..core.preprocessing import PicturesAndText
-from ..core.text import TextOnly
 from ..ecosystems import decoders
 from ..ecosystems import transformers as library
-from ..ecosystems.generation import generate
 from ..ecosystems.language_tokenizer import language_preprocessing
 from ..ecosystems.sources import Source, read_source
-from .causal_lm_view import MODEL_TYPES, as_transformers, base_of, blocks_of, decoder_view
+from .causal_lm_view import MODEL_TYPES, as_transformers, base_of, blocks_of, check_layers, decoder_view
 from .check import Original
 from .of_module import OfModule
 from .teacher import Teacher, refuse
+from .writing import Writer
 
 # what stands between others and the view
 _WHY = {
@@ -28,6 +26,7 @@ _WHY = {
     "gemma3_text": "it has norms after its sublayers",
     "phi3": "its projections are fused",
     "mixtral": "its MLPs are experts",
+    "llava": "it is a LLaVA; write the teacher llava, or auto",
 }
 
 
@@ -50,8 +49,9 @@ class CausalLanguageModel(OfModule):
         teacher = CausalLanguageModel.describe(module, source=self.model)
         source = read_source(self.model, revision=self.revision)
         teacher.preprocessing = language_preprocessing(_place(source), model.config, source.revision)
-        # read once more when it is to write: until then nothing is held beside the view
-        teacher.writer = Writer(self.load, teacher.preprocessing)
+        assert isinstance(teacher.writer, Writer), "describe has made it"
+        # what the view does not hold is read once more when it is to write
+        teacher.writer = teacher.writer.read_by(self.load, teacher.preprocessing)
         return teacher
 
     def load(self) -> nn.Module:
@@ -63,7 +63,7 @@ class CausalLanguageModel(OfModule):
     def _checked(self) -> Source:
         """Its source, after a look at the configuration: before weights are fetched."""
         source = read_source(self.model, revision=self.revision)
-        check_type(decoders.read_config(source).model_type)
+        check_type(decoders.read_config(source))
         return source
 
     @staticmethod
@@ -84,15 +84,16 @@ class CausalLanguageModel(OfModule):
     def describe(module: nn.Module, *, source: str) -> Teacher:
         origin, model = library.origin(module), cast(Any, module)
         preprocessing = language_preprocessing(library.folder_of(model), model.config)
-        return Teacher(
+        teacher = Teacher(
             decoder_view(module),
             source=source,
             preprocessing=preprocessing,
             num_params=sum(p.numel() for p in module.parameters()),
             licence=origin.licence,
             base_model=origin.base_model,
-            writer=Writer(lambda: copy.deepcopy(module), preprocessing),
         )
+        teacher.writer = Writer(lambda: copy.deepcopy(module), preprocessing, module, teacher.view)
+        return teacher
 
     @staticmethod
     def original(module: nn.Module) -> Original:
@@ -104,33 +105,15 @@ class CausalLanguageModel(OfModule):
         return Original(model, outputs, {"decoder": blocks_of(base_of(model))})
 
 
-class Writer:
-    """The model of its own library, which writes with a cache, as no view does. It is made when it is first
-    asked, and goes where its inputs are.
-
-    make: loads it, or copies one in hand
-    """
-
-    def __init__(
-        self, make: Callable[[], nn.Module], preprocessing: TextOnly | PicturesAndText | None
-    ) -> None:
-        self._make, self._preprocessing = make, preprocessing
-        self._model: Any = None
-
-    def __call__(self, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
-        ends = () if self._preprocessing is None else (self._preprocessing.text.eos,)
-        if self._model is None:
-            self._model = self._make()
-        return generate(self._model.to(inputs["text"].device), inputs, limit, ends=ends)
-
-
 def _place(source: Source) -> str:
     """The folder, the id or the file that holds its tokenizer."""
     return str(source.folder or source.repo or source.file)
 
 
-def check_type(kind: str) -> None:
-    """Raises UserError for a decoder that no view expresses."""
+def check_type(config: Any) -> None:
+    """Raises UserError for a decoder that no view expresses, by its configuration."""
+    kind = config.model_type
+    check_layers(config)
     if kind not in MODEL_TYPES:
         why = f"{_WHY[kind]}; " if kind in _WHY else ""
         raise refuse("decoder", f"{why}known: {', '.join(MODEL_TYPES)}", model_type=kind)

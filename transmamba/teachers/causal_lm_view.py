@@ -19,7 +19,21 @@ from .teacher import refuse
 
 # one module tree: model.{embed_tokens, layers, norm}, self_attn.{q,k,v,o}_proj, mlp.{gate,up,down}_proj
 LLAMAS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma")
-MODEL_TYPES = (*LLAMAS, "gpt2")
+# hybrids, of which those are read whose layers all have attention: what our students are saved as. What they
+# call the norm before an MLP, the MLP and the last norm
+HYBRIDS = {
+    "bamba": ("pre_ff_layernorm", "feed_forward", "final_layernorm"),
+    "granitemoehybrid": ("post_attention_layernorm", "shared_mlp", "norm"),
+}
+_LLAMA = ("post_attention_layernorm", "mlp", "norm")
+MODEL_TYPES = (*LLAMAS, *HYBRIDS, "gpt2")
+# of a Granite's configuration, numbers that a view has no place for unless they are these
+_PLAIN = {
+    "residual_multiplier": 1.0,
+    "embedding_multiplier": 1.0,
+    "logits_scaling": 1.0,
+    "num_local_experts": 0,
+}
 # kinds of rotary positions whose frequencies depend on the length of the text
 _MOVING = ("dynamic", "longrope")
 
@@ -56,16 +70,33 @@ def blocks_of(base: Any) -> list[nn.Module]:
 def _llama(base: Any) -> Tower:
     config = base.config
     rope = _rope(base.rotary_emb)
+    check_layers(config)
     gemma = config.model_type == "gemma"
     norm: Callable[[Any], Norm] = _gemma_norm if gemma else _rms_norm
     sublayers: list[Sublayer] = []
     for i, layer in enumerate(base.layers):
-        sublayers += [_attention(layer, f"layers.{i}", config, rope, norm), _mlp(layer, f"layers.{i}", norm)]
+        sublayers += [
+            _attention(layer, f"layers.{i}", config, rope, norm),
+            _mlp(layer, f"layers.{i}", config, norm),
+        ]
     rows = base.embed_tokens.weight
     # in the rows' precision, as it is multiplied there
     scale = float(torch.tensor(config.hidden_size**0.5, dtype=rows.dtype)) if gemma else 1.0
     embedding = TokenEmbedding(rows, scale=scale)
-    return Tower(embedding, tuple(sublayers), norm(base.norm), Sequence())
+    last = getattr(base, HYBRIDS.get(config.model_type, _LLAMA)[2])
+    return Tower(embedding, tuple(sublayers), norm(last), Sequence())
+
+
+def check_layers(config: Any) -> None:
+    """Raises UserError for a hybrid that has more than attention and MLPs."""
+    if config.model_type not in HYBRIDS:
+        return
+    if {"linear_attention", "mamba"} & set(config.layers_block_type):
+        why = "it has Mamba-2 in the place of attention, as a student has"
+        raise refuse("decoder", why, model_type=config.model_type)
+    for name, plain in _PLAIN.items():
+        if (value := getattr(config, name, plain)) != plain:
+            raise refuse("decoder", f"known: {plain}", **{name: value})
 
 
 def _attention(layer: Any, name: str, config: Any, rope: Rope, norm: Callable[[Any], Norm]) -> Attention:
@@ -90,16 +121,21 @@ def _attention(layer: Any, name: str, config: Any, rope: Rope, norm: Callable[[A
     )
 
 
-def _mlp(layer: Any, name: str, norm: Callable[[Any], Norm]) -> Mlp:
-    mlp = layer.mlp
+def _mlp(layer: Any, name: str, config: Any, norm: Callable[[Any], Norm]) -> Mlp:
+    before, own, _ = HYBRIDS.get(config.model_type, _LLAMA)
+    mlp = getattr(layer, own)
+    if hasattr(mlp, "input_linear"):  # Granite's, whose gate and up projections are one matrix
+        gate, up = (Affine(part, None) for part in mlp.input_linear.weight.chunk(2))
+        down = affine(mlp.output_linear, f"{name}.{own}.output_linear")
+        return Mlp(norm=norm(getattr(layer, before)), up=up, down=down, act=mlp.activation, gate=gate)
     if not all(hasattr(mlp, part) for part in ("gate_proj", "up_proj", "down_proj")):
         raise refuse(f"{name}.mlp", "only gate, up and down projections are known", kind=type(mlp).__name__)
     return Mlp(
-        norm=norm(layer.post_attention_layernorm),
-        up=affine(mlp.up_proj, f"{name}.mlp.up_proj"),
-        down=affine(mlp.down_proj, f"{name}.mlp.down_proj"),
+        norm=norm(getattr(layer, before)),
+        up=affine(mlp.up_proj, f"{name}.{own}.up_proj"),
+        down=affine(mlp.down_proj, f"{name}.{own}.down_proj"),
         act=mlp.act_fn,
-        gate=affine(mlp.gate_proj, f"{name}.mlp.gate_proj"),
+        gate=affine(mlp.gate_proj, f"{name}.{own}.gate_proj"),
     )
 
 

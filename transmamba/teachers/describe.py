@@ -6,18 +6,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.layout import Grid
-from ..views.embeddings import ImageEmbedding, Spliced, TokenEmbedding
-from ..views.heads import AttentionPool, Classifier, Embedder, EndOfText, Head, LanguageHead, Pool
+from ..views.embeddings import ImageEmbedding, PointEmbedding, Spliced, TokenEmbedding
+from ..views.heads import AttentionPool, Classifier, Embedder, EndOfText, Head, LanguageHead, Pool, Readout
 from ..views.placed import skeletons
 from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from ..views.view import Tower, View
 
 _NONE = "none"
+# what a decoder reads whose words have a picture's tokens among them
+SPLICED = "words with an image's tokens"
+# the head of a tower that a decoder reads
+CONNECTOR = {"kind": "connector"}
 
 
 def towers_of(view: View) -> dict[str, dict[str, Any]]:
     """By tower: its embedding, its sublayers in runs of blocks alike, its last norm and its head."""
     found = {name: tower_in_words(tower, view.heads.get(name)) for name, tower in view.towers.items()}
+    for tower in view.towers.values():
+        if isinstance(tower.embedding, Spliced):
+            found[tower.embedding.source]["head"] = dict(CONNECTOR)
     for name, opaque in view.opaque.items():
         found[name] = {"reads": opaque.reads, "opaque": type(opaque.module).__name__}
     return found
@@ -62,7 +69,7 @@ def _sublayer(sublayer: Sublayer) -> dict[str, Any]:
         **common,
         "neurons": sublayer.up.weight.shape[0],
         "gated": gate,
-        "activation": _activation(sublayer.act),
+        "activation": activation_in_words(sublayer.act),
         "biases": _biases(dict(zip(("up", "down", "gate"), linears, strict=False))),
     }
 
@@ -90,7 +97,7 @@ def _norm(norm: Norm | None) -> str:
     return _NONE if norm is None else f"{'RMSNorm' if norm.rms else 'LayerNorm'} {norm.eps:g}"
 
 
-def _activation(act: Any) -> str:
+def activation_in_words(act: Any) -> str:
     """`gelu` of torch's function, `GELU (tanh)` of a module, whatever a class is called."""
     if hasattr(act, "approximate") and act.approximate != _NONE:
         return f"{type(act).__name__} ({act.approximate})"
@@ -118,12 +125,18 @@ def _embedding(tower: Tower) -> dict[str, Any]:
             "positions": _NONE if positions is None else f"learnt, {len(positions)}",
             "scale": embedding.scale,
         }
-    assert isinstance(embedding, Spliced), "there are three kinds"
+    if isinstance(embedding, PointEmbedding):
+        positions = embedding.positions
+        return {
+            "kind": "points",
+            "numbers": embedding.weight.shape[1],
+            "positions": _NONE if positions is None else f"learnt, {len(positions)}",
+        }
+    assert isinstance(embedding, Spliced), "there are four kinds"
     return {
-        "kind": f"words with an {embedding.source}'s tokens",
+        "kind": SPLICED,
         "vocabulary": embedding.weight.shape[0],
         "place": embedding.token,
-        "connector": [linear.weight.shape[0] for linear in embedding.connector.linears],
     }
 
 
@@ -137,6 +150,8 @@ def _head(head: Head | None) -> dict[str, Any] | None:
         return {"kind": "classifier", "classes": head.num_classes, "pool": pools, "norm": _norm(head.norm)}
     if isinstance(head, LanguageHead):
         return {"kind": "next word", "vocabulary": head.vocabulary, "tied": head.tied}
+    if isinstance(head, Readout):
+        return {"kind": "values", "size": head.linear.weight.shape[0]}
     if isinstance(head, Embedder):
         size = None if head.projection is None else head.projection.weight.shape[0]
         return {"kind": "embedding", "size": size, "pool": [_pool(head.pool)]}

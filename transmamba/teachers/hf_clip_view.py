@@ -45,7 +45,7 @@ def blocks_of(model: Any) -> dict[str, Sequence[nn.Module]]:
 
 
 def image_tower(image: Any) -> Tower:
-    """Of a CLIP or SigLIP image model, with or without a text tower beside it."""
+    """Of a CLIP or SigLIP image model, with or without a text tower beside it, or a last norm."""
     embeddings = image.embeddings
     weight = embeddings.patch_embedding.weight
     classed = hasattr(embeddings, "class_embedding")
@@ -89,7 +89,8 @@ def _image_tower(image: Any, embedding: ImageEmbedding, special: tuple[tuple[str
     side = image.embeddings.image_size // image.embeddings.patch_size
     grid = layout.Grid(side, side, special=special)
     sublayers = _blocks(image.encoder.layers, "vision_model", causal=False)
-    return Tower(embedding, sublayers, layer_norm(image.post_layernorm), grid)
+    last = getattr(image, "post_layernorm", None)  # our students' towers end before it
+    return Tower(embedding, sublayers, None if last is None else layer_norm(last), grid)
 
 
 def _text_tower(text: Any, *, causal: bool) -> Tower:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -15,20 +15,24 @@ from ..core.layout import Spliced as SplicedLayout
 from ..core.preprocessing import PicturesAndText
 from ..ecosystems import decoders
 from ..ecosystems import transformers as library
-from ..ecosystems.fewer_tokens import means_told, with_tokens
+from ..ecosystems.fewer_tokens import OURS, means_told, tokens_told, with_tokens
 from ..ecosystems.sources import Source, read_source
-from ..ecosystems.vision_language import llava_preprocessing
+from ..ecosystems.vision_language import LLAVA, llava_preprocessing
+from ..errors import UserError
 from ..views.embeddings import Connector, Spliced, TokenEmbedding
 from ..views.heads import LanguageHead
 from ..views.view import Tower, View
-from .causal_lm import Writer, check_type
+from .causal_lm import check_type
 from .causal_lm_view import as_transformers, blocks_of, decoder_tower
 from .check import Original, affine
 from .hf_clip_view import image_tower
 from .of_module import OfModule
 from .teacher import Teacher, refuse
+from .writing import Writer
 
 _CLASS = "LlavaForConditionalGeneration"
+# of a student of ours that reads fewer tokens of a picture, and its model_type; it may have cross-Mamba, too
+_POOLED, _POOLED_TYPE = "CrossLlavaForConditionalGeneration", "transmamba_llava"
 # what reads the tokens of the tower: all of them, or all but the first
 _STRATEGIES = ("default", "full")
 _TOWERS = ("clip_vision_model", "siglip_vision_model")
@@ -58,37 +62,69 @@ class Llava(OfModule):
         teacher.preprocessing = llava_preprocessing(
             model.config, str(source.folder or source.repo), source.revision
         )
-        # read once more when it is to write: until then nothing is held beside the view
-        teacher.writer = Writer(self.load, _with_words(teacher.preprocessing))
+        assert isinstance(teacher.writer, Writer), "describe has made it"
+        # what the view does not hold is read once more when it is to write
+        teacher.writer = teacher.writer.read_by(self.load, _with_words(teacher.preprocessing))
         return teacher
 
     def load(self) -> nn.Module:
         from transformers import AutoModelForImageTextToText
 
-        model = decoders.load_decoder(self._checked(), AutoModelForImageTextToText)
+        source = self._checked()
+        if _is_pooled(source):
+            student: Any = library.load(source)
+            return cast(nn.Module, student.stock())
+        model = decoders.load_decoder(source, AutoModelForImageTextToText)
         return with_tokens(model, self.image_tokens)
 
     def empty(self) -> nn.Module:
         from transformers import AutoModelForImageTextToText
 
-        model = decoders.empty_decoder(self._checked(), AutoModelForImageTextToText)
+        source = self._checked()
+        if _is_pooled(source):
+            student: Any = library.empty_of_any_type(source)
+            return cast(nn.Module, student.stock())
+        model = decoders.empty_decoder(source, AutoModelForImageTextToText)
         return with_tokens(model, self.image_tokens)
+
+    def _check_pooled(self, source: Source) -> None:
+        """Raises UserError for a student of ours with other parts than a teacher's, and for tokens of a
+        picture beside its own."""
+        empty: Any = library.empty_of_any_type(source)
+        config = empty.config
+        if self.image_tokens not in (None, tokens_told(config)):
+            raise UserError(
+                f"teacher.image_tokens is {self.image_tokens}, but {self.model!r} reads "
+                f"{tokens_told(config)} of a picture; leave it out"
+            )
+        check_type(config.text_config)
+        _check_tower(config)
 
     def _checked(self) -> Source:
         source = read_source(self.model, revision=self.revision)
+        if _is_pooled(source):
+            self._check_pooled(source)
+            return source
+        if (kind := source.config.get("model_type")) != LLAVA:
+            raise UserError(
+                f"teacher llava reads a LLaVA of transformers (model_type {LLAVA}), and {self.model!r} is of "
+                f"model_type {kind}; write another model, or the teacher auto, which reads each kind"
+            )
         config = decoders.read_config(source)
-        check_type(config.text_config.model_type)
+        check_type(config.text_config)
         _check_tower(config)
         return source
 
     @staticmethod
     def recognise(source: Source) -> Llava | None:
-        known = source.config.get("model_type") == "llava"
+        known = source.config.get("model_type") == LLAVA or _is_pooled(source)
         return Llava(model=source.text, revision=source.revision) if known else None
 
     @staticmethod
     def accepts(module: nn.Module) -> bool:
-        return type(module).__name__ == _CLASS
+        model: Any = module
+        pooled = type(module).__name__ == _POOLED and model.config.transmamba["cross"] is None
+        return pooled or type(module).__name__ == _CLASS
 
     @staticmethod
     def describe(module: nn.Module, *, source: str) -> Teacher:
@@ -96,15 +132,17 @@ class Llava(OfModule):
         origin = library.origin(model)
         view = llava_view(model)
         preprocessing = llava_preprocessing(model.config, library.folder_of(model))
-        return Teacher(
+        teacher = Teacher(
             view,
             source=source,
             preprocessing=preprocessing,
             num_params=sum(p.numel() for p in module.parameters()),
             licence=origin.licence,
             base_model=origin.base_model,
-            writer=Writer(lambda: copy.deepcopy(module), _with_words(preprocessing)),
         )
+        words = _with_words(preprocessing)
+        teacher.writer = Writer(lambda: copy.deepcopy(module), words, module, teacher.view)
+        return teacher
 
     @staticmethod
     def original(module: nn.Module) -> Original:
@@ -151,6 +189,14 @@ def llava_view(model: Any) -> View:
     tied = head.weight is words.weight
     heads = {"decoder": LanguageHead(head, tied=tied)}
     return View(towers, heads, config=config.to_dict())
+
+
+def _is_pooled(source: Source) -> bool:
+    """Whether it is a student of ours that reads means of its patches, and has no cross-Mamba, which no view
+    has."""
+    said = source.config.get(OURS)
+    kind = source.config.get("model_type")
+    return kind == _POOLED_TYPE and isinstance(said, dict) and said.get("cross") is None
 
 
 def _with_words(preprocessing: Any) -> PicturesAndText | None:

@@ -61,6 +61,14 @@ def load_teacher(source: str | Path, architecture: str | None = None) -> Teacher
         return teacher
 
 
+def outline_teacher(source: str | Path, architecture: str | None = None) -> Teacher:
+    """The same without weights, which are read where its kind cannot be had without."""
+    with _named(str(source)):
+        _, part = part_reading(read_source(str(source), architecture))
+        teacher: Teacher = part.outline() if hasattr(part, "outline") else part.build()
+        return teacher
+
+
 def load_streamed_teacher(source: str) -> Teacher | None:
     """The teacher named by a folder or a Hugging Face id with its blocks left in their files, see
     `sliced.load_streamed`; None, said in a line, where it has to be read whole.

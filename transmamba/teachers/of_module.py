@@ -40,6 +40,10 @@ class OfModule(ABC):
         """The same with what lies beside `model` in its folder or repository."""
         return self.describe(module, source=self.model)
 
+    def outline(self) -> Teacher:
+        """What `build` makes, without weights: its shapes and how it reads, from its configuration."""
+        return self.described(self.empty())
+
     def build(self) -> Teacher:
         module = self.load()
         teacher = self.described(module)

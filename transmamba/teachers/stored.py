@@ -140,8 +140,11 @@ class StoredTeacher(Teacher):
         """The teacher itself, where these inputs are."""
         device = inputs.device if isinstance(inputs, Tensor) else next(iter(inputs.values())).device
         if self._running is None or self._running.device != device:
-            self._running = self.teacher._with(self.view).placed(self.placement, device)
+            self._running = self._taking_the_place_of(self.teacher).placed(self.placement, device)
         return self._running
+
+    def generate(self, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
+        return self._beside(inputs).generate(inputs, limit)
 
     def check_reads(self, loss: str, captures: Captures) -> None:
         for stream, capture in captures.items():

@@ -17,9 +17,11 @@ from ..core.batch import Batch
 from ..core.output import Captures, Logits, Output
 from ..errors import Inexpressible, UserError
 from ..views.folding import fold
-from ..views.sublayers import map_tensors
+from ..views.sublayers import map_tensors, named_tensors
 from ..views.view import View, Walker
 from .placement import PLACEMENTS, place
+
+Writes = Callable[[Mapping[str, Tensor], int, Mapping[str, Tensor]], Tensor]
 
 
 class Teacher:
@@ -29,8 +31,8 @@ class Teacher:
     num_params:  of the model it was read from
     class_names: of its classes, by number; None where it has none of its own
     licence, base_model: of its weights, as the Hub writes them; None where nothing says so
-    writer:      what writes for it, by its own library: (inputs, at most so many new tokens) to tokens; None
-        where nothing does
+    writer:      what writes for it, by its own library: (inputs, at most so many new tokens, the view's
+        tensors that are as they were read, by their places) to tokens; None where nothing does
     """
 
     def __init__(
@@ -43,13 +45,14 @@ class Teacher:
         class_names: tuple[str, ...] | None = None,
         licence: str | None = None,
         base_model: str | None = None,
-        writer: Callable[[Mapping[str, Tensor], int], Tensor] | None = None,
+        writer: Writes | None = None,
     ) -> None:
         self.view: View = map_tensors(view, lambda tensor: tensor.detach())
         self.source, self.preprocessing, self.num_params = source, preprocessing, num_params
         self.class_names, self.licence, self.base_model = class_names, licence, base_model
         self.writer = writer
         self.folded = False
+        self._changed: frozenset[str] = frozenset()
 
     @property
     def num_classes(self) -> int | None:
@@ -81,7 +84,16 @@ class Teacher:
             return self
         folded = self._with(fold(self.view))
         folded.folded = True
+        before = dict(named_tensors(self.view))
+        made = {place for place, tensor in named_tensors(folded.view) if before.get(place) is not tensor}
+        folded._changed = self._changed | made
         return folded
+
+    def _taking_the_place_of(self, other: Teacher) -> Teacher:
+        """Another teacher with the view of this one."""
+        found = other._with(self.view)
+        found.folded, found._changed = self.folded, self._changed
+        return found
 
     def _with(self, view: View) -> Teacher:
         other = copy.copy(self)
@@ -109,7 +121,9 @@ class Teacher:
         UserError for a teacher that does not write."""
         if self.writer is None:
             raise UserError(f"teacher {self.source} cannot generate; this evaluation needs it")
-        return self.writer(inputs, limit)
+        self._check(inputs)
+        held = {place: t for place, t in named_tensors(self.view) if place not in self._changed}
+        return self.writer(inputs, limit, held)
 
     @torch.no_grad()
     def walk(self, batches: Sequence[Mapping[str, Tensor]], observe: Walker) -> Iterator[tuple[str, int]]:

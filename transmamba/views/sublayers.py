@@ -6,7 +6,7 @@ Shapes: B rows, L tokens, D channels, H heads, P channels a head, F hidden neuro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -191,6 +191,22 @@ def read_and_write(sublayer: Sublayer) -> tuple[Affine, Affine]:
 
 def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else x * scale
+
+
+def named_tensors(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Each tensor in a view, or part of one, with its place: `towers.decoder.sublayers.3.q.weight`."""
+    if isinstance(value, Tensor):
+        yield place, value
+        return
+    inside: Any = ()
+    if isinstance(value, tuple):
+        inside = enumerate(value)
+    elif isinstance(value, dict):
+        inside = value.items()
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inside = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    for name, each in inside:
+        yield from named_tensors(each, f"{place}.{name}" if place else str(name))
 
 
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -83,7 +83,7 @@ def test_folders_without_pictures(tmp_path: Path) -> None:
         Pictures(train=str(tmp_path)).build("train")
     with pytest.raises(UserError, match="gone does not exist; expected a folder of pictures"):
         Pictures(train=str(tmp_path / "gone")).build("train")
-    with pytest.raises(UserError, match="pair reader pictures was given no test split; write test: as well"):
+    with pytest.raises(UserError, match="reader pictures was given no test split; write test: as well"):
         Pictures(train=str(tmp_path)).build("test")
 
 

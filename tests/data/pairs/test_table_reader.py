@@ -244,7 +244,7 @@ def test_mistakes_of_archives_folders_and_keys(pictures: Path) -> None:
         read(pictures / "gone.csv")
     with pytest.raises(UserError, match="has neither train nor test; write one of them, or both"):
         Table()
-    with pytest.raises(UserError, match="pair reader table was given no test split; write test: as well"):
+    with pytest.raises(UserError, match="reader table was given no test split; write test: as well"):
         Table(train="x.csv").build("test")
     with pytest.raises(UserError, match="caption: names no column"):
         Table(train="x.csv", caption=())

@@ -284,7 +284,7 @@ def test_mistakes(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=says) as caught:
             read(str(tmp_path / name))
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="pair reader webdataset has neither train nor test"):
+    with pytest.raises(UserError, match="reader webdataset has neither train nor test"):
         WebDataset()
 
 

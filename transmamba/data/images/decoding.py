@@ -57,7 +57,7 @@ def _load(picture: Path | bytes, name: str, *, upright: bool, advice: str) -> Im
         with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
             image.load()
             if upright:
-                _turn(image)
+                turn_upright(image)
             return image
     except MemoryError:
         raise
@@ -68,7 +68,7 @@ def _load(picture: Path | bytes, name: str, *, upright: bool, advice: str) -> Im
         raise UserError(f"{name}: does not decode as an image ({reason}){advice}") from error
 
 
-def _turn(image: Image.Image) -> None:
+def turn_upright(image: Image.Image) -> None:
     """Upright, in place. EXIF that cannot be read says nothing of how the picture lies."""
     with contextlib.suppress(OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):
         ImageOps.exif_transpose(image, in_place=True)

@@ -79,11 +79,11 @@ def of_split(split: str, train: Value | None, test: Value | None, reader: str) -
     check_split(split)
     value = train if split == "train" else test
     if value is None:
-        raise UserError(f"pair reader {reader} was given no {split} split; write {split}: as well")
+        raise UserError(f"reader {reader} was given no {split} split; write {split}: as well")
     return value
 
 
 def need_a_split(train: object, test: object, reader: str) -> None:
     """Raises UserError when both were left out."""
     if train is None and test is None:
-        raise UserError(f"pair reader {reader} has neither train nor test; write one of them, or both")
+        raise UserError(f"reader {reader} has neither train nor test; write one of them, or both")

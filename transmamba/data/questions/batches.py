@@ -141,11 +141,10 @@ class AskedQuestions:
                 item = self.source.item(int(self.questions[place]))
                 rows.append(self.asking.prompt(item, self.room))
                 pictures.append(self._pictures(place, item))
-        inputs = left_padded(rows)
-        inputs |= {"prompt_mask": self._words(inputs), **self.shown.of(pictures)}
-        if self.pictures is None and "image" in inputs:
-            inputs["image"] = torch.zeros_like(inputs["image"])  # the mean colour
-        return _counted(inputs, {}, self.index[places], self.asking)
+        shown = self.shown.of(pictures)
+        if self.pictures is None and "image" in shown:
+            shown["image"] = torch.zeros_like(shown["image"])  # the mean colour
+        return asked_batch(rows, self.index[places], shown, self.asking)
 
     def _pictures(self, place: int, item: Item) -> list[Image.Image]:
         if not self.asking.style.pictures or not item.pictures:
@@ -155,8 +154,15 @@ class AskedQuestions:
         assert len(found) == len(item.pictures), "whoever paired them has looked"
         return found
 
-    def _words(self, inputs: dict[str, Tensor]) -> Tensor:
-        return inputs["text_mask"] & (inputs["text"] != self.asking.image_token)
+
+def asked_batch(
+    rows: Sequence[list[int]], index: Indices, pictures: dict[str, Tensor], asking: Asking
+) -> Batch:
+    """Inputs `text` (B, L), padded before, `text_mask` and `prompt_mask` (B, L) bool, with `pictures`, of
+    each row's prompt."""
+    inputs = left_padded(rows)
+    inputs["prompt_mask"] = inputs["text_mask"] & (inputs["text"] != asking.image_token)
+    return _counted({**inputs, **pictures}, {}, index, asking)
 
 
 def learned_batch(

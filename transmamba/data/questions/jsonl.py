@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from .stored import Gathered, picture_names, pictures_of
 
 KINDS = (".jsonl", ".ndjson", ".json")
 _STAGES = ("summary", "caption", "reasoning")
+_READ = ("question", "answers", "answer", "image", "choices", "type", "rationale")
+
+logger = logging.getLogger("transmamba.data")
 
 
 @QUESTIONS.register("jsonl")
@@ -28,7 +32,8 @@ class QuestionLines:
 
     Ten answers are those of ten people, fewer are all right. A question may say by `<image>` where each
     picture stands. Left out, counted and logged: rows without a question or an answer, whose answer is none
-    of their choices, and whose picture is not there.
+    of their choices, and whose picture is not there. Other keys
+    are not read, and named in a line.
 
     train, test: a file, or a pattern of several; one may be left out
     images:      the folder or .zip of the pictures; where the first file lies, if left out
@@ -44,10 +49,14 @@ class QuestionLines:
     def build(self, split: str) -> QuestionSource:
         """Raises UserError on a file that is missing or damaged, or when no question is left."""
         files = found_files([of_split(split, self.train, self.test, "jsonl")], KINDS)
-        gathered = Gathered(files[0])
+        gathered, unread = Gathered(files[0]), dict[str, None]()
         for path in files:
             for where, row in table_rows(path, ("question",)):
                 _add(gathered, where.removeprefix(f"{files[0]}: "), row)
+                unread |= dict.fromkeys(name for name in row if name not in _READ)
+        if unread:
+            names, read = ", ".join(unread), ", ".join(_READ)
+            logger.warning("%s: not read of its rows: %s; what is read is %s", files[0], names, read)
         return gathered.build(pictures_of(self.images, files))
 
 

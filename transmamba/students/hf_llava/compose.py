@@ -62,12 +62,12 @@ def compose(config: HuggingFaceLlava) -> LlavaModel:
 
 
 def reads(config: HuggingFaceLlava) -> PicturesAndText:
-    """How a LLaVA of these parts reads pictures and texts."""
+    """How a LLaVA of these parts reads pictures and texts, without the weights of either."""
     from transformers import LlavaConfig
 
     source = _decoder(config)
     tokenizer, place = _tokenizer(config, source)
-    vision, _, pictures = _tower(config)
+    vision, _, pictures = _tower(config, outline=True)
     strategy = "default" if vision.model_type == "clip_vision_model" else "full"
     whole = LlavaConfig(vision_config=vision, vision_feature_select_strategy=strategy)
     return PicturesAndText(pictures, tokenizer, place, places_of(whole))
@@ -94,14 +94,20 @@ def _tokenizer(config: HuggingFaceLlava, source: Source) -> tuple[HuggingFaceTok
     return made, numbers[0]
 
 
-def _tower(config: HuggingFaceLlava) -> tuple[Any, dict[str, torch.Tensor] | None, Preprocessing]:
-    """(transformers' configuration, its weights or None where they are drawn, how its pictures look)"""
+def _tower(
+    config: HuggingFaceLlava, outline: bool = False
+) -> tuple[Any, dict[str, torch.Tensor] | None, Preprocessing]:
+    """(transformers' configuration, its weights or None where they are drawn, how its pictures look)
+
+    outline: whether its weights are not wanted, and not read where its kind can be had without
+    """
     if config.tower is None:
         from transformers import CLIPVisionConfig
 
         vision = CLIPVisionConfig(**config.vision)
         return vision, None, hugging_face_preprocessing(vision, "")
-    teacher = config.tower.build()
+    asked = config.tower
+    teacher = asked.outline() if outline and hasattr(asked, "outline") else asked.build()
     if not isinstance(teacher.preprocessing, Preprocessing | PicturesAndText):
         raise UserError(f"student.tower is {teacher.source!r}, which reads no pictures")
     vision, tensors = vision_tower(teacher.view, f"student.tower {teacher.source!r}")

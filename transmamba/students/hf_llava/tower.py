@@ -81,7 +81,8 @@ def _odd_begin(begin: ImageEmbedding, grid: Grid) -> Iterator[str]:
         yield "a norm before its first block, but no class token"
     if begin.patch_norm is not None or begin.centre:
         yield "a norm of its patches"
-    if special and begin.bias is not None and bool(begin.bias.any()):
+    bias = begin.bias
+    if special and bias is not None and not bias.is_meta and bool(bias.any()):
         yield "a class token and a bias of its patches"
 
 

@@ -5,49 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from ...config.registry import STUDENTS
 from ...core.tower import StudentSpec
-from ...ecosystems.sources import Source
 from ...errors import UserError, refuse_all
+from ..saved import Saved
 from .architectures import ARCHITECTURES, Mixers, make_config
 from .selected import LayersFile, Pattern
-
-if TYPE_CHECKING:
-    from .model import HybridStudent
-
 
 # tokens: of a scan that has all to remember, and of one behind a window
 _HALF_LIFE, _BEHIND = 8.0, 1024.0
 
 
-class SavedHybrid:
-    """A kind of student that is a `HybridStudent`, and is read from a folder as one."""
-
-    @staticmethod
-    def empty(source: Source) -> HybridStudent:
-        """The student that a configuration describes, at its start."""
-        from .model import HybridStudent
-        from .stock import empty
-
-        return empty(source, HybridStudent)
-
-    @staticmethod
-    def load(source: Source) -> HybridStudent:
-        """The student in a folder or a repository that says it is one."""
-        from .model import HybridStudent
-        from .stock import load
-
-        return load(source, HybridStudent)
-
-
 @STUDENTS.register("hybrid_lm")
 @dataclass(frozen=True, kw_only=True)
-class HybridLM(SavedHybrid):
+class HybridLM(Saved):
     """A language model after a Llama, Mistral, SmolLM, Qwen2 or Qwen3, with Mamba-2 in place of attention but
     in the layers that keep it. Saved as a model of transformers, which loads it without transmamba, or with
     code of its own, which transformers loads with trust_remote_code=True.
@@ -81,6 +57,7 @@ class HybridLM(SavedHybrid):
         beginning of a stage; from there it falls to 0 at its end
     """
 
+    made: ClassVar[tuple[str, str]] = ("hybrid_lm", "HybridStudent")
     # its plan asks for each of a teacher's blocks once, in order: they need not all be in memory
     streams: ClassVar[bool] = True
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from ...core.layout import Sequence as Text
 from ...errors import UserError
 from ...subcloning.plan import depth_map
-from ...views.embeddings import TokenEmbedding
+from ...views.embeddings import Spliced, TokenEmbedding
 from ...views.heads import LanguageHead
 from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp
@@ -167,6 +167,11 @@ def _config_of(view: View) -> Any:
 
 def _decoder(view: View) -> tuple[Tower, LanguageHead]:
     tower, head = view.towers.get("decoder"), view.heads.get("decoder")
+    if tower is not None and isinstance(tower.embedding, Spliced):
+        raise UserError(
+            "hybrid_lm and window_lm are made of a language model, and this teacher is a LLaVA; its decoder "
+            "becomes a hybrid in the student llava, by decoder.kind=hybrid"
+        )
     if tower is None or not isinstance(head, LanguageHead) or not isinstance(tower.layout, Text):
         raise UserError(
             "hybrid_lm and window_lm are made of a language model; this teacher has "

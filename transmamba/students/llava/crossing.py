@@ -42,16 +42,25 @@ class Prompts:
 
 class Crossing(nn.Module):
     """config: `CrossMambaConfig`'s; `every`: behind each so many layers of the tower, None for once, before
-    the connector; `prompt`: `own`, or `shuffled`, another row's"""
+    the connector; `prompt`: `own`, or `shuffled`, another row's. Raises UserError for what the tower cannot
+    have."""
 
     def __init__(self, config: Mapping[str, Any], tower: Any, language: int) -> None:
         super().__init__()
         self.every: int | None = config["every"]
         self.shuffled = config.get("prompt", "own") == "shuffled"
         options = {name: value for name, value in config.items() if name not in ("every", "prompt")}
-        kind = CrossMambaConfig(**options)
-        count = 1 if self.every is None else tower.num_layers // self.every
-        self.modules_at = nn.ModuleList(cross_mamba(tower.width, language, kind) for _ in range(count))
+        kind, layers = CrossMambaConfig(**options), tower.num_layers
+        if self.every is not None and self.every > layers:
+            raise UserError(
+                f"student.cross.every is {self.every}, and the image tower has {layers} layers; write 1 to "
+                f"{layers}, or leave it out: once, before the connector"
+            )
+        count = 1 if self.every is None else layers // self.every
+        try:
+            self.modules_at = nn.ModuleList(cross_mamba(tower.width, language, kind) for _ in range(count))
+        except UserError as error:  # of what a configuration alone does not tell
+            raise UserError(f"student.cross: {error}") from error
 
     def forward(self, number: int, prompts: Prompts, x: Tensor) -> Tensor:
         """Tokens (P, N, D) of pictures that know their prompts."""

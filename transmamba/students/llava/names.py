@@ -5,24 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from ...config.registry import STUDENTS
 from ...core.tower import StudentSpec
-from ...ecosystems.sources import Source
 from ...ecosystems.timm import check_options
 from ...errors import UserError, refuse_all
 from ...layers.cross_base import CrossMambaConfig
 from ...layers.cross_rivals import of_equal_size
-from ..hybrid_lm.architectures import OWN, Mixers
+from ..hybrid_lm.architectures import Mixers
 from ..hybrid_lm.names import HybridLM, numbers_of
 from ..hybrid_lm.selected import LayersFile, Pattern
-
-if TYPE_CHECKING:
-    from .model import LlavaStudent
+from ..saved import Saved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,41 +108,24 @@ class Cross(CrossMambaConfig):
             refuse_all([f"every is {self.every}; write a number of layers, at least 1, or leave it out"])
 
 
-class SavedLlava:
-    """A kind of student that is a `LlavaStudent`, and is read from a folder as one."""
-
-    @staticmethod
-    def empty(source: Source) -> LlavaStudent:
-        """The student that a configuration describes, at its start."""
-        from .model import LlavaStudent
-        from .stock import empty
-
-        return empty(source, LlavaStudent)
-
-    @staticmethod
-    def load(source: Source) -> LlavaStudent:
-        """The student in a folder or a repository that says it is one."""
-        from .model import LlavaStudent
-        from .stock import load
-
-        return load(source, LlavaStudent)
-
-
 @STUDENTS.register("llava")
 @dataclass(frozen=True, kw_only=True)
-class Llava(SavedLlava):
+class Llava(Saved):
     """A vision-language model after a LLaVA of transformers (a CLIP or SigLIP tower, a connector, a Llama,
-    Mistral, SmolLM or Qwen2), with Mamba in its tower, in its decoder, or in both. Saved as transformers'
-    own LlavaForConditionalGeneration, with its processor; one whose tower is a vim or ssd_vit loads after
-    `import transmamba`. After a teacher with `image_tokens` it reads as many of a picture, and is a class of
-    our own. What is trained, each stage's `trainable`: image, connector, decoder, mixers (of
-    both), attention, mlp, embedding, head, norms (of the decoder), cross, image.mixers, decoder.mixers.
+    Mistral, SmolLM, Qwen2 or Qwen3), with Mamba in its tower, in its decoder, or in both. Saved as
+    transformers' own LlavaForConditionalGeneration, with its processor; one whose tower is a vim or ssd_vit
+    loads after `import transmamba`. After a teacher with `image_tokens` it reads as many of a picture, and is
+    a class of our own; so it is after a Qwen3. What is trained, each stage's `trainable`: image, connector,
+    decoder, mixers (of both), attention, mlp, embedding, head, norms (of the decoder), cross, image.mixers,
+    decoder.mixers.
 
     image:   its image tower
     decoder: its language model
     cross:   cross-Mamba between the two, or null: with it the student is a class of our own, which
         transformers loads with trust_remote_code=True
     """
+
+    made: ClassVar[tuple[str, str]] = ("llava", "LlavaStudent")
 
     image: ImageTower = field(default_factory=ImageTower)
     decoder: Decoder = field(default_factory=Decoder)
@@ -170,11 +150,6 @@ class Llava(SavedLlava):
         hybrid = self.decoder.asked(len(words.towers["decoder"].ends))
         with _of_decoder():
             text, start = hybrid.shaped(words, dtype)
-        if text.model_type == OWN.model_type:
-            raise UserError(
-                "student llava: the teacher's decoder normalises queries and keys (as Qwen3 does), which no "
-                "hybrid of transformers does; choose a teacher with a Llama, Mistral, SmolLM or Qwen2"
-            )
         cross = None
         if self.cross is not None:  # with the width that follows, so that the saved class need not know how
             widths = int(vision.hidden_size), int(text.hidden_size)

@@ -1,4 +1,5 @@
-"""The class of our own of a LLaVA with cross-Mamba, whose code lies with that of hybrids."""
+"""The class of our own of a LLaVA with cross-Mamba, with fewer tokens of a picture or over a decoder of our
+own, whose code lies with that of hybrids."""
 
 from __future__ import annotations
 

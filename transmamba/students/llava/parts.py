@@ -14,6 +14,7 @@ from ...ecosystems.fewer_tokens import OURS, TOKENS
 from ...errors import UserError
 from ...views.embeddings import Spliced
 from ...views.view import View
+from ..hybrid_lm.architectures import OWN as HYBRID
 from ..image_part import ASKED, check_part, part_arguments, try_out
 from .own_class import AUTO_MAP, OWN, config_class
 from .scanned import NAMES
@@ -68,7 +69,8 @@ def llava_config(view: View, vision: Any, text: Any, full: bool, cross: Mapping[
     from transformers import LlavaConfig
 
     means = spliced_of(view).connector.means
-    own = cross is not None or means is not None  # transformers' class has neither
+    # transformers' class has neither, nor a decoder that is no class of its own
+    own = cross is not None or means is not None or text.model_type == HYBRID.model_type
     theirs, made = view.config, config_class(OWN) if own else LlavaConfig
     assert theirs is not None, "spliced_of has looked"
     said: dict[str, Any] = {"student": "llava", "cross": cross}

@@ -82,8 +82,10 @@ def save(student: LlavaStudent, folder: Path) -> None:
 
 
 def empty(source: Source, student: type[LlavaStudent]) -> LlavaStudent:
-    """The student that a configuration describes, at its start."""
-    return student(decoders.read_config(source, config_class(source.config.get("model_type"))))
+    """The student that a configuration describes, at its start, and how it reads."""
+    made = student(decoders.read_config(source, config_class(source.config.get("model_type"))))
+    made.reads = _reads(made.config, source)
+    return made
 
 
 def load(source: Source, student: type[LlavaStudent]) -> LlavaStudent:
@@ -99,5 +101,9 @@ def load(source: Source, student: type[LlavaStudent]) -> LlavaStudent:
         words: Any = made.language_model
         words.lm_head.weight = words.model["embed_tokens"].weight
     made.origin, made.beside = origin_of(source), beside(source)
-    made.reads = llava_preprocessing(model.config, str(source.folder or source.repo), source.revision)
+    made.reads = _reads(model.config, source)
     return made.eval()
+
+
+def _reads(config: Any, source: Source) -> Any:
+    return llava_preprocessing(config, str(source.folder or source.repo), source.revision)

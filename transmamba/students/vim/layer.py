@@ -32,9 +32,9 @@ class VimLayer(nn.Module):
         if mixed.half is not None:
             mixed.half = mixed.half * survives.to(mixed.half.dtype)
             if want.apart:
-                mixed.half = F.linear(mixed.half, self.mixer.out_proj.weight.to(mixed.half.dtype))
+                mixed.half = F.linear(mixed.half, self.mixer.written().to(mixed.half.dtype))
         return x + survives * mixed.output, mixed
 
     def written(self, want: Want) -> Tensor | None:
         """The matrix (D, E) through which the mixer's `half` is still to go; None where it has gone."""
-        return None if want.apart else self.mixer.out_proj.weight
+        return None if want.apart else self.mixer.written()

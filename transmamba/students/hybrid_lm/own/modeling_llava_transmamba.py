@@ -17,11 +17,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoModel, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast
 
 from .configuration_llava_transmamba import CrossLlavaConfig
+from .configuration_transmamba import HybridConfig
 from .cross_transmamba import CrossMamba
+from .modeling_transmamba import HybridModel
+
+# what a decoder of our own class takes, beside what it reads
+_OF_OWN = ("use_cache", "output_hidden_states")
+
+
+def _know(text: Any) -> None:
+    """Let transformers, which makes a LLaVA's parts by the classes of their configurations, make a decoder of
+    our own class. Of its configuration, for the code beside a model may be loaded anew."""
+    if text.model_type == HybridConfig.model_type:
+        AutoModel.register(type(text), HybridModel, exist_ok=True)
 
 
 class Crossing(nn.Module):
@@ -41,6 +53,7 @@ class CrossLlavaModel(LlavaModel):
     config_class = CrossLlavaConfig
 
     def __init__(self, config: CrossLlavaConfig) -> None:
+        _know(config.text_config)
         super().__init__(config)
         self.cross = None if config.transmamba["cross"] is None else Crossing(config)
         self.post_init()
@@ -60,6 +73,8 @@ class CrossLlavaModel(LlavaModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             inputs_embeds = self._spliced(input_ids, pixel_values, inputs_embeds, prompt_mask)
+        if isinstance(self.language_model, HybridModel):
+            kwargs = {name: value for name, value in kwargs.items() if name in _OF_OWN}
         made = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -149,9 +164,15 @@ class CrossLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     config_class = CrossLlavaConfig
 
     def __init__(self, config: CrossLlavaConfig) -> None:
+        _know(config.text_config)
         super().__init__(config)
         self.model = CrossLlavaModel(config)
         self.post_init()
+
+    def _supports_default_dynamic_cache(self) -> bool:
+        """Not with a decoder of our own class, which makes its cache with the first tokens."""
+        own = isinstance(self.model.language_model, HybridModel)
+        return not own and bool(super()._supports_default_dynamic_cache())
 
     def forward(
         self,

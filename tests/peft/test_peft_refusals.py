@@ -1,0 +1,181 @@
+"""Bad input: one line each that says what, and nothing half done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft_models as tiny
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from transmamba.errors import UserError
+from transmamba.peft import MambaPeftConfig
+
+WRONG: dict[str, tuple[Any, str]] = {
+    "an unknown method": (["lora_y"], "unknown method 'lora_y'; did you mean 'lora_"),
+    "an unknown option": ([{"name": "lora_x", "rank": 4}], "unknown key"),
+    "a wrong value": ([{"name": "lora_x", "r": 0}], "r: 0; write a whole number of at least 1"),
+    "another type": ([{"name": "lora_x", "r": "four"}], "write a whole number"),
+    "no method": ([], "write a list of at least one"),
+    "a method twice": (["bias", {"name": "bias"}], "'bias' stands there twice"),
+    "a ratio alone": ([{"name": "state_offset_h", "ratio": 2}], "ratio"),
+    "a negative rate": ([{"name": "a", "rate": -1.0}], "rate"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_configuration_says_what_is_wrong_with_it(case: str) -> None:
+    methods, said = WRONG[case]
+    with pytest.raises(UserError) as refused:
+        MambaPeftConfig(methods=methods)
+    assert said in str(refused.value) and "\n" not in str(refused.value), str(refused.value)
+
+
+UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "no such target": (
+        "mamba",
+        dict(methods=["a"], target_modules=["mixr"]),
+        "'mixr' matches no mixer; mixers: backbone.layers.0.mixer",
+    ),
+    "no such layer": ("mamba", dict(methods=["a"], layers_to_transform=[7]), "leave none of"),
+    "all excluded": ("mamba", dict(methods=["a"], exclude_modules=["mixer"]), "leave none of"),
+    "a ratio that divides nothing": (
+        "mamba",
+        dict(methods=[{"name": "state_offset_h", "r": 1, "ratio": 5}]),
+        "write a divisor of the mixer's 32 channels",
+    ),
+    "norms on B": ("falcon_mamba", dict(methods=["additional_scan"]), "cannot have more states"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_what_a_model_cannot_take_leaves_it_as_it_was(case: str) -> None:
+    name, options, said = UNFIT[case]
+    model = tiny.base(name)
+    before = [(key, type(module)) for key, module in model.named_modules()]
+    with pytest.raises(UserError, match=said) as refused:
+        get_peft_model(model, MambaPeftConfig(**options))
+    assert "\n" not in str(refused.value)
+    assert [(key, type(module)) for key, module in model.named_modules()] == before
+
+
+def test_a_model_without_mixers_names_those_that_adapters_know() -> None:
+    with pytest.raises(UserError, match=r"Linear has no Mamba mixer of these: .*MambaMixer"):
+        get_peft_model(nn.Linear(2, 2), MambaPeftConfig(methods=["a"]))
+    model = tiny.base("mamba")
+    for layer in model.backbone.layers:
+        layer.mixer.__class__ = type("Other", (type(layer.mixer),), {"forward": lambda self, x: x})
+    with pytest.raises(UserError, match=r"no Mamba mixer of these: .*; it has Other"):
+        get_peft_model(model, MambaPeftConfig(methods=["a"]))
+    with pytest.raises(UserError, match="Linear has no embedding"):
+        get_peft_model(nn.Linear(2, 2), MambaPeftConfig(methods=["lora_embed"]))
+
+
+def saved(folder: Path, methods: list[Any]) -> Path:
+    tiny.adapted("mamba", methods).save_pretrained(folder)
+    return folder
+
+
+def other_width() -> nn.Module:
+    return tiny.mamba(hidden_size=24, time_step_rank=3)
+
+
+def fewer_layers() -> nn.Module:
+    return tiny.mamba(num_hidden_layers=1)
+
+
+@pytest.mark.parametrize("make", [other_width, fewer_layers])
+@pytest.mark.parametrize("through", ["peft", "transformers", "a second adapter"])
+def test_an_adapter_of_another_base_is_refused(make: Any, through: str, tmp_path: Path) -> None:
+    model, folder = make(), saved(tmp_path, ["lora_x", "bias"])
+    if through == "a second adapter":
+        model = get_peft_model(model, MambaPeftConfig(methods=["d"]))
+    before = {key: type(module) for key, module in model.named_modules()}
+    with pytest.raises(UserError, match="another base") as refused:
+        if through == "peft":
+            PeftModel.from_pretrained(model, folder)
+        elif through == "transformers":
+            model.load_adapter(folder)
+        else:
+            model.load_adapter(folder, "second")
+    assert "\n" not in str(refused.value)
+    assert {key: type(module) for key, module in model.named_modules()} == before
+
+
+def test_an_adapter_of_a_base_with_another_name_is_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ["bias"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "state-spaces/mamba-370m-hf"
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    model = tiny.base("mamba")
+    model.name_or_path = model.config.name_or_path = "models/mamba-130m-hf"
+    with pytest.raises(
+        UserError, match=r"trained on 'state-spaces/mamba-370m-hf', .* 'models/mamba-130m-hf'"
+    ):
+        PeftModel.from_pretrained(model, folder)
+    for same in ("copies/mamba-370m-hf", "hub/models--state-spaces--mamba-370m-hf/snapshots/0123"):
+        model.name_or_path = same
+        model = PeftModel.from_pretrained(model, folder).unload()
+
+
+@pytest.mark.parametrize("damage", ["cut", "a tensor less", "a tensor more", "another shape"])
+def test_a_damaged_file_is_refused_and_nothing_of_it_loaded(damage: str, tmp_path: Path) -> None:
+    file = saved(tmp_path, ["lora_x", "bias"]) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(iter(tensors))
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "a tensor less":
+        save_file({name: tensor for name, tensor in tensors.items() if name != key}, file)
+    elif damage == "a tensor more":
+        save_file(tensors | {f"{key}_more": torch.zeros(1)}, file)
+    else:
+        save_file(tensors | {key: torch.zeros(3)}, file)
+    model = tiny.base("mamba")
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(UserError, match="damaged") as refused:
+        PeftModel.from_pretrained(model, tmp_path)
+    assert "\n" not in str(refused.value)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+
+
+def test_tensors_that_do_not_fit_a_config_of_the_user_s_own_leave_the_model_as_it_was(tmp_path: Path) -> None:
+    """Such a configuration knows nothing of the file, which is read when the adapter is in the model."""
+    folder, model = saved(tmp_path, ["lora_x", "bias"]), tiny.base("mamba")
+    before = {name: type(module) for name, module in model.named_modules()}
+    config = MambaPeftConfig(methods=[{"name": "lora_x", "r": 3}, "bias"])
+    with pytest.raises(UserError, match=r"lora_x_down is \(64, 16\), this model's \(3, 16\)"):
+        PeftModel.from_pretrained(model, folder, config=config)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert not hasattr(model, "peft_config")
+
+
+@pytest.mark.parametrize("method", tiny.INSIDE)
+def test_what_weights_cannot_hold_is_not_merged(method: str) -> None:
+    adapted = tiny.adapted("mamba", ["lora_embed", "lora_x", method])
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    for merge in (adapted.merge_adapter, adapted.merge_and_unload):
+        with pytest.raises(UserError, match=f"{method} cannot be merged"):
+            merge()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.state_dict().items())
+
+
+def test_more_states_in_some_layers_are_not_merged() -> None:
+    adapted = tiny.adapted("mamba", ["additional_scan"], layers_to_transform=[0])
+    with pytest.raises(UserError, match="on 1 of 2 mixers"):
+        adapted.merge_and_unload()
+
+
+def test_an_adapter_that_is_not_run_is_refused_at_the_first_step() -> None:
+    adapted, ids = tiny.adapted("mamba", ["lora_x", "bias"]).train(), tiny.words()
+    layer = adapted.base_model.model.backbone.layers[1]
+    layer.mixer.forward = layer.mixer.base_layer.forward  # as a kernel would that goes around the adapter
+    with pytest.raises(
+        UserError, match=r"no gradient reaches .*layers.1.*a gradient reaches bias, lora_x_down"
+    ):
+        adapted(ids, labels=ids)

@@ -1,0 +1,107 @@
+"""How much of a model an adapter reaches, and whether all of it learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import UserError
+from .layer import CONTAINER, MambaPeftLayer
+from .targets import candidates, described, listed, strangers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """mixers:     how many are adapted, and how many there are, those that adapters do not know among them
+    parameters: those that are trained, those of the modules that are adapted, and all of the base
+    flops:      the adapted modules' share of the base's multiplications for a token; attention's between
+                tokens are not among them, for they depend on the length
+    methods:    names, in the order of the configuration
+    """
+
+    mixers: tuple[int, int]
+    trained: int
+    adapted: int
+    parameters: int
+    flops: float
+    methods: tuple[str, ...]
+
+    def __str__(self) -> str:
+        (some, mixers), whole = self.mixers, max(self.parameters, 1)
+        share = self.trained / (whole + self.trained)
+        return (
+            f"adapter of {', '.join(self.methods) or 'nothing'}: {some} of {mixers} mixers; "
+            f"{self.trained:,} parameters are trained, {share:.3%} of all with the base's {whole:,}; what is "
+            f"adapted holds {self.adapted / whole:.1%} of its parameters and {self.flops:.1%} of its FLOPs"
+        )
+
+
+def coverage(model: nn.Module) -> Coverage:
+    """Of the adapters that are active in a model."""
+    found = candidates(model)
+    mixers = [module for module, family in found.values() if family.on == "mixer"]
+    wrapped = [m for m, _ in found.values() if isinstance(m, MambaPeftLayer) and m.active_methods()]
+    trained = [p for _, p in adapter_parameters(model) if p.requires_grad]
+    trained_ids, inside = (
+        {id(p) for p in trained},
+        {id(p) for m in wrapped for p in m.base_layer.parameters()},
+    )
+    base = {id(p): p for name, p in model.named_parameters() if f".{CONTAINER}." not in f".{name}"}
+    methods = [method.name for layer in wrapped for method in layer.active_methods()]
+    extra = sum(p.numel() for key, p in base.items() if p.requires_grad and key not in trained_ids)
+    whole = flops(model)
+    return Coverage(
+        mixers=(sum(module in wrapped for module in mixers), len(mixers) + len(strangers(model))),
+        trained=sum(p.numel() for p in trained) + extra,
+        adapted=sum(p.numel() for key, p in base.items() if key in inside),
+        parameters=sum(p.numel() for p in base.values()),
+        flops=sum(flops(layer) for layer in wrapped) / whole if whole else 0.0,
+        methods=tuple(dict.fromkeys(methods)),
+    )
+
+
+def adapter_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and tensors of all adapters, active or not."""
+    return [(name, p) for name, p in model.named_parameters() if f".{CONTAINER}." in f".{name}"]
+
+
+def flops(model: nn.Module) -> int:
+    """Multiplications for a token, of linear layers, convolutions and scans (three for each state)."""
+    count = 0
+    for name, module in model.named_modules():
+        if CONTAINER in name.split("."):
+            continue
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+            count += module.weight.numel()
+    for module, family in candidates(model).values():
+        mixer = described(module, family)
+        count += 3 * mixer.inner * mixer.state * len(mixer.directions)
+    return count
+
+
+def refuse_dead(model: nn.Module, output: Any) -> None:
+    """Raises UserError where trained tensors of adapters reach none of the tensors in `output`, the names of
+    those that do beside theirs. Says nothing of models whose graph is hidden by reentrant checkpoints."""
+    trained = {p: name for name, p in adapter_parameters(model) if p.requires_grad}
+    nodes: list[Any] = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    reached, seen = set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "CheckpointFunctionBackward":
+            return
+        if hasattr(node, "variable"):
+            reached.add(node.variable)
+        nodes += [above for above, _ in node.next_functions]
+    dead = [name for parameter, name in trained.items() if parameter not in reached]
+    if dead and seen:
+        alive = sorted({name.rpartition(".")[2] for p, name in trained.items() if p in reached})
+        raise UserError(
+            f"no gradient reaches {listed(dead)}: what they adapt is not run; "
+            + (f"a gradient reaches {', '.join(alive)}" if alive else "none of the adapter's is")
+        )

@@ -1,0 +1,88 @@
+"""The warm-up of sparse dimension tuning: which numbers of the scan are worth training.
+
+SDT, https://arxiv.org/abs/2410.09016: all of A_log is trained for a while; channels are ranked by the sum of
+the squares of what that changed, and states within a channel by the square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from .families.mixer import Place
+from .layer import MambaPeftLayer
+from .merge import layers_of
+from .methods.sdt import SDT
+
+
+def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-2) -> None:
+    """Choose what the active adapter's `sdt` trains: a step a loss, on deltas that are thrown away.
+
+    losses: functions that run `model` on a batch and give its loss, one after the other
+    rate:   of AdamW in these steps
+
+    In Mamba-2 the rows of B and C are tried, too: columns are chosen by what changed there. Raises UserError
+    where the adapter has no `sdt`, or no losses are given.
+    """
+    chosen: list[tuple[MambaPeftLayer, str, SDT]] = []
+    for layer in layers_of(model).values():
+        for name in layer.active_adapters:
+            chosen += [(layer, name, m) for m in layer.methods.get(name, ()) if isinstance(m, SDT)]
+    if not chosen:
+        raise UserError("no active adapter has the method 'sdt'; write it among the methods")
+    trials = {}
+    for layer, _, method in chosen:
+        for place in tried(layer, method):
+            whole = torch.zeros(
+                layer.mixer.shapes[place.path], device=next(layer.base_layer.parameters()).device
+            )
+            layer.trial.setdefault(place.path, whole.requires_grad_())
+            trials[id(layer.trial[place.path])] = layer.trial[place.path]
+    try:
+        optimizer, count = torch.optim.AdamW(list(trials.values()), lr=rate, weight_decay=0.0), 0
+        for loss in losses:
+            optimizer.zero_grad()
+            gradients = torch.autograd.grad(loss(), list(trials.values()))
+            for tensor, gradient in zip(trials.values(), gradients, strict=True):
+                tensor.grad = gradient
+            optimizer.step()
+            count += 1
+        if not count:
+            raise UserError("no losses were given to choose by; give one a step")
+        for layer, name, method in chosen:
+            _write(layer, name, method)
+    finally:
+        for layer, _, _ in chosen:
+            layer.trial.clear()
+
+
+def tried(layer: MambaPeftLayer, method: SDT) -> list[Place]:
+    """Whole parameters: A_log, and where it has one number a head what makes B and C."""
+    places = [method.rates(layer.mixer, suffix) for suffix in layer.mixer.directions]
+    if layer.mixer.heads is not None:
+        places += [method.reader(layer.mixer, "b", suffix) for suffix in layer.mixer.directions]
+    return places
+
+
+@torch.no_grad()
+def _write(layer: MambaPeftLayer, name: str, method: SDT) -> None:
+    mixer, tensors = layer.mixer, layer.transmamba_adapters[name].of(method)
+    for suffix in mixer.directions:
+        key, rates = f"{method.name}{suffix}", method.rates(mixer, suffix)
+        squares = layer.trial[rates.path].square().view(mixer.matrix(rates))
+        rows, states = tensors[f"{key}_rows"], tensors[f"{key}_states"]
+        rows.copy_(squares.sum(dim=1).topk(len(rows)).indices.sort().values)
+        states.copy_(squares[rows].topk(states.shape[1], dim=1).indices.sort(dim=1).values)
+        columns = tensors[f"{key}_columns"]
+        if mixer.heads is None:  # the channels of the scan are the columns that B and C read
+            columns.copy_(rows)
+            continue
+        moved = torch.zeros(mixer.matrix(method.reader(mixer, "b", suffix))[1], device=rows.device)
+        for what in ("b", "c"):
+            place = method.reader(mixer, what, suffix)
+            moved += layer.trial[place.path][place.start : place.stop].square().sum(dim=0)
+        columns.copy_(moved.topk(len(columns)).indices.sort().values)
