@@ -85,6 +85,32 @@ def test_verdicts_and_the_paper_s(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "state.png").stat().st_size > 5000
 
 
+def test_the_untaught_students_are_the_taught_ones() -> None:
+    """Of the same sizes, though these follow from a teacher and those are written down."""
+    from study import Study
+
+    from transmamba.config import load as configs
+    from transmamba.core.tower import StudentSpec
+    from transmamba.runs.recipe import Recipe
+    from transmamba.teachers.sequence import view_of
+
+    found = Study(yaml.safe_load((ROOT / "recipes" / "studies" / "icl.yaml").read_text()))
+    shapes: dict[str, list[Any]] = {"mqar_taught": [], "mqar_untaught": []}
+    for cell in found.cells:
+        if cell["task"] not in shapes or cell["seed"] != "s0":
+            continue
+        run = found.run_of(cell)
+        rest = [item for item in run.overrides if not item.startswith("config=")]
+        recipe = configs.load(Recipe, ROOT / run.config, rest)
+        points, view = recipe.task.build(None).points, None
+        if recipe.teacher is not None:
+            teaching = configs.load(Recipe, ROOT / "recipes" / "configs" / "icl_mqar.yaml")
+            teacher = teaching.student.build(StudentSpec(points=points))
+            view = view_of(teacher.shape.written(), teacher.state_dict())
+        shapes[cell["task"]].append(recipe.student.build(StudentSpec(view=view, points=points)).shape)
+    assert len(shapes["mqar_taught"]) == 3 and shapes["mqar_taught"] == shapes["mqar_untaught"]
+
+
 def test_every_function_has_the_paper_s_verdicts() -> None:
     assert set(verdicts.PAPER) == set(FUNCTIONS)
 

@@ -272,6 +272,10 @@ def test_metrics_are_those_of_a_loop(name: str) -> None:
         "sparse_parity": 100 - found.metrics.get("last_accuracy", 0),
     }
     assert found.metrics["missed"] == pytest.approx(missed.get(name, 100 * found.metrics["last_error"]))
+    assert (
+        found.items["missed"].mean() == pytest.approx(found.metrics["missed"])
+        and len(found.items["missed"]) == 12
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -358,6 +362,11 @@ def test_what_is_wrong_is_told_in_a_line(task: dict[str, Any], message: str) -> 
 def test_a_model_of_other_points_is_refused(reads: PointShape, message: str) -> None:
     with pytest.raises(UserError, match=message):
         InContextConfig(function=SMALL).build(reads)
+
+
+def test_a_teacher_of_pictures_is_refused() -> None:
+    with pytest.raises(UserError, match=r"teacher reads no points.*; write a run of the student sequence"):
+        task_of().check(harness.tiny_teacher(), "teacher")
 
 
 # --- a run ---

@@ -153,9 +153,13 @@ class InContextEvaluator:
             found[name] = self._outcome(name, index, asked, sums)
         return found
 
+    @property
+    def _last(self) -> slice:
+        """The last tenth of a prompt's examples."""
+        return slice(-max(1, self.function.examples // 10), None)
+
     def _outcome(self, name: str, index: Ints, asked: Floats, sums: Mapping[str, Floats]) -> Outcome:
-        last = slice(-max(1, self.function.examples // 10), None)
-        metrics, items, lines = {}, {}, {}
+        last, metrics, items, lines = self._last, {}, {}, {}
         if ROLLED in sums:
             metrics[f"{self.prefix}{ROLLED}"] = float(sums[ROLLED].mean())
             sums = {what: each for what, each in sums.items() if what != ROLLED}
@@ -167,7 +171,8 @@ class InContextEvaluator:
             )
             items[f"{self.prefix}{what}"] = each.sum(axis=1) * (len(each) / asked.sum())
             lines[what] = each.sum(axis=0) / np.maximum(asked.sum(axis=0), 1)
-        metrics[f"{self.prefix}missed"] = self._missed(metrics)
+        items[f"{self.prefix}missed"] = self._missed(asked, sums)
+        metrics[f"{self.prefix}missed"] = float(items[f"{self.prefix}missed"].mean())
         others: dict[str, Floats] = {}
         if self.compared and self.beside is not None:
             found = dict(self.beside())
@@ -176,14 +181,17 @@ class InContextEvaluator:
             others = {each: errors.sum(axis=0) / shown for each, errors in found.items() if each != ZERO}
         return Outcome(metrics, items, index, exhibits=self._exhibits(name, lines, others), answers=lines)
 
-    def _missed(self, metrics: Mapping[str, float]) -> float:
-        """One number for functions of every kind, in percent: wrong answers, or the error relative to that of
-        what says 0; in the last tenth, but where every answer was shown already."""
-        if self.function.recalled:
-            return 100 - metrics[f"{self.prefix}accuracy"]
-        if self.function.signs:
-            return 100 - metrics[f"{self.prefix}last_accuracy"]
-        return 100 * metrics[f"{self.prefix}last_error"]
+    def _missed(self, asked: Floats, sums: Mapping[str, Floats]) -> Floats:
+        """(N,) of each prompt, of which the mean is one number for functions of every kind, in percent: wrong
+        answers, or the error relative to that of what says 0; in the last tenth, but where every answer was
+        shown before the first query."""
+        places = slice(None) if self.function.recalled else self._last
+        wanted = asked[:, places].sum(axis=1)
+        if self.counted:
+            lost = 100 * wanted - sums["accuracy"][:, places].sum(axis=1)
+        else:
+            lost = 100 * sums["error"][:, places].sum(axis=1)
+        return lost * (len(lost) / wanted.sum()) if wanted.any() else np.full(len(lost), np.nan)
 
     def _relative(self, asked: Floats, errors: Floats, found: Mapping[str, Floats]) -> dict[str, float]:
         """The baselines' own errors, and the ICL regression score (arXiv 2411.03945): how much of the error

@@ -93,9 +93,14 @@ def _sublayer(state: Mapping[str, Tensor], into: str, letter: str, heads: int) -
     norm, named = _norm(state, f"{into}.norm"), partial(_affine, state)
     if letter == "F":
         up, down = named(f"{into}.mixer.up_proj"), named(f"{into}.mixer.down_proj")
-        return Mlp(norm, up, down, partial(F.gelu, approximate="tanh"))
+        return Mlp(norm, up, down, gelu_tanh)
     q, k, v, o = (named(f"{into}.mixer.{name}_proj") for name in "qkvo")
     return Attention(norm, q, k, v, o, heads=heads, causal=True)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh, as in GPT-2."""
+    return F.gelu(x, approximate="tanh")
 
 
 def _affine(state: Mapping[str, Tensor], name: str) -> Affine:
