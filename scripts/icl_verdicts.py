@@ -92,8 +92,8 @@ def gather(study: Study) -> list[Runs]:
             raise ValueError(f"{folder}: cannot be read ({error})") from None
         functions = [task["function"], *task["mixed"]]
         for function in functions:
-            prefix = f"{function['name']}_" if len(functions) > 1 else ""
-            label = f"{cell['task']}: {function['name']}" if prefix else cell["task"]
+            prefix = f"{function['name']}_" if function is not functions[0] else ""
+            label = f"{cell['task']}: {function['name']}" if len(functions) > 1 else cell["task"]
             runs = found.setdefault(
                 (label, cell["architecture"]),
                 Runs(label, cell["architecture"], function["name"], guess_of(function), {}),

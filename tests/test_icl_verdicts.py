@@ -85,6 +85,23 @@ def test_verdicts_and_the_paper_s(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (tmp_path / "state.png").stat().st_size > 5000
 
 
+def test_several_functions_of_a_run_have_a_row_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = study(tmp_path, {"tree.transformer.16.high": [10.0, 20.0, 30.0]})
+    for seed in range(3):
+        run = tmp_path / "runs" / f"tree.transformer.16.high.s{seed}"
+        (run / "results.json").write_text(
+            json.dumps({"student": {"missed": 5.0, "sparse_parity_missed": 50.0}})
+        )
+        task = dict(function=dict(name="decision_tree"), mixed=[dict(name="sparse_parity")])
+        (run / "config.yaml").write_text(yaml.safe_dump({"task": task}))
+    assert verdicts.main([str(path)]) == 0
+    found = rows(capsys.readouterr().out)
+    assert found["tree: decision_tree", "transformer"][0] == "5.00 (5.00 to 5.00; 3)"
+    assert found["tree: sparse_parity", "transformer"][0] == "50.00 (50.00 to 50.00; 3)"
+
+
 def test_the_untaught_students_are_the_taught_ones() -> None:
     """Of the same sizes, though these follow from a teacher and those are written down."""
     from study import Study

@@ -179,7 +179,7 @@ class TestMixed:
 
     def test_results_are_told_apart(self) -> None:
         keys = [metric.key for metric in task_of(*KINDS["mixed"]).metrics]
-        assert {"linear_error", "sparse_parity_accuracy", "mqar_accuracy", "mqar_last_error"} <= set(keys)
+        assert {"error", "sparse_parity_accuracy", "mqar_accuracy", "mqar_last_error"} <= set(keys)
         assert len(set(keys)) == len(keys)
 
     def test_a_sign_has_the_logistic_loss_and_a_value_the_squared_one(self) -> None:
@@ -399,7 +399,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pyt
     from transmamba.training.step import Stepper
 
     whole = run(recipe_of(tmp_path / "whole", 0.2), quiet=True)
-    assert {"many_outlier_error", "sparse_parity_accuracy"} <= whole["student"].keys()
+    assert {"error", "sparse_parity_accuracy"} <= whole["student"].keys()
     page = (tmp_path / "whole" / "report.html").read_text()
     assert "many_outlier: error by example" in page and "sparse_parity: accuracy by example" in page
     real, asked = Stepper.step, Event()

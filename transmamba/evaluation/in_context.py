@@ -39,7 +39,7 @@ class InContextEvaluator:
     """Measures models on prompts of one function.
 
     read:   this process's batches: `points`, `values`, `asked` and, where answers are recalled, `candidates`
-    prefix: of its metrics' keys, where a run has several functions
+    prefix: of its metrics' keys; title: of their labels, where a run has several functions
     beside: the errors (N, places) of the baselines on the first N prompts, and of what says 0 (`zero`)
     """
 
@@ -47,6 +47,7 @@ class InContextEvaluator:
     function: Function
     read: Callable[[Pass], Iterator[Batch]]
     prefix: str = ""
+    title: str = ""
     baselines: Sequence[str] = ()
     beside: Callable[[], Mapping[str, Floats]] | None = None
 
@@ -63,7 +64,6 @@ class InContextEvaluator:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The last ones are of the last tenth of a prompt's examples."""
-        title = f"{self.function.name} " if self.prefix else ""
         error = "squared error" + (f" / {self.function.scale:g}" if self.function.scale != 1 else "")
         found = [
             Metric(key="error", label=error, form="{:.4f}", better="down", headline=not self.counted),
@@ -89,7 +89,7 @@ class InContextEvaluator:
         return tuple(
             Metric(
                 key=f"{self.prefix}{each.key}",
-                label=f"{title}{each.label}",
+                label=f"{self.title}{each.label}",
                 form=each.form,
                 better=each.better,
                 headline=each.headline,

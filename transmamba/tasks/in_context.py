@@ -42,7 +42,8 @@ class InContextConfig:
     """Prompts of a function, drawn anew for each row, that a model learns in context.
 
     function: what is learnt
-    mixed: further functions; row r is of number r mod n of all n, and results are told apart
+    mixed: further functions; row r is of number r mod n of all n. Their results begin with their names, and
+        `function` has its own as if it were alone
     curriculum: of training; evaluation has whole prompts
     prompts: in evaluation, of each function
     eval_seed: which they are; the same for all runs
@@ -192,7 +193,8 @@ class InContext:
                 split,
                 function,
                 partial(self.test_batches, number),
-                prefix=f"{function.name}_" if len(self.rows.functions) > 1 else "",
+                prefix=f"{function.name}_" if number else "",
+                title=f"{function.name} " if len(self.rows.functions) > 1 else "",
                 baselines=self.config.baselines,
                 beside=partial(self._beside, number),
             )
