@@ -19,6 +19,7 @@ import yaml
 from transmamba.api import student_models
 from transmamba.config.registry import (
     BENCHMARKS,
+    FUNCTIONS,
     GENERATED,
     LOSSES,
     PAIRS,
@@ -65,6 +66,7 @@ PARTS: tuple[tuple[str, Registry], ...] = (
     ("task.data, questions about pictures", QUESTIONS),
     ("task.benchmarks, each", BENCHMARKS),
     ("task.generated, each", GENERATED),
+    ("task.function", FUNCTIONS),
 )
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): +(.*)")
 

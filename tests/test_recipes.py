@@ -86,6 +86,7 @@ PAIRED = [path for path in RECIPES if path.stem.startswith("clip_")]
 WRITTEN = [path for path in RECIPES if "_to_hybrid" in path.stem]
 ASKED = [path for path in RECIPES if path.stem.startswith("llava_") and "_debug" not in path.stem]
 ADAPTED = [path for path in RECIPES if "_adapter" in path.stem]
+LEARNT = [path for path in RECIPES if path.stem.startswith("icl_")]
 # over stories260K: test_llava_debug.py runs them
 ELSEWHERE = [path for path in RECIPES if path.stem.startswith("llava_") and "_debug" in path.stem]
 
@@ -234,8 +235,40 @@ def test_recipe_of_questions_trains(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "student" / "processor_config.json").is_file()
 
 
+@pytest.mark.parametrize("path", LEARNT, ids=name_of)
+def test_recipe_of_functions_trains(path: Path, tmp_path: Path) -> None:
+    """Two steps a stage of a few prompts, by a model of its pattern; a teacher is made by its recipe
+    likewise."""
+
+    def small(path: Path, folder: Path, *overrides: str) -> Recipe:
+        recipe = load(path, f"output_dir={folder}", *overrides)
+        stages = tuple(dataclasses.replace(stage, steps=2) for stage in recipe.stages)
+        trainer = dict(global_batch=5, eval_every=0, eval_batch_size=4)
+        task = dataclasses.replace(recipe.task, prompts=4, baseline_prompts=2)
+        student = dataclasses.replace(recipe.student, width=None if recipe.teacher else 16)
+        return dataclasses.replace(
+            recipe,
+            task=task,
+            student=student,
+            stages=stages,
+            init=recipe.init and dataclasses.replace(recipe.init, calibration_images=2),
+            trainer=dataclasses.replace(recipe.trainer, **trainer),
+            teacher_recipe=None,
+        )
+
+    recipe, taught = load(path), []
+    if recipe.teacher_recipe is not None:
+        run_quietly(small(ROOT / recipe.teacher_recipe, tmp_path / "teacher"))
+        taught = [f"teacher.model={tmp_path / 'teacher'}"]
+    found = run_quietly(small(path, tmp_path / "run", *taught))["student"]
+    assert [value for key, value in found.items() if key.endswith("missed") and np.isfinite(value)]
+    assert (tmp_path / "run" / "student" / "config.json").is_file()
+
+
 @pytest.mark.parametrize(
-    "path", [p for p in RECIPES if p not in (*PAIRED, *WRITTEN, *ASKED, *ADAPTED, *ELSEWHERE)], ids=name_of
+    "path",
+    [p for p in RECIPES if p not in (*PAIRED, *WRITTEN, *ASKED, *ADAPTED, *LEARNT, *ELSEWHERE)],
+    ids=name_of,
 )
 def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps a stage on random images of its own shape, all other settings but the size as they are."""

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from transmamba.config.registry import LOSSES, PAIRS, QUESTIONS, READERS, STUDENTS, TASKS, TEACHERS, TEXTS
+from transmamba.config.registry import (
+    FUNCTIONS,
+    LOSSES,
+    PAIRS,
+    QUESTIONS,
+    READERS,
+    STUDENTS,
+    TASKS,
+    TEACHERS,
+    TEXTS,
+)
 from transmamba.subcloning.report import Report
 from transmamba.subcloning.subclone import SubcloneConfig
 
@@ -83,7 +93,7 @@ def test_words_that_mean_nothing(
 
 def test_list_describes_every_part_in_a_line(command: Command) -> None:
     lines = command("list").out.splitlines()
-    for registry in (TEACHERS, STUDENTS, LOSSES, TASKS, READERS, PAIRS, TEXTS, QUESTIONS):
+    for registry in (TEACHERS, STUDENTS, LOSSES, TASKS, READERS, PAIRS, TEXTS, QUESTIONS, FUNCTIONS):
         for name in registry:
             described = [line for line in lines if line.startswith(f"  {name} ")]
             assert described and len(described[0].split()) > 2, name

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
 import transmamba
+from transmamba.config.registry import STUDENTS
 from transmamba.core.card import Card
+from transmamba.core.points import PointShape
 from transmamba.core.preprocessing import Preprocessing
+from transmamba.core.tower import StudentSpec
 from transmamba.ecosystems import open_clip
 from transmamba.ecosystems.find import (
     ECOSYSTEMS,
@@ -60,12 +63,27 @@ def of_open_clip() -> nn.Module:
     return model
 
 
+def of_points() -> nn.Module:
+    torch.manual_seed(0)
+    points = PointShape(width=3, outputs=2, length=7)
+    return STUDENTS["sequence"](width=16, heads=2).build(StudentSpec(points=points)).eval()
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
+    "transmamba": of_points,
     "timm": of_timm,
     "transformers": of_transformers,
     "open_clip": of_open_clip,
 }
-TAGS = {"open_clip": "zero-shot-image-classification"}
+TAGS = {"open_clip": "zero-shot-image-classification", "transmamba": "other"}
+
+
+def inputs_of(library: str) -> Tensor:
+    return torch.randn(2, 7, 3) if library == "transmamba" else torch.randn(2, 3, 8, 8)
+
+
+def looks_of(library: str) -> Any:
+    return PointShape(width=3, outputs=2, length=7) if library == "transmamba" else LOOKS
 
 
 def logits(model: Any, images: Tensor) -> Tensor:
@@ -77,11 +95,11 @@ def logits(model: Any, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("ecosystem", ECOSYSTEMS, ids=lambda ecosystem: ecosystem.library)
 class TestEcosystem:
     def test_saves_what_it_loads(self, ecosystem: Any, tmp_path: Path) -> None:
-        model, images = MODELS[ecosystem.library](), torch.randn(2, 3, 8, 8)
+        model, images = MODELS[ecosystem.library](), inputs_of(ecosystem.library)
         ecosystem.save(model, tmp_path, LOOKS)
         loaded = ecosystem.load(read_source(str(tmp_path)))
         assert not loaded.training and torch.equal(logits(loaded, images), logits(model, images))
-        assert ecosystem.preprocessing(loaded) == LOOKS
+        assert ecosystem.preprocessing(loaded) == looks_of(ecosystem.library)
         assert not list(tmp_path.glob("*.bin")), "safetensors alone"
 
     def test_nobody_else_recognises_its_folder_or_model(self, ecosystem: Any, tmp_path: Path) -> None:
@@ -107,12 +125,14 @@ class TestEcosystem:
     def test_find_picks_it(self, ecosystem: Any, tmp_path: Path) -> None:
         model = MODELS[ecosystem.library]()
         save_model(model, tmp_path, LOOKS)
-        assert preprocessing_of(load_model(tmp_path)) == LOOKS
+        assert preprocessing_of(load_model(tmp_path)) == looks_of(ecosystem.library)
         assert card_of(model) == ecosystem.card(model)
 
 
 def test_a_model_of_no_library_is_refused() -> None:
-    with pytest.raises(UserError, match="Linear is a model of none of timm, transformers, open_clip"):
+    with pytest.raises(
+        UserError, match="Linear is a model of none of timm, transformers, open_clip, transmamba"
+    ):
         owner_of(nn.Linear(1, 1))
     assert card_of(nn.Linear(1, 1)) is None
 

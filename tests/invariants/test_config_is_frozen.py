@@ -13,7 +13,17 @@ import pytest
 import torch
 
 from transmamba.config import load as configs
-from transmamba.config.registry import LOSSES, PAIRS, QUESTIONS, READERS, STUDENTS, TASKS, TEACHERS, TEXTS
+from transmamba.config.registry import (
+    FUNCTIONS,
+    LOSSES,
+    PAIRS,
+    QUESTIONS,
+    READERS,
+    STUDENTS,
+    TASKS,
+    TEACHERS,
+    TEXTS,
+)
 from transmamba.runs import folder as run_folder
 from transmamba.runs.recipe import Recipe
 
@@ -39,7 +49,9 @@ def test_every_part_of_a_recipe_is_frozen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "registry", [LOSSES, PAIRS, QUESTIONS, READERS, STUDENTS, TASKS, TEACHERS, TEXTS], ids=lambda r: r.kind
+    "registry",
+    [FUNCTIONS, LOSSES, PAIRS, QUESTIONS, READERS, STUDENTS, TASKS, TEACHERS, TEXTS],
+    ids=lambda r: r.kind,
 )
 def test_every_registered_part_is_frozen_and_keyword_only(registry: Any) -> None:
     for name in registry:

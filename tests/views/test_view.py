@@ -37,6 +37,7 @@ COVERED = {
     "open_clip": "teachers/test_clip_family.py::test_streams_and_embeddings_are_the_library_s",
     "llava": "teachers/test_llava.py::test_every_stream_and_the_logits_are_the_model_s",
     "stored": "teachers/test_stored.py::test_rows_are_the_teacher_s_outputs_of_the_very_batches",
+    "sequence": "students/test_sequence_taught.py::test_every_stream_and_the_values_are_the_model_s",
     "hf_clip": "teachers/test_clip_family.py::test_streams_and_embeddings_are_the_library_s",
 }
 

@@ -12,8 +12,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "kind",
         nargs="?",
-        help="teachers, students, losses, tasks, readers, pairs, texts, questions or benchmarks; all if "
-        "left out",
+        help="teachers, students, losses, tasks, readers, pairs, texts, questions, benchmarks or "
+        "functions; all if left out",
     )
 
 
@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         "texts": registry.TEXTS,
         "questions": registry.QUESTIONS,
         "benchmarks": registry.BENCHMARKS,
+        "functions": registry.FUNCTIONS,
     }
     if arguments.kind is not None and arguments.kind not in kinds:
         raise UserError(f"unknown kind {arguments.kind!r}; write one of {', '.join(kinds)}")

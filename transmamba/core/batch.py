@@ -16,10 +16,10 @@ class Batch:
     inputs:  image (N, C, H, W) float32, normalised for the model, with image_row (N,) int64, whose each
         picture is, where a row may have none or several; frames (B, T, C, H, W) of videos with frames_mask
         (B, T) bool, True where a frame is real; text (B, L) int64 with text_mask (B, L) bool or text_segment
-        (B, L) int32, and prompt_mask (B, L) bool, the words that may be read before an answer is known; and
-        whatever else a tower takes. An input that is absent: its tower is not run
+        (B, L) int32, and prompt_mask (B, L) bool, the words that may be read before an answer is known;
+        points (B, L, d); and whatever else a tower takes. An input that is absent: its tower is not run
     targets: classes (B,) int64 or (B, K) float32 after mixup; tokens (B, L), already shifted, -100 where
-        nothing is asked; nothing at all
+        nothing is asked; values (B, L, O) with asked (B, L, O) bool; nothing at all
     index:   (B,) int64, each row's number in its split's source
     counts:  items by kind, counted on the CPU by whoever collates: `samples` always, and whatever else losses
         are divided by (tokens; words, which are those that stand for no picture; answers, pairs)

@@ -61,7 +61,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A table of numbers that is drawn: rows by columns, named where there is room."""
+    """A table of numbers that is drawn: rows by columns, named where there is room; with `lines` each row as
+    a line over the columns."""
 
     title: str
     values: npt.NDArray[np.float64]
@@ -69,6 +70,7 @@ class Matrix:
     columns: Sequence[str] = ()
     row_label: str = ""
     column_label: str = ""
+    lines: bool = False
 
 
 @dataclass(frozen=True)

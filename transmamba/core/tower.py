@@ -125,10 +125,12 @@ class StudentSpec:
     view:          the teacher's, whose shape the student follows where it is told no other; None without one
     preprocessing: of the teacher; None without one
     num_classes:   of the task; None where there are none
+    points:        a `core.points.PointShape`, of a task whose inputs are such; None of any other
     dtype:         of its numbers, where it is not trained and its kind can have another than float32
     """
 
     view: Any = None
     preprocessing: Any = None
     num_classes: int | None = None
+    points: Any = None
     dtype: torch.dtype | None = None

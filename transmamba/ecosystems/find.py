@@ -10,13 +10,13 @@ from torch import nn
 from ..core.card import Card
 from ..core.preprocessing import PicturesAndText, Preprocessing, of_pictures
 from ..errors import UserError
-from . import open_clip, open_clip_names, timm, transformers
+from . import open_clip, open_clip_names, points, timm, transformers
 from .ecosystem import Ecosystem
 from .folders import ADAPTER_CONFIG, OPEN_CLIP_CONFIG, model_folder
 from .sources import Source, read_source
 
 # who is asked, in this order; whoever brings a library of their own appends it
-ECOSYSTEMS: list[Ecosystem] = [timm, transformers, open_clip]
+ECOSYSTEMS: list[Ecosystem] = [timm, transformers, open_clip, points]
 
 
 def ecosystem_of(source: Source) -> Ecosystem:

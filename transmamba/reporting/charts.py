@@ -177,7 +177,10 @@ def _by_layer(name: str, layers: Sequence[int], x: Array, values: Array) -> Mark
 
 
 def matrix(shown: Matrix, name: str) -> Markup:
-    """A matrix of any numbers, from its lowest (0, where none is below) to its highest."""
+    """A matrix of any numbers, from its lowest (0, where none is below) to its highest; or its rows as
+    lines."""
+    if shown.lines:
+        return _lines(shown, name)
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
     values = np.asarray(shown.values, dtype=float)
@@ -205,6 +208,22 @@ def matrix(shown: Matrix, name: str) -> Markup:
             if value:
                 colour = "white" if norm(value) > 0.55 else INK
                 axes.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=7, color=colour)
+    return svg(figure, name)
+
+
+def _lines(shown: Matrix, name: str) -> Markup:
+    figure, axes = new_figure(height=2.4)
+    values = np.asarray(shown.values, dtype=float)
+    labels = shown.rows if len(shown.rows) == len(values) else [""] * len(values)
+    for number, (line, label) in enumerate(zip(values, labels, strict=True)):
+        colour = STUDENT if number == 0 else SERIES[number % len(SERIES)]
+        marker = "o" if len(line) == 1 else ""
+        axes.plot(np.arange(1, len(line) + 1), line, color=colour, label=label, marker=marker)
+    axes.set_ylim(bottom=min(0.0, float(np.nanmin(values, initial=0.0))))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel=shown.column_label, ylabel=shown.row_label)
+    if len(values) > 1:
+        axes.legend(fontsize=8)
     return svg(figure, name)
 
 

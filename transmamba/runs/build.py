@@ -78,6 +78,7 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
         view=None if teacher is None else teacher.view,
         preprocessing=None if teacher is None else teacher.preprocessing,
         num_classes=task.num_classes,
+        points=getattr(task, "points", None),
     )
     student = recipe.student.build(spec)
     if teacher is not None:

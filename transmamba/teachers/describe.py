@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core.layout import Grid
-from ..views.embeddings import ImageEmbedding, Spliced, TokenEmbedding
-from ..views.heads import AttentionPool, Classifier, Embedder, EndOfText, Head, LanguageHead, Pool
+from ..views.embeddings import ImageEmbedding, PointEmbedding, Spliced, TokenEmbedding
+from ..views.heads import AttentionPool, Classifier, Embedder, EndOfText, Head, LanguageHead, Pool, Readout
 from ..views.placed import skeletons
 from ..views.sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from ..views.view import Tower, View
@@ -125,7 +125,14 @@ def _embedding(tower: Tower) -> dict[str, Any]:
             "positions": _NONE if positions is None else f"learnt, {len(positions)}",
             "scale": embedding.scale,
         }
-    assert isinstance(embedding, Spliced), "there are three kinds"
+    if isinstance(embedding, PointEmbedding):
+        positions = embedding.positions
+        return {
+            "kind": "points",
+            "numbers": embedding.weight.shape[1],
+            "positions": _NONE if positions is None else f"learnt, {len(positions)}",
+        }
+    assert isinstance(embedding, Spliced), "there are four kinds"
     return {
         "kind": SPLICED,
         "vocabulary": embedding.weight.shape[0],
@@ -143,6 +150,8 @@ def _head(head: Head | None) -> dict[str, Any] | None:
         return {"kind": "classifier", "classes": head.num_classes, "pool": pools, "norm": _norm(head.norm)}
     if isinstance(head, LanguageHead):
         return {"kind": "next word", "vocabulary": head.vocabulary, "tied": head.tied}
+    if isinstance(head, Readout):
+        return {"kind": "values", "size": head.linear.weight.shape[0]}
     if isinstance(head, Embedder):
         size = None if head.projection is None else head.projection.weight.shape[0]
         return {"kind": "embedding", "size": size, "pool": [_pool(head.pool)]}

@@ -1,4 +1,5 @@
-"""How a tower's stream begins: patches of an image, rows of a token table, or both spliced together."""
+"""How a tower's stream begins: patches of an image, rows of a token table, both spliced together, or
+points."""
 
 from __future__ import annotations
 
@@ -148,4 +149,28 @@ class Spliced:
         return stream.masked_scatter(places[..., None], put.to(stream.dtype)), context
 
 
-Embedding = ImageEmbedding | TokenEmbedding | Spliced
+@dataclass(frozen=True)
+class PointEmbedding:
+    """A linear of each point of a sequence, and learnt positions where there are any.
+
+    weight:    (D, d)
+    positions: (longest, D) by the point's place
+    """
+
+    reads: ClassVar[str] = "points"
+
+    weight: Tensor
+    bias: Tensor
+    positions: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        return self.weight.shape[0]
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Context]:
+        """The stream (B, L, D) of points (B, L, d)."""
+        stream = F.linear(inputs["points"].to(self.weight.dtype), self.weight, self.bias)
+        return stream if self.positions is None else stream + self.positions[: stream.shape[1]], Context()
+
+
+Embedding = ImageEmbedding | TokenEmbedding | Spliced | PointEmbedding

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from .embeddings import Embedding, ImageEmbedding, Spliced, TokenEmbedding
-from .heads import AttentionPool, Classifier, Embedder, Head, LanguageHead, Pool
+from .embeddings import Embedding, ImageEmbedding, PointEmbedding, Spliced, TokenEmbedding
+from .heads import AttentionPool, Classifier, Embedder, Head, LanguageHead, Pool, Readout
 from .placed import changed, skeletons
 from .sublayers import Affine, Attention, Mlp, Norm, Sublayer
 from .view import Tower, View
@@ -39,6 +39,8 @@ def fold(view: View) -> View:
             towers[name] = _fold_tower(tower, centred=False)
             continue
         head = view.heads.get(name)
+        if isinstance(tower.embedding, PointEmbedding):
+            raise UserError("this teacher of points cannot be folded, nor need it be; set fold to false")
         if isinstance(tower.embedding, Spliced):
             tower = dataclasses.replace(tower, embedding=_reading(tower.embedding, view))
         last = _last_norm(tower, head)
@@ -101,6 +103,7 @@ def _fold_sublayer(sublayer: Sublayer, centred: bool) -> Sublayer:
 
 
 def _fold_head(head: Head, norm: Norm) -> Head:
+    assert not isinstance(head, Readout), "no tower of points is folded"
     if isinstance(head, LanguageHead):
         return LanguageHead(_absorb(head.linear, norm))
     bare = None if head.norm is None else _bare(head.norm, centred=True)

@@ -123,6 +123,17 @@ class LanguageHead:
 
 
 @dataclass(frozen=True)
+class Readout:
+    """Values at each point of a sequence."""
+
+    linear: Affine
+
+    def __call__(self, x: Tensor, layout: Layout, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, L, O) of the normed stream (B, L, D)."""
+        return self.linear(x)
+
+
+@dataclass(frozen=True)
 class Embedder:
     """One vector of length 1 a row: what is pooled, through a projection (None for none).
 
@@ -140,4 +151,4 @@ class Embedder:
         return F.normalize(pooled if self.projection is None else self.projection(pooled), dim=-1)
 
 
-Head = Classifier | LanguageHead | Embedder
+Head = Classifier | LanguageHead | Embedder | Readout

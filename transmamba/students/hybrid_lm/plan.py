@@ -58,7 +58,7 @@ def plan(student: HybridStudent, view: View, select: Selection | None) -> Items:
         if layer.scans and student.mixers == "random":
             yield from _random(f"{source}.attention", attention, k)
         elif layer.scans:
-            yield from _plan_mixer(
+            yield from plan_mixer(
                 layer.mamba, f"{into}.mamba", f"{source}.attention", attention, heads, keep, k
             )
         else:
@@ -131,7 +131,7 @@ def _plan_mlp(into: str, source: str, mlp: Mlp, rows: Index, keep: Index, k: int
     yield from take_affine(f"{into}.output_linear", f"{source}.down", mlp.down, k, rows=keep, columns=rows)
 
 
-def _plan_mixer(
+def plan_mixer(
     mixer: HybridMixer,
     into: str,
     source: str,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.batch import rows_of
 from ...core.output import Context
@@ -76,7 +76,8 @@ def calibrate(
         if tower == "decoder" and s in todo:
             layer, wanted = student.layer(todo.pop(s)), seen["output"]
             if layer.scans:
-                _begin(layer, seen["input"], wanted, seen.get("values"), contexts)
+                norm, mixer = layer.input_layernorm, layer.mamba
+                begin(norm, mixer, seen["input"], wanted, seen.get("values"), contexts)
             else:
                 _begin_window(student, layer, seen["input"], wanted, contexts)
             seen.clear()
@@ -97,18 +98,20 @@ def _rows_of(text: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
         yield rows_of(text, slice(row, row + 1))
 
 
-def _begin(
-    layer: HybridLayer,
+def begin(
+    its_norm: nn.Module,
+    its_mixer: HybridMixer,
     inputs: Sequence[Tensor],
     wanted: Sequence[Tensor],
     values: Sequence[Tensor] | None,
     contexts: Sequence[Context],
 ) -> None:
-    """One layer's gate and outputs; with attention's `values` its half-lives and skips too. In half precision
-    they are found by a copy in float32, then rounded."""
-    norm, mixer = layer.input_layernorm, layer.mamba
-    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
-    if dtype != norm.weight.dtype:
+    """One layer's gate and outputs, of streams `inputs` (1, L, D) to which attention adds what is `wanted`;
+    with attention's `values` its half-lives and skips too. In half precision they are found by a copy in
+    float32, then rounded."""
+    norm, mixer = its_norm, its_mixer
+    dtype = torch.promote_types(mixer.A_log.dtype, torch.float32)
+    if dtype != mixer.A_log.dtype:
         norm, mixer = copy.deepcopy(norm).to(dtype), copy.deepcopy(mixer).to(dtype)
 
     def normed() -> Iterator[tuple[Tensor, Context]]:
@@ -119,10 +122,10 @@ def _begin(
     if values is not None:
         _choose_half_lives(mixer, normed, values)
     _scale_output(mixer, normed(), wanted, skips=values is not None)
-    if mixer is not layer.mamba:
-        layer.mamba.rows("z").copy_(mixer.rows("z"))
+    if mixer is not its_mixer:
+        its_mixer.rows("z").copy_(mixer.rows("z"))
         for name in ("norm.weight", "A_log", "D"):
-            layer.mamba.get_parameter(name).copy_(mixer.get_parameter(name))
+            its_mixer.get_parameter(name).copy_(mixer.get_parameter(name))
 
 
 def _begin_window(

@@ -1,0 +1,169 @@
+"""Prompts of rows that travel as numbers: who draws them, and where, changes nothing.
+
+A row's numbers are (6,) int64: seed, split, row, optimizer step, dimensions and examples that a curriculum
+leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.points import PointShape
+from ...errors import refuse_all
+from .draws import RowDraws
+from .prompts import Drawn, Function, Prompts
+
+# what rows and steps are drawn with, beside seed and number
+TRAIN, TEST, _SHARED = 0, 1, 2
+WHOLE = 1 << 30  # more dimensions and examples than any function has: all of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """A number that grows while a model is trained, up to that of the function.
+
+    start: where it begins
+    step: by how much it grows
+    every: after so many optimizer steps, each time
+    """
+
+    start: int
+    step: int
+    every: int
+
+    def __post_init__(self) -> None:
+        names = ("start", "step", "every")
+        wrong = [name for name in names if getattr(self, name) < 1]
+        refuse_all([f"{name} is {getattr(self, name)}; write a number of at least 1" for name in wrong])
+
+    def at(self, step: int) -> int:
+        """Of an optimizer step."""
+        return self.start + self.step * (step // self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curriculum:
+    """From easy prompts to whole ones (Garg et al., arXiv 2208.01066). Those left out are 0, or not asked:
+    shapes stay, and a causal model's loss is that of shorter prompts.
+
+    dims: dimensions of x
+    points: examples
+    """
+
+    dims: Ramp | None = None
+    points: Ramp | None = None
+
+    def at(self, step: int) -> tuple[int, int]:
+        """(dimensions, examples) of an optimizer step."""
+        dims, points = (WHOLE if ramp is None else ramp.at(step) for ramp in (self.dims, self.points))
+        return dims, points
+
+    def problems(self, functions: Sequence[Function]) -> list[str]:
+        """What of it these functions cannot have."""
+        if self.dims is None:
+            return []
+        start = self.dims.start
+        return [
+            f"curriculum.dims.start is {start}, but {function.name} needs {function.least_dims} dimensions; "
+            f"write {function.least_dims} or more"
+            for function in functions
+            if start < function.least_dims
+        ]
+
+
+@dataclass(frozen=True)
+class NumberedRows:
+    """Row r is of function r mod n of n, whose prompt is filled up with zeros where others are wider or
+    longer."""
+
+    functions: Sequence[Function]
+
+    @property
+    def points(self) -> PointShape:
+        """Of all functions together."""
+        shapes = [function.shape for function in self.functions]
+        return PointShape(
+            width=max(shape.width for shape in shapes),
+            outputs=max(shape.outputs for shape in shapes),
+            length=max(shape.length for shape in shapes),
+        )
+
+    @property
+    def signs(self) -> tuple[bool, ...]:
+        """Of each function, whether its values are signs."""
+        return tuple(function.signs for function in self.functions)
+
+    def asked(self, numbers: Tensor) -> int:
+        """At how many tokens of these rows (B, 6) something is asked."""
+        found = 0
+        for function, rows in self._shares(numbers):
+            mine = numbers[rows]
+            found += int((function.asks(_drawn(mine, function)) & _shown(mine, function)).sum())
+        return found
+
+    def make(self, numbers: Tensor) -> Prompts:
+        """Prompts of these rows (B, 6), on their device; candidates where there is one function."""
+        if len(self.functions) == 1:
+            return self._padded(_made(numbers, self.functions[0]))
+        shape, device = self.points, numbers.device
+        points = torch.zeros(len(numbers), shape.length, shape.width, device=device)
+        values = torch.zeros(len(numbers), shape.length, shape.outputs, device=device)
+        whole = Prompts(points, values, torch.zeros_like(values, dtype=torch.bool))
+        for function, rows in self._shares(numbers):
+            made = self._padded(_made(numbers[rows], function))
+            whole.points[rows], whole.values[rows], whole.asked[rows] = made.points, made.values, made.asked
+        return whole
+
+    def make_alone(self, number: int, numbers: Tensor) -> Prompts:
+        """Prompts of rows that are all of function `number`."""
+        return self._padded(_made(numbers, self.functions[number]))
+
+    def _shares(self, numbers: Tensor) -> Iterator[tuple[Function, Tensor]]:
+        """Each function with the places of its rows."""
+        of = numbers[:, 2] % len(self.functions)
+        for number, function in enumerate(self.functions):
+            if len(rows := (of == number).nonzero()[:, 0]):
+                yield function, rows
+
+    def _padded(self, prompts: Prompts) -> Prompts:
+        shape = self.points
+
+        def filled(x: Tensor, last: int, length: int) -> Tensor:
+            return F.pad(x, (0, last - x.shape[2], 0, length - x.shape[1]))
+
+        among = prompts.candidates
+        return Prompts(
+            filled(prompts.points, shape.width, shape.length),
+            filled(prompts.values, shape.outputs, shape.length),
+            filled(prompts.asked, shape.outputs, shape.length),
+            None if among is None else filled(among, shape.outputs, among.shape[1]),
+        )
+
+
+def numbered(
+    seed: int, split: int, rows: Tensor, step: int | Tensor, dims: int = WHOLE, points: int = WHOLE
+) -> Tensor:
+    """(B, 6) of rows (B,), and of their step or steps."""
+    columns = (seed, split, rows, step, dims, points)
+    return torch.stack([torch.as_tensor(x, dtype=torch.int64).expand(len(rows)) for x in columns], dim=1)
+
+
+def _drawn(numbers: Tensor, function: Function) -> Drawn:
+    seed, split, rows, step, dims, _ = numbers.unbind(dim=1)
+    shared = RowDraws((seed, split + _SHARED, step))
+    return Drawn(RowDraws((seed, split, rows)), shared, dims.clamp(max=function.dims))
+
+
+def _shown(numbers: Tensor, function: Function) -> Tensor:
+    """(B, L) bool: tokens of the examples that a curriculum leaves."""
+    return torch.tensor(function.places(), device=numbers.device) < numbers[:, 5:]
+
+
+def _made(numbers: Tensor, function: Function) -> Prompts:
+    prompts = function.make(_drawn(numbers, function))
+    return replace(prompts, asked=prompts.asked & _shown(numbers, function)[..., None])
