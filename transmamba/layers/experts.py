@@ -162,6 +162,8 @@ class Experts(nn.Module):
     capacity: in training, see `within_capacity`; otherwise, and with None, no token is dropped
     """
 
+    loop: nn.Module
+
     def __init__(self, shape: ExpertsShape, capacity: float | None = None) -> None:
         super().__init__()
         refuse_all(capacity_problems(capacity))
@@ -169,6 +171,8 @@ class Experts(nn.Module):
         self.router = Router(shape.width, shape.count)
         kind = GatedExperts if shape.gated else PlainExperts
         self.experts = kind(SimpleNamespace(shape=shape, _experts_implementation="grouped_mm"))
+        with torch.device("meta"):  # for what has no grouped product, with the weights of those above
+            self.__dict__["loop"] = kind(SimpleNamespace(shape=shape, _experts_implementation="eager"))
         self.reset_()
 
     @torch.no_grad()
@@ -198,10 +202,14 @@ class Experts(nn.Module):
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             own = {name: parameter.to(dtype) for name, parameter in own.items()}
-        if dtype == torch.float64:  # for which there is no grouped product
-            forward: Any = type(self.experts).forward
-            return forward.__wrapped__(self.experts, tokens.to(dtype), chosen, weights)
-        return functional_call(self.experts, own, (tokens.to(dtype), chosen, weights))
+        work: nn.Module = self.experts if _grouped(dtype, self.shape) else self.loop
+        return functional_call(work, own, (tokens.to(dtype), chosen, weights))
+
+
+def _grouped(dtype: torch.dtype, shape: ExpertsShape) -> bool:
+    """Whether there is a grouped product: not in float64, and of rows of whole 16 bytes alone."""
+    sizes = (shape.width * dtype.itemsize, shape.neurons * dtype.itemsize)
+    return dtype != torch.float64 and not any(size % 16 for size in sizes)
 
 
 class SwitchLinear(nn.Module):

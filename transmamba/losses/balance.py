@@ -37,7 +37,7 @@ class Balance:
     """
 
     weight: float = 0.01
-    momentum: float = 0.9
+    momentum: float = 0.5
 
     def __post_init__(self) -> None:
         check_weight(self.weight, self.momentum)

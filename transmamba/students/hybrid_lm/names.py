@@ -173,8 +173,10 @@ class HybridLM(Saved):
         """
         from .mixer import norm_weight
         from .own_class import make_own_config
-        from .shape import architecture_for, shape_of
+        from .shape import architecture_for, check_upcycled, shape_of
 
+        if self.experts is not None:
+            check_upcycled(view)
         pure = self.attention_layers == ()
         kind = "own" if self.window else architecture_for(view, self.architecture, self.experts, pure)
         fused = not ARCHITECTURES[kind].mlp_bias

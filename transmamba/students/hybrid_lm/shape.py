@@ -75,8 +75,6 @@ def shape_of(view: View, asked: HybridLM, fused: bool, normed: bool = False) -> 
     of anything than the teacher has.
     """
     tower, head = _decoder(view)
-    if asked.experts is not None:
-        _check_upcycled(tower)
     blocks = blocks_of(tower)
     _check_norms(tower)
     for attention, mlp in blocks:
@@ -202,8 +200,9 @@ def _decoder(view: View) -> tuple[Tower, LanguageHead]:
     return tower, head
 
 
-def _check_upcycled(tower: Tower) -> None:
+def check_upcycled(view: View) -> None:
     """Raises UserError for MLPs that experts cannot be copies of."""
+    tower, _ = _decoder(view)
     mlps = [part for part in skeletons(tower.sublayers) if isinstance(part, Mlp)]
     if not mlps:
         raise UserError(

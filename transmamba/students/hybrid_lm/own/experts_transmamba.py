@@ -37,6 +37,9 @@ class _Bank(nn.Module):
         self.act_fn = F.silu if config.mlp == "swiglu" else F.relu
 
     def forward(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        return self.one_by_one(tokens, chosen, weights)
+
+    def one_by_one(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         made = torch.zeros_like(tokens)
         for e in range(self.num_experts):
             rows, choice = torch.where(chosen == e)
@@ -69,13 +72,21 @@ class HybridExperts(nn.Module):
         self.router = HybridRouter(config.hidden_size, config.num_experts)
         self.experts = (GatedBank if config.mlp == "swiglu" else PlainBank)(config)
 
+    @property
+    def grouped(self) -> bool:
+        """Whether there is a grouped product: not in float64, and of rows of whole 16 bytes alone."""
+        down = self.experts.down_proj
+        sizes = [size * down.element_size() for size in down.shape[1:]]
+        return down.dtype != torch.float64 and not any(size % 16 for size in sizes)
+
     def forward(self, x: Tensor) -> Tensor:
         """What the chosen experts add to the stream x (B, T, D)."""
         weights, chosen = self.router(x).topk(self.each, dim=-1)
         if self.normalised:
             weights = weights / weights.sum(dim=-1, keepdim=True)
         tokens, weights = x.flatten(0, 1), (weights * self.scale).flatten(0, 1)
-        return self.experts(tokens, chosen.flatten(0, 1), weights).view_as(x).to(x.dtype)
+        run = self.experts if self.grouped else self.experts.one_by_one
+        return run(tokens, chosen.flatten(0, 1), weights).view_as(x).to(x.dtype)
 
 
 class HybridSwitch(nn.Module):
