@@ -15,6 +15,7 @@ from transmamba.core.output import Output, Stream
 from transmamba.core.tower import StudentSpec
 from transmamba.distillation.signals import Signals
 from transmamba.errors import WrongValues
+from transmamba.layers.experts import Experts, ExpertsShape
 from transmamba.losses.balance import Balance, RouterZ
 from transmamba.students.moe_mamba import MoeMamba
 
@@ -159,24 +160,36 @@ def test_the_shares_are_kept_in_a_checkpoint() -> None:
     assert "losses.balance.running" in distiller.state_dict()
 
 
-def test_it_balances() -> None:
-    """Routers that send nearly all to one expert send each its share after some steps of it alone."""
-    model, whole = student(), batch(4, 16)
+def loads(weight: float, momentum: float = 0.5) -> list[float]:
+    """Of four experts, by the end, that learn four maps of tokens of four kinds, after nearly all have gone to
+    the first."""
+    torch.manual_seed(0)
+    kinds, maps = torch.randn(COUNT, 8), torch.randn(COUNT, 8, 8) / 3
+    experts = Experts(ExpertsShape(width=8, neurons=16, count=COUNT))
     with torch.no_grad():
-        for k in range(2):
-            model.layer(k).mlp.router.weight.copy_(0.1 * torch.randn(COUNT, 16))
-    distiller = Distiller(model, None, [Balance(weight=1.0)])
-    routed = [p for n, p in model.named_parameters() if "router" in n]
-    optimizer = torch.optim.Adam(routed, lr=1e-2)
-    loads = []
-    for step in range(30):
-        loss, _ = distiller.loss(whole, step)
+        experts.router.weight.copy_(0.1 * torch.randn(COUNT, 8))
+        experts.router.weight[0] += 2 * kinds.mean(dim=0) / kinds.mean(dim=0).square().sum()
+    routed_by = {"decoder": {(0, ""): COUNT}}
+    balance = Balance(weight=weight, momentum=momentum).build_routed(routed_by)
+    optimizer = torch.optim.Adam(experts.parameters(), lr=1e-2)
+    for _ in range(200):
+        which = torch.randint(0, COUNT, (1, 64))
+        x = kinds[which] + 0.3 * torch.randn(1, 64, 8)
+        made, routed = experts(x)
+        error = (made - torch.einsum("blij,blj->bli", maps[which], x)).square().mean()
+        output = Output({"decoder": Stream(Sequence(), mixers={0: routed.parts()})})
+        term = balance(Signals(output, None, batch(1, 64)))
         optimizer.zero_grad()
-        loss.backward()
+        (error + weight * term.sum / 64).backward()
         optimizer.step()
-        loads.append(distiller.losses["balance"].running.clone())  # type: ignore[union-attr,operator]
-    assert float(loads[0].amax()) > 0.4
-    assert 0.1 < float(loads[-1].amin()) and float(loads[-1].amax()) < 0.4
+        balance.observe(term.parts / 64)
+    found: list[float] = (term.parts[0, :COUNT] / 64).tolist()
+    return found
+
+
+def test_experts_starve_without_it_and_are_used_with_it() -> None:
+    assert min(loads(0.0)) < 0.02
+    assert min(loads(0.1)) > 0.1
 
 
 @pytest.mark.parametrize("config", [Balance(), RouterZ()])
