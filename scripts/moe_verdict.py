@@ -2,8 +2,8 @@
 
     python scripts/moe_verdict.py runs/moe_mamba_study
 
-Reads the runs that `scripts/study.py recipes/studies/moe_mamba.yaml` has finished, and those alone; what is not
-there is said. Intervals over items are in the study's own table.
+Reads the runs that `scripts/study.py recipes/studies/moe_mamba.yaml` has finished, and those alone; what is
+not there is said. Intervals over items are in the study's own table.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 MAMBA = "mamba"
 MODELS = ("e1", "e4", "e8", "e16", "e32")
-# nats a token after 100,000 steps, and the share of them until Mamba's own final loss: the authors' blog on the
-# first version (MoE with 512 channels and GPT-2's words on C4), read as text, not the paper's tables
+# nats a token after 100,000 steps, and the share of them until Mamba's own final loss: the authors' blog on
+# the first version (MoE with 512 channels and GPT-2's words on C4), read as text, not the paper's tables
 PAPER: Mapping[str, tuple[float, float | None]] = {
     MAMBA: (3.51, 1.0),
     "e1": (3.56, None),
@@ -110,9 +110,14 @@ def order(losses: Mapping[str, float]) -> str:
 
 def verdict(found: Mapping[str, Mapping[str, Curve]]) -> list[str]:
     """The table and what follows from it."""
-    lines = ["| model | nats a token | share of steps to Mamba's loss | theirs | theirs, share |", "|---" * 5 + "|"]
+    lines = [
+        "| model | nats a token | share of steps to Mamba's loss | theirs | theirs, share |",
+        "|---" * 5 + "|",
+    ]
     lines += [row(found, model) for model in (MAMBA, *MODELS)]
-    own = {model: mean(c.final for c in found[model].values()) for model in (MAMBA, *MODELS) if model in found}
+    own = {
+        model: mean(c.final for c in found[model].values()) for model in (MAMBA, *MODELS) if model in found
+    }
     theirs = {model: PAPER[model][0] for model in own}
     lines += ["", f"order here:   {order(own)}", f"order theirs: {order(theirs)}"]
     if MAMBA in own:
@@ -132,7 +137,9 @@ def upcycled(found: Mapping[str, Mapping[str, Curve]]) -> list[str]:
         both = found[model].keys() & found.get("dense", {}).keys()
         gaps = [found[model][seed].final - found["dense"][seed].final for seed in sorted(both)]
         if gaps:
-            lines.append(f"{model} - dense: {', '.join(f'{gap:+.4f}' for gap in gaps)} nats a token, a seed each")
+            lines.append(
+                f"{model} - dense: {', '.join(f'{gap:+.4f}' for gap in gaps)} nats a token, a seed each"
+            )
     return lines
 
 

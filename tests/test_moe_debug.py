@@ -1,4 +1,5 @@
-"""The miniature of MoE-Mamba: it learns more than which byte follows which, and all of its experts are used."""
+"""The miniature of MoE-Mamba: it learns more than which byte follows which, and all of its experts are
+used."""
 
 from __future__ import annotations
 
@@ -58,6 +59,14 @@ def test_it_learns_more_than_bigrams_by_all_of_its_experts(shared_data: Path, tm
     last = rows[-1]
     assert last["loss/balance"] < 1.25 and 0 < last["routing/balance/0/dropped"] < 0.5
     assert 0 < last["routing/balance/0/entropy"] <= math.log(4)
+
+
+def test_pure_mamba_is_the_same_recipe(shared_data: Path, tmp_path: Path) -> None:
+    alone = ("student.experts=0", "stages.0.losses=[cross_entropy]")
+    results, rows = ran(shared_data, tmp_path / "mamba", *alone)
+    bigram = bigram_nats(shared_data / "text" / "tinystories_head.txt")
+    assert 1.0 < results["student"]["nats_per_token"] < bigram - 0.1
+    assert not [key for key in rows[-1] if key.startswith("routing/")]
 
 
 @pytest.mark.slow

@@ -17,7 +17,9 @@ def write(folder: Path, *losses: float) -> None:
     """A run evaluated every 10 steps."""
     folder.mkdir(parents=True)
     rows = [{"step": 10 * (k + 1), "eval/nats_per_token": loss} for k, loss in enumerate(losses)]
-    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ({"step": 5, "loss": 9}, *rows)))
+    (folder / "metrics.jsonl").write_text(
+        "".join(f"{json.dumps(row)}\n" for row in ({"step": 5, "loss": 9}, *rows))
+    )
     (folder / "results.json").write_text(json.dumps({"student": {"nats_per_token": losses[-1]}}))
 
 
@@ -34,7 +36,9 @@ def test_steps_to_mamba_s_loss_and_the_order(tmp_path: Path) -> None:
     assert moe_verdict.shares(found, "mamba") == [pytest.approx(1.0)]
     table = moe_verdict.verdict(found)
     assert "order here:   e8 < mamba < e1" in table and table[-1] == "on which side of Mamba: 1 of 1 agree"
-    assert next(line for line in table if line.startswith("| e4")) == "| e4 | not run | not run | 3.55 | never |"
+    assert (
+        next(line for line in table if line.startswith("| e4")) == "| e4 | not run | not run | 3.55 | never |"
+    )
     assert "| e8 | 0.7000 ± 0.1414 (2 seeds) | 0.38 | 3.51 | 0.91 |" in table
     assert "| e1 | 2.5000 (1 seeds) | never | 3.56 | never |" in table
 

@@ -50,9 +50,7 @@ def by_hand(experts: Experts, x: Tensor) -> Tensor:
                 into = own[f"experts.{experts.experts.up}"][e] @ token
                 act = (lambda h: h * h.sigmoid()) if shape.act == "silu" else (lambda h: h.clamp_min(0))
                 hidden = act(into[:NEURONS]) * into[NEURONS:] if shape.gated else act(into)
-                made[b, t] += (
-                    shape.scale * float(likely[e]) / total * (own["experts.down_proj"][e] @ hidden)
-                )
+                made[b, t] += shape.scale * float(likely[e]) / total * (own["experts.down_proj"][e] @ hidden)
     return made
 
 
@@ -118,7 +116,7 @@ def test_what_cannot_be_is_refused(options: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("capacity", [0.99, 0.0, -1.0, float("inf"), float("nan")])
 def test_a_capacity_below_one_is_refused(capacity: float) -> None:
-    with pytest.raises(WrongValues, match="capacity is .*; write a factor of at least 1"):
+    with pytest.raises(WrongValues, match=r"capacity is .*; write a factor of at least 1"):
         made("switch", capacity=capacity)
 
 

@@ -1,4 +1,5 @@
-"""MoE-Mamba: against transformers' Mamba and experts token by token, packed and padded, saved and generating."""
+"""MoE-Mamba: against transformers' Mamba and experts token by token, packed and padded, saved and
+generating."""
 
 from __future__ import annotations
 
@@ -78,7 +79,9 @@ def test_a_layer_is_mamba_and_its_experts(kind: str) -> None:
     own = layer.state_dict()
 
     def normed(x: Tensor, name: str) -> Tensor:
-        return x / (x.square().mean(-1, keepdim=True) + mine.config.rms_norm_eps).sqrt() * own[f"{name}.weight"]
+        return (
+            x / (x.square().mean(-1, keepdim=True) + mine.config.rms_norm_eps).sqrt() * own[f"{name}.weight"]
+        )
 
     after = x + layer.mamba(normed(x, "input_layernorm")).output
     u = normed(x if kind == "parallel" else after, "post_attention_layernorm")

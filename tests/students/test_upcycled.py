@@ -59,7 +59,8 @@ def test_every_second_layer_alone() -> None:
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 def test_drop_upcycling_draws_a_share_of_neurons_anew(share: float) -> None:
-    """A neuron as a whole, other ones in each expert, from the MLP's own mean and deviation; the rest stays."""
+    """A neuron as a whole, other ones in each expert, from the MLP's own mean and deviation; the rest
+    stays."""
     teacher = llama(intermediate_size=96)
     made = hybrid(teacher, 1, experts=Upcycled(count=4, redrawn=share))
     again = hybrid(teacher, 1, experts=Upcycled(count=4, redrawn=share))
@@ -87,7 +88,9 @@ def test_a_narrower_one_scales_as_its_mlp_would() -> None:
 
 
 def test_its_report_has_every_expert() -> None:
-    _, report = convert(adapt_teacher(llama()), "hybrid_lm", attention_layers=[0, 1, 2], experts=Upcycled(count=4))
+    _, report = convert(
+        adapt_teacher(llama()), "hybrid_lm", attention_layers=[0, 1, 2], experts=Upcycled(count=4)
+    )
     fresh = {row.target for row in report.rows if row.kind == "fresh"}
     assert {name.rpartition(".")[0].rpartition(".")[2] for name in fresh} == {"router"} and not report.unused
 
@@ -123,7 +126,9 @@ def test_a_class_holds_it_and_generates_with_and_without_cache(
         options = dict(max_new_tokens=6, do_sample=False, eos_token_id=None)
         given = texts()[:, :9]
         mask = torch.ones_like(given)
-        written = [stock.generate(given, attention_mask=mask, use_cache=use, **options) for use in (True, False)]
+        written = [
+            stock.generate(given, attention_mask=mask, use_cache=use, **options) for use in (True, False)
+        ]
     assert torch.equal(*written)
     experts = inspect(tmp_path).towers["decoder"]["sublayers"][0]["of"][1]
     assert (experts["kind"], experts["experts"]) == ("experts", 4)
@@ -139,7 +144,9 @@ def test_a_teacher_without_mlps_is_refused_in_a_line() -> None:
     tower = teacher.view.towers["decoder"]
     alone = dataclasses.replace(tower, sublayers=tower.sublayers[::2])
     view = dataclasses.replace(teacher.view, towers={"decoder": alone})
-    with pytest.raises(UserError, match="made of a teacher's MLPs, and this one has none, but attention") as said:
+    with pytest.raises(
+        UserError, match="made of a teacher's MLPs, and this one has none, but attention"
+    ) as said:
         HybridLM(experts=Upcycled()).build(StudentSpec(view=view))
     assert "\n" not in str(said.value)
     with pytest.raises(UserError, match="have no biases, which the teacher's MLPs have"):
@@ -170,7 +177,10 @@ def test_a_recipe_says_them() -> None:
     for wrong, why in (
         ({"experts": {"counts": 4}}, "counts"),
         ({"architecture": "bamba", "experts": {}}, "bamba has no place for"),
-        ({"architecture": "granite", "experts": {"routing": "switch"}}, "granite has topk_norm in every layer"),
+        (
+            {"architecture": "granite", "experts": {"routing": "switch"}},
+            "granite has topk_norm in every layer",
+        ),
     ):
         with pytest.raises(ConfigError, match=why):
             parse(HybridLM, wrong, "student")

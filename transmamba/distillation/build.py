@@ -73,9 +73,7 @@ def build_losses(
     return built
 
 
-def _build(
-    config: Any, geometry: Geometry | None, student: nn.Module | None
-) -> Iterable[tuple[str, Loss]]:
+def _build(config: Any, geometry: Geometry | None, student: nn.Module | None) -> Iterable[tuple[str, Loss]]:
     if hasattr(config, "build_routed"):
         return [("", config.build_routed(getattr(student, "routers", {})))]
     if not hasattr(config, "build_stream"):

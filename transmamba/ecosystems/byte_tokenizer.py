@@ -11,15 +11,17 @@ END = "<|endoftext|>"
 
 
 def byte_tokenizer() -> Any:
-    """transformers' own, of byte-level BPE without merges: whoever loads its file needs none of us. Token n is
-    byte n."""
+    """transformers' own, of byte-level BPE without merges: whoever loads its file needs none of us. Token n
+    is byte n."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(_letters())}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END, clean_up_tokenization_spaces=False
+    )
 
 
 def _letters() -> list[str]:

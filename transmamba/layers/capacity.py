@@ -1,4 +1,5 @@
-"""How many tokens an expert takes, and which of them. Shapes: B rows, L tokens, E experts, k of them a token."""
+"""How many tokens an expert takes, and which of them. Shapes: B rows, L tokens, E experts, k of them a
+token."""
 
 from __future__ import annotations
 

@@ -57,9 +57,9 @@ class ExpertsShape:
             )
         elif self.normalised and self.each == 1:
             problems.append(
-                "one expert a token has the weight 1 whatever the router says, where weights are brought to a "
-                "sum of 1, so that nothing trains the router; write its raw probability (switch), or at least "
-                "2 experts a token"
+                "one expert a token has the weight 1 whatever the router says, where weights are brought "
+                "to a sum of 1, so that nothing trains the router; write its raw probability (switch), or "
+                "at least 2 experts a token"
             )
         refuse_all(problems)
 
@@ -186,7 +186,8 @@ class Experts(nn.Module):
 
     def implement(self, name: str) -> None:
         """One of transformers' implementations: grouped_mm, batched_mm, eager ..."""
-        self.experts.config._experts_implementation = name
+        config: Any = self.experts.config
+        config._experts_implementation = name
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> tuple[Tensor, Routed]:
         """x (B, L, D), real (B, L) bool -> (B, L, D) and what was routed where."""
@@ -197,7 +198,7 @@ class Experts(nn.Module):
 
     def _run(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Grouped products know no autocast: weights are brought to its type here."""
-        kind, own = tokens.device.type, dict(self.experts.named_parameters())
+        kind, own = tokens.device.type, dict[str, Tensor](self.experts.named_parameters())
         dtype = self.experts.down_proj.dtype
         if torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)

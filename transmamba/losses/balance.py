@@ -1,26 +1,21 @@
-"""What keeps routers from sending all tokens to a few experts, and their logits small; and how they route.
+"""What keeps routers from sending all tokens to a few experts; and how they route, for the log.
 
-Balance: Switch Transformers (arXiv 2101.03961, equation 4), of each router by itself and averaged over them,
+Switch Transformers (arXiv 2101.03961, equation 4), of each router by itself and averaged over them,
 as MoE-Mamba's code does: one loss of all layers' sums, as in transformers, lets layers' faults cancel.
-z-loss: ST-MoE (arXiv 2202.08906, equation 5). Shapes: B rows, L tokens, E experts, R routers.
+Shapes: B rows, L tokens, E experts, R routers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..config.registry import LOSSES
-from ..core.batch import Batch
-from ..core.output import Capture, Captures, Term
-from ..distillation.signals import Loss, Signals, check_weight
-from ..errors import UserError
-
-# by stream, (layer, the router's name within it) -> how many experts it chooses from
-Routers = Mapping[str, Mapping[tuple[int, str], int]]
+from ..core.output import Term
+from ..distillation.signals import Signals, check_weight
+from .routed import RoutedLoss, Routers, some
 
 
 @LOSSES.register("balance")
@@ -44,77 +39,7 @@ class Balance:
 
     def build_routed(self, routers: Routers) -> BalanceLoss:
         """Raises UserError for a student without experts."""
-        return BalanceLoss(_some("balance", routers), self)
-
-
-@LOSSES.register("router_z")
-@dataclass(frozen=True, kw_only=True)
-class RouterZ:
-    """mean over routers of (log sum_e exp logit_e)², a token.
-
-    weight: factor of the loss in the stage's sum
-    """
-
-    weight: float = 0.001
-
-    def __post_init__(self) -> None:
-        check_weight(self.weight)
-
-    def build_routed(self, routers: Routers) -> RouterZLoss:
-        """Raises UserError for a student without experts."""
-        return RouterZLoss(_some("router_z", routers), self.weight)
-
-
-def _some(loss: str, routers: Routers) -> Routers:
-    if not any(routers.values()):
-        raise UserError(
-            f"loss {loss}: this student has no experts for a router to choose from; leave the loss out, or give "
-            "the student experts"
-        )
-    return routers
-
-
-class RoutedLoss(Loss):
-    """A loss over what routers say, of real tokens.
-
-    routers: by stream, (layer, the router's name within it) and how many experts it has
-    """
-
-    needs_teacher = False
-    names: tuple[str, ...] = ("router",)
-
-    def __init__(self, routers: Routers, weight: float) -> None:
-        super().__init__(weight)
-        self.routers = routers
-        self.places = [(stream, layer, name) for stream, each in routers.items() for layer, name in each]
-        self.counts = [count for each in routers.values() for count in each.values()]
-
-    def item(self, batch: Batch) -> str:
-        return "tokens"
-
-    def student_captures(self) -> Captures:
-        found: dict[str, dict[int, set[str]]] = {}
-        for stream, layer, name in self.places:
-            wanted = found.setdefault(stream, {}).setdefault(layer, set())
-            wanted |= {kind + name for kind in self.names}
-        return {
-            stream: Capture(mixers={layer: frozenset(names) for layer, names in layers.items()})
-            for stream, layers in found.items()
-        }
-
-    def said(self, signals: Signals, kind: str) -> list[Tensor]:
-        """Of each router a tensor (B, L, ...)."""
-        streams = signals.student.streams
-        return [streams[stream].mixers[layer][kind + name] for stream, layer, name in self.places]
-
-    def real(self, signals: Signals) -> list[Tensor]:
-        """Of each router 1 for real tokens and 0 for padding, (B, L)."""
-        found = []
-        for (stream, _, _), logits in zip(self.places, self.said(signals, "router"), strict=True):
-            mask = signals.student.streams[stream].mask
-            ones = torch.ones_like(logits[..., 0])
-            found.append(ones if mask is None else ones * mask)
-        return found
+        return BalanceLoss(some("balance", routers), self)
 
 
 class BalanceLoss(RoutedLoss):
@@ -171,9 +96,3 @@ def _record(probabilities: Tensor, chosen: Tensor, within: Tensor, real: Tensor,
     dropped = (~within * each).sum()
     entropy = (torch.special.entr(probabilities).sum(dim=-1) * real).sum().float()
     return torch.cat([load, torch.stack([dropped, entropy])])
-
-
-class RouterZLoss(RoutedLoss):
-    def forward(self, signals: Signals) -> Term:
-        said = zip(self.said(signals, "router"), self.real(signals), strict=True)
-        return Term(torch.stack([(x.logsumexp(dim=-1).square() * real).sum() for x, real in said]).mean())

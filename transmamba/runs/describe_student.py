@@ -192,7 +192,12 @@ def _mamba(mixer: Any) -> dict[str, Any]:
 def _behind(config: Any, layer: Any, norm: str) -> list[dict[str, Any]]:
     """What a hybrid's layer has behind its mixer: an MLP, experts, or nothing."""
     gated = getattr(config, "mlp", "swiglu") == "swiglu"
-    found = {"norm": norm, "neurons": layer.neurons, "gated": gated, "activation": "silu" if gated else "relu"}
+    found = {
+        "norm": norm,
+        "neurons": layer.neurons,
+        "gated": gated,
+        "activation": "silu" if gated else "relu",
+    }
     if layer.routes:
         shape = experts_shape(config)
         weights = "sum of 1" if shape.normalised else "probability"

@@ -24,9 +24,9 @@ Projection = Literal["conv", "gate", "out"]
 @dataclass(frozen=True, kw_only=True)
 class MoeMamba(Saved):
     """MoE-Mamba (arXiv 2401.04081): a Mamba layer, then experts of which a router chooses one by its raw
-    probability, each behind a norm of its own; no positions. Its text was not read first-hand: what is its, and
-    what ours (docs/experts.md). Nothing is taken from a teacher's weights; with one (`init: null`) the words
-    are the teacher's. Saved with its code: transformers loads it with trust_remote_code=True.
+    probability, each behind a norm of its own; no positions. Its text was not read first-hand: what is its,
+    and what ours (docs/experts.md). Nothing is taken from a teacher's weights; with one (`init: null`) the
+    words are the teacher's. Saved with its code: transformers loads it with trust_remote_code=True.
 
     experts:  of a layer; 1: an MLP of as many neurons in their place, the control of equal active parameters;
         0: a second Mamba layer there, pure Mamba, which at 3 * width neurons has nearly as many, too
@@ -36,8 +36,8 @@ class MoeMamba(Saved):
     variant:  `sequential`; `parallel`: the experts read what Mamba reads; `inner`: experts are within every
         first of two Mamba layers, in the place of its projections `within`
     within:   of those to the convolution, to the gate and out of the layer, of the variant `inner`
-    capacity: in training an expert takes so many times its even share of a micro-batch's tokens and no more; null:
-        however many choose it. Never in evaluation
+    capacity: in training an expert takes so many times its even share of a micro-batch's tokens and no more;
+        null: however many choose it. Never in evaluation
     expand, state, conv: Mamba's inner channels a channel, states a channel, taps
     tokenizer: without a teacher: `bytes`, or a folder or id of transformers with one
     """
@@ -68,7 +68,9 @@ class MoeMamba(Saved):
         if self.variant == "inner" and self.experts < 2:
             problems.append(f"experts is {self.experts} of variant inner; write at least 2")
         if self.variant == "parallel" and not self.experts:
-            problems.append("experts is 0 of variant parallel, which then has nothing beside Mamba; write 1 or more")
+            problems.append(
+                "experts is 0 of variant parallel, which then has nothing beside Mamba; write 1 or more"
+            )
         if not self.within or len(set(self.within)) < len(self.within):
             problems.append(f"within is {list(self.within)}; write some of conv, gate and out, each once")
         refuse_all([*problems, *capacity_problems(self.capacity)])
@@ -126,6 +128,6 @@ def _words(view: Any) -> int:
     tower = view.towers.get("decoder")
     if tower is None:
         raise UserError(
-            f"student moe_mamba reads texts; this teacher has {', '.join(view.towers)}; write a language model"
+            f"student moe_mamba reads texts; this teacher has {', '.join(view.towers)}; take a language model"
         )
     return int(tower.embedding.weight.shape[0])

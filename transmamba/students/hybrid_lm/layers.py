@@ -106,6 +106,7 @@ class HybridLayer(nn.Module):
         self.input_layernorm = RMSNorm(width, eps, multiplied=True)
         self._half_life = half_life
         self.mamba1 = kind in ("mamba", "switch_mamba")
+        self.mamba: Any
         if self.mamba1:
             self.mamba = mamba1(config, kind)
         elif self.scans:
@@ -174,7 +175,9 @@ class HybridLayer(nn.Module):
         """Names of its routers in its record, and how many experts each has."""
         found = {"": getattr(self, self._mlp).shape.count} if self.routes and self._mlp else {}
         if self.kind == "switch_mamba":
-            found |= {f"_{name}": getattr(self.mamba, f"{name}_proj").shape.count for name in self.mamba.switched}
+            found |= {
+                f"_{name}": getattr(self.mamba, f"{name}_proj").shape.count for name in self.mamba.switched
+            }
         return found
 
 

@@ -51,8 +51,8 @@ class HybridStudent(Carried, nn.Module):
     mixers:    how new Mamba-2 layers begin, see `names.HybridLM`
     window_dropout: of layers with a window and a scan, see `names.HybridLM`
     capacity:  of experts in training, see `layers.experts`
-    router_std: of the numbers that routers begin with, and `redrawn`, the share of experts' neurons that `plan`
-        draws anew, see `upcycled.Upcycled`
+    router_std: of the numbers that routers begin with, and `redrawn`, the share of experts' neurons that
+        `plan` draws anew, see `upcycled.Upcycled`
     """
 
     def __init__(

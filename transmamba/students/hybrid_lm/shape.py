@@ -207,9 +207,11 @@ def check_upcycled(view: View) -> None:
     if not mlps:
         raise UserError(
             f"student.experts are made of a teacher's MLPs, and this one has none, but "
-            f"{', '.join(sorted(set(tower.kinds))) or 'no layer'}; leave experts out, or choose another teacher"
+            f"{', '.join(sorted(set(tower.kinds))) or 'no layer'}; leave experts out, or take another teacher"
         )
-    if any(part is not None and part.bias is not None for mlp in mlps for part in (mlp.gate, mlp.up, mlp.down)):
+    if any(
+        part is not None and part.bias is not None for mlp in mlps for part in (mlp.gate, mlp.up, mlp.down)
+    ):
         raise UserError("student.experts have no biases, which the teacher's MLPs have; leave experts out")
 
 

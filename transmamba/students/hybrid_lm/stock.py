@@ -121,7 +121,9 @@ def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
         name: tensor
         for name, tensor in model.state_dict().items()
         if tensor.numel()
-        and not any(name.startswith(f"model.layers.{depth + extra}.") for extra in range(_nulls(model.config)))
+        and not any(
+            name.startswith(f"model.layers.{depth + extra}.") for extra in range(_nulls(model.config))
+        )
     }
     made.load_state_dict(own, strict=True, assign=True)
     if model.config.tie_word_embeddings:

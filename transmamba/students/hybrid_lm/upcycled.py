@@ -14,8 +14,9 @@ class Upcycled:
     """Experts in the place of the teacher's MLPs, each a copy of one (sparse upcycling, arXiv 2212.05055).
 
     count:      experts of a layer
-    routing:    `topk_norm`: a token's experts have weights that are brought to a sum of 1, so that the student
-        begins as it would with the teacher's MLPs, exactly; `switch`: one expert, by its raw probability times
+    routing:    `topk_norm`: a token's experts have weights that are brought to a sum of 1, so that the
+        student begins as it would with the teacher's MLPs, exactly; `switch`: one expert, by its raw
+        probability times
         count, a factor that stays: nearly so, the nearer the smaller `router_std` is
     each:       experts of a token; left out: 2, of switch 1
     router_std: of the numbers that routers begin with; left out: 0.02, of switch 0.001
@@ -23,8 +24,8 @@ class Upcycled:
         the MLP's matrices, other ones in each expert, so that experts differ from the start (Drop-Upcycling,
         arXiv 2502.19261, has 0.5). The student then begins as another function
     every:      1: all layers' MLPs; 2: every second, the others stay
-    capacity:   in training, how many times its even share of a micro-batch's tokens an expert takes at most, at
-        least 1; what is beyond is dropped. Left out: none is
+    capacity:   in training, how many times its even share of a micro-batch's tokens an expert takes at most,
+        at least 1; what is beyond is dropped. Left out: none is
     """
 
     count: int = 8
@@ -54,7 +55,7 @@ class Upcycled:
             return [f"each is {self.each}, but switch has 1 expert a token; leave it out"] if wrong else []
         if self.each == 1:
             return [
-                "each is 1, with a weight that is brought to a sum of 1 and so is 1 whatever the router says, "
+                "each is 1, with a weight that is brought to a sum of 1 and is 1 whatever the router says, "
                 "so that nothing trains it; write at least 2, or routing switch"
             ]
         if self.chosen < 2 or self.chosen > max(self.count, 2):

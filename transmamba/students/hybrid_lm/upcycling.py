@@ -1,8 +1,8 @@
 """Which of a teacher's MLPs each expert takes.
 
-Sparse upcycling (arXiv 2212.05055): every expert is a copy. Drop-Upcycling (arXiv 2502.19261): a share of each
-copy's neurons is drawn anew, from the statistics of the MLP's own matrices. Neither text was read first-hand;
-that a neuron's gate, up and down are drawn together, and other ones in each expert, is ours.
+Sparse upcycling (arXiv 2212.05055): every expert is a copy. Drop-Upcycling (arXiv 2502.19261): a share of
+each copy's neurons is drawn anew, from the statistics of the MLP's own matrices. Neither text was read
+first-hand; that a neuron's gate, up and down are drawn together, and other ones in each expert, is ours.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _redrawn(neurons: Tensor, share: float, layer: int, expert: int) -> tuple[Te
 
 
 def _with_new(weight: Tensor, neurons: Tensor, axis: int, generator: torch.Generator) -> Tensor:
-    """The matrix, with these of its rows (axis 0) or columns (1) from normals of its own mean and deviation."""
+    """The matrix, with these of its rows (axis 0) or columns (1) from normals of its own mean and
+    deviation."""
     if not len(neurons):
         return weight
     like = weight.detach().float()

@@ -20,7 +20,8 @@ class HybridConfig(PretrainedConfig):
     mamba_n_heads, mamba_d_head, mamba_n_groups, mamba_d_state, mamba_d_conv: of those layers: heads, their
         channels, heads of B and C, states, taps
 
-    mamba_expand, mamba_d_state, mamba_d_conv: of layers of mamba and switch_mamba, which have Mamba's own mixer
+    mamba_expand, mamba_d_state, mamba_d_conv: of layers of mamba and switch_mamba, which have Mamba's own
+        mixer
     mlp: what stands behind mixers, one of MLPS; relu has no gate, and neither has a bias
     parallel: whether it reads the stream that the mixer reads
     num_experts: of each of `expert_layers`, whose MLP they take the place of, and of each of the projections

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Experts of which a router chooses some for each token; none is dropped here. Shapes: N tokens of D channels,
-E experts of F neurons, k of them a token."""
+"""Experts of which a router chooses some for each token; none is dropped here. Shapes: N tokens of D
+channels, E experts of F neurons, k of them a token."""
 
 from typing import Any
 
@@ -23,8 +23,8 @@ class HybridRouter(nn.Module):
 
 
 class _Bank(nn.Module):
-    """All experts' weights by the names that transformers' implementations of experts read; its own forward is
-    `eager`."""
+    """All experts' weights by the names that transformers' implementations of experts read; its own forward
+    is `eager`."""
 
     up = ""
 

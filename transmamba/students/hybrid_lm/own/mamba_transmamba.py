@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mamba (arXiv 2312.00752), token after token. Shapes: B rows, T new tokens, D channels, I inner channels of N
-states, K taps."""
+"""Mamba (arXiv 2312.00752), token after token. Shapes: B rows, T new tokens, D channels, I inner channels of
+N states, K taps."""
 
 import math
 from typing import Any

@@ -31,10 +31,10 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = HybridRMSNorm(config.hidden_size, config.rms_norm_eps)
         kind = config.layer_kinds[layer]
         self.scans = kind in ("linear_attention", "mamba", "switch_mamba")
-        if kind == "linear_attention":
-            self.mamba = HybridMamba2(config, layer)
-        elif self.scans:
-            self.mamba = HybridMamba(config, layer)
+        if self.scans:
+            self.mamba: nn.Module = (HybridMamba2 if kind == "linear_attention" else HybridMamba)(
+                config, layer
+            )
         else:
             self.self_attn = HybridAttention(config, layer)
         self.parallel = config.parallel
