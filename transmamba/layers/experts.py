@@ -194,10 +194,11 @@ class Experts(nn.Module):
         capacity = self.capacity if self.training else None
         routed = route(self.router(x), self.shape, capacity, real)
         tokens, weights = x.flatten(0, 1), routed.weights.flatten(0, 1)
-        return self._run(tokens, routed.chosen.flatten(0, 1), weights).view_as(x).to(x.dtype), routed
+        return self.products(tokens, routed.chosen.flatten(0, 1), weights).view_as(x).to(x.dtype), routed
 
-    def _run(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """Grouped products know no autocast: weights are brought to its type here."""
+    def products(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Of tokens (N, D) what the experts `chosen` (N, k) say, with these weights, (N, D). Grouped
+        products know no autocast: weights are brought to its type here."""
         kind, own = tokens.device.type, dict[str, Tensor](self.experts.named_parameters())
         dtype = self.experts.down_proj.dtype
         if torch.is_autocast_enabled(kind):
