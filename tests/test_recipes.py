@@ -84,11 +84,16 @@ def test_recipe_says_how_it_is_run(path: Path) -> None:
 
 PAIRED = [path for path in RECIPES if path.stem.startswith("clip_")]
 WRITTEN = [path for path in RECIPES if "_to_hybrid" in path.stem]
+BYTES = [path for path in RECIPES if path.stem == "moe_mamba"]
 ASKED = [path for path in RECIPES if path.stem.startswith("llava_") and "_debug" not in path.stem]
 ADAPTED = [path for path in RECIPES if "_adapter" in path.stem]
 LEARNT = [path for path in RECIPES if path.stem.startswith("icl_")]
-# over stories260K: test_llava_debug.py runs them
-ELSEWHERE = [path for path in RECIPES if path.stem.startswith("llava_") and "_debug" in path.stem]
+# over stories260K: test_llava_debug.py runs them; test_moe_debug.py the last
+ELSEWHERE = [
+    path
+    for path in RECIPES
+    if (path.stem.startswith("llava_") and "_debug" in path.stem) or path.stem == "moe_mamba_debug"
+]
 
 
 @pytest.mark.parametrize("path", PAIRED, ids=name_of)
@@ -205,6 +210,23 @@ def test_recipe_of_an_adapter_trains(path: Path, tmp_path: Path) -> None:
     assert not hasattr(transmamba.load_student(tmp_path / "run"), "tuned")
 
 
+@pytest.mark.parametrize("path", BYTES, ids=name_of)
+def test_recipe_of_bytes_trains(path: Path, tmp_path: Path) -> None:
+    """Two steps on a few sentences, without a teacher, in a narrow form of its student."""
+    recipe = load(path, f"output_dir={tmp_path / 'run'}", "student.width=16", "student.blocks=1")
+    data = Text(train=texts_file(tmp_path / "a.jsonl", TEXTS * 4), test=texts_file(tmp_path / "b.jsonl"))
+    lengths = dict(steps=2, epochs=None, percent=None, samples=None, tokens=None)
+    small = dict(global_batch=2, micro_batch=None, workers=0, eval_every=0, precision="no")
+    recipe = dataclasses.replace(
+        recipe,
+        task=dataclasses.replace(recipe.task, data=data, block=32, cache=str(tmp_path / "tokens")),
+        stages=tuple(dataclasses.replace(stage, **lengths) for stage in recipe.stages),
+        trainer=dataclasses.replace(recipe.trainer, **small),
+    )
+    assert np.isfinite(run_quietly(recipe)["student"]["perplexity"])
+    assert (tmp_path / "run" / "student" / "tokenizer.json").is_file()
+
+
 @pytest.mark.parametrize("path", ASKED, ids=name_of)
 def test_recipe_of_questions_trains(path: Path, tmp_path: Path) -> None:
     """Two steps a stage on small scenes, with a random LLaVA, or a random tower and decoder."""
@@ -267,7 +289,7 @@ def test_recipe_of_functions_trains(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [p for p in RECIPES if p not in (*PAIRED, *WRITTEN, *ASKED, *ADAPTED, *LEARNT, *ELSEWHERE)],
+    [p for p in RECIPES if p not in (*PAIRED, *WRITTEN, *BYTES, *ASKED, *ADAPTED, *LEARNT, *ELSEWHERE)],
     ids=name_of,
 )
 def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

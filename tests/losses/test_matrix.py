@@ -25,6 +25,7 @@ OF_CLASSIFIERS = harness.classifier_losses()
 OF_EMBEDDINGS = ["affinity", "contrastive", "embedding_cosine", "sigmoid"]
 OF_TEXTS = ["mixing_matrix"]
 OF_POINTS = ["prediction", "teacher_prediction"]
+OF_EXPERTS = ["balance", "router_z"]
 BATCH = 6
 # The least a loss can be: where the student says what the teacher (for cross-entropy: the label) says.
 PERFECT: dict[str, float] = {
@@ -48,7 +49,8 @@ def terms_of(distiller: Distiller, size: int = BATCH) -> Term:
 
 def test_every_loss_states_its_least_value() -> None:
     assert sorted(PERFECT) == OF_CLASSIFIERS, "say in PERFECT what a new loss is for a perfect student"
-    assert sorted([*PERFECT, *OF_EMBEDDINGS, *OF_TEXTS, *OF_POINTS]) == sorted(LOSSES)
+    families = [*OF_EMBEDDINGS, *OF_TEXTS, *OF_POINTS, *OF_EXPERTS]
+    assert sorted([*PERFECT, *families]) == sorted(LOSSES)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transmamba import UserError, adapt_teacher, inspect, load_student, save_student
 from transmamba.ecosystems.find import card_of
 from transmamba.students.hybrid_lm.model import HybridStudent
+from transmamba.students.hybrid_lm.upcycled import Upcycled
 from transmamba.subcloning.checkpoint import convert_checkpoint
 
 WINDOW, SINKS = 6, 2
@@ -29,6 +30,11 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "pure, normed": ("Qwen3 (q/k norms)", "hybrid_lm", dict(attention_layers=[])),
     "window and scan": ("SmolLM (tied)", "hybrid_lm", dict(attention_layers=[1], **NEARBY)),
     "window and scan, normed": ("Qwen3 (q/k norms)", "hybrid_lm", dict(attention_layers=[], **NEARBY)),
+    "switch experts": (
+        "SmolLM (tied)",
+        "hybrid_lm",
+        dict(attention_layers=[1], experts=Upcycled(count=3, routing="switch", every=2)),
+    ),
     "hybrid, biases": ("Qwen2 (QKV biases)", "hybrid_lm", dict(attention_layers=[2], architecture="own")),
 }
 ALONE = """

@@ -63,6 +63,18 @@ def add_decode(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
 
 
+def add_experts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--experts", type=_words, default="4,8,16,32", help="how many (4,8,16,32)")
+    parser.add_argument("--width", type=int, default=512, help="channels of a token (512)")
+    parser.add_argument("--neurons", type=int, default=1536, help="of an expert (1536)")
+    parser.add_argument("--each", type=int, default=1, help="experts of a token (1)")
+    parser.add_argument("--gated", action="store_true", help="silu(gate) * up instead of relu(up)")
+    parser.add_argument("--tokens", type=int, help="of a batch; 65536 on a GPU, else 1024 if left out")
+    parser.add_argument("--precision", default="bf16", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
+    _add_common(parser)
+
+
 def add_kernels(parser: argparse.ArgumentParser) -> None:
     from transmamba_kernels.bench import add_arguments
 
@@ -153,6 +165,29 @@ def run_decode(arguments: argparse.Namespace) -> int:
             print(f"Mamba-2 by {row['kernels']}, {row['precision']}{''.join(f', {way}' for way in ways)}")
             print(decode_line(dict.fromkeys(COLUMNS)), flush=True)
         print(decode_line(row), flush=True)
+    return 0
+
+
+def run_experts(arguments: argparse.Namespace) -> int:
+    from ..bench.experts import COLUMNS, bench_experts, experts_line
+
+    rows = bench_experts(
+        _whole(arguments.experts, "--experts", "4,8,16"),
+        width=arguments.width,
+        neurons=arguments.neurons,
+        each=arguments.each,
+        gated=arguments.gated,
+        tokens=arguments.tokens,
+        steps=arguments.steps,
+        device=arguments.device,
+        precision=arguments.precision,
+    )
+    if arguments.json:
+        print(json.dumps(list(rows), indent=2))
+        return 0
+    print(experts_line(dict.fromkeys(COLUMNS)), flush=True)
+    for row in rows:
+        print(experts_line(row), flush=True)
     return 0
 
 

@@ -48,6 +48,7 @@ class Verbs:
 BENCH = {
     "recipe": Verb("time a recipe's step beside plain training", bench.add_recipe, bench.run_recipe),
     "inference": Verb("time students beside their teacher", bench.add_inference, bench.run_inference),
+    "experts": Verb("time experts beside an MLP of as much work", bench.add_experts, bench.run_experts),
     "decode": Verb("time a hybrid language model beside its teacher", bench.add_decode, bench.run_decode),
     "kernels": Verb("time kernels, beside others where installed", bench.add_kernels, bench.run_kernels),
 }

@@ -51,17 +51,19 @@ def _windows(taught: Tower) -> dict[int, int]:
     return {s: window for s, window in found.items() if window is not None}
 
 
-def build_losses(losses: Sequence[Any], geometry: Geometry | None) -> dict[str, Loss]:
+def build_losses(
+    losses: Sequence[Any], geometry: Geometry | None, student: nn.Module | None = None
+) -> dict[str, Loss]:
     """Each loss by its name, numbered where it comes again, with its stream where it has one for each of
     several.
 
-    losses: names, or configurations. One with `build_stream` is about a stream, any other about the whole
-        model.
+    losses: names, or configurations. One with `build_stream` is about a stream, one with `build_routed` about
+        the student's routers (its `routers`), any other about the whole model.
     """
     built: dict[str, Loss] = {}
     for item in losses:
         config = LOSSES[item]() if isinstance(item, str) else item
-        for suffix, loss in _build(config, geometry):
+        for suffix, loss in _build(config, geometry, student):
             name, number = f"{config.name}{suffix}", 2
             while name in built:
                 name, number = f"{config.name}_{number}{suffix}", number + 1
@@ -71,7 +73,9 @@ def build_losses(losses: Sequence[Any], geometry: Geometry | None) -> dict[str, 
     return built
 
 
-def _build(config: Any, geometry: Geometry | None) -> Iterable[tuple[str, Loss]]:
+def _build(config: Any, geometry: Geometry | None, student: nn.Module | None) -> Iterable[tuple[str, Loss]]:
+    if hasattr(config, "build_routed"):
+        return [("", config.build_routed(getattr(student, "routers", {})))]
     if not hasattr(config, "build_stream"):
         return [("", config.build(geometry))]
     streams = {} if geometry is None else dict(geometry.streams)

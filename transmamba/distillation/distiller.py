@@ -59,7 +59,7 @@ class Distiller(nn.Module):
         self.token_fraction, self.seed = token_fraction, seed
         self.apart = False  # whether a layer's weights are there only while it is called (FSDP2, ZeRO)
         geometry = geometry_of(student, self.teacher)
-        self.losses = nn.ModuleDict(build_losses(losses, geometry))
+        self.losses = nn.ModuleDict(build_losses(losses, geometry, student))
         needy = [name for name, loss in self._losses().items() if loss.needs_teacher]
         if self.teacher is None and needy:
             raise UserError(f"losses {', '.join(needy)} need a teacher; give one, or use cross_entropy alone")

@@ -13,6 +13,7 @@ from typing import Any
 from ..core.text import Message, TextOnly
 from ..errors import UserError
 from . import decoders
+from .byte_tokenizer import BYTES, byte_tokenizer
 from .chat_parts import of_text
 from .sources import Source
 
@@ -26,7 +27,7 @@ _SAID = "w5x7"
 class HuggingFaceTokenizer:
     """A `core.text.LanguageTokenizer`. Equal to another that makes the same numbers, wherever both lie.
 
-    name:     a folder, an id, or a .gguf file that holds it
+    name:     a folder, an id, or a .gguf file that holds it; bytes for a token each
     context:  of its model
     revision: branch, tag or commit on the Hub, of an id
     added:    words that stand for themselves, added behind its own where it lacks them
@@ -187,7 +188,7 @@ class _Made:
 
 @functools.lru_cache(maxsize=8)
 def _make(name: str, revision: str | None, added: tuple[str, ...]) -> _Made:
-    library = decoders.load_tokenizer(_source(name, revision))
+    library = byte_tokenizer() if name == BYTES else decoders.load_tokenizer(_source(name, revision))
     if lacking := [word for word in added if word not in library.get_vocab()]:
         library.add_tokens(lacking, special_tokens=True)
     numbers = library.get_vocab()

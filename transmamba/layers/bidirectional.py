@@ -56,7 +56,7 @@ class BidirectionalMamba(nn.Module):
             self.add_module(f"conv1d{suffix}", nn.Conv1d(inner, inner, d_conv, groups=inner))
             self.add_module(f"x_proj{suffix}", nn.Linear(inner, rank + 2 * d_state, bias=False))
             self.add_module(f"dt_proj{suffix}", nn.Linear(rank, inner))
-            _init_delta(getattr(self, f"dt_proj{suffix}"))
+            init_delta(getattr(self, f"dt_proj{suffix}"))
         states = torch.arange(1, d_state + 1, dtype=torch.float32).repeat(inner, 1)
         self.A_log = nn.Parameter(states.log())
         self.A_b_log = nn.Parameter(states.log())
@@ -166,7 +166,7 @@ class BidirectionalMamba(nn.Module):
         )
 
 
-def _init_delta(linear: nn.Linear) -> None:
+def init_delta(linear: nn.Linear) -> None:
     """Mamba's initialisation: softplus(bias) log-uniform in 0.001..0.1, weights uniform in +-rank^-1/2."""
     bound = linear.in_features**-0.5
     nn.init.uniform_(linear.weight, -bound, bound)

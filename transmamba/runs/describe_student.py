@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..students.hybrid_lm.architectures import head_size_of, normalises
+from ..students.hybrid_lm.mlps import experts_shape
 from ..students.hybrid_lm.model import HybridStudent
 from ..students.llava.model import LlavaStudent
 from ..students.ssd_vit.model import SSDVisionTransformer
@@ -128,7 +129,8 @@ def _text_mamba(text: TextMamba) -> dict[str, Any]:
 def _hybrid(model: HybridStudent) -> dict[str, Any]:
     config, count = model.config, model.num_layers
     blocks = [_hybrid_layer(model, k) for k in range(count)]
-    kind = {0: "mamba2", count: KEPT}.get(len(model.attention_layers), "hybrid")
+    scan = "mamba2" if "linear_attention" in model.kinds or model.attention_layers else "mamba"
+    kind = {0: scan, count: KEPT}.get(len(model.attention_layers), "hybrid")
     return {
         "kind": WINDOW if "window_attention" in model.kinds else kind,
         "reads": "text",
@@ -150,7 +152,9 @@ def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
     norm = f"RMSNorm {config.rms_norm_eps:g}"
     qk_norm = norm if normalises(config) else "none"
     mixer: dict[str, Any]
-    if not layer.scans:
+    if layer.mamba1:
+        mixer = {"norm": norm, **_mamba(layer.mamba)}
+    elif not layer.scans:
         mixer = {
             "kind": "attention",
             "norm": norm,
@@ -175,8 +179,31 @@ def _hybrid_layer(model: HybridStudent, k: int) -> list[dict[str, Any]]:
             "directions": 1,
             "qk_norm": qk_norm,
         }
-    neurons = layer.neurons
-    return [mixer, {"kind": "mlp", "norm": norm, "neurons": neurons, "gated": True, "activation": "silu"}]
+    return [mixer, *_behind(config, layer, norm)]
+
+
+def _mamba(mixer: Any) -> dict[str, Any]:
+    taps = mixer.conv1d.weight.shape[-1]
+    found = {"kind": "mamba", "channels": mixer.inner, "state": mixer.d_state, "convolution": taps}
+    within = {"experts_within": list(mixer.switched)} if mixer.switched else {}
+    return {**found, "directions": 1, **within}
+
+
+def _behind(config: Any, layer: Any, norm: str) -> list[dict[str, Any]]:
+    """What a hybrid's layer has behind its mixer: an MLP, experts, or nothing."""
+    gated = getattr(config, "mlp", "swiglu") == "swiglu"
+    found = {
+        "norm": norm,
+        "neurons": layer.neurons,
+        "gated": gated,
+        "activation": "silu" if gated else "relu",
+    }
+    if layer.routes:
+        shape = experts_shape(config)
+        weights = "sum of 1" if shape.normalised else "probability"
+        routing = {"experts": shape.count, "each": shape.each, "weights": weights, "scale": shape.scale}
+        return [{"kind": "experts", **found, **routing}]
+    return [] if getattr(config, "mlp", "swiglu") == "none" else [{"kind": "mlp", **found}]
 
 
 def _vim(layer: Any) -> dict[str, Any]:

@@ -177,7 +177,8 @@ class Pipeline:
         if teacher is None or not isinstance(student, Student):
             return
         geometry = geometry_of(student, teacher)
-        losses = [loss for stage, _ in self.stages for loss in build_losses(stage.losses, geometry).values()]
+        built = [build_losses(stage.losses, geometry, student) for stage, _ in self.stages]
+        losses = [loss for each in built for loss in each.values()]
         self.aligners = make_aligners(student, teacher, losses, kept)
         if any(loss.standardises for loss in losses) and not resumed:
             self.aligners.to(self.accelerator.device)

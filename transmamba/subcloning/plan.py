@@ -18,6 +18,7 @@ class Take:
     """One student tensor (or the part `into` of it) taken from one teacher tensor.
 
     index: per dimension of the source, the positions to take (repeats allowed) or None for all of them
+    into:  a slice of its first axis, or of several
     scale: a factor, or one per kept position of the last dimension
     made:  what the plan itself did to the source before that
     layer: the student layer it belongs to; None for embeddings, final norm and head
@@ -27,7 +28,7 @@ class Take:
     source: str
     tensor: Tensor
     index: tuple[Tensor | None, ...] = ()
-    into: slice | None = None
+    into: slice | tuple[int | slice, ...] | None = None
     scale: Tensor | float = 1.0
     layer: int | None = None
     made: Kind = "copied"

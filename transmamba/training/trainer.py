@@ -280,9 +280,9 @@ class Trainer:
         row["seconds"] = round(self.progress.seconds, 3)
         row |= window.means()
         for name, part in window.part_means().items():
-            labels = self.strategy.distiller.losses[name].part_names()  # type: ignore[operator]
-            for label, value in zip(labels, part.flatten().tolist(), strict=True):
-                row[f"similarity/{name}/{label}"] = value
+            loss: Any = self.strategy.distiller.losses[name]
+            for label, value in zip(loss.part_names(), part.flatten().tolist(), strict=True):
+                row[f"{getattr(loss, 'logged', 'similarity')}/{name}/{label}"] = value
         row["lr"] = max(group["lr"] for group in self.strategy.optimizer.param_groups)
         row["grad_norm"] = window.grad_norm / window.steps
         row |= window.rates()

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...errors import UserError
+from .upcycled import Upcycled
 
-Kind = Literal["full_attention", "window_attention", "window_mamba", "linear_attention"]
+Kind = Literal[
+    "full_attention", "window_attention", "window_mamba", "linear_attention", "mamba", "switch_mamba"
+]
 # how Mamba-2 layers begin
 Mixers = Literal["attention", "mamba2", "random"]
 
@@ -32,6 +35,7 @@ class Architecture:
     fused:    whether the MLP's gate and up projections are one matrix
     mlp_bias: whether an MLP may have biases
     rotary:   the class of its rotary positions, in its modelling file
+    experts:  what it calls experts in an MLP's place; None where it has none
     """
 
     model_type: str
@@ -41,6 +45,7 @@ class Architecture:
     fused: bool
     mlp_bias: bool
     rotary: str
+    experts: str | None = None
 
 
 BAMBA = Architecture(
@@ -60,6 +65,7 @@ GRANITE = Architecture(
     fused=True,
     mlp_bias=False,
     rotary="GraniteMoeHybridRotaryEmbedding",
+    experts="block_sparse_moe",
 )
 # the class of our own, saved with its code
 OWN = Architecture(
@@ -70,6 +76,7 @@ OWN = Architecture(
     fused=False,
     mlp_bias=True,
     rotary="LlamaRotaryEmbedding",
+    experts="mlp",
 )
 ARCHITECTURES: Mapping[str, Architecture] = {"bamba": BAMBA, "granite": GRANITE, "own": OWN}
 
@@ -113,6 +120,7 @@ class Shape:
 
     attention_layers: those that keep attention, by the student's own numbers
     qk_norm: whether queries and keys are normalised, head by head
+    experts: what the MLPs become; None where they stay
     special: of the teacher's configuration, as it is: bos_token_id ...
     """
 
@@ -131,6 +139,7 @@ class Shape:
     rope: Mapping[str, Any]
     special: Mapping[str, Any]
     qk_norm: bool = False
+    experts: Upcycled | None = None
 
 
 def make_config(kind: Literal["bamba", "granite"], shape: Shape) -> Any:
@@ -193,16 +202,18 @@ def _bamba(shape: Shape, attention: Sequence[int], common: Mapping[str, Any]) ->
 def _granite(shape: Shape, attention: Sequence[int], common: Mapping[str, Any]) -> Any:
     from transformers import GraniteMoeHybridConfig
 
+    experts = shape.experts
     kinds = ["linear_attention"] * common["num_hidden_layers"]
     for layer in attention:
         kinds[layer] = "full_attention"
     return GraniteMoeHybridConfig(
         **common,
         layer_types=kinds,
-        num_local_experts=0,
-        num_experts_per_tok=0,
+        num_local_experts=experts.count if experts else 0,
+        num_experts_per_tok=experts.chosen if experts else 0,
         intermediate_size=shape.neurons,
-        shared_intermediate_size=shape.neurons,
+        # beside experts the class has an MLP for all tokens, too: one of no neurons adds nothing
+        shared_intermediate_size=0 if experts else shape.neurons,
         position_embedding_type="rope",  # its default is none at all
         rope_parameters=dict(shape.rope),
         attention_multiplier=shape.head_size**-0.5,
@@ -217,6 +228,16 @@ def kinds_of(config: Any) -> tuple[Kind, ...]:
     if architecture_of(config) is OWN:
         return tuple(config.layer_kinds)
     return tuple(config.layers_block_type[: config.num_hidden_layers - getattr(config, OURS)["null"]])
+
+
+def expert_layers(config: Any) -> tuple[int, ...]:
+    """The student's layers that have experts in the place of an MLP."""
+    architecture = architecture_of(config)
+    if architecture.experts is None:
+        return ()
+    if architecture is OWN:
+        return tuple(config.expert_layers)
+    return tuple(range(len(kinds_of(config)))) if config.num_local_experts else ()
 
 
 def rotary_of(config: Any) -> Any:

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...layers.experts import Experts
+from ...layers.mamba1 import CausalMamba
 from ...layers.mixed import Mixed, Want
 from ...views.rope import turned
 from ...views.sublayers import attend
 from .architectures import Kind, Mixers, architecture_of, head_size_of, normalises
 from .far import FarScan
 from .mixer import HybridMixer, decay_log
+from .mlps import ReluMLP, behind
 from .nearby import Reading
-from .norms import GatedSilu, RMSNorm
+from .norms import RMSNorm
 
 PLAIN = Want()
 
@@ -89,56 +92,37 @@ class Attention(nn.Module):
         return 1 if float(torch.rand((), device="cpu")) < self.dropped else int(self.window)
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
-
-    def __init__(self, width: int, neurons: int, bias: bool) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(width, neurons, bias=bias)
-        self.up_proj = nn.Linear(width, neurons, bias=bias)
-        self.down_proj = nn.Linear(neurons, width, bias=bias)
-        self.gate = GatedSilu()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.gate(self.gate_proj(x), self.up_proj(x)))
-
-
-class FusedSwiGLU(nn.Module):
-    """The same with gate and up in one matrix, the gate first."""
-
-    def __init__(self, width: int, neurons: int) -> None:
-        super().__init__()
-        self.input_linear = nn.Linear(width, 2 * neurons, bias=False)
-        self.output_linear = nn.Linear(neurons, width, bias=False)
-        self.gate = GatedSilu()
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.input_linear(x).chunk(2, dim=-1)
-        return self.output_linear(self.gate(gate, up))
-
-
 class HybridLayer(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)); the mixer is `self_attn` or `mamba`."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)); the mixer is `self_attn` or `mamba`. The second may be
+    experts, or missing; of a configuration that says `parallel` both read the same stream.
 
-    def __init__(self, config: Any, kind: Kind, half_life: float, tap: float) -> None:
+    number: its own
+    """
+
+    def __init__(self, config: Any, kind: Kind, half_life: float, tap: float, number: int) -> None:
         super().__init__()
         architecture, width, eps = architecture_of(config), config.hidden_size, config.rms_norm_eps
         self.kind = kind
-        self._mlp_norm, self._mlp = architecture.mlp_norm, architecture.mlp
         self.input_layernorm = RMSNorm(width, eps, multiplied=True)
         self._half_life = half_life
-        if self.scans:
+        self.mamba1 = kind in ("mamba", "switch_mamba")
+        self.mamba: Any
+        if self.mamba1:
+            self.mamba = mamba1(config, kind)
+        elif self.scans:
             self.mamba = HybridMixer(config, half_life, tap)
         else:
             self.self_attn = Attention(config, kind)
-        self.add_module(architecture.mlp_norm, RMSNorm(width, eps, multiplied=True))
         self.neurons = config.shared_intermediate_size if architecture.fused else config.intermediate_size
-        mlp: nn.Module
-        if architecture.fused:
-            mlp = FusedSwiGLU(width, self.neurons)
-        else:
-            mlp = SwiGLU(width, self.neurons, config.mlp_bias)
-        self.add_module(architecture.mlp, mlp)
+        self.parallel = getattr(config, "parallel", False)
+        second = behind(config, number)
+        self._mlp_norm, self._mlp = architecture.mlp_norm, None if second is None else second[0]
+        self.routes = second is not None and isinstance(second[1], Experts)
+        if self.routes:
+            self.neurons = config.intermediate_size
+        if second is not None:
+            self.add_module(architecture.mlp_norm, RMSNorm(width, eps, multiplied=True))
+            self.add_module(*second)
 
     @property
     def scans(self) -> bool:
@@ -152,22 +136,60 @@ class HybridLayer(nn.Module):
 
     @torch.no_grad()
     def begin_(self, mixers: Mixers) -> None:
-        """What of Mamba-2 is no projection."""
-        if self.scans and mixers == "attention":
+        """What of Mamba-2 is no projection; all of Mamba, of experts and of an MLP that is like one."""
+        if self.mamba1:
+            self.mamba.reset_()
+        elif self.scans and mixers == "attention":
             self.mamba.neutral_()
         elif self.scans:
             self.mamba.drawn_()
         elif self.self_attn.far is not None:
             self.self_attn.far.neutral_(decay_log(self._half_life))
+        mlp = None if self._mlp is None else getattr(self, self._mlp)
+        if isinstance(mlp, Experts | ReluMLP):
+            mlp.reset_()
 
     def forward(self, x: Tensor, reading: Reading, want: Want = PLAIN) -> tuple[Tensor, Mixed]:
-        """The stream (B, L, D) after the layer, or what its mixer alone adds, and the mixer's record."""
+        """The stream (B, L, D) after the layer, or what its mixer alone adds, and the record of its mixer and
+        of its experts' router."""
         normed = self.input_layernorm(x)
-        if self.scans:
+        if self.mamba1:
+            mixed = self.mamba(normed, reading.context)
+        elif self.scans:
             mixed = self.mamba(normed, reading.context, want.heads)
         else:
             mixed = self.self_attn(normed, reading)
         if want.alone:
             return mixed.output, mixed
-        x = x + mixed.output
-        return x + getattr(self, self._mlp)(getattr(self, self._mlp_norm)(x)), mixed
+        made = x + mixed.output
+        if self._mlp is None:
+            return made, mixed
+        u = getattr(self, self._mlp_norm)(x if self.parallel else made)
+        if not self.routes:
+            return made + getattr(self, self._mlp)(u), mixed
+        added, routed = getattr(self, self._mlp)(u, reading.context.mask)
+        mixed.parts |= routed.parts()
+        return made + added, mixed
+
+    def routers(self) -> dict[str, int]:
+        """Names of its routers in its record, and how many experts each has."""
+        found = {"": getattr(self, self._mlp).shape.count} if self.routes and self._mlp else {}
+        if self.kind == "switch_mamba":
+            found |= {
+                f"_{name}": getattr(self.mamba, f"{name}_proj").shape.count for name in self.mamba.switched
+            }
+        return found
+
+
+def mamba1(config: Any, kind: Kind) -> CausalMamba:
+    """Mamba as a configuration of the class of our own has it."""
+    within: dict[str, Any] = {}
+    if kind == "switch_mamba":
+        within = {"inner": config.inner_experts, "experts": config.num_experts}
+    return CausalMamba(
+        config.hidden_size,
+        expand=config.mamba_expand,
+        d_state=config.mamba_d_state,
+        d_conv=config.mamba_d_conv,
+        **within,
+    )

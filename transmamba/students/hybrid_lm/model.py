@@ -27,7 +27,9 @@ from ...views.view import Tower, View
 from ..adaptable import Adaptable, own, own_parts
 from ..carried import Carried
 from .architectures import Kind, Mixers, architecture_of, kinds_of, rotary_of
+from .groups import groups_of
 from .layers import HybridLayer
+from .mlps import begin_experts
 from .nearby import Reading
 from .norms import Between, RMSNorm
 from .plan import plan
@@ -49,6 +51,9 @@ class HybridStudent(Adaptable, Carried, nn.Module):
     fitted:    whether `calibrate_` chooses each head's half-life and skip
     mixers:    how new Mamba-2 layers begin, see `names.HybridLM`
     window_dropout: of layers with a window and a scan, see `names.HybridLM`
+    capacity:  of experts in training, see `layers.experts`
+    router_std: of the numbers that routers begin with, and `redrawn`, the share of experts' neurons that
+        `plan` draws anew, see `upcycled.Upcycled`
     """
 
     def __init__(
@@ -60,12 +65,16 @@ class HybridStudent(Adaptable, Carried, nn.Module):
         fitted: bool = False,
         mixers: Mixers = "attention",
         window_dropout: float = 0.0,
+        capacity: float | None = None,
+        router_std: float | None = None,
+        redrawn: float = 0.0,
     ) -> None:
         super().__init__()
+        self.redrawn = redrawn
         self.fitted, self.mixers, self.window_dropout = fitted, mixers, window_dropout
         self.config, architecture = config, architecture_of(config)
         self.layout: Layout = layout.Sequence()
-        layers = [HybridLayer(config, kind, half_life, tap) for kind in kinds_of(config)]
+        layers = [HybridLayer(config, kind, half_life, tap, k) for k, kind in enumerate(kinds_of(config))]
         self.model = nn.ModuleDict(
             {
                 "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
@@ -80,6 +89,7 @@ class HybridStudent(Adaptable, Carried, nn.Module):
         self._rope = Rope(rotary.inv_freq.float(), float(rotary.attention_scaling))
         self.grad_checkpointing = False
         self._begin()
+        begin_experts(self, capacity, router_std)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model["embed_tokens"].weight  # type: ignore[assignment]
 
@@ -110,6 +120,12 @@ class HybridStudent(Adaptable, Carried, nn.Module):
     def attention_layers(self) -> tuple[int, ...]:
         """Those that keep the teacher's attention."""
         return tuple(k for k, kind in enumerate(self.kinds) if kind == "full_attention")
+
+    @property
+    def routers(self) -> dict[str, dict[tuple[int, str], int]]:
+        """By stream, of each layer's routers how many experts they choose from."""
+        every = ((k, layer.routers()) for k, layer in enumerate(self._layers))
+        return {"decoder": {(k, name): count for k, found in every for name, count in found.items()}}
 
     @property
     def vocabulary(self) -> int:
@@ -250,17 +266,7 @@ class HybridStudent(Adaptable, Carried, nn.Module):
             calibrate(self, walk, kinds, texts, layers, kept)
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
-        mlp = f".{architecture_of(self.config).mlp}."
-        kept = tuple(f"model.layers.{k}." for k in self.attention_layers)
-        head = "model.embed_tokens." if self.config.tie_word_embeddings else "lm_head."
-        return {
-            "mixers": lambda name: _in_mixer(name) and not name.startswith(kept),
-            "attention": lambda name: _in_mixer(name) and name.startswith(kept),
-            "mlp": lambda name: mlp in name,
-            "embedding": lambda name: name.startswith("model.embed_tokens."),
-            "head": lambda name: name.startswith(head),
-            "norms": lambda name: name.endswith("norm.weight") and not _in_mixer(name),
-        }
+        return groups_of(self)
 
     def units(self) -> list[nn.Module]:
         return list(self._layers)
@@ -291,8 +297,3 @@ class HybridStudent(Adaptable, Carried, nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """config.json, safetensors, generation_config.json, and the tokenizer where there is one."""
         save(self, Path(folder))
-
-
-def _in_mixer(name: str) -> bool:
-    """Whether a parameter is part of Mamba-2 or of attention."""
-    return ".mamba." in name or ".self_attn." in name

@@ -16,6 +16,7 @@ from ...errors import UserError, refuse_all
 from ..saved import Saved
 from .architectures import ARCHITECTURES, Mixers, make_config
 from .selected import LayersFile, Pattern
+from .upcycled import Upcycled
 
 # tokens: of a scan that has all to remember, and of one behind a window
 _HALF_LIFE, _BEHIND = 8.0, 1024.0
@@ -53,6 +54,9 @@ class HybridLM(Saved):
         teacher's attention; the layer's scan is then of all that has left the window (docs/language.md).
         0 for none. Needs the class of `own`
     sinks:     how many of the first tokens of its document it reads exactly as well
+    experts:   what the teacher's MLPs become, each in its own layer; left out: they stay. Saved as a
+        GraniteMoeHybrid, or with the code of `own` where that holds no such experts (`switch`, every second
+        layer, no layer with attention, a Qwen3)
     window_dropout: how likely a window is to shrink to the token itself in a micro-batch of training, at the
         beginning of a stage; from there it falls to 0 at its end
     """
@@ -74,6 +78,7 @@ class HybridLM(Saved):
     window: int = 0
     sinks: int = 0
     window_dropout: float = 0.0
+    experts: Upcycled | None = None
 
     def __post_init__(self) -> None:
         problems = problems_of(self.attention_layers, self.depth)
@@ -93,7 +98,19 @@ class HybridLM(Saved):
                 f"mixers is {self.mixers}, whose decays and convolutions are drawn; leave half_life and "
                 "conv_tap out"
             )
-        refuse_all([*problems, *self._window_problems()])
+        refuse_all([*problems, *self._window_problems(), *self._expert_problems()])
+
+    def _expert_problems(self) -> list[str]:
+        """What of experts the architecture that is asked for does not hold."""
+        experts = self.experts
+        if experts is None or self.architecture not in ("bamba", "granite"):
+            return []
+        if self.architecture == "bamba":
+            return ["experts are given, which bamba has no place for; write architecture auto"]
+        if experts.routing == "switch" or experts.every > 1:
+            said = f"routing {experts.routing}, every {experts.every}"
+            return [f"experts have {said}; granite has topk_norm in every layer: write architecture own"]
+        return []
 
     def _window_problems(self) -> list[str]:
         """What is wrong with a window, and with what goes with one."""
@@ -156,9 +173,12 @@ class HybridLM(Saved):
         """
         from .mixer import norm_weight
         from .own_class import make_own_config
-        from .shape import architecture_for, shape_of
+        from .shape import architecture_for, check_upcycled, shape_of
 
-        kind = "own" if self.window else architecture_for(view, self.architecture)
+        if self.experts is not None:
+            check_upcycled(view)
+        pure = self.attention_layers == ()
+        kind = "own" if self.window else architecture_for(view, self.architecture, self.experts, pure)
         fused = not ARCHITECTURES[kind].mlp_bias
         shape = shape_of(view, self, fused, normed=kind == "own")
         if norm_weight(shape.eps, self.conv_tap) > torch.finfo(dtype).max:
@@ -181,6 +201,12 @@ class HybridLM(Saved):
             mixers=self.mixers,
             window_dropout=self.window_dropout,
         )
+        if self.experts is not None:
+            start |= dict(
+                capacity=self.experts.capacity,
+                router_std=self.experts.deviation,
+                redrawn=self.experts.redrawn,
+            )
         return config, start
 
     def preprocessing(self) -> Any:

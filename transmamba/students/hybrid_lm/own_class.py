@@ -29,6 +29,14 @@ def make_own_config(shape: Shape, student: str, other: Kind, **options: Any) -> 
     kinds = ["full_attention" if k in shape.attention_layers else other for k in range(shape.depth)]
     if other == "linear_attention":
         options |= mamba_sizes(shape.heads, shape.head_size)
+    if shape.experts is not None:
+        options |= dict(
+            num_experts=shape.experts.count,
+            num_experts_per_tok=shape.experts.chosen,
+            norm_topk_prob=shape.experts.routing == "topk_norm",
+            router_scale=shape.experts.scale,
+            expert_layers=shape.experts.layers(shape.depth),
+        )
     return own_config()(
         **shape.special,
         **options,

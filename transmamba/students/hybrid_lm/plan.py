@@ -24,6 +24,7 @@ from ...views.view import Tower, View
 from ..reading import rope_dropped, take_affine, take_norm
 from .architectures import architecture_of
 from .mixer import HybridMixer
+from .upcycling import plan_experts
 
 if TYPE_CHECKING:
     from .model import HybridStudent
@@ -37,6 +38,8 @@ def plan(student: HybridStudent, view: View, select: Selection | None) -> Items:
 
     select: which coordinates a narrower student keeps; None for evenly spaced ones
     """
+    if {"mamba", "switch_mamba"} & set(student.kinds):
+        raise UserError("student moe_mamba takes no weights of a teacher; write init: null")
     tower, head = view.towers.get("decoder"), view.heads.get("decoder")
     if tower is None or not isinstance(head, LanguageHead) or not isinstance(tower.layout, Text):
         raise UserError("hybrid_lm takes its tensors from a language model; this teacher is none")
@@ -66,6 +69,10 @@ def plan(student: HybridStudent, view: View, select: Selection | None) -> Items:
         yield from take_norm(f"{into}.{architecture.mlp_norm}", f"{source}.mlp.norm", mlp.norm, k, keep)
         full = len(mlp.up.weight)
         rows = None if layer.neurons == full else select.inner(2 * t + 1, full, layer.neurons)
+        if layer.routes:
+            name, count = f"{into}.{architecture.experts}", layer.routers()[""]
+            yield from plan_experts(name, f"{source}.mlp", mlp, rows, keep, k, count, student.redrawn)
+            continue
         fused = architecture.fused
         yield from _plan_mlp(f"{into}.{architecture.mlp}", f"{source}.mlp", mlp, rows, keep, k, fused)
 

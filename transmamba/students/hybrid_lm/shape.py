@@ -16,6 +16,7 @@ from ...views.view import Tower, View
 from ..reading import activation_name
 from .architectures import Shape
 from .selected import asked_layers
+from .upcycled import Upcycled
 
 if TYPE_CHECKING:
     from .names import HybridLM
@@ -44,13 +45,24 @@ def blocks_of(tower: Tower) -> list[tuple[Attention, Mlp]]:
     return list(zip(parts[::2], parts[1::2], strict=True))  # type: ignore[arg-type]
 
 
-def architecture_for(view: View, asked: Literal["auto", "bamba", "granite", "own"]) -> Name:
-    """The class that a student is saved as."""
+def architecture_for(
+    view: View,
+    asked: Literal["auto", "bamba", "granite", "own"],
+    experts: Upcycled | None = None,
+    pure: bool = False,
+) -> Name:
+    """The class that a student is saved as: with experts transformers' where it has such ones.
+
+    pure: whether no layer keeps attention: transformers' class would have one more of all zero, with experts
+    """
     if asked != "auto":
         return asked
     tower, _ = _decoder(view)
     if any(attention.q_norm is not None for attention, _ in blocks_of(tower)):
         return "own"
+    if experts is not None:
+        held = experts.routing == "topk_norm" and experts.every == 1 and not pure
+        return "granite" if held else "own"
     return "granite" if _config_of(view)["model_type"] in _BIASED else "bamba"
 
 
@@ -93,6 +105,7 @@ def shape_of(view: View, asked: HybridLM, fused: bool, normed: bool = False) -> 
         mlp_bias=any(m.up.bias is not None for _, m in blocks),
         tied=head.tied,
         qk_norm=kinds.pop(),
+        experts=asked.experts,
         rope=dict(config["rope_parameters"]),
         special={name: config.get(name) for name in _SPECIAL}
         | {"initializer_range": config.get("initializer_range", 0.02)},
@@ -185,6 +198,21 @@ def _decoder(view: View) -> tuple[Tower, LanguageHead]:
     if head.linear.bias is not None:
         refuse("its head has a bias")
     return tower, head
+
+
+def check_upcycled(view: View) -> None:
+    """Raises UserError for MLPs that experts cannot be copies of."""
+    tower, _ = _decoder(view)
+    mlps = [part for part in skeletons(tower.sublayers) if isinstance(part, Mlp)]
+    if not mlps:
+        raise UserError(
+            f"student.experts are made of a teacher's MLPs, and this one has none, but "
+            f"{', '.join(sorted(set(tower.kinds))) or 'no layer'}; leave experts out, or take another teacher"
+        )
+    if any(
+        part is not None and part.bias is not None for mlp in mlps for part in (mlp.gate, mlp.up, mlp.down)
+    ):
+        raise UserError("student.experts have no biases, which the teacher's MLPs have; leave experts out")
 
 
 def _check_norms(tower: Tower) -> None:

@@ -41,7 +41,7 @@ def _stock_of(student: HybridStudent, tensors: Mapping[str, Tensor]) -> Any:
     make = own_model() if _is_own(student.config.model_type) else AutoModelForCausalLM.from_config
     with init_empty_weights(include_buffers=False):
         model: Any = make(student.config)
-    state = {**tensors, **_null_layers(student, model)}
+    state = {**tensors, **_beyond(student, model)}
     model.load_state_dict(state, strict=True, assign=True)
     if student.config.tie_word_embeddings:
         model.tie_weights()
@@ -81,14 +81,15 @@ def _written_by(student: Any) -> Any:
     return model.to(next(student.parameters()).device)
 
 
-def _null_layers(student: HybridStudent, model: Any) -> dict[str, Tensor]:
-    """Zeros for each tensor of the layers that the class has beyond the student's."""
+def _beyond(student: HybridStudent, model: Any) -> dict[str, Tensor]:
+    """Zeros for each tensor that the class has beyond the student's: of its last layer where the student has
+    none, and without any number where it has an MLP beside experts."""
     like = next(student.parameters())
     begins = f"model.layers.{student.num_layers}."
     return {
         name: torch.zeros(tensor.shape, dtype=like.dtype, device=like.device)
         for name, tensor in model.state_dict().items()
-        if name.startswith(begins)
+        if name.startswith(begins) or not tensor.numel()
     }
 
 
@@ -126,7 +127,10 @@ def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
     own = {
         name: tensor
         for name, tensor in _plain(model.state_dict()).items()
-        if not any(name.startswith(f"model.layers.{depth + extra}.") for extra in range(_nulls(model.config)))
+        if tensor.numel()
+        and not any(
+            name.startswith(f"model.layers.{depth + extra}.") for extra in range(_nulls(model.config))
+        )
     }
     made.load_state_dict(own, strict=True, assign=True)
     if model.config.tie_word_embeddings:

@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-KINDS = ("full_attention", "window_attention", "window_mamba", "linear_attention")
+KINDS = ("full_attention", "window_attention", "window_mamba", "linear_attention", "mamba", "switch_mamba")
+MLPS = ("swiglu", "relu", "none")
 
 
 class HybridConfig(PretrainedConfig):
@@ -18,6 +19,15 @@ class HybridConfig(PretrainedConfig):
         Mamba-2's, each head of C and B
     mamba_n_heads, mamba_d_head, mamba_n_groups, mamba_d_state, mamba_d_conv: of those layers: heads, their
         channels, heads of B and C, states, taps
+
+    mamba_expand, mamba_d_state, mamba_d_conv: of layers of mamba and switch_mamba, which have Mamba's own
+        mixer
+    mlp: what stands behind mixers, one of MLPS; relu has no gate, and neither has a bias
+    parallel: whether it reads the stream that the mixer reads
+    num_experts: of each of `expert_layers`, whose MLP they take the place of, and of each of the projections
+        `inner_experts` (conv, gate, out) of a layer of switch_mamba
+    num_experts_per_tok, norm_topk_prob, router_scale: experts of a token, whether their probabilities are
+        brought to a sum of 1, and a fixed factor of them
 
     The other names are Llama's.
     """
@@ -47,6 +57,15 @@ class HybridConfig(PretrainedConfig):
         mamba_d_conv: int = 4,
         mamba_conv_bias: bool = True,
         mamba_proj_bias: bool = False,
+        mamba_expand: int = 2,
+        mlp: str = "swiglu",
+        parallel: bool = False,
+        num_experts: int = 0,
+        num_experts_per_tok: int = 1,
+        norm_topk_prob: bool = False,
+        router_scale: float = 1.0,
+        expert_layers: Any = (),
+        inner_experts: Any = (),
         rms_norm_eps: float = 1e-5,
         rope_parameters: Any = None,
         max_position_embeddings: int = 2048,
@@ -61,6 +80,10 @@ class HybridConfig(PretrainedConfig):
             raise ValueError(f"window is {window}, sinks {sinks}; write at least 1 and 0")
         if mamba_proj_bias or not mamba_conv_bias:
             raise ValueError("layers of linear_attention have a bias in the convolution, in no projection")
+        if mlp not in MLPS:
+            raise ValueError(f"mlp is {mlp!r}; known: {', '.join(MLPS)}")
+        if (expert_layers or inner_experts) and num_experts < 2:
+            raise ValueError(f"num_experts is {num_experts}; write at least 2")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -84,6 +107,15 @@ class HybridConfig(PretrainedConfig):
         self.mamba_d_conv = mamba_d_conv
         self.mamba_conv_bias = mamba_conv_bias
         self.mamba_proj_bias = mamba_proj_bias
+        self.mamba_expand = mamba_expand
+        self.mlp = mlp
+        self.parallel = parallel
+        self.num_experts = num_experts
+        self.num_experts_per_tok = num_experts_per_tok
+        self.norm_topk_prob = norm_topk_prob
+        self.router_scale = router_scale
+        self.expert_layers = list(expert_layers)
+        self.inner_experts = list(inner_experts)
         self.rms_norm_eps = rms_norm_eps
         self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": 10000.0}
         self.max_position_embeddings = max_position_embeddings

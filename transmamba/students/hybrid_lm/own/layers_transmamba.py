@@ -100,10 +100,15 @@ def _turned(x: Tensor, shared: Pass) -> Tensor:
 class HybridMLP(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
-        width, neurons, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, neurons, bias=bias)
+        width, neurons = config.hidden_size, config.intermediate_size
+        self.gated = config.mlp == "swiglu"
+        bias = config.mlp_bias and self.gated
+        if self.gated:
+            self.gate_proj = nn.Linear(width, neurons, bias=bias)
         self.up_proj = nn.Linear(width, neurons, bias=bias)
         self.down_proj = nn.Linear(neurons, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.gated:
+            return self.down_proj(F.relu(self.up_proj(x)))
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -19,7 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .cache_transmamba import HybridCache
 from .configuration_transmamba import HybridConfig
+from .experts_transmamba import HybridExperts
 from .layers_transmamba import HybridAttention, HybridMLP, HybridRMSNorm, Pass
+from .mamba_transmamba import HybridMamba
 from .mixer_transmamba import HybridMamba2
 
 
@@ -27,18 +29,27 @@ class HybridDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: HybridConfig, layer: int) -> None:
         super().__init__()
         self.input_layernorm = HybridRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.scans = config.layer_kinds[layer] == "linear_attention"
+        kind = config.layer_kinds[layer]
+        self.scans = kind in ("linear_attention", "mamba", "switch_mamba")
         if self.scans:
-            self.mamba = HybridMamba2(config, layer)
+            self.mamba: nn.Module = (HybridMamba2 if kind == "linear_attention" else HybridMamba)(
+                config, layer
+            )
         else:
             self.self_attn = HybridAttention(config, layer)
-        self.post_attention_layernorm = HybridRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = HybridMLP(config)
+        self.parallel = config.parallel
+        routes = layer in config.expert_layers
+        self.alone = config.mlp == "none" and not routes
+        if not self.alone:
+            self.post_attention_layernorm = HybridRMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.mlp = HybridExperts(config) if routes else HybridMLP(config)
 
     def forward(self, x: Tensor, shared: Pass) -> Tensor:
         mixer = self.mamba if self.scans else self.self_attn
-        x = x + mixer(self.input_layernorm(x), shared)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        made = x + mixer(self.input_layernorm(x), shared)
+        if self.alone:
+            return made
+        return made + self.mlp(self.post_attention_layernorm(x if self.parallel else made))
 
 
 class HybridPreTrainedModel(PreTrainedModel):
