@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,13 @@ AMONG = ("lora_x", "lora_b", "conv1d", "cls_token", "prompt")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("search")
     harness.tiny_recipe(folder)
     save_model(harness.tiny_student(), folder / "student")
-    return folder
+    gc.freeze()  # accelerate collects garbage behind every trial, and all that was imported is none
+    yield folder
+    gc.unfreeze()
 
 
 def recipe(place: Path, **changes: Any) -> Recipe:

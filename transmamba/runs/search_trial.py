@@ -69,6 +69,9 @@ class _Watched(Pipeline):
         self.seen += 1
         return found
 
+    def save(self, folder: Path) -> None:
+        """Nothing: the score is all that is wanted."""
+
     def batches(self, start: int, steps: int, stage: int) -> Any:
         for batch in super().batches(start, steps, stage):
             if self.seen and self.trial.should_prune():
