@@ -21,7 +21,6 @@ from transmamba.config.registry import (
     BENCHMARKS,
     GENERATED,
     LOSSES,
-    METHODS,
     PAIRS,
     QUESTIONS,
     READERS,
@@ -66,7 +65,6 @@ PARTS: tuple[tuple[str, Registry], ...] = (
     ("task.data, pictures with captions", PAIRS),
     ("task.data, texts", TEXTS),
     ("task.data, questions about pictures", QUESTIONS),
-    ("adapter.methods, each", METHODS),
     ("task.benchmarks, each", BENCHMARKS),
     ("task.generated, each", GENERATED),
 )

@@ -22,7 +22,7 @@ ADAPTER_FOLDER = "adapter"
 class Adapter:
     """Only this is trained; the student stays as it is. RUN/adapter has PEFT's own files.
 
-    methods: what is trained, one after the other: names, or mappings of a name and options, among them
+    methods: what is trained: names, or mappings of a name and options (docs/peft.md has all), among them
         `rate` and `decay`, by which the stage's rate and weight decay are multiplied
     modules: ends of the mixers' names, or none for all of them
     layers: numbers of the layers whose mixers are adapted; none for all
