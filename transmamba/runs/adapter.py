@@ -68,6 +68,12 @@ class Adapter:
         if missing:
             raise UserError(f"adapter.whole: {missing[0]!r} is no module of the student")
         tune(student, config, base)
+        stuck = [method.name for method in self.methods if not method.merges]
+        if stuck and getattr(student, "merged_alone", False):
+            raise UserError(
+                f"adapter: {', '.join(stuck)} cannot be merged, and this student is saved under names of "
+                "transformers' that an adapter beside it would not fit; write some that merge, such as lora_x"
+            )
 
 
 def problems_of(adapter: Adapter | None, recipe: Any) -> list[str]:
