@@ -67,7 +67,9 @@ class Tuned:
         bake(self.model)
         made = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(made, ignore_errors=True)
-        self.model.save_pretrained(str(made))
+        self.model.save_pretrained(
+            str(made), save_embedding_layers=False
+        )  # what is trained whole is saved all the same
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
 

@@ -35,7 +35,7 @@ def render_search(
     scored = [
         (each.step, trial)
         for each in steps
-        for trial in each.finished
+        for trial in each.trained
         if trial.value is not None and _fits(trial)
     ]
     sign = 1 if metric.better == "up" else -1
@@ -51,7 +51,7 @@ def render_search(
         front=[_row(metric, "", trial) for trial in edge],
         chart=chart,
         counts=[
-            (each.step, len(each.finished), sum(t.value is not None for t in each.finished)) for each in steps
+            (each.step, len(each.trained), sum(t.value is not None for t in each.trained)) for each in steps
         ],
         stopped=_stopped(steps),
         settings=sorted((key, str(value)) for key, value in settings.items()),

@@ -20,7 +20,7 @@ from ..config.registry import METHODS as REGISTRY
 from ..errors import UserError, refuse_all, suggest
 from ..peft import MambaPeftConfig
 from ..peft.search.space import SIZES, Parts, as_first, first, known_sets, names_of, second
-from ..peft.search.study import METHODS, PARAMETERS, Pruned, Sampler, Steps, unlock
+from ..peft.search.study import FREE, METHODS, PARAMETERS, WHY, Pruned, Sampler, Steps, unlock
 from ..peft.targets import targets_of
 from ..reporting.progress import Display
 from ..reporting.search_page import write_search
@@ -28,7 +28,7 @@ from ..training.interrupted import Interrupted
 from .build import assemble, make_accelerator
 from .folder import differences, sole
 from .recipe import Recipe
-from .search_trial import headline, held_out, score, with_methods
+from .search_trial import headline, held_out, methods_of, score, with_methods
 
 SETTINGS, BEST = "search.json", "best.yaml"
 _BETWEEN_LOOKS = 0.5
@@ -186,12 +186,21 @@ def _plan(recipe: Recipe, search: Search, folder: Path, accelerator: Any) -> Pla
     return Plan(recipe, search, folder, names, search.limit(size), headline(parts.task))
 
 
-def _objective(plan: Plan, step: str, accelerator: Any) -> Callable[[Any], float]:
+def _objective(plan: Plan, step: str, steps: Steps, accelerator: Any) -> Callable[[Any], float]:
     def objective(trial: Any) -> float:
         methods = plan.draw(step, trial)
         if not methods:
-            raise Pruned("no method is on")
-        return score(trial, with_methods(plan.recipe, methods), plan.folder, accelerator, plan.limit)
+            raise Pruned("no method is on", free=True)
+        recipe = with_methods(plan.recipe, methods)
+        asked = methods_of(recipe)
+        trial.set_user_attr(METHODS, asked)
+        if (same := steps.before(asked)) is None:
+            return score(trial, recipe, plan.folder, accelerator, plan.limit)
+        if same.value is None:
+            raise Pruned(same.user_attrs.get(WHY, "given up before"), free=True)
+        trial.set_user_attr(FREE, True)  # the same seed gives the same score
+        trial.set_user_attr(PARAMETERS, same.user_attrs[PARAMETERS])
+        return same.value
 
     return objective
 
@@ -200,12 +209,12 @@ def _try_all(plan: Plan, step: str, steps: Steps, workers: int, accelerator: Any
     bar = display.bar(f"{step} of 2", steps.trials, "trials", prompt=True)
 
     def show() -> None:
-        bar.update(len(steps.finished), _status(plan, steps))
+        bar.update(len(steps.trained), _status(plan, steps))
 
     show()
     try:
         if workers == 1:
-            steps.work(_objective(plan, step, accelerator), show)
+            steps.work(_objective(plan, step, steps, accelerator), show)
         else:
             _in_processes(plan, step, workers, show)
     finally:
@@ -256,8 +265,8 @@ def _work(plan: Plan, step: str, worker: int) -> None:
     if count > 1:
         os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{worker % count}"
     try:
-        objective = _objective(plan, step, make_accelerator(plan.recipe))
-        plan.steps(step).work(objective, lambda: None, worker)
+        steps = plan.steps(step)
+        steps.work(_objective(plan, step, steps, make_accelerator(plan.recipe)), lambda: None, worker)
     except Interrupted as stopped:
         raise SystemExit(stopped.code or 1) from None
 
@@ -277,7 +286,7 @@ def _leave(plan: Plan) -> dict[str, Any]:
         "score": best.value,
         "parameters": best.user_attrs[PARAMETERS],
         "methods": best.user_attrs[METHODS],
-        "trials": {each.step: len(each.finished) for each in steps},
+        "trials": {each.step: len(each.trained) for each in steps},
     }
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from ..config import load as configs
 from ..core.task import Metric
 from ..errors import UserError, WrongValues
-from ..peft.search.study import METHODS, PARAMETERS, Pruned
+from ..peft.search.study import PARAMETERS, Pruned
 from ..reporting.tracking import Tracker
 from ..training.interrupted import Interrupted
 from .adapter import Adapter
@@ -79,11 +79,15 @@ class _Watched(Pipeline):
             yield batch
 
 
+def methods_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """With all their options."""
+    assert recipe.adapter is not None, "made by with_methods"
+    return [configs.dump(method) for method in recipe.adapter.methods]
+
+
 def score(trial: Any, recipe: Recipe, folder: Path, accelerator: Any, budget: int | None) -> float:
     """Train the recipe in a folder that is gone afterwards. Raises Pruned where its adapter is larger than
     the budget, before it is trained; where it is behind the others; and where it cannot be trained."""
-    assert recipe.adapter is not None, "made by with_methods"
-    trial.set_user_attr(METHODS, [configs.dump(method) for method in recipe.adapter.methods])
     place = folder / f"trial-{trial.number}"
     shutil.rmtree(place, ignore_errors=True)
     recipe = replace(recipe, output_dir=str(place), wandb=None, teacher_recipe=None)
@@ -95,7 +99,7 @@ def score(trial: Any, recipe: Recipe, folder: Path, accelerator: Any, budget: in
         if budget is not None:
             trial.set_constraint("parameters", parameters - budget)
         if budget is not None and parameters > budget:
-            raise Pruned(f"{parameters:,} parameters, and the budget is {budget:,}")
+            raise Pruned(f"{parameters:,} parameters, and the budget is {budget:,}", free=True)
         pipeline.train(place, quiet=True, check_data=False)
         return float(pipeline.score)
     except Interrupted:

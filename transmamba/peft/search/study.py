@@ -22,14 +22,20 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 JOURNAL = "journal.log"
 Sampler = Literal["tpe", "random"]
 # of a trial's attributes
-METHODS, PARAMETERS, WHY = "methods", "parameters", "why"
+METHODS, PARAMETERS, WHY, FREE = "methods", "parameters", "why", "free"
+# trials at most for each that is trained
+_FREE_ONES = 20
 # trials and evaluations before any is stopped
 _BEFORE_PRUNING = 4
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Pruned(optuna.TrialPruned):
-    """A trial that is not worth going on with, or cannot; it says why."""
+    """A trial that is not worth going on with, or cannot; it says why. free: it was not trained at all."""
+
+    def __init__(self, why: str, free: bool = False) -> None:
+        super().__init__(why)
+        self.free = free
 
 
 def unlock(folder: Path) -> None:
@@ -43,7 +49,8 @@ class Steps:
     """One step's study.
 
     known:   choices that are tried first
-    trials:  how many there are to be, those that were pruned too
+    trials:  how many there are to be that are trained, those that were pruned too; what is over the budget,
+        or was tried before, costs nothing and does not count
     """
 
     def __init__(
@@ -81,6 +88,15 @@ class Steps:
         return self.of(TrialState.COMPLETE, TrialState.PRUNED)
 
     @property
+    def trained(self) -> list[FrozenTrial]:
+        """Those finished that count."""
+        return [trial for trial in self.finished if FREE not in trial.user_attrs]
+
+    def before(self, methods: Any) -> FrozenTrial | None:
+        """A finished trial of the same methods and options."""
+        return next((t for t in self.trained if t.user_attrs.get(METHODS) == methods), None)
+
+    @property
     def best(self) -> FrozenTrial | None:
         """Of those within the budget; None where none is done."""
         try:
@@ -96,7 +112,8 @@ class Steps:
         """
         while True:
             begun = len(self.of(TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING))
-            if begun >= self.trials:
+            counted = len(self.trained) + len(self.of(TrialState.RUNNING))
+            if counted >= self.trials or begun >= _FREE_ONES * self.trials:
                 return
             self.study.sampler = self._sampler(begun, worker)
             if begun < len(self.known):
@@ -106,6 +123,8 @@ class Steps:
                 value = objective(trial)
             except Pruned as why:
                 trial.set_user_attr(WHY, str(why))
+                if why.free:
+                    trial.set_user_attr(FREE, True)
                 self.study.tell(trial, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial, value)
