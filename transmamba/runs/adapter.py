@@ -48,21 +48,26 @@ class Adapter:
             problems.append(f"choice is {self.choice}; write a number of steps, at least 1")
         refuse_all(problems)
 
+    def config(self, methods: list[Any]) -> Any:
+        """PEFT's configuration, of these methods on what this adapter is on."""
+        from ..peft import MambaPeftConfig
+
+        return MambaPeftConfig(
+            methods=methods,
+            target_modules=list(self.modules) or None,
+            layers_to_transform=list(self.layers) or None,
+            modules_to_save=list(self.whole) or None,
+        )
+
     def put_on(self, student: nn.Module, base: str | None) -> None:
         """Adapt a student, in place; it has what `peft.student.Tuned` says as `tuned`. Raises UserError for
         one that cannot take it.
 
         base: where it was loaded from
         """
-        from ..peft import MambaPeftConfig
         from ..peft.student import tune
 
-        config = MambaPeftConfig(
-            methods=[dump(method) for method in self.methods],
-            target_modules=list(self.modules) or None,
-            layers_to_transform=list(self.layers) or None,
-            modules_to_save=list(self.whole) or None,
-        )
+        config = self.config([dump(method) for method in self.methods])
         names = {name for path, _ in student.named_modules() for name in (path, path.rpartition(".")[2])}
         missing = [name for name in self.whole if name not in names]
         if missing:
