@@ -33,6 +33,7 @@ from transmamba.config.registry import (
 )
 from transmamba.config.retired import RETIRED
 from transmamba.reporting.tracking import WandbConfig
+from transmamba.runs.adapter import Adapter
 from transmamba.runs.recipe import Recipe, Scratch
 from transmamba.subcloning.subclone import SubcloneConfig
 from transmamba.training.stage import Stage, TrainerConfig
@@ -53,6 +54,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("stages, each", Stage),
     ("trainer", TrainerConfig),
     ("scratch", Scratch),
+    ("adapter", Adapter),
     ("wandb", WandbConfig),
 )
 PARTS: tuple[tuple[str, Registry], ...] = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ class Tuned:
         bake(self.model)
         made = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(made, ignore_errors=True)
-        self.model.save_pretrained(str(made))
+        self.model.save_pretrained(
+            str(made), save_embedding_layers=False
+        )  # what is trained whole is saved all the same
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
 
@@ -98,10 +100,10 @@ class Tuned:
             found[plain] = state.get(trained, tensor)
         return found
 
-    def onto(self, stock: Any) -> Any:
-        """The same adapter, its tensors too, on a model whose mixers have the same names."""
+    def onto(self, stock: Any, called: Callable[[str], str] = str) -> Any:
+        """The same adapter, its tensors too, on a model in which a module has the name that `called` says."""
         config = MambaPeftConfig(methods=self.model.peft_config[DEFAULT].methods, inference_mode=True)
-        theirs = layers_of(self.student)
+        theirs = {called(name): layer for name, layer in layers_of(self.student).items()}
         config.target_modules = [name for name, layer in theirs.items() if layer.family.on == "mixer"] or None
         get_peft_model(stock, config)
         for name, layer in layers_of(stock).items():

@@ -22,7 +22,7 @@ ADAPTER_FOLDER = "adapter"
 class Adapter:
     """Only this is trained; the student stays as it is. RUN/adapter has PEFT's own files.
 
-    methods: what is trained, one after the other: names, or mappings of a name and options, among them
+    methods: what is trained: names, or mappings of a name and options (docs/peft.md has all), among them
         `rate` and `decay`, by which the stage's rate and weight decay are multiplied
     modules: ends of the mixers' names, or none for all of them
     layers: numbers of the layers whose mixers are adapted; none for all
@@ -48,26 +48,37 @@ class Adapter:
             problems.append(f"choice is {self.choice}; write a number of steps, at least 1")
         refuse_all(problems)
 
+    def config(self, methods: list[Any]) -> Any:
+        """PEFT's configuration, of these methods on what this adapter is on."""
+        from ..peft import MambaPeftConfig
+
+        return MambaPeftConfig(
+            methods=methods,
+            target_modules=list(self.modules) or None,
+            layers_to_transform=list(self.layers) or None,
+            modules_to_save=list(self.whole) or None,
+        )
+
     def put_on(self, student: nn.Module, base: str | None) -> None:
         """Adapt a student, in place; it has what `peft.student.Tuned` says as `tuned`. Raises UserError for
         one that cannot take it.
 
         base: where it was loaded from
         """
-        from ..peft import MambaPeftConfig
         from ..peft.student import tune
 
-        config = MambaPeftConfig(
-            methods=[dump(method) for method in self.methods],
-            target_modules=list(self.modules) or None,
-            layers_to_transform=list(self.layers) or None,
-            modules_to_save=list(self.whole) or None,
-        )
+        config = self.config([dump(method) for method in self.methods])
         names = {name for path, _ in student.named_modules() for name in (path, path.rpartition(".")[2])}
         missing = [name for name in self.whole if name not in names]
         if missing:
             raise UserError(f"adapter.whole: {missing[0]!r} is no module of the student")
         tune(student, config, base)
+        stuck = [method.name for method in self.methods if not method.merges]
+        if stuck and getattr(student, "merged_alone", False):
+            raise UserError(
+                f"adapter: {', '.join(stuck)} cannot be merged, and this student is saved under names of "
+                "transformers' that an adapter beside it would not fit; write some that merge, such as lora_x"
+            )
 
 
 def problems_of(adapter: Adapter | None, recipe: Any) -> list[str]:
