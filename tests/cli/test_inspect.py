@@ -44,6 +44,7 @@ def test_a_module_in_hand() -> None:
         "hybrid_lm": found.students["hybrid_lm"],
         "window_lm": found.students["window_lm"],
         "llava": found.students["llava"],
+        "sequence": found.students["sequence"],
     }
     assert clip is not None and "needs a teacher that embeds images" in clip
     assert found.difference is not None and found.difference < 1e-5
@@ -75,11 +76,12 @@ def test_a_configuration_is_enough(tmp_path: Path) -> None:
     attention, mlp = found.towers["decoder"]["sublayers"][0]["of"]
     assert (attention["heads"], attention["kv_heads"], attention["head_size"]) == (4, 2, 8)
     assert mlp["gated"] and mlp["neurons"] == 48
-    assert found.students.keys() == {"vim", "ssd_vit", "clip", "hybrid_lm", "window_lm", "llava"}
+    assert found.students.keys() == {"vim", "ssd_vit", "clip", "hybrid_lm", "window_lm", "llava", "sequence"}
     for name in ("hybrid_lm", "window_lm"):
         assert found.students.pop(name) is None  # type: ignore[attr-defined]
     assert all(
-        re.search("needs a (teacher (of|that embeds) images|LLaVA)", str(w)) for w in found.students.values()
+        re.search("(needs|made of) a (teacher (of|that embeds) (images|points)|LLaVA)", str(w))
+        for w in found.students.values()
     )
     with pytest.raises(UserError):
         transmamba.inspect(tmp_path, check=True)

@@ -51,6 +51,8 @@ def test_all_families_are_in_the_matrix() -> None:
             "open_clip",
             "hybrid_lm",
             "window_lm",
+            "sequence",
+            "moe_mamba",
             "llava",
             "hf_llava",
         )
