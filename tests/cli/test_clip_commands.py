@@ -134,7 +134,7 @@ def test_an_image_classifier_is_no_clip(command: Command, teacher: Path, tmp_pat
         "student clip needs a teacher that embeds images"
     )
     command("convert", teacher, tmp_path / "out", "--student", "open_clip").refuses(
-        "takes no teacher's weights"
+        "takes no weights of a teacher"
     )
 
 

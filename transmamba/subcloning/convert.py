@@ -104,8 +104,8 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
     )
     if _as_it_is(name):
         raise UserError(
-            f"student {name!r} takes no weights of a teacher; write init: null in its recipe, or convert to one "
-            f"of {', '.join(kinds_of_students())}, or a timm name of ours"
+            f"student {name!r} takes no weights of a teacher; write init: null in its recipe, or convert to "
+            f"a timm name of ours or one of {', '.join(kinds_of_students())}"
         )
     kind = "ssd_vit" if name.startswith("ssd_vit_") else "vim"
     try:
