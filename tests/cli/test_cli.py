@@ -323,8 +323,8 @@ def test_dry_run_prints_the_resolved_recipe(command: Command, recipe: Path, tmp_
         (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depht=3"], "'depht'"),
         (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depth"], "'depth' is no key=value"),
         (["convert", "TEACHER", "OUT", "--student", "ssd_vit", "depth=[1"], "'[1' is no YAML value"),
-        (["convert", "TEACHER", "OUT", "--student", "timm"], "'timm' takes no weights of a teacher; write init"),
-        (["convert", "TEACHER", "OUT", "--student", "hf_vit"], "write vim, ssd_vit or clip"),
+        (["convert", "TEACHER", "OUT", "--student", "timm"], "'timm' takes no weights of a teacher"),
+        (["convert", "TEACHER", "OUT", "--student", "hf_vit"], "ssd_vit, vim"),
         (
             ["convert", "TEACHER", "OUT", "--data", "/no/such/folder"],
             "/no/such/folder: no such file or folder",
