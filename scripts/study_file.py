@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Cell = dict[str, str]
-KEYS = {"output_dir", "common", "every_cell", "first", "axes", "cells", "report"}
+KEYS = {"output_dir", "common", "every_cell", "first", "axes", "cells", "choose", "report"}
 REPORT_KEYS = {"metric", "better", "rows", "columns", "baseline"}
 OF_A_CELL = ("teacher", "scratch")  # what a cell's own results.json may hold beside its student
 
@@ -119,6 +119,7 @@ class Study:
             axis: {str(label): Label.read(value) for label, value in labels.items()}
             for axis, labels in data["axes"].items()
         }
+        self.choose: Any = data.get("choose")
         self.report: dict[str, Any] = data["report"]
         _check_report(self.report, self.axes)
         self.common = as_overrides(data.get("common"))
