@@ -22,6 +22,7 @@ from harness import run_quietly
 from small_language import TEXTS, llama_folder, texts_file, tokenizer_folder
 from small_llava import SIDE, llava_folder
 
+import transmamba
 from transmamba.config import load as configs
 from transmamba.config.registry import STUDENTS, TEACHERS
 from transmamba.core.tower import StudentSpec
@@ -84,6 +85,7 @@ def test_recipe_says_how_it_is_run(path: Path) -> None:
 PAIRED = [path for path in RECIPES if path.stem.startswith("clip_")]
 WRITTEN = [path for path in RECIPES if "_to_hybrid" in path.stem]
 ASKED = [path for path in RECIPES if path.stem.startswith("llava_") and "_debug" not in path.stem]
+ADAPTED = [path for path in RECIPES if "_adapter" in path.stem]
 # over stories260K: test_llava_debug.py runs them
 ELSEWHERE = [path for path in RECIPES if path.stem.startswith("llava_") and "_debug" in path.stem]
 
@@ -172,6 +174,36 @@ def test_recipe_of_texts_trains(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "student" / "tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize("path", ADAPTED, ids=name_of)
+def test_recipe_of_an_adapter_trains(path: Path, tmp_path: Path) -> None:
+    """Two steps, on a student that was made of a random teacher; what is left is the merged student."""
+    recipe = load(path, f"output_dir={tmp_path / 'run'}", "stages.0.steps=2", "trainer.global_batch=2")
+    task: Any = recipe.task
+    if recipe.teacher is not None:
+        teacher = teacher_for("digits", recipe, tmp_path)
+        student, _ = transmamba.convert(teacher.model, "vim_micro_patch2_8", embed_dim=32, depth=2)
+        data: Any = Synthetic(num_train=20, num_test=4, num_classes=10, size=8)
+    else:
+        teacher = None
+        llama = llama_folder(tmp_path / "llama")
+        student, _ = transmamba.convert(str(llama), "hybrid_lm", attention_layers=[0])
+        data = Text(train=texts_file(tmp_path / "a.jsonl", TEXTS * 8), test=texts_file(tmp_path / "b.jsonl"))
+        task = dataclasses.replace(task, block=32, cache=str(tmp_path / "tokens"))
+    save_model(student, tmp_path / "student")
+    recipe = dataclasses.replace(
+        recipe,
+        task=dataclasses.replace(task, data=data),
+        teacher=teacher,
+        teacher_recipe=None,
+        student=STUDENTS["saved"](model=str(tmp_path / "student")),
+    )
+    results = run_quietly(recipe)["student"]
+    assert np.isfinite(results["nll" if teacher else "perplexity"])
+    for folder, name in (("student", "model.safetensors"), ("adapter", "adapter_model.safetensors")):
+        assert (tmp_path / "run" / folder / name).is_file()
+    assert not hasattr(transmamba.load_student(tmp_path / "run"), "tuned")
+
+
 @pytest.mark.parametrize("path", ASKED, ids=name_of)
 def test_recipe_of_questions_trains(path: Path, tmp_path: Path) -> None:
     """Two steps a stage on small scenes, with a random LLaVA, or a random tower and decoder."""
@@ -203,7 +235,7 @@ def test_recipe_of_questions_trains(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in RECIPES if p not in (*PAIRED, *WRITTEN, *ASKED, *ELSEWHERE)], ids=name_of
+    "path", [p for p in RECIPES if p not in (*PAIRED, *WRITTEN, *ASKED, *ADAPTED, *ELSEWHERE)], ids=name_of
 )
 def test_recipe_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps a stage on random images of its own shape, all other settings but the size as they are."""

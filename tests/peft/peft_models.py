@@ -40,9 +40,12 @@ def bamba(**changes: Any) -> nn.Module:
 
 MODELS = {"mamba": mamba, "mamba2": mamba2, "bamba": bamba}
 LORA = [f"lora_{name}" for name in ("in", "x", "z", "out", "x_proj", "dt", "d", "b", "c", "embed")]
-INSIDE = ["state_offset_h", "state_offset_y", "parallel_adapter"]
+INSIDE = ["state_offset_h", "state_offset_y", "parallel_adapter", "initial_state"]
+RANDOM = ["affix", "prompt"]  # tokens that are drawn, and so no identity at the start
+AT_START = ["initial_state", "affix", "prompt"]  # what begins before a text's first token
+AT_INPUT = ["cls_token", "pos_embed"]  # of pictures
 MERGED = [*LORA, "a", "d", "bias", "conv1d", "bitfit", "additional_scan", "sdt"]
-METHODS = [*MERGED, *INSIDE]
+METHODS = [*MERGED, *INSIDE, *RANDOM]
 
 
 @functools.cache

@@ -17,7 +17,8 @@ def test_a_hybrid_takes_all_methods_at_once(name: str) -> None:
     ids = tiny.words()
     with torch.no_grad():
         wanted = tiny.base(name)(ids).logits
-        fresh = tiny.adapted(name, methods, trained=False)(ids).logits
+        still = [method for method in methods if method not in tiny.RANDOM]
+        fresh = tiny.adapted(name, still, trained=False)(ids).logits
     assert (fresh - wanted).abs().max() <= 3e-6 * wanted.abs().max()
     adapted = tiny.adapted(name, methods)
     options = dict(max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True)

@@ -17,8 +17,14 @@ from torch import Tensor, nn
 from transmamba.core.output import Capture
 from transmamba.peft import MambaPeftConfig
 
-NOT_ON = {"vim": set(), "ssd_vit": {"d", "additional_scan"}}  # no skip D; states are the heads' channels
-PAIRS = [(name, method) for name in NOT_ON for method in tiny.METHODS if method not in NOT_ON[name]]
+# no skip D; states are the heads' channels; no class token where the mean of all is read
+NOT_ON = {"vim": set(), "ssd_vit": {"d", "additional_scan", "cls_token"}}
+PAIRS = [
+    (name, method)
+    for name in NOT_ON
+    for method in [*tiny.METHODS, *tiny.AT_INPUT]
+    if method not in NOT_ON[name]
+]
 
 
 @functools.cache
@@ -29,7 +35,7 @@ def made(name: str) -> nn.Module:
     sizes: dict[str, Any] = dict(img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=2, num_classes=5)
     if name == "ssd_vit":
         # what a class token in front reads has no past, and so no decay
-        model: Any = SSDVisionTransformer(**sizes, num_heads=2, global_pool="avg")
+        model: Any = SSDVisionTransformer(**sizes, num_heads=2, global_pool="avg", class_token=False)
     else:
         model = VisionMamba(**sizes, d_state=4)
     randomise_(model)
@@ -54,8 +60,10 @@ def adapted(name: str, methods: list[Any], trained: bool = True) -> Any:
 
 def all_methods(name: str) -> list[str]:
     if name == "text":
-        return [method for method in all_methods("ssd_vit") if method != "lora_embed"]
-    return [method for method in tiny.METHODS if method not in NOT_ON[name]]
+        return [
+            method for method in all_methods("ssd_vit") if method not in ("lora_embed", "prompt", "pos_embed")
+        ]
+    return [method for method in [*tiny.METHODS, *tiny.AT_INPUT] if method not in NOT_ON[name]]
 
 
 @pytest.mark.parametrize("name, method", PAIRS)
@@ -64,7 +72,8 @@ def test_a_method_on_a_student(name: str, method: str, tmp_path: Path) -> None:
     x = images()
     with torch.no_grad():
         wanted = student(name)(x)
-        assert (adapted(name, [method], trained=False)(x) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+        moved = (adapted(name, [method], trained=False)(x) - wanted).abs().max()
+        assert moved <= 1e-6 * wanted.abs().max() or method in tiny.RANDOM
         model = adapted(name, [method])
         made_of = model(x)
         assert (made_of - wanted).abs().max() > 1e-4
@@ -72,7 +81,7 @@ def test_a_method_on_a_student(name: str, method: str, tmp_path: Path) -> None:
             assert torch.equal(model(x), wanted)
         model.save_pretrained(tmp_path)
         assert torch.equal(PeftModel.from_pretrained(student(name), tmp_path)(x), made_of)
-        if method in tiny.MERGED:
+        if method in [*tiny.MERGED, *tiny.AT_INPUT]:
             before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
             model.merge_adapter()
             torch.testing.assert_close(model(x), made_of, atol=1e-5, rtol=0)
@@ -173,9 +182,12 @@ def test_a_text_tower_s_mixer() -> None:
     context = Context(mask=mask, segments=segments)
     with torch.no_grad():
         wanted = mixer(u, context).output
-    model = get_peft_model(nn.ModuleDict({"mixer": mixer}), MambaPeftConfig(methods=all_methods("text")))
+    still = [method for method in all_methods("text") if method not in tiny.RANDOM]
+    model = get_peft_model(nn.ModuleDict({"mixer": mixer}), MambaPeftConfig(methods=still))
     layer = model.base_model.model["mixer"]
     torch.testing.assert_close(layer(u, context).output, wanted, atol=1e-5, rtol=0)
+    model.add_adapter("other", MambaPeftConfig(methods=[*still, "affix"]))
+    model.base_model.set_adapter("other")
     tiny.train_(model)
     output = layer(u, context).output
     output.square().sum().backward()

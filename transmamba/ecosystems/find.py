@@ -12,7 +12,7 @@ from ..core.preprocessing import PicturesAndText, Preprocessing, of_pictures
 from ..errors import UserError
 from . import open_clip, open_clip_names, timm, transformers
 from .ecosystem import Ecosystem
-from .folders import OPEN_CLIP_CONFIG, model_folder
+from .folders import ADAPTER_CONFIG, OPEN_CLIP_CONFIG, model_folder
 from .sources import Source, read_source
 
 # who is asked, in this order; whoever brings a library of their own appends it
@@ -63,15 +63,25 @@ def load_model(source: str | Path, architecture: str | None = None) -> nn.Module
     """The model that a folder, a timm name, a Hugging Face id or, with `architecture` (a timm name), a file
     of weights means, with its weights, in evaluation mode."""
     found = read_source(str(source), architecture)
-    return ecosystem_of(found).load(found)
+    model = ecosystem_of(found).load(found)
+    if found.folder is not None and (found.folder / ADAPTER_CONFIG).is_file():
+        from ..peft.student import put_on
+
+        put_on(model, found.folder)
+    return model
 
 
 def save_model(
     model: nn.Module, folder: Path, preprocessing: Preprocessing | PicturesAndText | None = None
 ) -> None:
-    """Write a model as its own library does, with the preprocessing it was trained with."""
+    """Write a model as its own library does, with the preprocessing it was trained with. An adapter on it is
+    in its weights where they can hold it; else its files lie beside them, and `load_model` puts it on."""
     pictures = None if preprocessing is None else of_pictures(preprocessing)  # its words are its own to save
-    owner_of(model).save(model, Path(folder), pictures)
+    tuned: Any = getattr(model, "tuned", None)
+    plain = model if tuned is None else tuned.plain()
+    owner_of(plain).save(plain, Path(folder), pictures)
+    if tuned is not None and not tuned.merges:
+        tuned.save_beside(Path(folder))
 
 
 def preprocessing_of(model: nn.Module) -> Any:

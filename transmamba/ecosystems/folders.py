@@ -11,6 +11,7 @@ from ..errors import UserError
 
 STUDENT_FOLDER = "student"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 # what a model's folder is made of; everything else in it is the user's
 MODEL_FILES = (
     "config.json",
@@ -31,6 +32,8 @@ MODEL_FILES = (
     "vocab.txt",
     "merges.txt",
     "*_transmamba.py",  # code of a class of ours
+    ADAPTER_CONFIG,
+    "adapter_model.safetensors",
 )
 
 

@@ -16,6 +16,15 @@ except ImportError as error:
 from .config import MambaPeftConfig
 from .layer import MambaPeftLayer
 from .registration import PEFT_TYPE
+from .seed import Seed, bake, compile_cache
 from .tuner import MambaPeftModel
 
-__all__ = ["PEFT_TYPE", "MambaPeftConfig", "MambaPeftLayer", "MambaPeftModel"]
+__all__ = [
+    "PEFT_TYPE",
+    "MambaPeftConfig",
+    "MambaPeftLayer",
+    "MambaPeftModel",
+    "Seed",
+    "bake",
+    "compile_cache",
+]

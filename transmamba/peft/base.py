@@ -13,6 +13,7 @@ from ..errors import UserError
 from .families.family import Family
 from .layer import CONTAINER, MambaPeftLayer
 from .methods.method import Method
+from .stream import end
 from .targets import described
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -89,6 +90,7 @@ def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
                 continue
             module.delete_adapter(adapter_name)
             if not module.methods:
+                end(module)
                 parent, _, child = name.rpartition(".")
                 setattr(model.get_submodule(parent), child, module.base_layer)
         model.peft_config.pop(adapter_name, None)

@@ -60,6 +60,11 @@ class MambaPeftConfig(PeftConfig):
     def parts(self) -> tuple[Method, ...]:
         return self._parts
 
+    def replace(self, old: Method, new: Method) -> None:
+        """A method by another that says the same."""
+        self._parts = tuple(new if part is old or part == old else part for part in self._parts)
+        self.methods = [dump(part) for part in self._parts]
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any

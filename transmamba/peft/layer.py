@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .families.edit import Edit, InPlace
+from .families.edit import Edit, InPlace, Swap, home
 from .families.family import Family
 from .families.inside import Inside
 from .families.mixer import Mixer, Place
@@ -60,6 +60,7 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         self.base_layer: Any = base_layer
         self.family = family
         self.mixer = family.describe(base_layer)
+        self._owner: list[nn.Module] = []  # in a list, for it is no module of this one
         self.methods: dict[str, tuple[Method, ...]] = {}
         self.transmamba_adapters: Any = nn.ModuleDict()
         self._disable_adapters = False
@@ -122,17 +123,48 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
             return self._kept
         active = self._active()
         adapters = [self.transmamba_adapters[name] for name in active]
-        plan = Plan(self._edited(active), self._inside(), adapters, watch)
+        plan = Plan(self._edited(active), self.inside(), adapters, watch)
         self._kept = plan if watch else None
         return plan
 
     def _active(self) -> list[str]:
         return [name for name in self.active_adapters if name in self.methods]
 
+    @property
+    def owner(self) -> nn.Module | None:
+        """The module whose stream begins here, where methods change what it has besides."""
+        return self._owner[0] if self._owner else None
+
+    def begin(self, owner: nn.Module) -> None:
+        self._owner = [owner]
+
+    def end(self) -> None:
+        self._owner = []
+
+    def owner_table(self) -> dict[str, Any] | None:
+        return None if self.owner is None else self.owner._parameters
+
+    def swaps(self) -> list[Swap]:
+        """What stands where while the active adapters are at work."""
+        return self._planned().swaps
+
     def active_methods(self) -> list[Method]:
         return [method for name in self._active() for method in self.methods[name]]
 
-    def _inside(self) -> Inside:
+    def replace(self, adapter_name: str, old: Method, new: Method, tensors: dict[str, Tensor]) -> None:
+        """A method by another that says the same with fewer tensors."""
+        self._forget()
+        self.methods[adapter_name] = tuple(new if m is old else m for m in self.methods[adapter_name])
+        held = self.transmamba_adapters[adapter_name]
+        for name in held.of(old):
+            if name in tensors:
+                getattr(held, name).copy_(tensors[name])
+            else:
+                delattr(held, name)
+                del held.method_of[name]
+
+    def inside(self) -> Inside:
+        """What the active adapters add within."""
         inside = Inside()
         for name in self._active():
             for method in self.methods[name]:
@@ -140,7 +172,7 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
         return inside
 
     def _edited(self, names: Sequence[str], merging: bool = False) -> Edit:
-        edit = Edit(self.base_layer, self.mixer, merging)
+        edit = Edit(self.base_layer, self.mixer, merging, self.owner)
         for path, delta in self.trial.items():
             edit.add(Place(path), delta)
         pairs = [(name, method) for name in names for method in self.methods[name]]
@@ -185,13 +217,12 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
                 if not torch.isfinite(weight).all():
                     raise ValueError(f"{path} of adapter {', '.join(chosen)} is not finite; it is not merged")
         for path, weight in edit.weights.items():
-            owner, _, name = path.rpartition(".")
-            table: Any = self.base_layer.get_submodule(owner)._parameters
+            module, name = home(self.base_layer, self.owner, path)
+            table: Any = module._parameters
             self._originals[path] = table[name]
             table[name] = nn.Parameter(weight.detach(), requires_grad=False)
         for path, value in edit.attributes.items():
-            owner, _, name = path.rpartition(".")
-            module = self.base_layer.get_submodule(owner)
+            module, name = home(self.base_layer, self.owner, path)
             self._attributes[path] = getattr(module, name)
             setattr(module, name, value)
         self._forget()
@@ -207,11 +238,11 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
 
     def _restore(self) -> None:
         for path, parameter in self._originals.items():
-            owner, _, name = path.rpartition(".")
-            self.base_layer.get_submodule(owner)._parameters[name] = parameter
+            module, name = home(self.base_layer, self.owner, path)
+            module._parameters[name] = parameter
         for path, value in self._attributes.items():
-            owner, _, name = path.rpartition(".")
-            setattr(self.base_layer.get_submodule(owner), name, value)
+            module, name = home(self.base_layer, self.owner, path)
+            setattr(module, name, value)
         self._originals, self._attributes = {}, {}
         self._forget()
 

@@ -13,6 +13,7 @@ from ..errors import UserError
 from .config import MambaPeftConfig
 from .families.family import Family, family_of
 from .families.mixer import Mixer
+from .families.opening import note_owner
 from .layer import MambaPeftLayer
 from .methods.method import Method
 
@@ -26,6 +27,8 @@ def candidates(model: nn.Module) -> dict[str, tuple[nn.Module, Family]]:
             continue
         family = module.family if isinstance(module, MambaPeftLayer) else family_of(module)
         if family is not None:
+            if family.on == "embedding":
+                note_owner(model, name, getattr(module, "base_layer", module))
             found[name] = (module, family)
             last = name
     return found

@@ -17,6 +17,7 @@ from .groups import parameter_groups
 from .layer import MambaPeftLayer
 from .merge import check_merge, layers_of, note_state_size, note_untied
 from .peft_type import PREFIX
+from .stream import begin, end
 from .targets import candidates, targets_of
 
 
@@ -90,12 +91,14 @@ class MambaPeftModel(BaseTuner):
         methods, frozen = peft_config._targets[current_key], peft_config.inference_mode
         if isinstance(target, MambaPeftLayer):
             target.update_layer(adapter_name, methods, frozen)
+            begin(target)
             return
         family = family_of(target)
         assert family is not None, "found by targets_of"
         layer = MambaPeftLayer(target, family)
         layer.update_layer(adapter_name, methods, frozen)
         self._replace_module(parent, target_name, layer, target)
+        begin(layer)
 
     def _replace_module(self, parent: Any, child_name: str, new_module: Any, child: Any) -> None:
         setattr(parent, child_name, new_module)
@@ -142,7 +145,10 @@ class MambaPeftModel(BaseTuner):
             self._check_merge(adapter_names)
         elif any(isinstance(module, MambaPeftLayer) and module.merged for module in self.model.modules()):
             self.unmerge_adapter()
+        layers = layers_of(self.model).values()
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+        for layer in layers:
+            end(layer)
         note_state_size(model)
         if embeds:
             note_untied(model)

@@ -82,6 +82,11 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
     student = recipe.student.build(spec)
     if teacher is not None:
         carry(student, teacher)
+    if recipe.adapter is not None:
+        torch.manual_seed(recipe.seed)
+        for each in {id(task): task for task in (task, *tasks)}.values():
+            each.check(student, "student")  # which is there, and says classes or words of its own
+        recipe.adapter.put_on(student, getattr(recipe.student, "model", None))
     if recipe.trainer.grad_checkpointing:
         if not hasattr(student, "set_grad_checkpointing"):
             raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")

@@ -25,6 +25,7 @@ from ..reporting.metrics import RESULTS_FILE
 from ..reporting.samples import ITEMS_FILE, SAMPLES_FILE
 from ..reporting.tracking import METRICS_FILE, WANDB_ID_FILE
 from ..training.checkpoint import list_checkpoints
+from .adapter import ADAPTER_FOLDER
 from .recipe import Recipe
 
 CONFIG, REPORT = "config.yaml", "report.html"
@@ -48,6 +49,7 @@ _WRITTEN = (
     "rotation.safetensors",
     "comparison.html",
     "checkpoints",
+    ADAPTER_FOLDER,
     "wandb",
 )
 _PACKAGES = (
@@ -61,6 +63,7 @@ _PACKAGES = (
     "safetensors",
     "pydantic",
     "numpy",
+    "peft",
     "transmamba",
 )
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from ..training.checkpoint import list_checkpoints
 from ..training.optimizer import check_stage
 from ..training.stage import Items, Stage, stage_steps
 from ..training.trainer import Trainer
+from .adapter import begin_adapter, save_adapter
 from .branches import branches_of, take_over
 from .build import Parts
 from .folder import INDICES, SUBCLONE
@@ -120,12 +122,16 @@ class Pipeline:
                 np.save(folder / INDICES, task.train_indices)
             self._check_writing(trainer)
             self._initialise(folder, resumed, tracker)
+            if self.tuned is not None:
+                tracker.say(begin_adapter(self, self.tuned, trainer.strategy.name, resumed))
             for index in range(len(self.stages)):  # every stage's mistakes, before the first is trained
                 inputs = getattr(self.parts.tasks[index], "inputs", None)
                 check_stage(self.distiller(index), self.stages[index][0], inputs)
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
             trainer.run(self.distiller, self.stages)
             if self.accelerator.is_main_process:
+                if self.tuned is not None:
+                    save_adapter(self.tuned, folder)
                 save_model(self.parts.student, folder / STUDENT_FOLDER, task.preprocessing)
         return Trained(self._last if task.watched == task.final else None, trainer.progress.seconds / 60)
 
@@ -155,7 +161,9 @@ class Pipeline:
         """Subclone, unless resumed, and make the aligners of all stages."""
         student, teacher, init = self.parts.student, self.parts.teacher, self.parts.recipe.init
         kept: Mapping[str, Tensor] | None = None
-        if teacher is not None and init is not None and isinstance(student, Student) and not resumed:
+        begins = teacher is not None and self.tuned is None and not resumed
+        if begins and init is not None and isinstance(student, Student):
+            assert teacher is not None, "asked above"
             counted = init.importance == "activation" or init.average
             report, select = subclone(
                 student, teacher, init, self.calibration(init.calibration_images if counted else 0)
@@ -174,6 +182,11 @@ class Pipeline:
         if any(loss.standardises for loss in losses) and not resumed:
             self.aligners.to(self.accelerator.device)
             measure_streams(self.aligners, teacher, self.calibration(_NUM_CALIBRATION))
+
+    @property
+    def tuned(self) -> Any:
+        """What is known of the adapter that is trained; None where the student itself is."""
+        return getattr(self.parts.student, "tuned", None)
 
     def calibration(self, count: int) -> list[Batch]:
         """The first `count` of the task's calibration items, in batches; the same on every rank."""

@@ -14,6 +14,7 @@ from ..losses.cross_entropy import CrossEntropy
 from ..reporting.tracking import WandbConfig
 from ..subcloning.subclone import SubcloneConfig
 from ..training.stage import Stage, TrainerConfig, optimizer_problems
+from .adapter import Adapter, problems_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class Recipe:
     student: what is trained
     stages: one after the other, a list
     teacher: whom it learns from
+    adapter: what alone is trained of a student that is there: with a teacher it distils into the adapter,
+        without one it is fine-tuning
     init: how the student starts; null: from random weights
     trainer: how the loop runs
     wandb: also tracked there
@@ -59,6 +62,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     teacher: Annotated[Any, Part(TEACHERS)] | None = None
     teacher_recipe: str | None = None
+    adapter: Adapter | None = None
     init: SubcloneConfig | None = field(default_factory=SubcloneConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     scratch: Scratch | None = None
@@ -75,6 +79,7 @@ class Recipe:
             )
         if self.init is None or not self.init.layers or self.scratch is not None:
             problems += getattr(self.student, "problems_from_scratch", list)()
+        problems += problems_of(self.adapter, self)
         for stage in range(len(self.stages)):
             problems += self._task_problems(stage)
         if self.teacher_recipe is not None and self.teacher is None:

@@ -1,4 +1,4 @@
-"""Any timm or Hugging Face classifier as the model that a recipe trains: teachers, fine-tuning, baselines."""
+"""Models that are there, as what a recipe trains: teachers, fine-tuning, baselines, adapters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..config.registry import STUDENTS
 from ..core.preprocessing import Preprocessing
 from ..core.tower import StudentSpec
 from ..ecosystems import hub
-from ..ecosystems.find import preprocessing_of
+from ..ecosystems.find import load_model, preprocessing_of
 from ..ecosystems.processor import hugging_face_preprocessing
 from ..ecosystems.timm import check_options, create_timm
 from ..ecosystems.transformers import load_hugging_face, takes_any_size
@@ -90,3 +90,24 @@ class HuggingFaceModel:
             said = hub.explain(error)
             raise UserError(f"Hugging Face model {self.model!r} could not be loaded: {said}") from error
         return hugging_face_preprocessing(config, self.model, self.revision, any_size=takes_any_size(config))
+
+
+@STUDENTS.register("saved")
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A student, or any model of a known library, as it was saved: to adapt it, or to train it on.
+
+    model: a run, or a folder that a student was saved in
+    """
+
+    as_it_is: ClassVar[bool] = True  # it takes no teacher's weights
+
+    model: str
+
+    def build(self, spec: StudentSpec) -> nn.Module:
+        """Raises UserError where none is there."""
+        return load_model(self.model)
+
+    def preprocessing(self) -> Any:
+        """What it reads, as `preprocessing_of` says it."""
+        return preprocessing_of(load_model(self.model))

@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .adaptable import Adaptable
 from .sizes import check_sizes
 
 logger = logging.getLogger("transmamba.students")
 
 
-class ScansFrames:
+class ScansFrames(Adaptable):
     """An image tower that also reads videos (B, T, C, H, W). A picture (B, C, H, W) is a video of one frame.
 
     num_frames: for how many it was made; 1 for pictures alone. Other numbers of frames have its temporal

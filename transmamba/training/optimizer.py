@@ -88,7 +88,9 @@ def set_trainable(distiller: Distiller, stage: Stage) -> None:
 def trained_names(distiller: Distiller, stage: Stage) -> set[str]:
     """The student's parameters in the groups that a stage names. Raises UserError for one that it lacks."""
     student = distiller.student
-    names = {name for name, _ in student.named_parameters()}
+    names, scales = {name for name, _ in student.named_parameters()}, _scales(student)
+    if scales is not None:
+        return set(scales)
     chosen = stage.groups
     if chosen == ("auto",):
         chosen = ("mixers",) if distiller.teacher_forced else ("all",)
@@ -141,7 +143,7 @@ def set_pace(optimizer: Any, student: Any, stage: Stage, step: int, steps: int) 
     """The rate of a step of a stage; a student that has a schedule of its own (`set_progress`) is told how
     much of the stage is done, from 0 to below 1."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(stage, step, steps)
+        group["lr"] = learning_rate(stage, step, steps) * group.get("rate", 1.0)
     if hasattr(student, "set_progress"):
         student.set_progress(step / steps)
 
@@ -176,17 +178,26 @@ def _exempt(student: nn.Module) -> set[str]:
 
 
 def parameter_groups(distiller: Distiller, stage: Stage) -> list[dict[str, Any]]:
-    """Two groups at most: with and without weight decay. Projections begin as the embedding of the student's
+    """Two groups: with and without weight decay; and one of each rate and decay that an adapter's methods ask
+    for (`rate` multiplies the stage's). Projections begin as the embedding of the student's
     coordinates into the teacher's, from which decay would pull them to 0: they have none."""
     student = distiller.student
-    exempt = _exempt(student)
-    groups: dict[bool, list[nn.Parameter]] = {}
+    exempt, scales = _exempt(student), _scales(student) or {}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in distiller.named_parameters():
         if parameter.requires_grad:
             own = name.removeprefix("student.")
             decays = parameter.ndim > 1 and own not in exempt and not name.startswith("aligners.")
-            groups.setdefault(decays, []).append(parameter)
+            rate, decay = scales.get(own) or (1.0, float(decays))
+            groups.setdefault((decay > 0, rate, decay), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": stage.weight_decay if decays else 0.0}
-        for decays, parameters in groups.items()
+        {"params": parameters, "weight_decay": stage.weight_decay * decay, "rate": rate}
+        for (_, rate, decay), parameters in groups.items()
     ]
+
+
+def _scales(student: nn.Module) -> Mapping[str, tuple[float, float] | None] | None:
+    """Of a student with an adapter, what is trained: by name what rate and weight decay are multiplied by,
+    None for what is trained whole."""
+    tuned = getattr(student, "tuned", None)
+    return None if tuned is None else tuned.scales

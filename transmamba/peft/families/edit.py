@@ -13,20 +13,35 @@ from .mixer import Mixer, Place
 Swap = tuple[dict[str, Any], str, Any]
 
 
+def home(module: nn.Module, owner: nn.Module | None, path: str) -> tuple[nn.Module, str]:
+    """Which module has the parameter or number at a path, and under what name: behind a slash it is one of
+    the model's that the module begins (`owner`)."""
+    if path.startswith("/"):
+        assert owner is not None, "an owner's parameters are named where there is one"
+        return owner, path[1:]
+    inner, _, name = path.rpartition(".")
+    return module.get_submodule(inner), name
+
+
 class Edit:
-    """weights:    the changed ones, by the parameter's path
+    """weights:    the changed ones, by the parameter's path, see `home`
     attributes: numbers of the module and of those in it that go with them, by dotted name
     merging:    whether the weights are to hold everything, for good
     """
 
-    def __init__(self, module: nn.Module, mixer: Mixer, merging: bool = False) -> None:
-        self.module, self.mixer, self.merging = module, mixer, merging
+    def __init__(
+        self, module: nn.Module, mixer: Mixer, merging: bool = False, owner: nn.Module | None = None
+    ) -> None:
+        self.module, self.mixer, self.merging, self.owner = module, mixer, merging, owner
         self.weights: dict[str, Tensor] = {}
         self.attributes: dict[str, Any] = {}
 
     def weight(self, path: str) -> Tensor:
         """As it is by now."""
-        return self.weights[path] if path in self.weights else self.module.get_parameter(path)
+        if path in self.weights:
+            return self.weights[path]
+        module, name = home(self.module, self.owner, path)
+        return module.get_parameter(name)
 
     def attribute(self, name: str) -> Any:
         return self.attributes[name] if name in self.attributes else getattr(self.module, name)
@@ -48,11 +63,11 @@ class Edit:
         """What is to be put where."""
         swaps: list[Swap] = []
         for path, tensor in self.weights.items():
-            owner, _, name = path.rpartition(".")
-            swaps.append((self.module.get_submodule(owner)._parameters, name, tensor))
+            module, name = home(self.module, self.owner, path)
+            swaps.append((module._parameters, name, tensor))
         for path, value in self.attributes.items():
-            owner, _, name = path.rpartition(".")
-            swaps.append((self.module.get_submodule(owner).__dict__, name, value))
+            module, name = home(self.module, self.owner, path)
+            swaps.append((module.__dict__, name, value))
         return swaps
 
 

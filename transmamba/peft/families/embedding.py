@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...config.registry import FAMILIES
 from .family import Family, shapes_of
 from .inside import Inside
 from .mixer import Mixer, Place
+from .opening import owner_of
 
 PLACES = {"embedding": (Place("weight"),)}
 
@@ -25,8 +26,14 @@ class Tokens(Family):
     on: ClassVar[str] = "embedding"
 
     def describe(self, module: Any) -> Mixer:
-        width, shapes = module.embedding_dim, shapes_of(module)
-        return Mixer(kind="an embedding of tokens", width=width, places=PLACES, shapes=shapes, table=True)
+        return Mixer(
+            kind="an embedding of tokens",
+            width=module.embedding_dim,
+            places=PLACES,
+            shapes=shapes_of(module),
+            table=True,
+            opens=owner_of(module) is not None,
+        )
 
     def run(self, module: Any, inside: Inside, ids: Tensor, **kwargs: Any) -> Tensor:
         """ids (B, L) -> (B, L, d)."""
@@ -45,5 +52,17 @@ class Patches(Family):
     on: ClassVar[str] = "embedding"
 
     def describe(self, module: Any) -> Mixer:
-        width, shapes = module.out_channels, shapes_of(module)
-        return Mixer(kind="an embedding of patches", width=width, places=PLACES, shapes=shapes)
+        owner, places, shapes = owner_of(module), dict(PLACES), shapes_of(module)
+        for name in ("cls_token", "pos_embed"):
+            parameter = getattr(owner, name, None)
+            if isinstance(parameter, nn.Parameter):
+                places[name] = (Place(f"/{name}"),)
+                shapes[f"/{name}"] = tuple(parameter.shape)
+        return Mixer(
+            kind="an embedding of patches",
+            width=module.out_channels,
+            places=places,
+            shapes=shapes,
+            causal=False,
+            opens=owner is not None,
+        )

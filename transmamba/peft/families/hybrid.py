@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transmamba_kernels import causal_conv1d, ssd_scan
@@ -19,6 +20,7 @@ from .family import Family, shapes_of
 from .inside import Inside
 from .mamba2 import places_of
 from .mixer import Mixer, Place
+from .starting import passed, started_heads, step_sizes
 
 
 @FAMILIES.register("hybrid")
@@ -39,6 +41,7 @@ class Hybrid(Family):
             taps=module.conv1d.kernel_size[0],
             places=places_of(module.inner, bc) | {"biases": tuple(found)},
             shapes=shapes,
+            projected=shapes["in_proj.weight"][0],
             counts_states=None if module.normed else "states",
             config_key="mamba_d_state",
         )
@@ -47,6 +50,13 @@ class Hybrid(Family):
         """u (B, L, d) -> `Mixed`, as the mixer's own forward."""
         real = None if context.mask is None else context.mask.unsqueeze(-1)
         z, mixed, delta = module._projected(u if real is None else u.masked_fill(~real, 0))
+        opened = inside.prefix(u, context.mask, context.segments)
+        if opened is not None:
+            put = inside.widened(module.inner, module.groups, module.states, module.heads)
+            longer = opened.place(torch.cat([mixed, delta], dim=-1), put[:, module.inner :])
+            mixed, delta = longer.split([module.conv_dim, module.heads], dim=-1)
+            context = opened.context(context)
+            real = None if context.mask is None else context.mask.unsqueeze(-1)
         mixed = module._normalised(mixed) if module.normed else mixed
         weight, bias, segments = module.conv1d.weight[:, 0], module.conv1d.bias, context.segments
         mixed = causal_conv1d(mixed, weight, bias, activation="silu", seq_idx=segments)
@@ -66,6 +76,12 @@ class Hybrid(Family):
             delta_softplus=True,
             seq_idx=segments,
         )
+        if inside.begins:
+            sums = passed(step_sizes(delta, module.dt_bias), context.mask, segments)
+            first = started_heads(inside, grouped, sums, A)
+            y = y if first is None else y + first
+        if opened is not None:
+            y, grouped, B, C, delta = (opened.drop(part) for part in (y, grouped, B, C, delta))
         read = inside.read_heads(grouped, module.heads)
         values = module.norm(inside.shifted((y if read is None else y + read).flatten(2)), z)
         parts = {"B": B, "C": C, "values": values}
@@ -88,16 +104,30 @@ class HybridOwn(Hybrid):
         held = {} if shared.cache is None else shared.cache.held[module.layer]
         bc = module.groups * module.states
         projected = module.in_proj(u.masked_fill(padding, 0))
-        z, mixed, dt = projected.split([module.inner, module.inner + 2 * bc, module.heads], dim=-1)
+        z, opened = projected[..., : module.inner], None
+        if not held:
+            opened = inside.prefix(u, shared.real)
+        if opened is not None:
+            put = inside.widened(module.inner, module.groups, module.states, module.heads)
+            projected, padding = (
+                opened.place(projected, put),
+                opened.place(padding, put.new_zeros(len(put), 1)),
+            )
+        _, mixed, dt = projected.split([module.inner, module.inner + 2 * bc, module.heads], dim=-1)
         mixed, before = module._convolved(module._normalised(mixed), held.get("before"))
         x, B, C = mixed.masked_fill(padding, 0).split([module.inner, bc, bc], dim=-1)
         x = wide(x).unflatten(-1, (module.heads, module.size))
-        step = F.softplus(wide(dt) + wide(module.dt_bias))
+        step, state = F.softplus(wide(dt) + wide(module.dt_bias)), held.get("state")
+        first = None if held else inside.start_of(len(u), (module.heads, module.size), module.states)
+        if first is not None:
+            state, step = wide(first), step.masked_fill(padding, 0)
         by_head = (module._of_heads(wide(part)) for part in (B, C))
-        y, state = scan(x, step, -wide(module.A_log).exp(), *by_head, held.get("state"))
+        y, state = scan(x, step, -wide(module.A_log).exp(), *by_head, state)
         if shared.cache is not None:
             shared.cache.held[module.layer] = {"before": before, "state": state}
         y = y + wide(module.D)[:, None] * x
+        if opened is not None:
+            y, C = opened.drop(y), opened.drop(C)
         read = inside.read_heads(wide(C).unflatten(-1, (module.groups, module.states)), module.heads)
         y = (y if read is None else y + read).flatten(2)
         return inside.projected(module.out_proj, module.norm(inside.shifted(y).to(u.dtype), z))

@@ -14,6 +14,7 @@ from .cached import convolved, padded, states_of, steps
 from .family import Family, refuse_packed, shapes_of
 from .inside import Inside
 from .mixer import Mixer, Place
+from .starting import stilled
 
 
 def places_of(inner: int, rank: int, state: int, suffix: str = "") -> dict[str, tuple[Place, ...]]:
@@ -60,6 +61,7 @@ class Mamba(Family):
                 "skip": (Place("D"),),
             },
             shapes=shapes,
+            projected=2 * inner,
             counts_states=self.counts_states,
             config_key="state_size",
         )
@@ -85,20 +87,28 @@ class Mamba(Family):
         conv_state, state = states_of(module, cache_params)
         projected = module.in_proj(padded(hidden_states, attention_mask))
         x, z = projected.chunk(2, dim=-1)
+        opened = inside.prefix(x, attention_mask) if state is None else None
+        if opened is not None:
+            attention_mask = opened.mask(attention_mask)
+            x = opened.place(x, inside.affixes[""][1][:, : x.shape[-1]])
         x = convolved(module, x.transpose(1, 2), cache_params, conv_state).transpose(1, 2)
         x = padded(x, attention_mask)
         delta, B, C = self.select(module, x)
-        delta = F.linear(delta, module.dt_proj.weight)
+        delta = stilled(inside, F.linear(delta, module.dt_proj.weight), attention_mask)
         A, D, bias = -module.A_log.float().exp(), module.D.float(), module.dt_proj.bias.float()
         if steps(length, state):
             assert state is not None
             step = (x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], D)
             y = selective_state_update(state, *step, delta_bias=bias, delta_softplus=True)[:, None]
         else:
+            if state is None:
+                state = inside.start_of(len(x), (x.shape[-1],), B.shape[-1])
             scan = dict(delta_bias=bias, delta_softplus=True, initial_state=state)
             y, state = selective_scan(x, delta, A, B, C, D, return_final_state=True, **scan)
             if cache_params is not None:
                 cache_params.update_recurrent_state(state, module.layer_idx)
+        if opened is not None:
+            y, C = opened.drop(y), opened.drop(C)
         read = inside.read(C)
         y = inside.shifted(y if read is None else y + read)
         return inside.projected(module.out_proj, (y * F.silu(z)).to(hidden_states.dtype))

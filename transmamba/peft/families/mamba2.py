@@ -15,6 +15,7 @@ from .cached import convolved, padded, states_of, steps
 from .family import Family, refuse_packed, shapes_of
 from .inside import Inside
 from .mixer import Mixer, Place
+from .starting import passed, started_heads, step_sizes, stilled
 
 
 def places_of(inner: int, bc: int) -> dict[str, tuple[Place, ...]]:
@@ -68,6 +69,7 @@ class Mamba2(Family):
             taps=module.conv_kernel_size,
             places=places | {"biases": tuple(found)},
             shapes=shapes,
+            projected=shapes["in_proj.weight"][0],
             counts_states=self.counts_states,
             config_key=STATE_KEYS.get(type(module).__name__, "mamba_d_state"),
         )
@@ -93,10 +95,16 @@ class Mamba2(Family):
         bc = groups * module.ssm_state_size
         conv_state, state = states_of(module, cache_params)
         projected = self.project(module, padded(hidden_states, attention_mask))
-        z, xBC, delta = projected.split([inner, inner + 2 * bc, heads], dim=-1)
-        seq_idx = kwargs.pop("seq_idx", None)
+        seq_idx, z = kwargs.pop("seq_idx", None), projected[..., :inner]
         if seq_idx is None:
             refuse_packed(kwargs)
+        opened = inside.prefix(projected, attention_mask, seq_idx) if state is None else None
+        if opened is not None:
+            attention_mask, seq_idx = opened.mask(attention_mask), opened.segments(seq_idx)
+            states = inner, groups, module.ssm_state_size, heads
+            projected = opened.place(projected, inside.widened(*states))
+        _, xBC, delta = projected.split([inner, inner + 2 * bc, heads], dim=-1)
+        delta = stilled(inside, delta, attention_mask)
         xBC = convolved(module, xBC.transpose(1, 2), cache_params, conv_state, seq_idx).transpose(1, 2)
         x, B, C = padded(xBC, attention_mask).split([inner, bc, bc], dim=-1)
         x = x.unflatten(-1, (heads, -1))
@@ -107,6 +115,8 @@ class Mamba2(Family):
             step = (x[:, 0], delta[:, 0], A, B[:, 0], C[:, 0], D)
             y = ssd_state_update(state, *step, delta_bias=bias, delta_softplus=True)[:, None]
         else:
+            if state is None and seq_idx is None:
+                state = inside.start_of(len(x), tuple(x.shape[2:]), B.shape[-1])
             made: Any = compat.mamba_chunk_scan_combined(
                 x, delta, A, B, C, module.chunk_size, D,
                 dt_bias=bias,
@@ -119,6 +129,12 @@ class Mamba2(Family):
             y, state = made
             if cache_params is not None:
                 cache_params.update_recurrent_state(state, module.layer_idx)
+        if seq_idx is not None and inside.begins:
+            dt = step_sizes(delta, bias).clamp(*module.time_step_limit)
+            first = started_heads(inside, C, passed(dt, attention_mask, seq_idx), A)
+            y = y if first is None else y + first
+        if opened is not None:
+            y, C = opened.drop(y), opened.drop(C)
         read = inside.read_heads(C, heads)
         y = (y if read is None else y + read).flatten(2)
         gated = self.gate(module, inside.shifted(y), z)

@@ -32,6 +32,9 @@ class Mixer:
                 biases
     shapes:     of the parameters, by path
     table:      an embedding in which rows are looked up
+    opens:      an embedding whose model takes tokens beside those that are embedded
+    causal:     whether its tokens read those before them alone
+    projected:  columns that the input projection makes, of which an affix has tokens
     counts_states: the module's attribute that does, where it may be set to more; None where it may not
     config_key: what the model's configuration calls it
     """
@@ -48,6 +51,9 @@ class Mixer:
     places: Mapping[str, tuple[Place, ...]] = field(default_factory=dict)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     table: bool = False
+    opens: bool = False
+    causal: bool = True
+    projected: int = 0
     counts_states: str | None = None
     config_key: str | None = None
 

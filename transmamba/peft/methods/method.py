@@ -58,6 +58,7 @@ class Method:
     name: ClassVar[str]
     on: ClassVar[str] = "mixer"  # or "embedding": what kind of module takes it
     merges: ClassVar[bool] = False  # whether `edit` alone says all of it, so that the weights can hold it
+    begins: ClassVar[bool] = False  # whether it changes the stream's start, beside the embedding
     late: ClassVar[bool] = False  # whether it moves rows, so that the others' deltas must be there before
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.rope import Rope
 from ...views.view import Tower, View
+from ..adaptable import Adaptable, own, own_parts
 from ..carried import Carried
 from .architectures import Kind, Mixers, architecture_of, kinds_of, rotary_of
 from .layers import HybridLayer
@@ -39,7 +40,7 @@ NOTHING = Capture()
 _BY_HEAD = frozenset(("q", "k", "dt", "dA", "D"))
 
 
-class HybridStudent(Carried, nn.Module):
+class HybridStudent(Adaptable, Carried, nn.Module):
     """Reads `text` (B, L) with `text_mask` (B, L) or `text_segment` (B, L); its stream is `decoder`.
 
     config:    transformers', of a class in `architectures`
@@ -167,18 +168,22 @@ class HybridStudent(Carried, nn.Module):
 
     def read(self, x: Tensor, context: Context, capture: Capture) -> Output:
         """What `run` gives, of a stream x (B, L, D) that others may have put something into."""
-        reading = self._reading(context, x, set(self.kinds))
         stream = Stream(self.layout, context.mask)
+        x, put = self.opened(x, context)
+        context = context if put is None else put.context(context)
+        reading = self._reading(context, x, set(self.kinds))
         for k, layer in enumerate(self._layers):
             want = Want(heads=bool(capture.mixers.get(k, frozenset()) & _BY_HEAD))
             x, mixed = self._through(layer, x, reading, want)
             if k in capture.hidden:
-                stream.hidden[k] = x
+                stream.hidden[k] = own(x, put)
             if k in capture.branches:
-                stream.branches[k] = Branches(x if capture.tokens is None else x[:, capture.tokens])
+                here = own(x, put)
+                stream.branches[k] = Branches(here if capture.tokens is None else here[:, capture.tokens])
             if k in capture.mixers:
-                stream.mixers[k] = kept({"output": mixed.output, **mixed.parts}, capture.mixers[k])
-        return Output({"decoder": stream}, Logits(x, self._head))
+                named = kept({"output": mixed.output, **mixed.parts}, capture.mixers[k])
+                stream.mixers[k] = own_parts(named, put)
+        return Output({"decoder": stream}, Logits(own(x, put), self._head))
 
     def generate(self, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
         """The likeliest words after `text` (B, L), whose padding lies before it, by transformers' model of

@@ -27,14 +27,21 @@ SHARD = "5GB"
 
 def as_stock(student: HybridStudent) -> Any:
     """transformers' model, or that of our own class, of the same tensors, not copies, in the student's mode.
-    Loaded strictly."""
+    Loaded strictly. An adapter on the student is on it, too."""
+    tuned: Any = getattr(student, "tuned", None)
+    if tuned is not None:
+        return tuned.onto(_stock_of(student, tuned.base_state()))
+    return _stock_of(student, student.state_dict(keep_vars=True))
+
+
+def _stock_of(student: HybridStudent, tensors: Mapping[str, Tensor]) -> Any:
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
     make = own_model() if _is_own(student.config.model_type) else AutoModelForCausalLM.from_config
     with init_empty_weights(include_buffers=False):
         model: Any = make(student.config)
-    state = {**student.state_dict(keep_vars=True), **_null_layers(student, model)}
+    state = {**tensors, **_null_layers(student, model)}
     model.load_state_dict(state, strict=True, assign=True)
     if student.config.tie_word_embeddings:
         model.tie_weights()
@@ -118,7 +125,7 @@ def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
     depth = made.num_layers
     own = {
         name: tensor
-        for name, tensor in model.state_dict().items()
+        for name, tensor in _plain(model.state_dict()).items()
         if not any(name.startswith(f"model.layers.{depth + extra}.") for extra in range(_nulls(model.config)))
     }
     made.load_state_dict(own, strict=True, assign=True)
@@ -126,6 +133,13 @@ def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
         made.lm_head.weight = made.model["embed_tokens"].weight  # type: ignore[assignment]
     made.origin, made.beside = origin_of(source), beside(source)
     return made.eval()
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's own tensors: transformers puts an adapter that lies in the folder on it, as whoever reads
+    the student shall (`ecosystems.find.load_model`)."""
+    own = {name: tensor for name, tensor in state.items() if ".transmamba_adapters." not in name}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in own.items()}
 
 
 def _is_own(model_type: Any) -> bool:

@@ -25,6 +25,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import Dropped, Take, depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..adaptable import own, own_parts
 from ..after import After, followed
 from ..frames import ScansFrames, joined, only_pictures
 from ..reading import ACTIVATIONS, suits_layer_norms
@@ -115,24 +116,27 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
         super().make_times(num_frames)
 
     def _pos_embed(self, x: Tensor) -> Tensor:
-        return self.timed(super()._pos_embed(x), 1)
+        with self.embedding():
+            return self.timed(super()._pos_embed(x), 1)
 
     def _embed(self, x: Tensor) -> Tensor:
         """Tokens (B, L, D) of images, (B, T * L, D) of videos."""
         x, times = self.pictures(x)
-        x = self.timed(super()._pos_embed(self.patch_embed(x)), times)
+        patches = self.patch_embed(x)
+        with self.embedding():
+            x = self.timed(super()._pos_embed(patches), times)
         return joined(self.norm_pre(self.patch_drop(x)), times)
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, **timm: Any) -> Tensor:
         """timm's, of videos (B, T, C, H, W) too. Raises ValueError for a mask of attention over frames."""
-        if x.ndim != 5:
+        if x.ndim != 5 and self.adapting is None:
             return super().forward_features(x, attn_mask=attn_mask, **timm)
         if attn_mask is not None or timm.get("is_causal"):
-            raise ValueError("all frames of a video are read both ways; leave attn_mask and is_causal out")
-        x = self._embed(x)
+            raise ValueError("all tokens are read both ways; leave attn_mask and is_causal out")
+        x, put = self.opened(self._embed(x))
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self._spares_memory() else block(x)
-        return self.norm(x)
+        return self.norm(own(x, put))
 
     def pool(self, x: Tensor, pool_type: str | None = None) -> Tensor:
         """Of every frame what timm's reads of a picture; their mean."""
@@ -172,29 +176,32 @@ class SSDVisionTransformer(ScansFrames, VisionTransformer):
         return {"B": self.embed_dim, "C": self.embed_dim}
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **options: Any) -> Any:
-        """timm's, of pictures."""
+        """timm's, of pictures. Raises ValueError where a prompt is among the tokens."""
         only_pictures(x)
+        if self.adapting is not None and self.adapting.insertion(x.flatten(2), Context()) is not None:
+            raise ValueError("forward_intermediates goes without a prompt; disable the adapter that has one")
         return super().forward_intermediates(x, *arguments, **options)
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures, after: After | None = None) -> Output:
         capture, stream = captures.get("image", Capture()), Stream(self.layout)
-        x = self._embed(inputs["image"])
+        x, put = self.opened(self._embed(inputs["image"]))
+        tokens = capture.tokens if put is None else put.places(capture.tokens)
         for k, block in enumerate(self.blocks):
-            want = Want(k in capture.branches, capture.tokens, apart=capture.apart)
+            want = Want(k in capture.branches, tokens, apart=capture.apart)
             if self._spares_memory():
                 x, mixed = checkpoint(block, x, want, use_reentrant=False)
             else:
                 x, mixed = block(x, want)
             x = followed(x, k, after)
             if k in capture.hidden:
-                stream.hidden[k] = x
+                stream.hidden[k] = own(x, put)
             if want.branches:
-                here = x if capture.tokens is None else x.index_select(1, capture.tokens)
+                here = x if tokens is None else x.index_select(1, tokens)
                 weight = None if mixed.half is None or capture.apart else block.written()
                 stream.branches[k] = Branches(here, mixed.half, weight)
             if k in capture.mixers:
-                stream.mixers[k] = kept(mixed.parts, capture.mixers[k])
-        return Output({"image": stream}, Logits(x, self._logits))
+                stream.mixers[k] = own_parts(kept(mixed.parts, capture.mixers[k]), put)
+        return Output({"image": stream}, Logits(own(x, put), self._logits))
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.forward_head(self.norm(x))

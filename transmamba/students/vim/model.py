@@ -20,6 +20,7 @@ from ...layers.mixed import Mixed, Want, kept
 from ...subcloning.plan import depth_map
 from ...subcloning.selection import Selection
 from ...views.view import View
+from ..adaptable import own, own_parts
 from ..after import After, followed
 from ..frames import ScansFrames, joined, mean_frame, only_pictures
 from ..sizes import check_pooling, check_rates, check_sizes
@@ -94,8 +95,7 @@ class VisionMamba(ScansFrames, nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        """Truncated normals as in DeiT, output projections scaled down by sqrt(layers) as in GPT-2 and
-        Mamba."""
+        """Truncated normals as in DeiT; output projections over sqrt(layers), as in GPT-2 and Mamba."""
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
         layer: Any
@@ -137,9 +137,7 @@ class VisionMamba(ScansFrames, nn.Module):
             check_pooling(global_pool)
             self.global_pool = global_pool
         device = self.pos_embed.device
-        self.head = (
-            nn.Linear(self.embed_dim, num_classes, device=device) if num_classes > 0 else nn.Identity()
-        )
+        self.head = nn.Linear(self.embed_dim, num_classes, device=device) if num_classes else nn.Identity()
 
     def set_input_size(self, img_size: Any = None, patch_size: Any = None) -> None:
         """Take images, or patches, of another size from now on; positions and patches are resampled."""
@@ -155,9 +153,10 @@ class VisionMamba(ScansFrames, nn.Module):
     def _embed(self, x: Tensor) -> Tensor:
         x, times = self.pictures(x)
         patches = self.patch_embed(x)
-        cls_token = self.cls_token.expand(len(x), -1, -1).to(patches.dtype)
         before, after = patches[:, : self.cls_position], patches[:, self.cls_position :]
-        x = torch.cat([before, cls_token, after], dim=1) + self.pos_embed
+        with self.embedding():
+            cls_token = self.cls_token.expand(len(x), -1, -1).to(patches.dtype)
+            x = torch.cat([before, cls_token, after], dim=1) + self.pos_embed
         x = self.norm_pre(self.timed(x, times))
         return joined(x - x.mean(dim=-1, keepdim=True) if self.centred else x, times)
 
@@ -168,10 +167,10 @@ class VisionMamba(ScansFrames, nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised tokens (B, L, D) of images (B, C, H, W), in sequence order; of videos frame by frame."""
-        x = self._embed(x)
+        x, put = self.opened(self._embed(x))
         for layer in self.layers:
             x, _ = self._layer(layer, x)
-        return self.norm_f(x)
+        return self.norm_f(own(x, put))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = mean_frame(x, self.layout.length) if self.global_pool else x
@@ -202,18 +201,18 @@ class VisionMamba(ScansFrames, nn.Module):
             raise ValueError(f"output_fmt is {output_fmt!r}; write 'NCHW' or 'NLC'")
         take, last = feature_take_indices(len(self.layers), indices)
         kept = []
-        x = self._embed(x)
+        x, put = self.opened(self._embed(x))
         for i, layer in enumerate(self.layers[: last + 1] if stop_early else self.layers):
             x, _ = self._layer(layer, x)
             if i in take:
-                kept.append(self.norm_f(x) if norm else x)
+                kept.append(own(self.norm_f(x) if norm else x, put))
         patches: list[Any] = [feature[:, self.layout.patches] for feature in kept]
         if output_fmt == "NCHW":
             patches = [p.transpose(1, 2).unflatten(2, self.layout.grid).contiguous() for p in patches]
         if return_prefix_tokens:
             prefix = [feature[:, self.cls_position : self.cls_position + 1] for feature in kept]
             patches = list(zip(patches, prefix, strict=True))
-        return patches if intermediates_only else (self.norm_f(x), patches)
+        return patches if intermediates_only else (self.norm_f(own(x, put)), patches)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -252,20 +251,21 @@ class VisionMamba(ScansFrames, nn.Module):
 
     def run(self, inputs: Mapping[str, Tensor], captures: Captures, after: After | None = None) -> Output:
         capture, stream = captures.get("image", Capture()), Stream(self.layout)
-        x = self._embed(inputs["image"])
+        x, put = self.opened(self._embed(inputs["image"]))
+        tokens = capture.tokens if put is None else put.places(capture.tokens)
         layer: Any
         for k, layer in enumerate(self.layers):
-            want = Want(k in capture.branches, capture.tokens, apart=capture.apart)
+            want = Want(k in capture.branches, tokens, apart=capture.apart)
             x, mixed = self._layer(layer, x, want)
             x = followed(x, k, after)
             if k in capture.hidden:
-                stream.hidden[k] = x
+                stream.hidden[k] = own(x, put)
             if want.branches:
-                here = x if capture.tokens is None else x.index_select(1, capture.tokens)
+                here = x if tokens is None else x.index_select(1, tokens)
                 stream.branches[k] = Branches(here, mixed.half, layer.written(want))
             if k in capture.mixers:
-                stream.mixers[k] = kept(mixed.parts, capture.mixers[k])
-        return Output({"image": stream}, Logits(x, self._logits))
+                stream.mixers[k] = own_parts(kept(mixed.parts, capture.mixers[k]), put)
+        return Output({"image": stream}, Logits(own(x, put), self._logits))
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.forward_head(self.norm_f(x))
