@@ -194,3 +194,41 @@ def test_a_language_student(tmp_path: Path, methods: list[str]) -> None:
             best = ours.run({"text": longer}).logits()[:, -1].argmax(-1)
             going = (made[:, :k] != 2).all(dim=1)  # until its end
             assert torch.equal(made[going, k], best[going])
+
+
+# --- PEFT's own, to compare with ---
+
+
+def stock(place: Path, run: Path, model: str, **options: Any) -> Recipe:
+    changes = dict(adapter=dict(stock=options), student=dict(name="saved", model=str(place / model)))
+    changes["stages"] = [dict(name="tune", losses=["cross_entropy"], steps=3, lr=3e-3)]
+    return recipe(place, run, [], **changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "targets"),
+    [("lora", "student", ["in_proj", "out_proj"]), ("dora", "teacher", ["qkv"])],
+)
+def test_stock_peft_is_trained_merged_and_loaded_by_stock_peft(
+    place: Path, tmp_path: Path, kind: str, model: str, targets: list[str], capsys: Any
+) -> None:
+    run = tmp_path / "run"
+    results = harness.run_quietly(stock(place, run, model, kind=kind, targets=targets, r=2))
+    base = load_model(place / model)
+    layers = [m for n, m in base.named_modules() if n.rpartition(".")[2] in targets]
+    trained = sum(2 * sum(m.weight.shape) + (kind == "dora") * len(m.weight) for m in layers)
+    assert results["adapter"]["trained"] == trained and results["adapter"]["merge_seconds"] > 0
+    with torch.no_grad():
+        plain = base(IMAGES)
+        wanted = peft.PeftModel.from_pretrained(base, run / "adapter").eval()(IMAGES)
+        assert (wanted - plain).abs().max() > 1e-5
+        torch.testing.assert_close(load_model(run)(IMAGES), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_stock_peft_that_nothing_reaches_is_refused(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'qkv' is no linear layer; known: .*in_proj"):
+        harness.run_quietly(stock(place, tmp_path / "a", "student", targets=["qkv"]))
+    with pytest.raises(UserError, match="no gradient reaches any lora_A or lora_B"):
+        harness.run_quietly(stock(place, tmp_path / "b", "student", targets=["dt_proj"]))
+    with pytest.raises(UserError, match="methods: given beside stock"):
+        recipe(place, tmp_path / "c", [], adapter=dict(methods=["a"], stock=dict(targets=["in_proj"])))
