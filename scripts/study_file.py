@@ -14,7 +14,7 @@ from typing import Any
 
 Cell = dict[str, str]
 KEYS = {"output_dir", "common", "every_cell", "first", "axes", "cells", "choose", "report"}
-REPORT_KEYS = {"metric", "better", "rows", "columns", "baseline"}
+REPORT_KEYS = {"metric", "better", "rows", "columns", "baseline", "ranks"}
 OF_A_CELL = ("teacher", "scratch")  # what a cell's own results.json may hold beside its student
 
 

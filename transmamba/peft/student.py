@@ -69,7 +69,7 @@ class Tuned:
         bake(self.model)
         made = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(made, ignore_errors=True)
-        self.model.save_pretrained(str(made))
+        self.model.save_pretrained(str(made), save_embedding_layers=False)
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
 

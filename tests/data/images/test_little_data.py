@@ -6,19 +6,27 @@ import json
 import math
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
+import yaml
 from PIL import Image
 
+from transmamba.config.load import Part
 from transmamba.config.registry import READERS
 from transmamba.data.images.few import Few
 from transmamba.data.images.records import Records
 from transmamba.data.images.scene_classes import CLASSES, SceneClasses, ScenesOf
 from transmamba.errors import UserError, WrongValues
+from transmamba.evaluation.logistic import fit
+
+ROOT = Path(__file__).parents[3]
 
 # --- a few images ---
 
@@ -198,3 +206,57 @@ def test_a_turned_arrow_points_where_its_class_says() -> None:
 
 
 # --- the tasks of recipes/studies/peft_images.yaml ---
+
+TASKS = {  # classes, images of the test split
+    **{"mnist": (10, 2000), "emoji": (8, 917), "figures": (6, 1653), "exercises": (6, 515)},
+    **{"count": (8, 2000), "position": (16, 2000), "rotation": (8, 2000), "size": (6, 2000)},
+}
+
+
+def patches(pixels: np.ndarray, seed: int = 0) -> Any:
+    """A layer of whitened patches drawn from the pictures, rectified, averaged over a grid of 3 x 3 (Coates
+    et al., AISTATS 2011): a map from pictures (N, 32, 32, 3) to features (N, 2304)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def cut(images: np.ndarray) -> torch.Tensor:
+        unfolded = F.unfold(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, 6)
+        return unfolded - unfolded.mean(1, keepdim=True)
+
+    drawn = cut(pixels[:200]).transpose(1, 2).flatten(0, 1)
+    drawn = drawn[drawn.std(1) > 0.05]
+    drawn = drawn[torch.randperm(len(drawn), generator=generator)[:20_000]]
+    values, vectors = torch.linalg.eigh(drawn.mT @ drawn / len(drawn))
+    white = vectors @ torch.diag((values + 0.01).rsqrt()) @ vectors.mT
+    filters = F.normalize(drawn[:128] @ white) @ white
+    spread = (filters @ cut(pixels[:200])).std()
+
+    def features(images: np.ndarray) -> torch.Tensor:
+        seen = filters @ cut(images) / spread
+        both = torch.cat([(seen - 0.5).relu(), (-seen - 0.5).relu()], 1)
+        return F.adaptive_avg_pool2d(both.unflatten(2, (27, 27)), 3).flatten(1)
+
+    return features
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_of_the_study_loads_and_a_linear_probe_beats_chance(
+    name: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRANSMAMBA_DATA", str(shared_data))
+    study = yaml.safe_load((ROOT / "recipes" / "studies" / "peft_images.yaml").read_text())
+    text = study["axes"]["task"][name][0].removeprefix("task.data=").replace("$$", "$")
+    reader = Part(READERS)._build(yaml.safe_load(text))
+    train, test = (replace(reader, keep=False).build(split) for split in ("train", "test"))
+    assert (len(train.classes), len(test)) == TASKS[name] and len(train) == 1000
+    assert np.bincount(train.labels).min() >= 50
+    same = {picture.tobytes() for picture in train.array()} & {p.tobytes() for p in test.array()}
+    assert len(same) <= 1, "no test picture is trained on"
+    features = patches(train.array())
+    seen, asked = features(train.array()), features(test.array()[:500])
+    mean, std = seen.mean(0), seen.std(0) + 1e-6
+    probe = fit((seen - mean) / std, torch.from_numpy(train.labels), 1e-3)
+    found = probe.logits((asked - mean) / std, len(train.classes)).argmax(1).numpy()
+    most = np.bincount(test.labels[:500]).max() / 500  # by the class that is most of them
+    assert (found == test.labels[:500]).mean() > most + 0.05
