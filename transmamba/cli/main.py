@@ -49,6 +49,7 @@ BENCH = {
     "recipe": Verb("time a recipe's step beside plain training", bench.add_recipe, bench.run_recipe),
     "inference": Verb("time students beside their teacher", bench.add_inference, bench.run_inference),
     "decode": Verb("time a hybrid language model beside its teacher", bench.add_decode, bench.run_decode),
+    "adapters": Verb("time adapters beside full tuning", bench.add_adapters, bench.run_adapters),
     "kernels": Verb("time kernels, beside others where installed", bench.add_kernels, bench.run_kernels),
 }
 VERBS: dict[str, Verb | Verbs] = {

@@ -32,7 +32,7 @@ class MambaPeftModel(BaseTuner):
     tuner_layer_cls = MambaPeftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
     model: Any
-    _started: tuple[str, ...] | None = None
+    _started: frozenset[tuple[tuple[str, int], ...]] = frozenset()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)
@@ -42,11 +42,11 @@ class MambaPeftModel(BaseTuner):
 
     def _start(self, output: Any) -> None:
         """Once for each set of active adapters."""
-        active = tuple(self.active_adapters)
-        if self._started == active:
+        active = tuple((name, id(self.peft_config[name])) for name in self.active_adapters)
+        if active in self._started:
             return
         refuse_dead(self.model, output)
-        self._started = active
+        self._started |= {active}
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"{self.coverage()}\n")
 
