@@ -32,6 +32,7 @@ from transmamba.config.registry import (
 )
 from transmamba.config.retired import RETIRED
 from transmamba.reporting.tracking import WandbConfig
+from transmamba.runs.adapter import Adapter
 from transmamba.runs.recipe import Recipe, Scratch
 from transmamba.subcloning.subclone import SubcloneConfig
 from transmamba.training.stage import Stage, TrainerConfig
@@ -52,6 +53,7 @@ SECTIONS: tuple[tuple[str, type], ...] = (
     ("stages, each", Stage),
     ("trainer", TrainerConfig),
     ("scratch", Scratch),
+    ("adapter", Adapter),
     ("wandb", WandbConfig),
 )
 PARTS: tuple[tuple[str, Registry], ...] = (

@@ -168,3 +168,17 @@ def test_what_is_unloaded_leaves_nothing_behind(name: str) -> None:
         merged = adapted_student(name, ["pos_embed"])
         wanted = merged(images())
         torch.testing.assert_close(merged.merge_and_unload()(images()), wanted)
+
+
+def test_packed_rows_begin_anew_in_transformers_mixers() -> None:
+    adapted = tiny.adapted("mamba2", ["affix", "initial_state"])
+    layer = adapted.get_base_model().backbone.layers[0].mixer
+    u = torch.randn(2, 7, 16, generator=torch.Generator().manual_seed(5))
+    ids = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0] * 7], dtype=torch.int32)
+    with torch.no_grad():
+        together = layer(u, seq_idx=ids)
+        torch.testing.assert_close(together[:1, 3:], layer(u[:1, 3:]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[:1, :3], layer(u[:1, :3]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(together[1:], layer(u[1:]), atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="seq_idx"):
+        tiny.adapted("mamba2", ["prompt"]).get_base_model().backbone(tiny.words(), seq_idx=ids)

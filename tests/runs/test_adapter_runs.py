@@ -65,9 +65,8 @@ def test_an_adapter_is_distilled(place: Path, tmp_path: Path, methods: list[str]
         assert hasattr(again, "tuned") != merges
         save_model(again, tmp_path / "copy")  # what was loaded is saved as it was
         torch.testing.assert_close(load_model(tmp_path / "copy")(IMAGES), wanted, atol=1e-5, rtol=0)
-        if merges:
-            plain = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
-            torch.testing.assert_close(plain(IMAGES), wanted, atol=1e-5, rtol=0)
+        by_timm = timm.create_model(f"local-dir:{run / 'student'}", pretrained=True).eval()
+        torch.testing.assert_close(by_timm(IMAGES), wanted, atol=1e-5, rtol=0)
     measured = transmamba.evaluate(run, recipe(place, run, methods).task)
     assert measured["student"]["top1"] == pytest.approx(results["student"]["top1"])
 
@@ -75,7 +74,7 @@ def test_an_adapter_is_distilled(place: Path, tmp_path: Path, methods: list[str]
 def test_the_student_itself_stays_as_it_is(place: Path, tmp_path: Path) -> None:
     """Only the adapter moves; its coverage is said when training starts."""
     methods = ["prompt", {"name": "a", "rate": 0.0}, "lora_z"]
-    harness.run_quietly(recipe(place, tmp_path / "run", methods))
+    harness.run_quietly(recipe(place, tmp_path / "run", methods, init={}))  # from which nothing is taken
     saved = load_file(next((tmp_path / "run" / "checkpoints").glob("step-*")) / "model.safetensors")
     base = load_model(place / "student").state_dict()
     for name, tensor in base.items():
@@ -196,39 +195,59 @@ def test_a_language_student(tmp_path: Path, methods: list[str]) -> None:
             assert torch.equal(made[going, k], best[going])
 
 
-# --- PEFT's own, to compare with ---
+def test_a_clip_student(tmp_path: Path) -> None:
+    """Both towers' mixers, by what a task of pictures and captions asks."""
+    pytest.importorskip("open_clip", reason="needs open_clip")
+    from tiny_clip import made
 
-
-def stock(place: Path, run: Path, model: str, **options: Any) -> Recipe:
-    changes = dict(adapter=dict(stock=options), student=dict(name="saved", model=str(place / model)))
-    changes["stages"] = [dict(name="tune", losses=["cross_entropy"], steps=3, lr=3e-3)]
-    return recipe(place, run, [], **changes)
-
-
-@pytest.mark.parametrize(
-    ("kind", "model", "targets"),
-    [("lora", "student", ["in_proj", "out_proj"]), ("dora", "teacher", ["qkv"])],
-)
-def test_stock_peft_is_trained_merged_and_loaded_by_stock_peft(
-    place: Path, tmp_path: Path, kind: str, model: str, targets: list[str], capsys: Any
-) -> None:
-    run = tmp_path / "run"
-    results = harness.run_quietly(stock(place, run, model, kind=kind, targets=targets, r=2))
-    base = load_model(place / model)
-    layers = [m for n, m in base.named_modules() if n.rpartition(".")[2] in targets]
-    trained = sum(2 * sum(m.weight.shape) + (kind == "dora") * len(m.weight) for m in layers)
-    assert results["adapter"]["trained"] == trained and results["adapter"]["merge_seconds"] > 0
+    save_model(made(), tmp_path / "clip")
+    student, _ = transmamba.convert(str(tmp_path / "clip"), "clip")
+    save_model(student, tmp_path / "student")
+    values = dict(
+        output_dir=str(tmp_path / "run"),
+        task=dict(name="image_text", data=dict(name="scenes", side=16, count_train=20, count_test=6)),
+        teacher=dict(name="open_clip", model=str(tmp_path / "clip")),
+        student=dict(name="saved", model=str(tmp_path / "student")),
+        init=None,
+        adapter=dict(methods=["lora_x", "initial_state"]),
+        stages=[dict(losses=["contrastive"], steps=3, lr=1e-2)],
+        trainer=dict(global_batch=8, eval_every=0),
+    )
+    results = harness.run_quietly(configs.parse(Recipe, values, "pairs"))
+    again: Any = load_model(tmp_path / "run")
+    pictures = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        plain = base(IMAGES)
-        wanted = peft.PeftModel.from_pretrained(base, run / "adapter").eval()(IMAGES)
-        assert (wanted - plain).abs().max() > 1e-5
-        torch.testing.assert_close(load_model(run)(IMAGES), wanted, atol=1e-5, rtol=1e-5)
+        before = load_model(tmp_path / "student").encode_image(pictures)  # type: ignore[operator]
+        assert (again.encode_image(pictures) - before).abs().max() > 1e-4
+    task = configs.parse(Recipe, values, "pairs").task
+    measured = transmamba.evaluate(tmp_path / "run", task)["student"]
+    assert measured["mean_recall"] == pytest.approx(results["student"]["mean_recall"])
 
 
-def test_stock_peft_that_nothing_reaches_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'qkv' is no linear layer; known: .*in_proj"):
-        harness.run_quietly(stock(place, tmp_path / "a", "student", targets=["qkv"]))
-    with pytest.raises(UserError, match="no gradient reaches any lora_A or lora_B"):
-        harness.run_quietly(stock(place, tmp_path / "b", "student", targets=["dt_proj"]))
-    with pytest.raises(UserError, match="methods: given beside stock"):
-        recipe(place, tmp_path / "c", [], adapter=dict(methods=["a"], stock=dict(targets=["in_proj"])))
+def test_a_student_that_writes_about_pictures(tmp_path: Path) -> None:
+    from small_llava import SIDE, llava_folder
+
+    llava = llava_folder(tmp_path / "llava", context=512)
+    student, _ = transmamba.convert(str(llava), "llava", decoder={"kind": "hybrid"})
+    save_model(student, tmp_path / "student")
+    data = dict(name="scenes", side=SIDE, count_train=24, count_test=4)
+    values = dict(
+        output_dir=str(tmp_path / "run"),
+        task=dict(name="questions", data=data, writing="never"),
+        teacher=dict(name="llava", model=str(llava)),
+        student=dict(name="saved", model=str(tmp_path / "student")),
+        init=None,
+        adapter=dict(methods=["lora_x", "a"]),
+        stages=[dict(losses=["kl"], steps=2, lr=1e-2)],
+        trainer=dict(global_batch=4, eval_every=0),
+    )
+    results = harness.run_quietly(configs.parse(Recipe, values, "questions"))["student"]
+    with pytest.raises(UserError, match="state_offset_h cannot be merged, and this student"):
+        stuck = {
+            **values,
+            "adapter": dict(methods=["a", "state_offset_h"]),
+            "output_dir": str(tmp_path / "b"),
+        }
+        harness.run_quietly(configs.parse(Recipe, stuck, "questions"))
+    measured = transmamba.evaluate(tmp_path / "run", configs.parse(Recipe, values, "questions").task)
+    assert measured["student"]["perplexity"] == pytest.approx(results["perplexity"], rel=1e-4)

@@ -22,6 +22,7 @@ from . import (
     listing,
     predict,
     publish,
+    search_peft,
     select_layers,
 )
 from .mistakes import guarded
@@ -60,6 +61,7 @@ VERBS: dict[str, Verb | Verbs] = {
     "select-layers": Verb(
         "which attention layers a hybrid language model keeps", select_layers.add, select_layers.run
     ),
+    "search-peft": Verb("which methods of an adapter, and how large", search_peft.add, search_peft.run),
     "generate-data": Verb(
         "let a language model write texts to train on", generate_data.add, generate_data.run
     ),

@@ -11,8 +11,9 @@ from ..core.card import Card
 from ..core.preprocessing import PicturesAndText, Preprocessing, of_pictures
 from ..errors import UserError
 from . import open_clip, open_clip_names, timm, transformers
+from .adapters import put_adapter_on
 from .ecosystem import Ecosystem
-from .folders import ADAPTER_CONFIG, OPEN_CLIP_CONFIG, model_folder
+from .folders import OPEN_CLIP_CONFIG, model_folder
 from .sources import Source, read_source
 
 # who is asked, in this order; whoever brings a library of their own appends it
@@ -64,10 +65,7 @@ def load_model(source: str | Path, architecture: str | None = None) -> nn.Module
     of weights means, with its weights, in evaluation mode."""
     found = read_source(str(source), architecture)
     model = ecosystem_of(found).load(found)
-    if found.folder is not None and (found.folder / ADAPTER_CONFIG).is_file():
-        from ..peft.student import put_on
-
-        put_on(model, found.folder)
+    put_adapter_on(model, found.folder)
     return model
 
 

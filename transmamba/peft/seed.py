@@ -102,6 +102,7 @@ def compile_cache(model: Any, adapter_name: str = "default") -> Seed:
     if not hasattr(base, "prepare_inputs_for_generation"):
         raise UserError(f"{type(base).__name__} generates nothing; a seed is for a language model")
     active, mode = model.active_adapters, model.training
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval()
         model.base_model.set_adapter(adapter_name)
@@ -109,6 +110,9 @@ def compile_cache(model: Any, adapter_name: str = "default") -> Seed:
     finally:
         model.base_model.set_adapter(active)
         model.train(mode)
+        model.requires_grad_(False)  # which setting an adapter changes
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _compiled(base: Any) -> Seed:

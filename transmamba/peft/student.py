@@ -8,7 +8,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ class Tuned:
     @property
     def merges(self) -> bool:
         """Whether the student's own weights can hold the adapter."""
-        return all(part.merges for part in self.model.peft_config[DEFAULT].parts)
+        try:
+            self.model.base_model._check_merge(None)
+        except UserError:
+            return False
+        return True
 
     @property
     def chooses(self) -> bool:
@@ -69,7 +73,9 @@ class Tuned:
         bake(self.model)
         made = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(made, ignore_errors=True)
-        self.model.save_pretrained(str(made), save_embedding_layers=False)
+        self.model.save_pretrained(
+            str(made), save_embedding_layers=False
+        )  # what is trained whole is saved all the same
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
 
@@ -112,10 +118,10 @@ class Tuned:
             found[plain] = state.get(trained, tensor)
         return found
 
-    def onto(self, stock: Any) -> Any:
-        """The same adapter, its tensors too, on a model whose mixers have the same names."""
+    def onto(self, stock: Any, called: Callable[[str], str] = str) -> Any:
+        """The same adapter, its tensors too, on a model in which a module has the name that `called` says."""
         config = MambaPeftConfig(methods=self.model.peft_config[DEFAULT].methods, inference_mode=True)
-        theirs = layers_of(self.student)
+        theirs = {called(name): layer for name, layer in layers_of(self.student).items()}
         config.target_modules = [name for name, layer in theirs.items() if layer.family.on == "mixer"] or None
         get_peft_model(stock, config)
         for name, layer in layers_of(stock).items():

@@ -46,7 +46,7 @@ class Stock:
 class Adapter:
     """Only this is trained; the student stays as it is. RUN/adapter has PEFT's own files.
 
-    methods: what is trained, one after the other: names, or mappings of a name and options, among them
+    methods: what is trained: names, or mappings of a name and options (docs/peft.md has all), among them
         `rate` and `decay`, by which the stage's rate and weight decay are multiplied
     modules: ends of the mixers' names, or none for all of them
     layers: numbers of the layers whose mixers are adapted; none for all
@@ -101,6 +101,12 @@ class Adapter:
             modules_to_save=list(self.whole) or None,
         )
         tune(student, config, base)
+        stuck = [method.name for method in self.methods if not method.merges]
+        if stuck and getattr(student, "merged_alone", False):
+            raise UserError(
+                f"adapter: {', '.join(stuck)} cannot be merged, and this student is saved under names of "
+                "transformers' that an adapter beside it would not fit; write some that merge, such as lora_x"
+            )
 
 
 def problems_of(adapter: Adapter | None, recipe: Any) -> list[str]:

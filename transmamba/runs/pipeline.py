@@ -130,10 +130,14 @@ class Pipeline:
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
             trainer.run(self.distiller, self.stages)
             if self.accelerator.is_main_process:
-                if self.tuned is not None:
-                    save_adapter(self.tuned, folder)
-                save_model(self.parts.student, folder / STUDENT_FOLDER, task.preprocessing)
+                self.save(folder)
         return Trained(self._last if task.watched == task.final else None, trainer.progress.seconds / 60)
+
+    def save(self, folder: Path) -> None:
+        """RUN/student, and RUN/adapter where there is one."""
+        if self.tuned is not None:
+            save_adapter(self.tuned, folder)
+        save_model(self.parts.student, folder / STUDENT_FOLDER, self.parts.task.preprocessing)
 
     def _check_data(self, wanted: bool) -> None:
         """Raises UserError where an evaluation split holds what cannot be read: training would end there."""

@@ -54,6 +54,9 @@ class LlavaStudent(Carried, nn.Module):
     start:  how new Mamba-2 layers of the decoder begin, as `HybridStudent` has it
     """
 
+    base_model_prefix = ""  # PEFT asks it of a model within which there is one of transformers'
+    merged_alone = True  # an adapter beside it has other names than the class that it is saved as
+
     def __init__(self, config: Any, *, fresh: bool = False, **start: Any) -> None:
         super().__init__()
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,13 +40,21 @@ def stock_name(name: str) -> str:
 
 
 def as_stock(student: LlavaStudent) -> Any:
-    """transformers' model of the same tensors, not copies, in the student's mode. Loaded strictly."""
+    """transformers' model of the same tensors, not copies, in the student's mode. Loaded strictly. An adapter
+    on the student is on it, too."""
+    tuned: Any = getattr(student, "tuned", None)
+    if tuned is not None:
+        return tuned.onto(_stock_of(student, tuned.base_state()), lambda name: stock_name(f"{name}.")[:-1])
+    return _stock_of(student, student.state_dict(keep_vars=True))
+
+
+def _stock_of(student: LlavaStudent, tensors: Mapping[str, Tensor]) -> Any:
     from accelerate import init_empty_weights
 
     kind = model_class(student.config.model_type)
     with init_empty_weights(include_buffers=False):
         model: Any = getattr(kind, "from_config", kind)(student.config)
-    state = {stock_name(name): tensor for name, tensor in student.state_dict(keep_vars=True).items()}
+    state = {stock_name(name): tensor for name, tensor in tensors.items()}
     model.load_state_dict({**state, **_unread(student, model, state)}, strict=True, assign=True)
     if student.config.text_config.tie_word_embeddings:
         model.tie_weights()

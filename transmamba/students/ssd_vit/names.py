@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...config.registry import STUDENTS
 from ...core.preprocessing import Preprocessing
 from ...core.tower import StudentSpec
+from ...ecosystems.adapters import put_timm_adapter_on
 from ...ecosystems.find import preprocessing_of
 from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
@@ -53,6 +54,7 @@ def _create(
         **{**defaults, **kwargs},
     )
     model.transmamba_args = kwargs
+    put_timm_adapter_on(model, pretrained)
     return model
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ...config.registry import STUDENTS
 from ...core.preprocessing import Preprocessing
 from ...core.tower import StudentSpec
+from ...ecosystems.adapters import put_timm_adapter_on
 from ...ecosystems.find import preprocessing_of
 from ...ecosystems.timm import check_options, create_timm
 from ...errors import UserError
@@ -47,6 +48,7 @@ def _create(variant: str, pretrained: bool, defaults: dict[str, Any], kwargs: di
         **{**defaults, **kwargs},
     )
     model.transmamba_args = kwargs
+    put_timm_adapter_on(model, pretrained)
     return model
 
 

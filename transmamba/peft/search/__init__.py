@@ -1,0 +1,1 @@
+"""Which methods, how large and how fast: the two-step search of MambaPEFT, with optuna."""
