@@ -4,6 +4,7 @@ compared with."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ class StockTuned(Tuned):
         """With the adapter in it: copies."""
         return self.plain().state_dict()
 
-    def onto(self, stock: Any) -> Any:
+    def onto(self, stock: Any, called: Callable[[str], str] = str) -> Any:
         return stock
 
 
