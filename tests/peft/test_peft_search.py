@@ -133,6 +133,17 @@ def test_several_workers_share_the_trials(place: Path, tmp_path: Path) -> None:
     assert all(4 <= count <= 5 for count in found["trials"].values())
 
 
+def test_parameters_are_counted_as_they_are_trained(place: Path, tmp_path: Path) -> None:
+    asked = recipe(place, adapter=dict(methods=["a"], whole=["head"], layers=[0, 2]))
+    accelerator = searching.make_accelerator(asked)
+    plan = searching._plan(asked, Search(), tmp_path, accelerator)
+    assert len(plan.names) == len(space.SIZES)
+    for methods in (["a", "prompt"], ["lora_x", "lora_embed"], ["additional_scan", "cls_token", "affix"]):
+        mine = searching.with_methods(asked, [space.smallest(name) for name in methods])
+        made: Any = searching.assemble(mine, accelerator, quiet=True).student
+        assert plan.parameters(mine) == made.tuned.coverage().trained
+
+
 def test_the_spaces_are_what_methods_take() -> None:
     """Every choice at both ends is a valid method; step 1's set is a choice of step 2."""
     for name, size in space.SIZES.items():

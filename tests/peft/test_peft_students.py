@@ -195,3 +195,9 @@ def test_a_text_tower_s_mixer() -> None:
     alone = layer(u[:1, 3:]).output
     torch.testing.assert_close(output[:1, 3:], alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(output[1:, :4], layer(u[1:, :4]).output, atol=1e-5, rtol=0)
+
+
+def test_layers_of_a_student_are_chosen_by_number() -> None:
+    model = get_peft_model(student("vim"), MambaPeftConfig(methods=["a"], layers_to_transform=[1]))
+    adapted_ones = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert adapted_ones and all(".layers.1.mixer." in name for name in adapted_ones)

@@ -81,7 +81,10 @@ def chosen(config: MambaPeftConfig, names: list[str]) -> list[str]:
             modules_to_save=config.modules_to_save,
             target_parameters=None,
         )
-        answers = {name: check_target_module_exists(rules, name) for name in names}
+        # PEFT finds a layer's number behind two names, and a student's layers are its outermost modules
+        deep = {name: name if name.count(".") > 2 else f"model.{name}" for name in names}
+        called = deep if config.layers_to_transform is not None and not isinstance(one, str) else {}
+        answers = {name: check_target_module_exists(rules, called.get(name, name)) for name in names}
         matched = [name for name, yes in answers.items() if yes and not isinstance(yes, _ExcludedModule)]
         if not matched:
             if wanted is None:

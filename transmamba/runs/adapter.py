@@ -77,13 +77,23 @@ class Adapter:
             problems.append(f"choice is {self.choice}; write a number of steps, at least 1")
         refuse_all(problems)
 
+    def config(self, methods: list[Any]) -> Any:
+        """PEFT's configuration, of these methods on what this adapter is on."""
+        from ..peft import MambaPeftConfig
+
+        return MambaPeftConfig(
+            methods=methods,
+            target_modules=list(self.modules) or None,
+            layers_to_transform=list(self.layers) or None,
+            modules_to_save=list(self.whole) or None,
+        )
+
     def put_on(self, student: nn.Module, base: str | None) -> None:
         """Adapt a student, in place; it has what `peft.student.Tuned` says as `tuned`. Raises UserError for
         one that cannot take it.
 
         base: where it was loaded from
         """
-        from ..peft import MambaPeftConfig
         from ..peft.stock import tune_stock
         from ..peft.student import tune
 
@@ -94,12 +104,7 @@ class Adapter:
         if self.stock is not None:
             tune_stock(student, self.stock, self.whole, base)
             return
-        config = MambaPeftConfig(
-            methods=[dump(method) for method in self.methods],
-            target_modules=list(self.modules) or None,
-            layers_to_transform=list(self.layers) or None,
-            modules_to_save=list(self.whole) or None,
-        )
+        config = self.config([dump(method) for method in self.methods])
         tune(student, config, base)
         stuck = [method.name for method in self.methods if not method.merges]
         if stuck and getattr(student, "merged_alone", False):

@@ -7,6 +7,7 @@ and best.yaml, the recipe with the best adapter, whose run alone looks at the te
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -17,65 +18,29 @@ from typing import Any
 
 from ..config import load as configs
 from ..config.registry import METHODS as REGISTRY
-from ..errors import UserError, refuse_all, suggest
+from ..errors import UserError
 from ..peft import MambaPeftConfig
+from ..peft.families.mixer import Mixer
 from ..peft.search.space import SIZES, Parts, as_first, first, known_sets, names_of, second
-from ..peft.search.study import FREE, METHODS, PARAMETERS, WHY, Pruned, Sampler, Steps, unlock
-from ..peft.targets import targets_of
+from ..peft.search.study import FREE, METHODS, PARAMETERS, WHY, Pruned, Steps, unlock
+from ..peft.targets import candidates, described, targets_of
 from ..reporting.progress import Display
 from ..reporting.search_page import write_search
 from ..training.interrupted import Interrupted
 from .build import assemble, make_accelerator
-from .folder import differences, sole
+from .folder import sole
 from .recipe import Recipe
+from .search_settings import SETTINGS, Search, claim
 from .search_trial import headline, held_out, methods_of, score, with_methods
 
-SETTINGS, BEST = "search.json", "best.yaml"
+BEST = "best.yaml"
 _BETWEEN_LOOKS = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """What is asked.
-
-    trials:  of each step
-    budget:  largest number of trained parameters, or a share of the student's, such as `0.5%`; None: any
-    methods: what is searched among; none named: all that the student takes
-    sampler: `tpe`, or `random` to compare with
-    """
-
-    trials: int = 100
-    budget: str | None = None
-    seed: int = 0
-    sampler: Sampler = "tpe"
-    methods: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        problems = [] if self.trials >= 1 else [f"trials is {self.trials}; write at least 1"]
-        for name in self.methods:
-            if name not in SIZES:
-                problems.append(f"methods: {name!r} is not searched{suggest(name, SIZES)}")
-        if self.budget is not None:
-            text = self.budget.removesuffix("%")
-            number = float(text) if text.replace(".", "", 1).isdigit() else 0.0
-            if not number or (text == self.budget and not text.isdigit()):
-                problems.append(
-                    f"budget is {self.budget!r}; write a number of parameters above 0, or a share: 0.5%"
-                )
-        refuse_all(problems)
-
-    def limit(self, parameters: int) -> int | None:
-        """The budget in parameters, of a student with so many."""
-        if self.budget is None:
-            return None
-        return (
-            int(float(self.budget[:-1]) / 100 * parameters) if self.budget.endswith("%") else int(self.budget)
-        )
 
 
 @dataclass
 class Plan:
-    """What all workers know: the recipe on its held-out split, what is searched, and how scores are read."""
+    """What all workers know: the recipe on its held-out split, what is searched, how scores are read, and
+    what is adapted: mixers and embedding (`takers`), and how many parameters are trained whole."""
 
     recipe: Recipe
     search: Search
@@ -83,7 +48,16 @@ class Plan:
     names: list[str]
     limit: int | None
     metric: Any
+    takers: dict[str, list[Mixer]]
+    whole: int
     chosen: list[str] = field(default_factory=list)
+
+    def parameters(self, recipe: Recipe) -> int:
+        """That a recipe's adapter trains, counted without making it."""
+        assert recipe.adapter is not None, "made by with_methods"
+        pairs = ((method, mixer) for method in recipe.adapter.methods for mixer in self.takers[method.on])
+        starts = (start for method, mixer in pairs for start in method.tensors(mixer).values())
+        return self.whole + sum(math.prod(start.shape) for start in starts if not start.buffer)
 
     def steps(self, step: str) -> Steps:
         known: list[dict[str, Any]]
@@ -121,7 +95,7 @@ def search_peft(
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: write at least 1")
-    _claim(folder, recipe, search)
+    claim(folder, recipe, search)
     with sole(folder, "the search's folder"):
         unlock(folder)
         accelerator = accelerator or make_accelerator(recipe)
@@ -136,29 +110,6 @@ def search_peft(
                 raise UserError(f"{step}: no trial could be scored within the budget; the first one: {why}")
             plan.chosen = names_of(steps.best.user_attrs[METHODS])
         return _leave(plan)
-
-
-def _claim(folder: Path, recipe: Recipe, search: Search) -> None:
-    """Make the folder this search's, or find that it is. Raises UserError for another's."""
-    asked = json.loads(json.dumps({"search": configs.dump(search), "recipe": configs.dump(recipe)}))
-    path = folder / SETTINGS
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); search in another folder") from None
-        same = {
-            **there,
-            "search": {**there.get("search", {}), "trials": search.trials},
-        }  # more may be asked for
-        if changes := list(differences(same, asked)):
-            raise UserError(
-                f"{folder} holds another search ({'; '.join(changes[:3])}); name another folder: --output"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something that is no search; name another folder: --output")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asked, indent=1) + "\n")
 
 
 def _plan(recipe: Recipe, search: Search, folder: Path, accelerator: Any) -> Plan:
@@ -183,7 +134,17 @@ def _plan(recipe: Recipe, search: Search, folder: Path, accelerator: Any) -> Pla
     if not names:
         raise UserError(f"the student takes none of the methods: {next(iter(why.values()))}")
     size = sum(parameter.numel() for parameter in student.parameters())
-    return Plan(recipe, search, folder, names, search.limit(size), headline(parts.task))
+    assert probe.adapter is not None, "made by with_methods"
+    found = candidates(student)
+    config = probe.adapter.config([{"name": name} for name in names])
+    takers: dict[str, list[Mixer]] = {"mixer": [], "embedding": []}
+    for target in targets_of(config, student):
+        takers[found[target][1].on].append(described(*found[target]))
+    ends = probe.adapter.whole
+    kept = [m for path, m in student.named_modules() if path in ends or path.rpartition(".")[2] in ends]
+    whole = sum(parameter.numel() for module in kept for parameter in module.parameters())
+    limit, metric = search.limit(size), headline(parts.task)
+    return Plan(recipe, search, folder, names, limit, metric, takers, whole)
 
 
 def _objective(plan: Plan, step: str, steps: Steps, accelerator: Any) -> Callable[[Any], float]:
@@ -194,12 +155,16 @@ def _objective(plan: Plan, step: str, steps: Steps, accelerator: Any) -> Callabl
         recipe = with_methods(plan.recipe, methods)
         asked = methods_of(recipe)
         trial.set_user_attr(METHODS, asked)
+        trial.set_user_attr(PARAMETERS, parameters := plan.parameters(recipe))
+        if plan.limit is not None:
+            trial.set_constraint("parameters", parameters - plan.limit)
+            if parameters > plan.limit:
+                raise Pruned(f"{parameters:,} parameters, and the budget is {plan.limit:,}", free=True)
         if (same := steps.before(asked)) is None:
-            return score(trial, recipe, plan.folder, accelerator, plan.limit)
+            return score(trial, recipe, plan.folder, accelerator)
         if same.value is None:
             raise Pruned(same.user_attrs.get(WHY, "given up before"), free=True)
         trial.set_user_attr(FREE, True)  # the same seed gives the same score
-        trial.set_user_attr(PARAMETERS, same.user_attrs[PARAMETERS])
         return same.value
 
     return objective

@@ -14,7 +14,7 @@ from torch import nn
 from ..config import load as configs
 from ..core.task import Metric
 from ..errors import UserError, WrongValues
-from ..peft.search.study import PARAMETERS, Pruned
+from ..peft.search.study import Pruned
 from ..reporting.tracking import Tracker
 from ..training.interrupted import Interrupted
 from .adapter import Adapter
@@ -85,21 +85,15 @@ def methods_of(recipe: Recipe) -> list[dict[str, Any]]:
     return [configs.dump(method) for method in recipe.adapter.methods]
 
 
-def score(trial: Any, recipe: Recipe, folder: Path, accelerator: Any, budget: int | None) -> float:
-    """Train the recipe in a folder that is gone afterwards. Raises Pruned where its adapter is larger than
-    the budget, before it is trained; where it is behind the others; and where it cannot be trained."""
+def score(trial: Any, recipe: Recipe, folder: Path, accelerator: Any) -> float:
+    """Train the recipe in a folder that is gone afterwards. Raises Pruned where it is behind the others, and
+    where it cannot be trained."""
     place = folder / f"trial-{trial.number}"
     shutil.rmtree(place, ignore_errors=True)
     recipe = replace(recipe, output_dir=str(place), wandb=None, teacher_recipe=None)
     try:
         pipeline = _Watched(assemble(recipe, accelerator, quiet=True), "trial")
         pipeline.trial, pipeline.metric = trial, headline(pipeline.parts.task)
-        parameters = pipeline.tuned.coverage().trained
-        trial.set_user_attr(PARAMETERS, parameters)
-        if budget is not None:
-            trial.set_constraint("parameters", parameters - budget)
-        if budget is not None and parameters > budget:
-            raise Pruned(f"{parameters:,} parameters, and the budget is {budget:,}", free=True)
         pipeline.train(place, quiet=True, check_data=False)
         return float(pipeline.score)
     except Interrupted:
