@@ -76,8 +76,7 @@ def chosen(config: MambaPeftConfig, names: list[str]) -> list[str]:
             target_modules=one,
             exclude_modules=config.exclude_modules,
             layers_to_transform=config.layers_to_transform,
-            # any: PEFT's own reading of none asks for a dot before it, which layers of a student lack
-            layers_pattern=config.layers_pattern or "[^.]*",
+            layers_pattern=config.layers_pattern,
             modules_to_save=config.modules_to_save,
             target_parameters=None,
         )

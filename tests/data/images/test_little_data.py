@@ -91,7 +91,7 @@ def _png(colour: tuple[int, int, int]) -> bytes:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """40 records of two pictures each, two of which are another's; two records have an id; muscles as lists."""
+    """40 records of two pictures each, two of which are another's; two records an id; muscles as lists."""
     path = tmp_path / "things.zip"
     table = []
     with zipfile.ZipFile(path, "w") as file:
