@@ -3,7 +3,8 @@
     python scripts/study.py recipes/studies/mnist.yaml --jobs 6 task.data.path=mnist.npz
 
 Every cell is an ordinary run of `recipes/distill.py` in output_dir/LABEL.LABEL..., so a finished cell is not
-repeated, and each can be rebuilt from its own config.yaml. A study file names:
+repeated, and each can be rebuilt from its own config.yaml. With `--keep-process` a job is one process for all
+its runs, which is for runs of seconds (scripts/study_runner.py). A study file names:
 
 output_dir: where the runs go; also on the command line
 common:     overrides of every run, those of `first` included
@@ -15,6 +16,7 @@ first:      runs that others start from, name -> overrides, in the order in whic
             these wait for; with `teacher=null` in its arm a cell waits for no teacher
 cells:      which cells, in this order: a list of axis -> label or labels (an axis left out: all of it); by
             default the whole grid
+choose:     a label that other runs choose, such as a rate on held-out data: scripts/study_choice.py
 report:     the table and the figure: scripts/study_tables.py
 
 An override is text, `key=value`, or a mapping of keys and values; a later one wins. A mapping is merged into
@@ -28,91 +30,14 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
 import yaml
+from study_choice import Choice
 from study_file import Cell, Run, Study
+from study_runner import Runner
 from study_tables import draw, tabulate
-
-RECIPE_SCRIPT = Path(__file__).resolve().parent.parent / "recipes" / "distill.py"
-
-
-class Runner:
-    """Runs recipes as processes of their own, `jobs` at a time, spread over `devices` (GPU numbers, or none).
-
-    SIGTERM is passed on: each run saves what it has, and nothing new is begun.
-    """
-
-    def __init__(self, root: Path, jobs: int, threads: int, devices: list[str]) -> None:
-        self.root, self.jobs, self.threads = root, jobs, threads
-        self.slots: SimpleQueue[str] = SimpleQueue()
-        for slot in range(jobs):
-            self.slots.put(devices[slot % len(devices)] if devices else "")
-        self.stopping = False
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-
-    def run_all(self, chains: list[list[Run]]) -> list[Run]:
-        """Runs what is not finished yet: each chain one after the other, chains beside each other, earlier
-        ones first; what several share is run once. Returns the runs that did not finish."""
-        begun: dict[str, Future[bool]] = {}
-        runs: dict[str, Run] = {}
-        with ThreadPoolExecutor(self.jobs) as pool:
-            for chain in chains:
-                before: list[Future[bool]] = []
-                for run in chain:
-                    if run.name not in begun:
-                        # whoever waits was submitted after what it waits for, so somebody always works
-                        begun[run.name] = pool.submit(self._after, tuple(before), run)
-                        runs[run.name] = run
-                    before.append(begun[run.name])
-        return [runs[name] for name, future in begun.items() if not future.result()]
-
-    def _after(self, before: tuple[Future[bool], ...], run: Run) -> bool:
-        return all(future.result() for future in before) and self._run(run)
-
-    def stop(self, *_: Any) -> None:
-        with self._lock:
-            self.stopping = True
-            for process in self._running:
-                process.terminate()
-
-    def _run(self, run: Run) -> bool:
-        folder = self.root / run.name
-        results = folder / "results.json"
-        if results.is_file() or self.stopping:
-            return results.is_file()
-        rest = [item for item in run.overrides if not item.startswith("config=")]
-        command = [sys.executable, str(RECIPE_SCRIPT), "--config", run.config, f"output_dir={folder}", *rest]
-        self.root.mkdir(parents=True, exist_ok=True)
-        device = self.slots.get()
-        try:
-            with (self.root / f"{run.name}.log").open("w") as log:
-                self._wait(command, log, device)
-        finally:
-            self.slots.put(device)
-        if not self.stopping:
-            print(f"{'done' if results.is_file() else 'failed'}  {run.name}", file=sys.stderr, flush=True)
-        return results.is_file()
-
-    def _wait(self, command: list[str], log: Any, device: str) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        if device:
-            environment["CUDA_VISIBLE_DEVICES"] = device
-        with self._lock:
-            if self.stopping:
-                return
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            self._running.add(process)
-        process.wait()
-        with self._lock:
-            self._running.discard(process)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,11 +47,12 @@ def main(argv: list[str] | None = None) -> int:
         cells = [cell for cell in study.cells if set(arguments.only) <= set(cell.values())]
         if not cells:
             raise ValueError(f"no cell has all of the labels {', '.join(arguments.only)}")
+        choice = Choice.of(study)
         if arguments.dry_run:
-            print("\n".join(planned(study, chains_of(study, cells, arguments.study))))
+            print("\n".join(planned(study, chains_of(study, choice.open(cells), arguments.study))))
             return 0
-        status = 0 if arguments.table else run(study, cells, arguments)
-        report(study, cells, arguments)
+        status = 0 if arguments.table else run(study, choice, cells, arguments)
+        report(study, choice.told(cells), arguments)
     except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"{arguments.study}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -139,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=_positive, default=1, help="cells at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a cell")
     parser.add_argument("--devices", default="", help="GPUs that the cells share, such as 0,1")
+    parser.add_argument("--keep-process", action="store_true", help="one process a job, for runs of seconds")
+    parser.add_argument("--lean", action="store_true", help="keep no weights and reports of finished cells")
     parser.add_argument("--only", action="append", default=[], metavar="LABEL", help="cells with this label")
     parser.add_argument("--table", action="store_true", help="tabulate what is there, run nothing")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="also draw what is there")
@@ -156,14 +84,16 @@ def chains_of(study: Study, cells: list[Cell], source: Path) -> list[list[Run]]:
     return chains
 
 
-def run(study: Study, cells: list[Cell], arguments: argparse.Namespace) -> int:
-    """Run these cells and what they wait for; the exit status. Raises ValueError for GPUs that are not
-    here."""
+def run(study: Study, choice: Choice, cells: list[Cell], arguments: argparse.Namespace) -> int:
+    """Run these cells and what they wait for, those that choose before those that are chosen; the exit
+    status. Raises ValueError for GPUs that are not here."""
     devices = devices_of(arguments.devices)
-    chains = chains_of(study, cells, arguments.study)
-    runner = Runner(study.root, arguments.jobs, arguments.threads, devices)
+    more = {"keep": arguments.keep_process, "lean": arguments.lean}
+    runner = Runner(study.root, arguments.jobs, arguments.threads, devices, **more)
     signal.signal(signal.SIGTERM, runner.stop)
-    failed = runner.run_all(chains)
+    failed = runner.run_all(chains_of(study, choice.before(cells), arguments.study))
+    if choice.axis and not runner.stopping:
+        failed += runner.run_all(chains_of(study, choice.chosen(cells), arguments.study))
     if runner.stopping:
         print("stopped; the same command goes on", file=sys.stderr)
     elif failed:
@@ -208,7 +138,7 @@ def report(study: Study, cells: list[Cell], arguments: argparse.Namespace) -> No
         draw(study, cells, arguments.figure)
     if not arguments.table:
         study.root.mkdir(parents=True, exist_ok=True)
-        (study.root / "table.md").write_text(tabulate(study, study.cells) + "\n")
+        (study.root / "table.md").write_text(tabulate(study, Choice.of(study).told(study.cells)) + "\n")
 
 
 def planned(study: Study, chains: list[list[Run]]) -> list[str]:

@@ -14,8 +14,8 @@ from typing import Any
 
 Cell = dict[str, str]
 _FOLDER = "output_dir="
-KEYS = {"output_dir", "common", "every_cell", "first", "axes", "cells", "report"}
-REPORT_KEYS = {"metric", "better", "rows", "columns", "baseline"}
+KEYS = {"output_dir", "common", "every_cell", "first", "axes", "cells", "choose", "report"}
+REPORT_KEYS = {"metric", "better", "rows", "columns", "baseline", "ranks"}
 OF_A_CELL = ("teacher", "scratch")  # what a cell's own results.json may hold beside its student
 
 
@@ -122,6 +122,7 @@ class Study:
             axis: {str(label): Label.read(value) for label, value in labels.items()}
             for axis, labels in data["axes"].items()
         }
+        self.choose: Any = data.get("choose")
         self.report: dict[str, Any] = data["report"]
         _check_report(self.report, self.axes)
         self.common = as_overrides(data.get("common"))

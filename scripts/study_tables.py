@@ -81,9 +81,12 @@ def _with_items(value: float, path: Path, name: str) -> Score:
         return Score(value)
     try:
         with np.load(path, allow_pickle=False) as file:
-            if name not in file.files:
+            found = next(
+                (each for each in file.files if each in (name, f"{each.partition('/')[0]}/{name}")), None
+            )
+            if found is None:
                 return Score(value)
-            index, items = file["index"], file[name].astype(np.float64)
+            index, items = file[f"{found.removesuffix(name)}index"], file[found].astype(np.float64)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     if items.shape != index.shape or items.ndim != 1 or not items.size:

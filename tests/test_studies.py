@@ -29,12 +29,27 @@ def study_of(path: Path) -> studies.Study:
     return studies.Study(yaml.safe_load(path.read_text()))
 
 
+def some_of(study: studies.Study) -> list[dict[str, str]]:
+    """All cells; of a study of thousands, in which a label is chosen, so many that every label stands in one,
+    and every row."""
+    if study.choose is None:
+        return study.cells
+    seen: set[Any] = set()
+    kept = []
+    for cell in study.cells:
+        parts = {*cell.items(), tuple(cell[axis] for axis in study.report["rows"])}
+        if not parts <= seen:
+            seen |= parts
+            kept.append(cell)
+    return kept
+
+
 @functools.cache
 def recipes_of(path: Path) -> dict[str, Recipe]:
     """Every run of a study by its name."""
     study = study_of(path)
     overrides: dict[str, tuple[str, ...]] = {}
-    for cell in study.cells:
+    for cell in some_of(study):
         for run in study.chain(cell):
             assert overrides.setdefault(run.name, run.overrides) == run.overrides, "one name, one recipe"
     recipes = {}

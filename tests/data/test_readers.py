@@ -64,12 +64,34 @@ def _digits(place: Path) -> dict[str, Any]:
     return {}
 
 
+def _records(place: Path) -> dict[str, Any]:
+    place.mkdir()
+    generator = np.random.default_rng(0)
+    lines = ["image,group"]
+    for number in range(30):
+        pixels = generator.integers(0, 256, (7, 9, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+        lines.append(f"{number}.png,{'ab'[number % 2]}")
+    (place / "table.csv").write_text("\n".join(lines))
+    return {"files": str(place / "table.csv"), "label": "group"}
+
+
+def _few(place: Path) -> dict[str, Any]:
+    return {"data": READERS["synthetic"](size=9, num_classes=2), "train": 6, "test": None, "side": 8}
+
+
 EXAMPLES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "digits": _digits,
+    "few": _few,
     "hf_dataset": _saved,
     "idx": _idx,
     "image_folder": _folder,
     "npz": _npz,
+    "records": _records,
+    "scene_classes": lambda place: {
+        **{"question": "count", "side": 16},
+        **{"count_train": 8, "count_test": 8},
+    },
     "synthetic": lambda place: {"num_train": 6, "num_test": 6, "num_classes": 2, "size": 8},
 }
 

@@ -75,6 +75,26 @@ def add_experts(parser: argparse.ArgumentParser) -> None:
     _add_common(parser)
 
 
+def add_adapters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="mamba-1.4b", help="mamba-130m, mamba-1.4b, mamba2-1.3b, a folder or a config.json"
+    )
+    parser.add_argument(
+        "--methods",
+        type=_words,
+        default="lora_x,lora_in,lora_out,conv1d,a,bitfit,state_offset_h,state_offset_y,parallel_adapter,"
+        "affix,prompt,initial_state,additional_scan",
+        help="with several joined by + for one adapter: lora_x+conv1d",
+    )
+    parser.add_argument("--batch", type=int, default=8, help="rows of a training step (8)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row (512)")
+    parser.add_argument("--written", type=int, default=64, help="tokens that are written (64)")
+    parser.add_argument("--prompts", type=int, default=1, help="after so many prompts at once (1)")
+    parser.add_argument("--precision", default="bf16", choices=("no", "bf16", "fp16"))
+    parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
+    _add_common(parser)
+
+
 def add_kernels(parser: argparse.ArgumentParser) -> None:
     from transmamba_kernels.bench import add_arguments
 
@@ -188,6 +208,24 @@ def run_experts(arguments: argparse.Namespace) -> int:
     print(experts_line(dict.fromkeys(COLUMNS)), flush=True)
     for row in rows:
         print(experts_line(row), flush=True)
+    return 0
+
+
+def run_adapters(arguments: argparse.Namespace) -> int:
+    from ..bench.adapters import COLUMNS, Workload, adapters_line, bench_adapters
+
+    given = {name: getattr(arguments, name) for name in Workload.__dataclass_fields__}
+    workload = Workload(**given)
+    rows = list(bench_adapters(arguments.model, arguments.methods, workload, device=arguments.device))
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    print(
+        f"{arguments.model}: {workload.batch} rows of {workload.length} tokens; {workload.written} tokens "
+        f"written after {workload.prompts} prompts; {workload.precision}"
+    )
+    for row in (dict.fromkeys(COLUMNS), *rows):
+        print(adapters_line(row))
     return 0
 
 

@@ -51,6 +51,7 @@ BENCH = {
     "inference": Verb("time students beside their teacher", bench.add_inference, bench.run_inference),
     "experts": Verb("time experts beside an MLP of as much work", bench.add_experts, bench.run_experts),
     "decode": Verb("time a hybrid language model beside its teacher", bench.add_decode, bench.run_decode),
+    "adapters": Verb("time adapters beside full tuning", bench.add_adapters, bench.run_adapters),
     "kernels": Verb("time kernels, beside others where installed", bench.add_kernels, bench.run_kernels),
 }
 VERBS: dict[str, Verb | Verbs] = {

@@ -23,7 +23,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--trials", type=int, default=100, help="of each of the two steps (100)")
     parser.add_argument(
-        "--budget", metavar="N|P%", help="parameters that may be trained, or a share of the student's"
+        "--budget",
+        metavar="N|SHARE",
+        help="parameters that may be trained, or a share of the student's, such as 1%%",
     )
     parser.add_argument("--methods", metavar="NAME,NAME", help="what is searched among; left out: all")
     parser.add_argument("--workers", type=int, default=1, help="processes that try side by side (1)")

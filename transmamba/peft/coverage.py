@@ -63,9 +63,9 @@ def coverage(model: nn.Module) -> Coverage:
     )
 
 
-def adapter_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def adapter_parameters(model: nn.Module, mark: str = f".{CONTAINER}.") -> list[tuple[str, nn.Parameter]]:
     """Names and tensors of all adapters, active or not."""
-    return [(name, p) for name, p in model.named_parameters() if f".{CONTAINER}." in f".{name}"]
+    return [(name, p) for name, p in model.named_parameters() if mark in f".{name}"]
 
 
 def flops(model: nn.Module) -> int:
@@ -82,10 +82,13 @@ def flops(model: nn.Module) -> int:
     return count
 
 
-def refuse_dead(model: nn.Module, output: Any) -> None:
+def refuse_dead(model: nn.Module, output: Any, mark: str = f".{CONTAINER}.") -> None:
     """Raises UserError where trained tensors of adapters reach none of the tensors in `output`, the names of
-    those that do beside theirs. Says nothing of models whose graph is hidden by reentrant checkpoints."""
-    trained = {p: name for name, p in adapter_parameters(model) if p.requires_grad}
+    those that do beside theirs. Says nothing of models whose graph is hidden by reentrant checkpoints.
+
+    mark: what the names of an adapter's tensors have in them
+    """
+    trained = {p: name for name, p in adapter_parameters(model, mark) if p.requires_grad}
     nodes: list[Any] = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
     reached, seen = set(), set()
     while nodes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class Tuned:
     def __init__(self, model: PeftModel) -> None:
         self.model: Any = model
         self.scales = scales_of(model)
+        self.merge_seconds: float | None = None  # of the last time that it was merged
 
     @property
     def student(self) -> nn.Module:
@@ -42,7 +44,11 @@ class Tuned:
     @property
     def merges(self) -> bool:
         """Whether the student's own weights can hold the adapter."""
-        return all(part.merges for part in self.model.peft_config[DEFAULT].parts)
+        try:
+            self.model.base_model._check_merge(None)
+        except UserError:
+            return False
+        return True
 
     @property
     def chooses(self) -> bool:
@@ -76,9 +82,21 @@ class Tuned:
     def plain(self) -> nn.Module:
         """A copy of the student without wrappers: with the adapter in its weights where they can hold it."""
         model = copy.deepcopy(self.model)
-        student = model.merge_and_unload() if self.merges else model.unload()
+        if self.merges:
+            began = time.perf_counter()
+            student = model.merge_and_unload()
+            self.merge_seconds = time.perf_counter() - began
+        else:
+            student = model.unload()
         del student.tuned
         return student
+
+    def facts(self) -> dict[str, float]:
+        """What a run's results say of it: parameters that are trained, and seconds of a merge, which is of
+        Python's work alone where the weights are small."""
+        trained = sum(p.numel() for p in self.student.parameters() if p.requires_grad)
+        merged = {} if self.merge_seconds is None else {"merge_seconds": self.merge_seconds}
+        return {"trained": trained, **merged}
 
     def save_beside(self, folder: Path) -> None:
         """The adapter's two files into a student's folder, for `put_on`."""

@@ -33,7 +33,7 @@ class MambaPeftModel(BaseTuner):
     tuner_layer_cls = MambaPeftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012
     model: Any
-    _started: tuple[str, ...] | None = None
+    _started: frozenset[tuple[tuple[str, int], ...]] = frozenset()
     _watch: RemovableHandle | None = None
 
     def _post_injection_hook(self, model: nn.Module, config: Any, adapter_name: str) -> None:
@@ -47,11 +47,13 @@ class MambaPeftModel(BaseTuner):
 
     def _start(self, output: Any) -> None:
         """Once for each set of active adapters that are trained."""
-        active = tuple(self.active_adapters)
-        if self._started == active or not any(p.requires_grad for _, p in adapter_parameters(self.model)):
+        active = tuple((name, id(self.peft_config[name])) for name in self.active_adapters)
+        if active in self._started:
+            return
+        if not any(p.requires_grad for _, p in adapter_parameters(self.model)):
             return
         refuse_dead(self.model, output)
-        self._started = active
+        self._started |= {active}
         if os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"{self.coverage()}\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
@@ -19,6 +19,30 @@ ADAPTER_FOLDER = "adapter"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stock:
+    """kind: lora (arXiv 2106.09685), or dora (2402.09353), which trains the size of each output apart
+    targets: ends of the names of linear layers, such as in_proj, or a Transformer's qkv
+    r:       the rank
+    alpha:   the product is multiplied by alpha / r; none for r, that is by 1
+    dropout: of what is read
+    """
+
+    kind: Literal["lora", "dora"] = "lora"
+    targets: tuple[str, ...] = ()
+    r: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        problems = [] if self.targets else ["targets is empty; name linear layers, such as in_proj"]
+        if self.r < 1:
+            problems.append(f"r is {self.r}; write a whole number of at least 1")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}; write 0 or a number below 1")
+        refuse_all(problems)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """Only this is trained; the student stays as it is. RUN/adapter has PEFT's own files.
 
@@ -28,17 +52,22 @@ class Adapter:
     layers: numbers of the layers whose mixers are adapted; none for all
     whole: modules that are trained whole beside them and saved with the adapter, such as `head`
     choice: steps in which `sdt` finds what it trains
+    stock: instead of methods PEFT's own LoRA or DoRA, on Transformers too, to compare with
     """
 
-    methods: tuple[Annotated[Any, Part(METHODS)], ...]
+    methods: tuple[Annotated[Any, Part(METHODS)], ...] = ()
     modules: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
     whole: tuple[str, ...] = ()
     choice: int = 100
+    stock: Stock | None = None
 
     def __post_init__(self) -> None:
         names = [method.name for method in self.methods]
-        problems = [] if names else ["methods is empty; name one, such as lora_x"]
+        problems = [] if names or self.stock else ["methods is empty; name one, such as lora_x"]
+        others = [name for name in ("methods", "modules", "layers") if getattr(self, name)]
+        if self.stock is not None and others:
+            problems.append(f"{others[0]} is given beside stock, which is alone; leave one of them out")
         problems += [
             f"methods has {name!r} twice; write it once"
             for name in sorted(set(names))
@@ -65,13 +94,17 @@ class Adapter:
 
         base: where it was loaded from
         """
+        from ..peft.stock import tune_stock
         from ..peft.student import tune
 
-        config = self.config([dump(method) for method in self.methods])
         names = {name for path, _ in student.named_modules() for name in (path, path.rpartition(".")[2])}
         missing = [name for name in self.whole if name not in names]
         if missing:
             raise UserError(f"adapter.whole: {missing[0]!r} is no module of the student")
+        if self.stock is not None:
+            tune_stock(student, self.stock, self.whole, base)
+            return
+        config = self.config([dump(method) for method in self.methods])
         tune(student, config, base)
         stuck = [method.name for method in self.methods if not method.merges]
         if stuck and getattr(student, "merged_alone", False):

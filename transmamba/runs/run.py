@@ -97,6 +97,8 @@ class _Run:
             results["teacher"] |= taught
         if scratch is not None:
             results["scratch"] = scratch
+        if pipeline.tuned is not None:
+            results["adapter"] = pipeline.tuned.facts()
         if self.accelerator.is_main_process:
             leave(self.folder, pipeline, results, measured)
             write_report(self.folder)

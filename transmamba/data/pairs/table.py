@@ -22,12 +22,16 @@ LAYOUT = f"a file of pairs ({', '.join(KINDS)}), or a .zip with one and its pict
 
 
 @dataclass(frozen=True)
-class _Found:
+class FoundTable:
     """A table: its name, where its pictures are, and the archive that holds both, if one does."""
 
     file: Path | str
     pictures: Place
     archive: Archive | None = None
+
+    @property
+    def suffix(self) -> str:
+        return PurePosixPath(self.file).suffix.lower()
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
@@ -71,12 +75,11 @@ class Table:
     def build(self, split: str) -> PairSource:
         """Raises UserError on a file or column that is missing, a damaged line, or when no pair is left."""
         path = existing(of_split(split, self.train, self.test, "table"), LAYOUT)
-        found = self._find(path)
+        found = find_table(path, self.root)
         where = f"{path}/{found.file}" if found.archive is not None else str(path)
-        suffix = PurePosixPath(found.file).suffix.lower()
         gathered = Gathered(where)
         with found.open() as file:
-            gather(gathered, file, suffix, self.image, self.caption)
+            gather(gathered, file, found.suffix, self.image, self.caption)
         return gathered.build(found.pictures)
 
     @staticmethod
@@ -85,17 +88,22 @@ class Table:
         known = path.is_file() and path.suffix.lower() in (*KINDS, ".zip")
         return Table(train=str(path), test=str(path)) if known else None
 
-    def _find(self, path: Path) -> _Found:
-        root = Folder(existing(self.root, "the folder of the pictures")) if self.root is not None else None
-        if path.suffix.lower() != ".zip":
-            return _Found(path, root or Folder(path.parent))
-        archive = Archive(path)
-        tables = [name for name in sorted(archive.names) if _is_table(name)]
-        if len(tables) != 1:
-            listed = f"several tables ({', '.join(tables[:5])})" if tables else "no table"
-            raise UserError(f"{path}: {listed}; expected one of the kinds {', '.join(KINDS)}")
-        inside = os.path.dirname(tables[0])  # noqa: PTH120
-        return _Found(tables[0], root or Archive(path, inside), archive)
+
+def find_table(path: Path, root: str | None = None) -> FoundTable:
+    """The table that a file is or holds. Raises UserError for a .zip that holds none, or several.
+
+    root: the folder of the pictures; where the table lies, if left out
+    """
+    folder = Folder(existing(root, "the folder of the pictures")) if root is not None else None
+    if path.suffix.lower() != ".zip":
+        return FoundTable(path, folder or Folder(path.parent))
+    archive = Archive(path)
+    tables = [name for name in sorted(archive.names) if _is_table(name)]
+    if len(tables) != 1:
+        listed = f"several tables ({', '.join(tables[:5])})" if tables else "no table"
+        raise UserError(f"{path}: {listed}; expected one of the kinds {', '.join(KINDS)}")
+    inside = os.path.dirname(tables[0])  # noqa: PTH120
+    return FoundTable(tables[0], folder or Archive(path, inside), archive)
 
 
 def gather(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import json
+import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ class _Benchmark:
     def build(self, tokenizer: LanguageTokenizer) -> list[Question]:
         """The questions, which do not depend on the tokenizer. Raises UserError for a file that is not there,
         or holds something else."""
-        path = Path(self.path).expanduser()
+        path = Path(os.path.expandvars(self.path)).expanduser()
         questions = list(self._read(_found(path, self._FILES) if path.is_dir() else path))
         if not questions:
             raise UserError(f"{self.path}: has no questions")

@@ -16,7 +16,7 @@ from ...core.text import LanguageTokenizer
 from ...errors import UserError
 from ..cache import cache_folder
 from ..pairs.captions import LeftOut
-from .source import EMPTY, UNANSWERED, Document, TextSource
+from .source import EMPTY, UNANSWERED, Completion, Document, TextSource
 from .tokenised import Tokenised, Writing, chunks
 
 logger = logging.getLogger("transmamba.data")
@@ -118,14 +118,25 @@ def numbered(
     documents: list[Document], tokenizer: LanguageTokenizer
 ) -> Iterator[tuple[list[int] | None, list[bool] | None]]:
     """(tokens, which of them are answers) of documents of one kind: a text is begun and ended as the
-    tokenizer says, a conversation is as its template has it, and ended where that does not. None for one of
-    which nothing is left."""
+    tokenizer says, a completion likewise, and a conversation is as its template has it, and ended where that
+    does not. None for one of which nothing is left."""
     prefix, eos = list(tokenizer.prefix), tokenizer.eos
+    completions = [each for each in documents if isinstance(each, Completion)]
+    if completions:
+        # together, and apart, as benchmarks do: what both begin with is the context
+        wholes = tokenizer.encode([each.before + each.after for each in completions])
+        contexts = tokenizer.encode([each.before for each in completions])
+        for whole, context in zip(wholes, contexts, strict=True):
+            known = [*(prefix or ([] if context else [eos])), *whole]
+            first = len(known) - len(whole) + len(context)
+            given = first < len(known)
+            yield (known if given else None), ([n >= first for n in range(len(known))] if given else None)
+        return
     if isinstance(documents[0], str):
         for ids in tokenizer.encode([text for text in documents if isinstance(text, str)]):
             yield ([*prefix, *ids, eos] if ids else None), None
         return
-    for ids, asked in tokenizer.chat([turns for turns in documents if not isinstance(turns, str)]):
+    for ids, asked in tokenizer.chat([turns for turns in documents if isinstance(turns, tuple)]):
         if not any(asked):
             yield None, None
             continue
@@ -137,6 +148,8 @@ def numbered(
 def _length(document: Document) -> int:
     if isinstance(document, str):
         return len(document)
+    if isinstance(document, Completion):
+        return len(document.before) + len(document.after)
     return sum(len(message.content) for message in document)
 
 

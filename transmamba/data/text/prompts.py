@@ -14,7 +14,7 @@ from ...core.text import Message
 from ...errors import UserError
 from ..hashing import permutation
 from ..pairs.captions import LeftOut
-from .source import Document, TextSource
+from .source import Completion, Document, TextSource
 
 SHORT, LONG, UNASKED = "shorter than a prompt", "longer than the model reads", "without a user's turn"
 # characters of a document that are tokenised for each token of its prompt; more only where these do not do
@@ -123,6 +123,10 @@ def _asked(documents: Iterator[Document], tokenizer: Writes) -> Iterator[tuple[P
     """(prompt, or why there is none) of each conversation."""
     for turns in documents:
         assert not isinstance(turns, str), "a source is of one kind"
+        if isinstance(turns, Completion):
+            (ids,) = tokenizer.encode([turns.before])
+            yield Prompt((*tokenizer.prefix, *ids)), ""
+            continue
         last = max(place for place, message in enumerate(turns) if message.role == "assistant")
         said = turns[:last]
         if not said or said[-1].role != "user":

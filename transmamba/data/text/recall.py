@@ -23,12 +23,12 @@ Amsterdam Athens Barcelona Berlin Bern Boston Brussels Budapest Cairo Chicago Du
 Istanbul Lima Lisbon London Madrid Miami Milan Montreal Moscow Munich Naples Oslo Paris Prague Rome Seattle
 Sofia Stockholm Sydney Tokyo Toronto Vienna Warsaw Zurich
 """
-_ADJECTIVES = """
+ADJECTIVES = """
 amber ancient bright calm clever cold dark deep distant early empty famous fast gentle golden grand green
 happy heavy hidden honest large lonely lucky narrow noble old patient plain polite proud quiet rapid rare red
 rough round silent silver simple small smooth soft steady strong swift tall warm wild young
 """
-_NOUNS = """
+NOUNS = """
 anchor apple arrow basket beach bell bird boat bridge brush candle castle cloud coat corner dragon eagle field
 flower forest garden glass hammer harbor island jacket kettle ladder lamp letter lion market meadow mirror
 mountain needle orange paper pencil piano pocket river road rocket saddle shadow spoon stone table tower
@@ -161,7 +161,7 @@ class KeyValue(_Recall):
     """
 
     def _maker(self, tokenizer: LanguageTokenizer) -> Make:
-        keys = [f"{one} {other}" for one in _ADJECTIVES.split() for other in _NOUNS.split()]
+        keys = [f"{one} {other}" for one in ADJECTIVES.split() for other in NOUNS.split()]
         head = [*tokenizer.prefix, *tokenizer.encode(["A list of numbers:\n\n"])[0]]
 
         def make(seed: int) -> Iterator[Recalled]:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ...core.text import Message
 from ...errors import UserError
 from ..pairs.captions import LeftOut
 
-# a text, or what is said in turns
-Document = str | tuple[Message, ...]
+
+@dataclass(frozen=True)
+class Completion:
+    """A text of which only the end is asked: `after` follows `before` as it stands, without a template."""
+
+    before: str
+    after: str
+
+
+# a text, what is said in turns, or a text with an end that is asked
+Document = str | tuple[Message, ...] | Completion
 
 EMPTY = "without text"
 UNANSWERED = "without an answer"
@@ -21,7 +31,8 @@ class TextSource(Protocol):
 
     where:    what it is read from, for what is said of it
     stamp:    changes with what is in there, and with how it is read
-    answered: whether its documents are conversations, of which the assistant's part is what is asked
+    answered: whether a part of its documents is what is asked: of conversations the assistant's, of
+              completions the end
     """
 
     @property
