@@ -16,7 +16,8 @@ from transmamba.core.points import PointShape
 from transmamba.core.tower import Student, StudentSpec, Tower
 from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError, WrongValues
-from transmamba.layers.selective import S4DMixer, SelectiveMixer
+from transmamba.layers.mamba1 import SelectiveMixer
+from transmamba.layers.s4d import S4DMixer
 from transmamba.students.sequence.names import Sequence
 from transmamba.students.sequence.pattern import ARCHITECTURES, parsed
 

@@ -18,7 +18,7 @@ from .mixed import Mixed
 
 # silu(NEUTRAL_GATE) = 1: a gate whose pre-activation sits here lets the value path through unchanged
 NEUTRAL_GATE = 1.2784645427610738
-_DELTA_RANGE = (1e-3, 1e-1)
+DELTA_RANGE = (1e-3, 1e-1)
 # decay rate of the state that averages: by a tenth over a sequence
 _SLOW = 0.1
 
@@ -170,7 +170,7 @@ def init_delta(linear: nn.Linear) -> None:
     """Mamba's initialisation: softplus(bias) log-uniform in 0.001..0.1, weights uniform in +-rank^-1/2."""
     bound = linear.in_features**-0.5
     nn.init.uniform_(linear.weight, -bound, bound)
-    low, high = (math.log(value) for value in _DELTA_RANGE)
+    low, high = (math.log(value) for value in DELTA_RANGE)
     delta = torch.empty(linear.out_features).uniform_(low, high).exp().clamp(min=1e-4)
     with torch.no_grad():
         linear.bias.copy_(delta + torch.log(-torch.expm1(-delta)))  # the inverse of softplus

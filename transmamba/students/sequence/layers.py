@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ...core.output import Context
 from ...errors import refuse_all
+from ...layers.mamba1 import SelectiveMixer
 from ...layers.mixed import Mixed, Want
-from ...layers.selective import S4DMixer, SelectiveMixer
+from ...layers.s4d import S4DMixer
 from ...views.sublayers import attend
 from ..hybrid_lm.mixer import HybridMixer
 
