@@ -185,6 +185,14 @@ def test_the_selective_mixer_is_transformers_mamba() -> None:
         torch.testing.assert_close(mine(x).output, theirs(x), rtol=1e-4, atol=1e-6)
 
 
+def test_decays_and_steps_of_scans_do_not_decay() -> None:
+    for mixer, exempt in (
+        (SelectiveMixer(16, d_state=4, expand=2, d_conv=4), {"A_log", "D"}),
+        (S4DMixer(16, d_state=4, expand=2, d_conv=4), {"log_dt", "log_A_real", "A_imag"}),
+    ):
+        assert mixer.no_weight_decay() == exempt <= {name for name, _ in mixer.named_parameters()}
+
+
 def test_s4d_is_its_recurrence() -> None:
     """Discretised by zero-order hold and stepped through in complex128."""
     torch.manual_seed(0)

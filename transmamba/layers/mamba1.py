@@ -46,6 +46,10 @@ class SelectiveSSM(nn.Module):
         self.A_log.copy_(rates.log().expand_as(self.A_log))
         self.D.fill_(1)
 
+    def no_weight_decay(self) -> set[str]:
+        """As in Mamba's own code."""
+        return {"A_log", "D"}
+
     def scanned(
         self, x: Tensor, z: Tensor, segments: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -143,10 +147,6 @@ class CausalMamba(SelectiveSSM):
             elif isinstance(module, SwitchLinear):
                 module.reset_()
         self.begin_selection_()
-
-    def no_weight_decay(self) -> set[str]:
-        """As in Mamba's own code."""
-        return {"A_log", "D"}
 
     def forward(self, u: Tensor, context: Context = Context()) -> Mixed:  # noqa: B008
         """u (B, L, D) -> `Mixed`. A masked token adds nothing to the state; state and convolution begin anew

@@ -45,6 +45,10 @@ class S4DMixer(GatedMixer):
         C = torch.view_as_complex(wide(self.C).contiguous()) * step.exp().sub(1) / A
         return 2 * torch.einsum("en,enl->el", C, (step[..., None] * places).exp()).real
 
+    def no_weight_decay(self) -> set[str]:
+        """What the state-space model is made of, as in S4's own code; C decays."""
+        return {"log_dt", "log_A_real", "A_imag"}
+
     def forward(self, u: Tensor) -> Mixed:
         """u (B, L, D)"""
         x, z = self.convolved(u)
