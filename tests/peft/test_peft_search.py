@@ -12,7 +12,7 @@ from typing import Any
 
 import harness
 import pytest
-from optuna.trial import FixedTrial
+from optuna.trial import FixedTrial, TrialState
 
 import transmamba.runs.search_peft as searching
 from transmamba.cli.main import main
@@ -165,8 +165,9 @@ def test_the_spaces_are_what_methods_take() -> None:
 
 def test_the_front_is_what_nothing_smaller_beats() -> None:
     class Trial:
-        def __init__(self, number: int, parameters: int, value: float) -> None:
+        def __init__(self, number: int, parameters: int, value: float, state: Any = None) -> None:
             self.number, self.value, self.user_attrs = number, value, {"parameters": parameters}
+            self.state = state or TrialState.COMPLETE
 
     trials: Any = [
         Trial(0, 10, 5.0),
@@ -174,9 +175,22 @@ def test_the_front_is_what_nothing_smaller_beats() -> None:
         Trial(2, 30, 6.0),
         Trial(3, 10, 4.5),
         Trial(4, 40, 6.0),
+        Trial(5, 5, 9.0, TrialState.PRUNED),  # what it had come to when it was given up
     ]
     assert [trial.number for trial in front(trials, "up")] == [0, 2]
     assert [trial.number for trial in front(trials, "down")] == [3, 1]
+
+
+def test_a_score_that_is_no_number_ends_its_trial_and_not_the_search(tmp_path: Path) -> None:
+    steps = searching.Steps(tmp_path, "step 1", better="up", trials=3, sampler="random")
+    scores = iter([float("nan"), 0.5, 0.25])
+
+    def objective(trial: Any) -> float:
+        trial.set_user_attr("parameters", 1)
+        return next(scores)
+
+    steps.work(objective, lambda: None)
+    assert [trial.state.name for trial in steps.trained] == ["PRUNED", "COMPLETE", "COMPLETE"]
 
 
 def test_mistakes(place: Path, tmp_path: Path, capsys: Any) -> None:

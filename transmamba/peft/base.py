@@ -97,3 +97,16 @@ def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
         if not inner.peft_config:
             del inner.peft_config
         raise
+
+
+def check_saved(config: Any, targets: Mapping[str, Any], model: nn.Module) -> None:
+    """Raises UserError for a module that is to be trained whole, and is adapted or within one that is."""
+    for name in config.modules_to_save or ():
+        for key in targets:
+            inside = [key, *(f"{key}.{part}" for part, _ in model.get_submodule(key).named_modules() if part)]
+            hit = next((each for each in inside if each == name or each.endswith(f".{name}")), None)
+            if hit is not None:
+                raise UserError(
+                    f"modules_to_save: {name!r} is {hit}, which the adapter changes; leave it out, or "
+                    "the methods that go there"
+                )

@@ -123,7 +123,10 @@ class MambaPeftLayer(nn.Module, BaseTunerLayer):
             return self._kept
         active = self._active()
         adapters = [self.transmamba_adapters[name] for name in active]
-        plan = Plan(self._edited(active), self.inside(), adapters, watch)
+        # as they are merged: what is kept would else have the precision of whoever called first
+        with torch.autocast(next(self.base_layer.parameters()).device.type, enabled=False):
+            edited = self._edited(active)
+        plan = Plan(edited, self.inside(), adapters, watch)
         self._kept = plan if watch else None
         return plan
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +14,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .base import check_names, check_shapes, check_sizes, withdraw
+from ..errors import UserError
+from .base import check_names, check_saved, check_shapes, check_sizes, withdraw
 from .coverage import Coverage, adapter_parameters, coverage, refuse_dead
 from .families.family import family_of
 from .groups import parameter_groups
@@ -67,6 +71,27 @@ class MambaPeftModel(BaseTuner):
 
     # --- going in ---
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # what is found out of this model is written into it: the caller's may be another model's, too
+        self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise UserError(
+                f"adapter_names: {kwargs['adapter_names']}; rows of one batch cannot have adapters of their "
+                "own here; call set_adapter and run each adapter's rows by themselves"
+            )
+        yield
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Raises UserError: sums are of LoRA alone."""
+        raise UserError(
+            "add_weighted_adapter: methods other than LoRA have no such sum; merge the adapters one after "
+            "the other with merge_adapter, or activate several with base_model.set_adapter([...])"
+        )
+
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         return peft_config  # targets are found by class, not by the model's type
 
@@ -79,6 +104,7 @@ class MambaPeftModel(BaseTuner):
         targets, found = targets_of(peft_config, model), candidates(model)
         check_sizes(peft_config, targets, found)
         check_shapes(peft_config, targets, found)
+        check_saved(peft_config, targets, model)
         peft_config._targets = targets
 
     @staticmethod
@@ -135,6 +161,11 @@ class MambaPeftModel(BaseTuner):
         self._check_merge(adapter_names)
         super().merge_adapter(adapter_names, safe_merge)
         note_state_size(self.model)
+
+    def disable_adapter_layers(self) -> None:
+        if any(layer.merged for layer in layers_of(self.model).values()):
+            self.unmerge_adapter()  # all at once, for the configuration says how many states they have
+        super().disable_adapter_layers()
 
     def unmerge_adapter(self) -> None:
         super().unmerge_adapter()

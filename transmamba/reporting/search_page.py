@@ -30,13 +30,10 @@ def render_search(
 ) -> str:
     import matplotlib
 
-    from ..peft.search.study import front
+    from ..peft.search.study import finished, front
 
     scored = [
-        (each.step, trial)
-        for each in steps
-        for trial in each.trained
-        if trial.value is not None and _fits(trial)
+        (each.step, trial) for each in steps for trial in each.trained if finished(trial) and _fits(trial)
     ]
     sign = 1 if metric.better == "up" else -1
     best = sorted(scored, key=lambda pair: (-sign * pair[1].value, pair[1].user_attrs["parameters"]))
@@ -50,9 +47,7 @@ def render_search(
         best=[_row(metric, step, trial) for step, trial in best[:_SHOWN]],
         front=[_row(metric, "", trial) for trial in edge],
         chart=chart,
-        counts=[
-            (each.step, len(each.trained), sum(t.value is not None for t in each.trained)) for each in steps
-        ],
+        counts=[(each.step, len(each.trained), sum(map(finished, each.trained))) for each in steps],
         stopped=_stopped(steps),
         settings=sorted((key, str(value)) for key, value in settings.items()),
     )

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..peft import MambaPeftConfig
 from ..peft.families.mixer import Mixer
 from ..peft.search.space import SIZES, Parts, as_first, first, known_sets, names_of, second
-from ..peft.search.study import FREE, METHODS, PARAMETERS, WHY, Pruned, Steps, unlock
+from ..peft.search.study import FREE, METHODS, PARAMETERS, WHY, Pruned, Steps, finished, unlock
 from ..peft.targets import candidates, described, targets_of
 from ..reporting.progress import Display
 from ..reporting.search_page import write_search
@@ -162,10 +162,10 @@ def _objective(plan: Plan, step: str, steps: Steps, accelerator: Any) -> Callabl
                 raise Pruned(f"{parameters:,} parameters, and the budget is {plan.limit:,}", free=True)
         if (same := steps.before(asked)) is None:
             return score(trial, recipe, plan.folder, accelerator)
-        if same.value is None:
+        if not finished(same):
             raise Pruned(same.user_attrs.get(WHY, "given up before"), free=True)
         trial.set_user_attr(FREE, True)  # the same seed gives the same score
-        return same.value
+        return float(same.value)
 
     return objective
 

@@ -3,6 +3,7 @@ from."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +122,8 @@ class Steps:
             trial = self.study.ask()
             try:
                 value = objective(trial)
+                if not math.isfinite(value):  # optuna would have it fail, and be drawn again for ever
+                    raise Pruned(f"its score is {value}")
             except Pruned as why:
                 trial.set_user_attr(WHY, str(why))
                 if why.free:
@@ -137,11 +140,16 @@ class Steps:
         return TPESampler(seed=seed % 2**32, n_startup_trials=10)
 
 
+def finished(trial: FrozenTrial) -> bool:
+    """Whether its score is that of the whole trial; one that was given up has the last that it reported."""
+    return trial.state == TrialState.COMPLETE
+
+
 def front(trials: Sequence[FrozenTrial], better: str) -> list[FrozenTrial]:
     """Those that no other one beats with as few parameters, from few to many."""
     found: list[FrozenTrial] = []
     sign = 1 if better == "up" else -1
-    scored = [trial for trial in trials if trial.value is not None]
+    scored = [trial for trial in trials if finished(trial)]
     for trial in sorted(scored, key=lambda t: (t.user_attrs[PARAMETERS], -sign * _value(t), t.number)):
         if not found or sign * _value(trial) > sign * _value(found[-1]):
             found.append(trial)
