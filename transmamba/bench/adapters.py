@@ -84,12 +84,15 @@ def bench_adapters(
 
     Raises UserError for methods that there are not, or that the model cannot take, and where memory is small.
     """
+    from transmamba_kernels.transformers_patch import patch_transformers
+
     where = find_device(device)
     if not methods:
         raise UserError("--methods is empty; write names, such as lora_x,conv1d")
     tried = _Tried(_made(model, where), {name: name.split("+") for name in methods}, workload, where)
     try:
-        yield from tried.rows()
+        with patch_transformers():  # its own scans go step by step
+            yield from tried.rows()
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -99,11 +102,9 @@ def bench_adapters(
 
 def _made(name: str, device: torch.device) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
-    from transmamba_kernels.transformers_patch import patch_transformers
 
     shape = SHAPES.get(name)
     config = read_model_config(name) if shape is None else AutoConfig.for_model(**shape)
-    patch_transformers()  # for the process: transformers' own scans go step by step
     torch.manual_seed(0)
     with device:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
