@@ -44,6 +44,16 @@ def test_layers_apart_are_named_whole(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(stock), logits(adapted), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("whole", ["lm_head", "norm_f", "layers.1"])
+def test_modules_trained_whole_are_exported(whole: str, tmp_path: Path) -> None:
+    adapted = tiny.adapted("mamba", ["lora_x"], modules_to_save=[whole])
+    export_lora(adapted, tmp_path / "lora")
+    stock = PeftModel.from_pretrained(tiny.base("mamba"), tmp_path / "lora")
+    torch.testing.assert_close(logits(stock), logits(adapted), atol=1e-5, rtol=0)
+    with torch.no_grad(), stock.disable_adapter():
+        assert torch.equal(logits(stock), logits(tiny.base("mamba")))
+
+
 @pytest.mark.parametrize("methods", [["lora_x", "bias"], ["state_offset_h"], ["lora_dt"]])
 def test_what_is_no_lora_is_not_exported(methods: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="merge the adapter"):

@@ -39,6 +39,8 @@ def test_the_base_goes_on_from_a_seed_as_the_adapter_does(model: str, methods: l
 def test_a_seed_knows_what_it_is_not_for() -> None:
     with pytest.raises(UserError, match="lora_x, a cannot be compiled into a cache"):
         compile_cache(tiny.adapted("mamba", ["lora_x", "prompt", "a"]))
+    with pytest.raises(UserError, match="modules_to_save: lm_head cannot be compiled into a cache"):
+        compile_cache(tiny.adapted("mamba", ["prompt"], modules_to_save=["lm_head"]))
     adapted, ids = tiny.adapted("mamba", ["prompt"]), tiny.words()
     with pytest.raises(UserError, match="no adapter 'other'"):
         compile_cache(adapted, "other")

@@ -7,6 +7,7 @@ from typing import Any
 import peft_models as tiny
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from transmamba.errors import UserError
 from transmamba.peft.sdt import choose
@@ -90,4 +91,35 @@ def test_a_warm_up_without_anything_to_choose() -> None:
     with pytest.raises(UserError, match="no active adapter has the method 'sdt'"):
         choose(tiny.adapted("mamba", ["a"]), [])
     with pytest.raises(UserError, match="no losses"):
-        choose(tiny.adapted("mamba", ["sdt"]), [])
+        choose(tiny.adapted("mamba", ["sdt"], trained=False), [])
+
+
+@pytest.mark.parametrize("gradients", ["of the adapter alone", "of the embeddings, too"])
+def test_a_warm_up_is_refused_under_reentrant_checkpoints(gradients: str) -> None:
+    adapted, ids = tiny.adapted("mamba", ["sdt"], trained=False).train(), tiny.words()
+    if gradients == "of the embeddings, too":
+        adapted.get_base_model().enable_input_require_grads()
+    losses = [lambda: adapted(ids, labels=ids, use_cache=False).loss]
+    adapted.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(UserError, match="turn gradient checkpointing off, or give it use_reentrant=False"):
+        choose(adapted, losses)
+    assert not any(layer.mixer.trial for layer in adapted.get_base_model().backbone.layers)
+    adapted.gradient_checkpointing_enable({"use_reentrant": False})
+    choose(adapted, losses)
+
+
+def test_a_warm_up_is_refused_where_one_mixer_alone_is_under_a_reentrant_checkpoint() -> None:
+    adapted, ids = tiny.adapted("mamba", ["sdt"], trained=False), tiny.words()
+    last = adapted.get_base_model().backbone.layers[1]
+    own = last.forward
+    last.forward = lambda x, **options: checkpoint(lambda y: own(y, **options), x, use_reentrant=True)
+    with pytest.raises(UserError, match="use_reentrant=False"):
+        choose(adapted, [lambda: adapted(ids, labels=ids, use_cache=False).loss])
+
+
+def test_a_warm_up_leaves_trained_deltas_where_they_are() -> None:
+    adapted, ids = tiny.adapted("mamba", ["sdt"]), tiny.words()
+    before = {name: tensor.clone() for name, tensor in adapted.state_dict().items()}
+    with pytest.raises(UserError, match="the sdt of adapter 'default' is trained already"):
+        choose(adapted, [lambda: adapted(ids, labels=ids, use_cache=False).loss])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in adapted.state_dict().items())

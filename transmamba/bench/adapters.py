@@ -220,8 +220,13 @@ class _Tried:
         return interleaved(kinds, max(3, self.workload.steps // 4), self.device, warmup=1, before=before)
 
     def _ready(self, kind: str) -> None:
-        """What a wrapped model keeps between calls is made once, and not while it is timed."""
+        """What a wrapped model keeps between calls is made once, and not while it is timed.
+
+        Nothing needs gradients: autocast keeps its copies only of leaves that do, which would spare the base
+        alone, trained whole a moment ago, a cast of every weight at every token.
+        """
         self._activate(kind)
+        self.wrapped.requires_grad_(False)  # the base's parameters are among its own
         self._writing(kind, 1)()
 
     def _writing(self, kind: str, tokens: int | None = None) -> Callable[[], object]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,7 +29,8 @@ def export_lora(model: Any, folder: str | Path, adapter_name: str = "default") -
     """Write an adapter of `model`, a PeftModel, as a LoRA that stock PEFT loads, with the same logits.
 
     Several methods on one projection become one LoRA of their ranks' sum; rows that a partial LoRA leaves
-    alone are zeros of B. lora_alpha is r, the scale is in B. Stock PEFT itself refuses to load LoRA on
+    alone are zeros of B. lora_alpha is r, the scale is in B. Modules that were trained whole
+    (`modules_to_save`) are written as PEFT writes them. Stock PEFT itself refuses to load LoRA on
     out_proj into some models, which is warned of; servers take it.
 
     Raises UserError for methods that are no LoRA, for one that stock PEFT's forward never reads (dt_proj),
@@ -54,6 +56,8 @@ def export_lora(model: Any, folder: str | Path, adapter_name: str = "default") -
             for end, tensor in zip(ends, pair, strict=True):
                 tensors[f"{ROOT}{whole}.{end}"] = tensor.contiguous()
             ranks[whole] = up.shape[1]
+    for name, tensor in trained_whole(model.get_base_model(), adapter_name):
+        tensors[f"{ROOT}{name}"] = tensor
     _warn(model, ranks)
     most = max(ranks.values())
     pattern = {name: rank for name, rank in ranks.items() if rank != most}
@@ -63,6 +67,7 @@ def export_lora(model: Any, folder: str | Path, adapter_name: str = "default") -
         rank_pattern=pattern,
         alpha_pattern=pattern,
         target_modules=targets(model.get_base_model(), list(ranks)),
+        modules_to_save=config.modules_to_save,
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,
@@ -96,6 +101,15 @@ def factors(layer: MambaPeftLayer, adapter_name: str) -> Iterator[tuple[str, Ten
             pairs.setdefault(owner, []).append((whole, down))
     for owner, found in pairs.items():
         yield owner, torch.cat([up for up, _ in found], dim=1), torch.cat([down for _, down in found])
+
+
+def trained_whole(model: Any, adapter_name: str) -> Iterator[tuple[str, Tensor]]:
+    """What `modules_to_save` trains, by its name in the model that is not wrapped. Copies, for safetensors
+    refuses tensors that share memory."""
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper) and adapter_name in module.modules_to_save:
+            for key, tensor in module.modules_to_save[adapter_name].state_dict().items():
+                yield f"{name}.{key}", tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def targets(model: Any, names: list[str]) -> list[str]:

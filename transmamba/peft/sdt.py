@@ -6,7 +6,7 @@ the squares of what that changed, and states within a channel by the square.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-
     rate:   of AdamW in these steps
 
     In Mamba-2 the rows of B and C are tried, too: columns are chosen by what changed there. Raises UserError
-    where the adapter has no `sdt`, or no losses are given.
+    where the adapter has no `sdt`, or one that is trained already, where no losses are given, and where no
+    gradient reaches what is tried, as under reentrant checkpoints.
     """
     chosen: list[tuple[MambaPeftLayer, str, SDT]] = []
     for layer in layers_of(model).values():
@@ -34,6 +35,8 @@ def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-
             chosen += [(layer, name, m) for m in layer.methods.get(name, ()) if isinstance(m, SDT)]
     if not chosen:
         raise UserError("no active adapter has the method 'sdt'; write it among the methods")
+    for layer, name, method in chosen:
+        refuse_trained(layer, name, method)
     trials = {}
     for layer, _, method in chosen:
         for place in tried(layer, method):
@@ -46,7 +49,7 @@ def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-
         optimizer, count = torch.optim.AdamW(list(trials.values()), lr=rate, weight_decay=0.0), 0
         for loss in losses:
             optimizer.zero_grad()
-            gradients = torch.autograd.grad(loss(), list(trials.values()))
+            gradients = gradients_of(loss(), list(trials.values()))
             for tensor, gradient in zip(trials.values(), gradients, strict=True):
                 tensor.grad = gradient
             optimizer.step()
@@ -58,6 +61,35 @@ def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-
     finally:
         for layer, _, _ in chosen:
             layer.trial.clear()
+
+
+def refuse_trained(layer: MambaPeftLayer, name: str, method: SDT) -> None:
+    """UserError where deltas have been trained: they belong to the numbers that were chosen before."""
+    tensors = layer.transmamba_adapters[name].of(method)
+    if any(bool(tensor.any()) for tensor in tensors.values() if tensor.is_floating_point()):
+        raise UserError(
+            f"the sdt of adapter {name!r} is trained already, and what is chosen now would move its deltas "
+            "to other numbers; call choose before training, or on a new adapter"
+        )
+
+
+def gradients_of(loss: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Of the loss by the tensors alone, so that what else is trained gets none. Raises UserError where one is
+    not reached: reentrant checkpoints hide the graph within from anything but a whole backward."""
+    found: Sequence[Tensor | None] = [None]
+    if loss.requires_grad:
+        try:
+            found = torch.autograd.grad(loss, tensors, allow_unused=True)
+        except RuntimeError as error:
+            if "use_reentrant" not in str(error):
+                raise
+    reached = [gradient for gradient in found if gradient is not None]
+    if len(reached) < len(tensors):
+        raise UserError(
+            "sdt cannot choose: no gradient of a loss reaches some mixers; turn gradient checkpointing off, "
+            "or give it use_reentrant=False; if it is off, write losses that run this model"
+        )
+    return reached
 
 
 def tried(layer: MambaPeftLayer, method: SDT) -> list[Place]:

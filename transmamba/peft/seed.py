@@ -87,7 +87,8 @@ class Seed:
 def compile_cache(model: Any, adapter_name: str = "default") -> Seed:
     """The seed of an adapter of `model`, a PeftModel over a causal language model of transformers.
 
-    Raises UserError for methods that change more than what begins before a text.
+    Raises UserError for methods, and for modules trained whole, that change more than what begins before a
+    text.
     """
     config = model.peft_config.get(adapter_name)
     if config is None:
@@ -97,6 +98,11 @@ def compile_cache(model: Any, adapter_name: str = "default") -> Seed:
         raise UserError(
             f"{', '.join(other)} cannot be compiled into a cache, which holds what begins before a text: "
             f"{', '.join(kind.name for kind in BEGINNINGS)}"
+        )
+    if config.modules_to_save:
+        raise UserError(
+            f"modules_to_save: {', '.join(config.modules_to_save)} cannot be compiled into a cache, after "
+            "which the base's own run; generate with the adapter, or train one without modules_to_save"
         )
     base = model.get_base_model()
     if not hasattr(base, "prepare_inputs_for_generation"):
