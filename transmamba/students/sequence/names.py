@@ -114,7 +114,9 @@ class Sequence:
         from .model import SequenceModel
 
         try:
-            return SequenceModel(self._shape(spec), self.mixers)
+            shape = self._shape(spec)
+            kinds = spec.view.towers["points"].kinds if spec.view is not None else ()
+            return SequenceModel(shape, self.mixers, kinds)
         except WrongValues as error:  # sizes that the teacher or the task has, too
             raise UserError(f"student sequence: {error}") from error
 
