@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Iterable
@@ -47,6 +48,7 @@ class Runs:
 
     function: by name; None where there are several
     guess: what a guess misses
+    alone: whether it was learnt from labels and by itself, as in the paper
     """
 
     task: str
@@ -54,20 +56,27 @@ class Runs:
     function: str | None
     guess: float
     missed: dict[tuple[str, str], list[float]]
+    alone: bool = True
 
     @property
     def best(self) -> tuple[str, str]:
-        return min(self.missed, key=lambda at: statistics.fmean(self.missed[at]))
+        return min(self.missed, key=lambda at: mean_of(self.missed[at]))
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.missed[self.best])
+        return mean_of(self.missed[self.best])
 
     @property
     def swept(self) -> bool:
         """Whether it may be said to fail: of the architectures with a state, that was varied too."""
         states, rates = ({at[place] for at in self.missed} for place in (0, 1))
         return len(rates) > 1 and (self.architecture == "transformer" or len(states) > 1)
+
+
+def mean_of(values: list[float]) -> float:
+    """Infinite where a run diverged: nan is neither less nor more, and would be the best."""
+    mean = statistics.fmean(values)
+    return math.inf if math.isnan(mean) else mean
 
 
 def guess_of(function: dict[str, Any]) -> float:
@@ -87,16 +96,18 @@ def gather(study: Study) -> list[Runs]:
             continue
         try:
             results = json.loads((folder / "results.json").read_text())["student"]
-            task = yaml.safe_load((folder / "config.yaml").read_text())["task"]
-        except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            task, taught = config["task"], config.get("teacher") is not None
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
             raise ValueError(f"{folder}: cannot be read ({error})") from None
         functions = [task["function"], *task["mixed"]]
+        alone = not taught and len(functions) == 1
         for function in functions:
             prefix = f"{function['name']}_" if function is not functions[0] else ""
             label = f"{cell['task']}: {function['name']}" if len(functions) > 1 else cell["task"]
             runs = found.setdefault(
                 (label, cell["architecture"]),
-                Runs(label, cell["architecture"], function["name"], guess_of(function), {}),
+                Runs(label, cell["architecture"], function["name"], guess_of(function), {}, alone),
             )
             at = (cell["state"], cell["rate"])
             runs.missed.setdefault(at, []).append(float(results[f"{prefix}missed"]))
@@ -121,7 +132,8 @@ def table(every: Iterable[Runs]) -> str:
     for runs in every:
         best = min(other.mean for other in every if other.task == runs.task)
         (state, rate), values = runs.best, runs.missed[runs.best]
-        mine, theirs = verdict(runs, best), PAPER.get(runs.function or "", {}).get(runs.architecture, "")
+        paper = PAPER.get(runs.function or "", {}) if runs.alone else {}
+        mine, theirs = verdict(runs, best), paper.get(runs.architecture, "")
         agree = "" if not theirs else "yes" if mine.rstrip("?") == theirs else "no"
         spread = f"{runs.mean:.2f} ({min(values):.2f} to {max(values):.2f}; {len(values)})"
         shown = (spread, f"{runs.guess:.1f}", rate, state, mine, theirs, agree)

@@ -40,13 +40,15 @@ class Curve(NamedTuple):
 
     @classmethod
     def read(cls, run: Path) -> Curve | None:
-        """None for a run that is not finished."""
+        """None for a run that is not finished. Raises ValueError for a damaged file."""
         try:
             final = json.loads((run / "results.json").read_text())["student"][METRIC]
             rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+            points = [(row["step"], row[f"eval/{METRIC}"]) for row in rows if f"eval/{METRIC}" in row]
         except FileNotFoundError:
             return None
-        points = [(row["step"], row[f"eval/{METRIC}"]) for row in rows if f"eval/{METRIC}" in row]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{run}: cannot be read ({error}); run it again") from None
         return cls(points, final)
 
     def until(self, loss: float) -> float | None:
@@ -147,7 +149,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("folder", type=Path, help="the study's output_dir")
     folder = parser.parse_args().folder
-    found = curves(folder, (MAMBA, *MODELS, "parallel", "dense", "topk_norm", "switch", "drop"))
+    try:
+        found = curves(folder, (MAMBA, *MODELS, "parallel", "dense", "topk_norm", "switch", "drop"))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if not found:
         print(f"{folder}: no finished run of the study; write its output_dir", file=sys.stderr)
         return 2

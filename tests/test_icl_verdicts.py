@@ -98,8 +98,27 @@ def test_several_functions_of_a_run_have_a_row_each(
         (run / "config.yaml").write_text(yaml.safe_dump({"task": task}))
     assert verdicts.main([str(path)]) == 0
     found = rows(capsys.readouterr().out)
+    assert all(row[-2:] == ["", ""] for row in found.values()), "the paper's are of each function alone"
     assert found["tree: decision_tree", "transformer"][0] == "5.00 (5.00 to 5.00; 3)"
     assert found["tree: sparse_parity", "transformer"][0] == "50.00 (50.00 to 50.00; 3)"
+
+
+def test_a_run_that_diverged_is_never_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nan = float("nan")
+    runs = {"tree.mamba.16.a": [nan, 1.0, 1.0], "tree.mamba.16.b": [9.0] * 3}
+    path = study(tmp_path, {**runs, "tree.transformer.16.a": [nan] * 3, "tree.transformer.16.b": [nan] * 3})
+    assert verdicts.main([str(path)]) == 0
+    found = rows(capsys.readouterr().out)
+    assert found["tree", "mamba"][0].startswith("9.00") and found["tree", "mamba"][-3] == "ok"
+    assert found["tree", "transformer"][-3] == "fails"
+
+
+def test_the_paper_taught_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = study(tmp_path, {"mqar.mamba.16.high": [1.0] * 3})
+    for config in (tmp_path / "runs").glob("*/config.yaml"):
+        config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "teacher": {"name": "auto"}}))
+    assert verdicts.main([str(path)]) == 0
+    assert rows(capsys.readouterr().out)["mqar", "mamba"][-2:] == ["", ""]
 
 
 def test_the_untaught_students_are_the_taught_ones() -> None:

@@ -61,3 +61,15 @@ def test_an_empty_folder_is_refused(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["moe_verdict.py", str(tmp_path)])
     assert moe_verdict.main() == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_cut_line_is_an_error_that_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "e8.s0", 3.0, 2.0)
+    log = tmp_path / "e8.s0" / "metrics.jsonl"
+    log.write_text(log.read_text()[:-9])
+    monkeypatch.setattr(sys, "argv", ["moe_verdict.py", str(tmp_path)])
+    assert moe_verdict.main() == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / 'e8.s0'}: cannot be read") and told.count("\n") == 1

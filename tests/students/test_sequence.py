@@ -102,6 +102,11 @@ def test_the_architectures_are_the_paper_s() -> None:
         (dict(architecture="mamba", dropout=0.1), "dropout is 0.1, but S alone has one; leave it out"),
         (dict(architecture="mamba", groups=2), "groups is given, but no layer is a mamba2; leave it out"),
         (dict(layers=0), "layers is 0; write a number of at least 1"),
+        *(
+            ({name: 0, "mixer": "mamba2"}, f"{name} is 0; write a number of at least 1")
+            for name in ("width", "heads", "mlp_width", "expand", "state", "groups", "head_size")
+        ),
+        (dict(pattern=""), "pattern '': it has no layers"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:

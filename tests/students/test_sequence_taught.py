@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,35 @@ def test_a_start_like_attention_is_nearer_to_it_than_none(tmp_path: Path) -> Non
 def test_a_student_of_another_width_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         student_of(teacher_of(tmp_path, transformer()), **options)
+
+
+def test_kept_attention_of_other_heads_is_refused(tmp_path: Path) -> None:
+    """Heads of scans are their own."""
+    teacher = teacher_of(tmp_path, transformer())
+    for pattern, refused in (("AFMFAF", True), ("MFMFMF", False)):
+        student = student_of(teacher, pattern=pattern, mixer="mamba2", heads=4)
+        with (
+            pytest.raises(UserError, match=r"heads is 4, the teacher's 2.*; write 2, or")
+            if refused
+            else nullcontext()
+        ):
+            subclone(student, teacher, SubcloneConfig(importance="uniform"))
+
+
+@pytest.mark.parametrize("mixers", ["attention", "mamba2"])
+def test_a_scan_in_no_attention_s_place_begins_as_drawn(mixers: str, tmp_path: Path) -> None:
+    """Without a teacher, before all of its layers, and in an MLP's place."""
+    torch.manual_seed(1)
+    options: dict[str, Any] = dict(mixer="mamba2", width=16, heads=2, head_size=8, state=8, groups=4)
+    alone = Sequence(architecture="mambaformer", mixers=mixers, **options).build(StudentSpec(points=POINTS))
+    torch.manual_seed(1)
+    drawn = Sequence(architecture="mambaformer", **options).build(StudentSpec(points=POINTS))
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), drawn.parameters(), strict=True))
+    teacher = teacher_of(tmp_path, transformer())
+    student = student_of(teacher, pattern="MMMMMMM", mixer="mamba2", mixers=mixers)
+    subclone(student, teacher, SubcloneConfig(importance="uniform"))
+    after = [mixers == "attention" and k % 2 == 1 for k in range(7)]  # attention's places
+    assert [bool((layer.mixer.conv1d.weight[:, 0, :-1] == 0).all()) for layer in student.layers] == after
 
 
 def test_a_teacher_of_pictures_is_refused() -> None:

@@ -158,6 +158,7 @@ def test_a_teacher_without_mlps_is_refused_in_a_line() -> None:
     [
         (dict(each=1), "each is 1, with a weight that is brought to a sum of 1"),
         (dict(count=4, each=5), "each is 5; write 2 to 4"),
+        (dict(count=4, each=0), "each is 0; write 2 to 4"),
         (dict(count=1), "count is 1; write at least 2"),
         (dict(routing="switch", each=2), "switch has 1 expert a token"),
         (dict(capacity=0.9), "capacity is 0.9; write a factor of at least 1"),
@@ -169,6 +170,15 @@ def test_a_teacher_without_mlps_is_refused_in_a_line() -> None:
 def test_what_cannot_be_is_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(WrongValues, match=why):
         Upcycled(**options)
+
+
+def test_experts_in_no_layer_are_refused_with_the_depth() -> None:
+    with pytest.raises(
+        UserError, match=r"every is 4, but the student has 3 layers.*; write 3 at most"
+    ) as told:
+        hybrid(llama(), 1, experts=Upcycled(every=4))
+    assert "\n" not in str(told.value)
+    assert hybrid(llama(), 1, experts=Upcycled(every=3)).routers == {"decoder": {(2, ""): 8}}
 
 
 def test_a_recipe_says_them() -> None:

@@ -64,7 +64,10 @@ class InContextEvaluator:
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """The last ones are of the last tenth of a prompt's examples."""
-        error = "squared error" + (f" / {self.function.scale:g}" if self.function.scale != 1 else "")
+        moments = sorted(set(self.function.moments))
+        error = "squared error" + (
+            " / each step's of 0" if len(moments) > 1 else f" / {moments[0]:g}" if moments != [1] else ""
+        )
         found = [
             Metric(key="error", label=error, form="{:.4f}", better="down", headline=not self.counted),
             Metric(key="last_error", label=f"{error}, last tenth", form="{:.4f}", better="down"),
@@ -121,7 +124,9 @@ class InContextEvaluator:
     def _scores(self, made: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """By metric, (B, L) of each token, 0 where nothing is asked."""
         values, asked = targets["values"], targets["asked"]
-        errors = mean_of_asked((made.double() - values).square(), asked) / self.function.scale
+        moments = torch.ones(values.shape[-1], dtype=torch.float64)  # 1 where another function is wider
+        moments[: self.function.shape.outputs] = torch.tensor(self.function.moments, dtype=torch.float64)
+        errors = mean_of_asked((made.double() - values).square() / moments, asked)
         found = {"error": errors}
         if self.function.signs:
             found["accuracy"] = 100.0 * (asked & (made * values > 0)).any(dim=-1).double()

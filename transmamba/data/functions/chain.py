@@ -41,6 +41,12 @@ class ChainOfThought(Examples):
         outputs = self.hidden + 1
         return PointShape(width=self.d + outputs, outputs=outputs, length=3 * self.points)
 
+    @property
+    def moments(self) -> Sequence[float]:
+        """Second moments of s, d / h each, and of y, d: y would drown s otherwise, and who says 0 would not
+        miss 100 %."""
+        return (*(self.d / self.hidden,) * self.hidden, float(self.d))
+
     def places(self) -> Sequence[int]:
         return [token // 3 for token in range(3 * self.points)]
 

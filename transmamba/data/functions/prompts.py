@@ -94,6 +94,11 @@ class Function:
         """Errors are reported divided by it: about that of a model that says 0."""
         return 1.0
 
+    @property
+    def moments(self) -> Sequence[float]:
+        """What the errors of each output are divided by, (O,): `scale`, but where steps differ in size."""
+        return (self.scale,) * self.shape.outputs
+
     def places(self) -> Sequence[int]:
         """Which example each token belongs to, (L,)."""
         raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ...errors import refuse_all
+from ...errors import UserError, refuse_all
 from ...layers.capacity import capacity_problems
 
 
@@ -65,7 +65,7 @@ class Upcycled:
     @property
     def chosen(self) -> int:
         """Experts of a token."""
-        return self.each or (1 if self.routing == "switch" else 2)
+        return self.each if self.each is not None else (1 if self.routing == "switch" else 2)
 
     @property
     def deviation(self) -> float:
@@ -78,5 +78,10 @@ class Upcycled:
         return float(self.count) if self.routing == "switch" else 1.0
 
     def layers(self, depth: int) -> list[int]:
-        """Of so many, those that have experts."""
+        """Of so many, those that have experts. Raises UserError where none has."""
+        if self.every > depth:
+            raise UserError(
+                f"student.experts.every is {self.every}, but the student has {depth} layers, of which none "
+                f"would have experts; write {depth} at most"
+            )
         return list(range(self.every - 1, depth, self.every))

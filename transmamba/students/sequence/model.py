@@ -36,16 +36,19 @@ class SequenceModel(nn.Module):
     (B, L, O).
 
     mixers: how Mamba-2 layers begin, see `names.Sequence`
+    kinds:  of the teacher's sublayers; none without one
     """
 
-    def __init__(self, shape: SequenceShape, mixers: Mixers = "mamba2") -> None:
+    def __init__(self, shape: SequenceShape, mixers: Mixers = "mamba2", kinds: Sequence[str] = ()) -> None:
         super().__init__()
         self.shape, self.mixers = shape, mixers
         self.layout = layout.Sequence()
         self.read_in = nn.Linear(shape.inputs, shape.width)
         self.positions = nn.Parameter(torch.empty(shape.positions, shape.width)) if shape.positions else None
+        places = behind(shape.pattern, kinds) if mixers == "attention" and kinds else {}
+        after = {k for k, s in places.items() if kinds[s] == "attention"}  # nothing else can be begun so
         self.layers = nn.ModuleList(
-            SequenceLayer(letter, shape, mixers == "attention") for letter in shape.pattern
+            SequenceLayer(letter, shape, k in after) for k, letter in enumerate(shape.pattern)
         )
         self.norm = nn.LayerNorm(shape.width, eps=EPS)
         self.read_out = nn.Linear(shape.width, shape.outputs)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .layers import SequenceShape
     from .model import SequenceModel
 
+_SIZES = ("width", "heads", "mlp_width", "expand", "state", "groups", "head_size")
+
 
 @STUDENTS.register("sequence")
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,9 @@ class Sequence:
             problems.append(
                 f"pattern is {self.pattern!r} beside architecture {self.architecture}; write one of them"
             )
-        if self.layers < 1:
-            problems.append(f"layers is {self.layers}; write a number of at least 1")
+        for name in ("layers", *_SIZES):
+            if (value := getattr(self, name)) is not None and value < 1:
+                problems.append(f"{name} is {value}; write a number of at least 1")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout is {self.dropout}; write 0 or a share below 1")
         if not problems:
@@ -91,7 +94,10 @@ class Sequence:
     @property
     def letters(self) -> str:
         """A letter for each layer."""
-        return parsed(self.pattern or pattern_of(self.architecture or "mambaformer", self.layers))
+        written = self.pattern  # an empty one is not left out, but has no layers
+        return parsed(
+            pattern_of(self.architecture or "mambaformer", self.layers) if written is None else written
+        )
 
     @property
     def placed(self) -> bool:
@@ -108,7 +114,9 @@ class Sequence:
         from .model import SequenceModel
 
         try:
-            return SequenceModel(self._shape(spec), self.mixers)
+            shape = self._shape(spec)
+            kinds = spec.view.towers["points"].kinds if spec.view is not None else ()
+            return SequenceModel(shape, self.mixers, kinds)
         except WrongValues as error:  # sizes that the teacher or the task has, too
             raise UserError(f"student sequence: {error}") from error
 

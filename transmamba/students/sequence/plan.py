@@ -75,6 +75,13 @@ def _check(student: SequenceModel, tower: Tower, head: Readout) -> None:
     ):
         if own != other:
             raise UserError(f"this sequence's {name} is {own}, the teacher's {other}; make one of its own")
+    others = {each.heads for each in tower.sublayers if isinstance(each, Attention)} - {mine.heads}
+    if "A" in mine.pattern and others:  # the same matrices, but another function
+        other = min(others)
+        raise UserError(
+            f"student.heads is {mine.heads}, the teacher's {other}, where a layer keeps attention; write "
+            f"{other}, or leave it out"
+        )
 
 
 def _plan_ends(student: SequenceModel, tower: Tower, head: Readout) -> Items:
