@@ -79,7 +79,7 @@ def test_every_stream_and_the_values_are_the_model_s(positions: str, tmp_path: P
         assert output.logits is not None
         torch.testing.assert_close(output.logits(), model(x), rtol=1e-9, atol=1e-12)
     assert teacher.num_params == sum(p.numel() for p in model.parameters())
-    assert teacher.preprocessing == POINTS and teacher.view.reads == {"points"}
+    assert teacher.preprocessing == model.points and teacher.view.reads == {"points"}
 
 
 def test_a_model_that_scans_is_no_teacher(tmp_path: Path) -> None:

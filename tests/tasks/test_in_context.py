@@ -4,6 +4,7 @@ and what is measured."""
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -381,7 +382,7 @@ def test_what_is_wrong_is_told_in_a_line(task: dict[str, Any], message: str) -> 
     ("reads", "message"),
     [
         (
-            PointShape(width=3, outputs=1, length=7),
+            PointShape(width=3, outputs=1, length=7, positions=7),
             "has 7 positions, but the task's prompts 8 points; write fewer",
         ),
         (
@@ -393,6 +394,14 @@ def test_what_is_wrong_is_told_in_a_line(task: dict[str, Any], message: str) -> 
 def test_a_model_of_other_points_is_refused(reads: PointShape, message: str) -> None:
     with pytest.raises(UserError, match=message):
         InContextConfig(function=SMALL).build(reads)
+
+
+def test_a_model_without_positions_reads_any_length() -> None:
+    short = StudentSpec(points=PointShape(width=3, outputs=1, length=4))
+    for architecture, refused in (("mamba", False), ("transformer", True)):
+        model = Sequence(architecture=architecture, width=8, heads=2, layers=1).build(short)
+        with pytest.raises(UserError, match="student has 4 positions") if refused else nullcontext():
+            task_of().check(model, "student")
 
 
 def test_a_teacher_of_pictures_is_refused() -> None:

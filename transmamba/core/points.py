@@ -19,11 +19,13 @@ class PointShape:
     width:   of a point
     outputs: numbers that are predicted at each point
     length:  points of a sequence
+    positions: that a model has learnt; 0 for none, which reads any length
     """
 
     width: int
     outputs: int
     length: int
+    positions: int = 0
 
 
 def per_token(made: Tensor, targets: Mapping[str, Tensor]) -> Tensor:

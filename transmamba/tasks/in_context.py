@@ -125,9 +125,9 @@ class InContext:
                 f"{who} reads points of {model.width} numbers and says {model.outputs}; the task's have "
                 f"{self.points.width} and {self.points.outputs}"
             )
-        if self.points.length > model.length:
+        if 0 < model.positions < self.points.length:
             raise UserError(
-                f"{who} has {model.length} positions, but the task's prompts {self.points.length} points; "
+                f"{who} has {model.positions} positions, but the task's prompts {self.points.length} points; "
                 "write fewer, or train a model with more"
             )
 

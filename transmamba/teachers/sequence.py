@@ -63,7 +63,12 @@ class SequenceTeacher:
         return Teacher(
             view,
             source=self.model,
-            preprocessing=PointShape(width=said["inputs"], outputs=said["outputs"], length=said["length"]),
+            preprocessing=PointShape(
+                width=said["inputs"],
+                outputs=said["outputs"],
+                length=said["length"],
+                positions=said["positions"],
+            ),
             num_params=sum(tensor.numel() for tensor in state.values()),
             licence=origin_of_folder(source.folder).licence,
         )

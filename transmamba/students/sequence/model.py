@@ -73,7 +73,12 @@ class SequenceModel(nn.Module):
     @property
     def points(self) -> PointShape:
         """What it reads, and says of it."""
-        return PointShape(width=self.shape.inputs, outputs=self.shape.outputs, length=self.shape.length)
+        return PointShape(
+            width=self.shape.inputs,
+            outputs=self.shape.outputs,
+            length=self.shape.length,
+            positions=self.shape.positions,
+        )
 
     # --- the student's interface ---
 
