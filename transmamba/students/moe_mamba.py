@@ -42,7 +42,7 @@ class MoeMamba(Saved):
     tokenizer: without a teacher: `bytes`, or a folder or id of transformers with one
     """
 
-    as_it_is: ClassVar[bool] = True  # it takes no teacher's weights
+    begins_anew: ClassVar[bool] = True  # it draws its weights, whatever the teacher
     made: ClassVar[tuple[str, str]] = ("hybrid_lm", "HybridStudent")
 
     experts: int = 8

@@ -102,7 +102,7 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
         num_classes=classes,
         dtype=teacher.view.tensor.dtype,
     )
-    if _as_it_is(name):
+    if _takes_no_weights(name):
         raise UserError(
             f"student {name!r} takes no weights of a teacher; write init: null in its recipe, or convert to "
             f"a timm name of ours or one of {', '.join(kinds_of_students())}"
@@ -141,12 +141,13 @@ def _check_from_scratch(name: str, options: Mapping[str, Any]) -> None:
 
 def kinds_of_students() -> list[str]:
     """The registered students that start from a teacher's weights."""
-    return [name for name in STUDENTS if not _as_it_is(name)]
+    return [name for name in STUDENTS if not _takes_no_weights(name)]
 
 
-def _as_it_is(name: str) -> bool:
-    """Whether a student is trained with the weights that it has or draws."""
-    return name in STUDENTS and getattr(STUDENTS[name], "as_it_is", False)
+def _takes_no_weights(name: str) -> bool:
+    """Whether a student is trained with the weights that it has (`as_it_is`) or draws (`begins_anew`)."""
+    flags = ("as_it_is", "begins_anew")
+    return name in STUDENTS and any(getattr(STUDENTS[name], flag, False) for flag in flags)
 
 
 def student_models() -> list[str]:
