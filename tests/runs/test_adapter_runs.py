@@ -132,6 +132,10 @@ def test_a_killed_run_goes_on_exactly(place: Path, tmp_path: Path) -> None:
             dict(stages=[dict(losses=["kl"], steps=2, trainable="head")]),
             "stages.0.trainable is 'head', but an adapter is all that is trained",
         ),
+        (
+            dict(stages=[dict(losses=["kl"], steps=2, rates=dict(mixers=2.0))]),
+            "stages.0.rates is .*, but an adapter's methods have their own",
+        ),
     ],
 )
 def test_what_cannot_be_with_an_adapter(place: Path, changes: dict[str, Any], message: str) -> None:

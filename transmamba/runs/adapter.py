@@ -135,6 +135,11 @@ def problems_of(adapter: Adapter | None, recipe: Any) -> list[str]:
         for k, stage in enumerate(recipe.stages)
         if stage.trainable != "auto"
     ]
+    problems += [
+        f"stages.{k}.rates is {stage.rates}, but an adapter's methods have their own; write them there"
+        for k, stage in enumerate(recipe.stages)
+        if stage.rates
+    ]
     return problems
 
 

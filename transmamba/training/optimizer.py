@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,6 +49,7 @@ def check_stage(distiller: Distiller, stage: Stage, inputs: Sequence[str] | None
         raise UserError(
             f"stage {stage.name}: trainable head needs losses on the logits alone: cross_entropy, kl"
         )
+    _rates(distiller, stage, names)
 
 
 def _check_inputs(distiller: Distiller, stage: Stage, inputs: Sequence[str]) -> None:
@@ -96,14 +97,41 @@ def trained_names(distiller: Distiller, stage: Stage) -> set[str]:
         chosen = ("mixers",) if distiller.teacher_forced else ("all",)
     if chosen == ("all",):
         return names
+    tests = [_group(student, stage, f"trainable {group!r}", group, ("all", "auto")) for group in chosen]
+    return {name for name in names if any(test(name) for test in tests)}
+
+
+def _group(
+    student: nn.Module, stage: Stage, what: str, group: str, beside: Sequence[str] = ()
+) -> Callable[[str], bool]:
     groups = groups_of(student)
-    for group in chosen:
-        if group not in groups:
+    if group not in groups:
+        raise UserError(
+            f"stage {stage.name}: {what} is no group of this student{suggest(group, [*groups, *beside])}"
+        )
+    return groups[group]
+
+
+def _rates(distiller: Distiller, stage: Stage, trained: Collection[str]) -> dict[str, float]:
+    """What the rates of single parameters are multiplied by, by the student's names of them. Raises UserError
+    for a group that the stage does not train, and for parameters that two groups claim."""
+    found: dict[str, tuple[str, float]] = {}
+    for group, rate in stage.rates.items():
+        belongs = _group(distiller.student, stage, f"rates.{group}", group)
+        mine = [name for name in trained if belongs(name)]
+        if not mine:
             raise UserError(
-                f"stage {stage.name}: trainable {group!r} is no group of this student"
-                f"{suggest(group, [*groups, 'all', 'auto'])}"
+                f"stage {stage.name}: rates.{group} is {rate}, but the stage trains nothing of this group; "
+                "leave it out, or name the group in trainable"
             )
-    return {name for name in names if any(groups[group](name) for group in chosen)}
+        for name in mine:
+            if name in found:
+                raise UserError(
+                    f"stage {stage.name}: rates names {found[name][0]} and {group}, and {name} is of both; "
+                    "name one of them"
+                )
+            found[name] = group, rate
+    return {name: rate for name, (_, rate) in found.items()}
 
 
 def groups_of(student: nn.Module) -> Mapping[str, Callable[[str], bool]]:
@@ -178,17 +206,19 @@ def _exempt(student: nn.Module) -> set[str]:
 
 
 def parameter_groups(distiller: Distiller, stage: Stage) -> list[dict[str, Any]]:
-    """Two groups: with and without weight decay; and one of each rate and decay that an adapter's methods ask
-    for (`rate` multiplies the stage's). Projections begin as the embedding of the student's
-    coordinates into the teacher's, from which decay would pull them to 0: they have none."""
+    """Two groups: with and without weight decay; and one of each rate that the stage's `rates` name, or of
+    each rate and decay that an adapter's methods ask for (`rate` multiplies the stage's). Projections begin
+    as the embedding of the student's coordinates into the teacher's, from which decay would pull them to 0:
+    they have none."""
     student = distiller.student
     exempt, scales = _exempt(student), _scales(student) or {}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    rates = _rates(distiller, stage, trained_names(distiller, stage))
     for name, parameter in distiller.named_parameters():
         if parameter.requires_grad:
             own = name.removeprefix("student.")
             decays = parameter.ndim > 1 and own not in exempt and not name.startswith("aligners.")
-            rate, decay = scales.get(own) or (1.0, float(decays))
+            rate, decay = scales.get(own) or (rates.get(own, 1.0), float(decays))
             groups.setdefault((decay > 0, rate, decay), []).append(parameter)
     return [
         {"params": parameters, "weight_decay": stage.weight_decay * decay, "rate": rate}

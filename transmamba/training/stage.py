@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
 from ..config.load import Part
@@ -28,6 +28,7 @@ class Stage:
         outermost parts (`visual`, `logit_scale` of open_clip); `all`, or `auto`: mixers where every loss is
         teacher-forced, else all. The projections that its losses read are trained in any case
     lr: peak rate, for an optimizer step of the global batch, whatever its size
+    rates: of groups of the student's parameters that it trains, what `lr` is multiplied by: `{far: 10}`
     min_lr: the rate at the end
     warmup: share of the stage in which the rate rises from 0
     schedule: what follows: `cosine`, which falls from there to the end; or `wsd` (warm-up, stable, decay),
@@ -55,6 +56,7 @@ class Stage:
     percent: float | None = None
     trainable: str | tuple[str, ...] = "auto"
     lr: float = 5e-4
+    rates: dict[str, float] = field(default_factory=dict)
     min_lr: float = 1e-5
     warmup: float = 0.05
     schedule: Literal["cosine", "wsd"] = "cosine"
@@ -77,6 +79,11 @@ class Stage:
             problems.append("trainable is empty; name a group, or write auto")
         if not 0 < self.token_fraction <= 1:
             problems.append(f"token_fraction is {self.token_fraction}; write a share above 0, at most 1")
+        problems += [
+            f"rates.{group} is {rate}; write a number above 0, what lr is multiplied by"
+            for group, rate in self.rates.items()
+            if not 0 < rate < math.inf
+        ]
         for key in ("min_lr", "clip"):
             if not 0 <= getattr(self, key) < math.inf:
                 problems.append(f"{key} is {getattr(self, key)}; write 0 or a number above it")

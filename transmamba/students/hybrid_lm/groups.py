@@ -17,7 +17,7 @@ def groups_of(student: HybridStudent) -> dict[str, Callable[[str], bool]]:
     mlps = tuple(f".{name}." for name in (architecture.mlp, architecture.experts) if name is not None)
     kept = tuple(f"model.layers.{k}." for k in student.attention_layers)
     head = "model.embed_tokens." if student.config.tie_word_embeddings else "lm_head."
-    return {
+    groups: dict[str, Callable[[str], bool]] = {
         "mixers": lambda name: _in_mixer(name) and not name.startswith(kept),
         "attention": lambda name: _in_mixer(name) and name.startswith(kept),
         "mlp": lambda name: any(mlp in name for mlp in mlps),
@@ -26,6 +26,9 @@ def groups_of(student: HybridStudent) -> dict[str, Callable[[str], bool]]:
         "head": lambda name: name.startswith(head),
         "norms": lambda name: name.endswith("norm.weight") and not _in_mixer(name),
     }
+    if "window_mamba" in student.kinds:  # what attention's own weights are not
+        groups["far"] = lambda name: ".self_attn.far." in name
+    return groups
 
 
 def _in_mixer(name: str) -> bool:
