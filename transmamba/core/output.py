@@ -5,7 +5,7 @@ Shapes: B rows, L tokens, D channels, K classes, V vocabulary, E embedding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -184,6 +184,14 @@ class Context:
     mask: Tensor | None = None
     segments: Tensor | None = None
     positions: Tensor | None = None
+    # what layers have made of these for those behind them; `replace` begins anew
+    _made: dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` makes of this context alone, made by the first layer that asks."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor], reads: str = "text") -> Context:

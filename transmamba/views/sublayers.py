@@ -91,7 +91,7 @@ class Attention:
 
     def __call__(self, x: Tensor, context: Context, observe: Observer) -> Tensor:
         """What attention adds to the stream x (B, L, D)."""
-        normed = self.norm(x)
+        normed = _rounded(self.norm(x))
         q = self.q(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = (
             projection(normed).unflatten(-1, (self.kv_heads or self.heads, -1)).transpose(1, 2)
@@ -110,6 +110,13 @@ class Attention:
         mixed = mixed.transpose(1, 2).flatten(2)
         observe("values", mixed)
         return scaled(self.o(mixed), self.scale)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Under autocast in its type, as each product behind would make of x by itself."""
+    kind = x.device.type
+    eligible = x.dtype == torch.float32 and torch.is_autocast_enabled(kind)
+    return x.to(torch.get_autocast_dtype(kind)) if eligible else x
 
 
 def attend(
@@ -140,10 +147,21 @@ def readable(context: Context, causal: bool, window: int | None, x: Tensor) -> T
 
     A padded token reads itself, so that its softmax is over something.
     """
-    length = x.shape[1]
-    if context.mask is None and context.segments is None and (window is None or window >= length):
-        return None
-    allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=x.device)
+    length, device = x.shape[1], x.device
+    windowed = window is not None and window < length
+    if context.mask is None and context.segments is None:
+        return _readable(context, causal, window, length, device) if windowed else None
+    # layers ask one after the other
+    return context.once(
+        ("readable", causal, window, length, device),
+        lambda: _readable(context, causal, window, length, device),
+    )
+
+
+def _readable(
+    context: Context, causal: bool, window: int | None, length: int, device: torch.device
+) -> Tensor:
+    allowed = torch.ones(1, 1, length, length, dtype=torch.bool, device=device)
     if causal:
         allowed = allowed.tril()
     if window is not None:
@@ -152,7 +170,7 @@ def readable(context: Context, causal: bool, window: int | None, x: Tensor) -> T
         allowed = allowed & (context.segments[:, None, :, None] == context.segments[:, None, None, :])
     if context.mask is not None:
         allowed = allowed & context.mask[:, None, None, :]
-    return allowed | torch.eye(length, dtype=torch.bool, device=x.device)
+    return allowed | torch.eye(length, dtype=torch.bool, device=device)
 
 
 @dataclass(frozen=True)
@@ -171,7 +189,7 @@ class Mlp:
 
     def __call__(self, x: Tensor, context: Context, observe: Observer) -> Tensor:
         """What the MLP adds to the stream x (B, L, D)."""
-        normed = self.norm(x)
+        normed = _rounded(self.norm(x))
         up = self.up(normed)
         hidden = self.act(up) if self.gate is None else self.act(self.gate(normed)) * up
         observe("neurons", hidden)

@@ -63,8 +63,8 @@ class Attention(nn.Module):
             near = reading.nearby[self._drawn()]
             mixed = attend(q, k, v, near.allowed)
             if self.far is not None and self.scan:
-                far, share = self.far(u, q, k, v, near, reading.context.segments)
-                mixed = mixed + share * (far - mixed)
+                far, share, weight = self.far(u, q, k, v, near, reading.context.segments)
+                mixed = (1 - share) * mixed + weight * far
         return Mixed(self.o_proj(mixed.transpose(1, 2).flatten(2)))
 
     def read(self, u: Tensor, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
