@@ -22,6 +22,7 @@ from ..teachers.load import adapt_teacher
 from ..teachers.teacher import Teacher
 from .aligner import Aligner
 from .build import build_losses, geometry_of, make_aligners, measure_streams
+from .compared import check_targets
 from .coupled import Coupling
 from .signals import Loss, Signals
 
@@ -126,6 +127,8 @@ class Distiller(nn.Module):
         drawn = {} if drawn is None else drawn
         if embed:
             losses = self.coupled
+        for name, loss in losses.items():
+            check_targets(name, loss, batch.targets)
         teacher = self._run_teacher(batch, losses.values())
         forced = {name: loss for name, loss in losses.items() if loss.teacher_forced}
         free = {name: loss for name, loss in losses.items() if not loss.teacher_forced}

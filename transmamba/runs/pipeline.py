@@ -125,8 +125,8 @@ class Pipeline:
             if self.tuned is not None:
                 tracker.say(begin_adapter(self, self.tuned, trainer.strategy.name, resumed))
             for index in range(len(self.stages)):  # every stage's mistakes, before the first is trained
-                inputs = getattr(self.parts.tasks[index], "inputs", None)
-                check_stage(self.distiller(index), self.stages[index][0], inputs)
+                there = (getattr(self.parts.tasks[index], name, None) for name in ("inputs", "targets"))
+                check_stage(self.distiller(index), self.stages[index][0], *there)
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
             trainer.run(self.distiller, self.stages)
             if self.accelerator.is_main_process:

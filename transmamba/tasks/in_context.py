@@ -91,6 +91,7 @@ class InContext:
     num_classes = None
     watched = final = "test"
     inputs = ("points",)
+    targets = ("values", "asked")
     num_train = _ROWS
 
     def __init__(self, config: InContextConfig, preprocessing: Any) -> None:
