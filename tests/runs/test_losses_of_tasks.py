@@ -194,6 +194,15 @@ def test_a_run_says_so_and_trains_nothing(which: str, loss: str, message: str, f
     assert not rows.exists() or "loss/" not in rows.read_text()
 
 
+def test_the_baseline_s_losses_are_looked_at_before_the_run(folder: Path) -> None:
+    """It is trained last."""
+    values = configs.dump(RECIPES["points, taught"](folder))
+    values |= dict(output_dir=str(folder / "baseline"), scratch={}, stages=[dict(losses=["mixer"], steps=1)])
+    with pytest.raises(UserError, match=r"stage scratch: loss cross_entropy .* write prediction"):
+        run(configs.parse(Recipe, values, "tiny"), quiet=True)
+    assert not list(folder.glob("baseline/checkpoints/*"))
+
+
 def test_in_a_loop_of_ones_own_a_batch_without_targets_is_refused() -> None:
     batch = tiny_batch(2)
     distiller = Distiller(tiny_student(), None, ("cross_entropy",))

@@ -35,6 +35,17 @@ class Scratch:
             problems.append("losses is empty; name at least one, such as cross_entropy")
         refuse_all(problems)
 
+    def stage(self, steps: int) -> Stage:
+        """Its only one."""
+        return Stage(
+            name="scratch",
+            losses=self.losses,
+            steps=steps,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
