@@ -21,8 +21,9 @@ from ..config.registry import FUNCTIONS, TASKS
 from ..core.batch import Batch
 from ..core.points import PointShape
 from ..core.task import Evaluator, Metric, Pass, Steps
-from ..data.functions.numbered import TEST, TRAIN, Curriculum, NumberedRows, numbered
+from ..data.functions.numbered import CALIBRATION, TEST, TRAIN, Curriculum, NumberedRows, numbered
 from ..data.functions.prompts import Function, Prompts
+from ..data.hashing import seed_problems
 from ..data.stream import in_order
 from ..errors import UserError, refuse_all
 
@@ -32,8 +33,6 @@ _NUMBERS = "numbers"
 _TOGETHER = 64
 # rows to train on: nobody comes to their end
 _ROWS = 1 << 40
-# whose prompts nobody trains on
-_CALIBRATION = -1
 
 
 @TASKS.register("in_context")
@@ -66,6 +65,7 @@ class InContextConfig:
 
         sizes = [name for name in ("prompts", "baseline_prompts") if getattr(self, name) < 1]
         problems = [f"{name} is {getattr(self, name)}; write a number of at least 1" for name in sizes]
+        problems += seed_problems("eval_seed", self.eval_seed)
         names = [function.name for function in self.functions]
         twice = sorted({name for name in names if names.count(name) > 1})
         problems += [f"mixed has {name} twice; write each function once" for name in twice]
@@ -181,7 +181,7 @@ class InContext:
         """Prompts that are neither trained nor measured on."""
         for part in in_order(np.arange(samples), batch_size) if samples else ():
             index = torch.from_numpy(part)
-            yield self.change(self._travelling(numbered(_CALIBRATION, TRAIN, index, 0), index), 0)
+            yield self.change(self._travelling(numbered(0, CALIBRATION, index, 0), index), 0)
 
     def evaluators(self, split: str) -> tuple[Evaluator, ...]:
         """One a function. Raises UserError for a split that there is not."""

@@ -134,7 +134,7 @@ def many_outlier(f: Any, row: Row, step: Row, dims: int) -> Any:
     x, w = xs_of(f, row, dims), row.normals(STREAM_TASK, f.d)
     odd = [row.uniform(3, i) < f.share for i in range(f.points)]
     y = [1.0 if odd[i] else float(w @ x[i]) for i in range(f.points)]
-    x[odd] = 1.0
+    x[odd, :dims] = 1.0
     return in_turn(f, x, y, asked=[not each for each in odd])
 
 
@@ -327,6 +327,13 @@ def test_a_batch_shares_its_parity_as_released_alone() -> None:
         (lambda: DecisionTree(depth=0), "depth is 0; write a number of at least 1"),
         (lambda: Linear(noise=-1.0), "noise is -1.0; write 0 or a number above it"),
         (lambda: ChainOfThought(hidden=0), "hidden is 0; write a number of at least 1"),
+        (
+            lambda: DecisionTree(depth=40),
+            "depth is 40, of a tree of 2^40 leaves for 101 points; write 12 at most",
+        ),
+        (lambda: Linear(noise=math.inf), "noise is inf; write 0 or a number above it"),
+        (lambda: MQAR(d=1), "d is 1, where there are two keys in all; write at least 2"),
+        (lambda: OrthogonalOutlier(d=1), "d is 1, where nothing is orthogonal to w; write at least 2"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make: Callable[[], Any], message: str) -> None:
