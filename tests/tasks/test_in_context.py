@@ -30,6 +30,7 @@ from transmamba.data.functions.parity import SparseParity
 from transmamba.data.functions.prompts import Function
 from transmamba.data.functions.regression import Linear
 from transmamba.errors import ConfigError, UserError
+from transmamba.runs.build import assemble, make_accelerator
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 from transmamba.students.sequence.names import Sequence
@@ -438,6 +439,45 @@ def test_what_is_wrong_is_told_in_a_line(task: dict[str, Any], message: str) -> 
 def test_a_model_of_other_points_is_refused(reads: PointShape, message: str) -> None:
     with pytest.raises(UserError, match=message):
         InContextConfig(function=SMALL).build(reads)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (dict(function=dict(name="mqar", d=4, pairs=3, queries=2)), "says 1; the task's have 4 and 4"),
+        (dict(function=dict(name="linear", d=5, points=4)), "reads points of 4 numbers .* have 5 and 1"),
+        (dict(function=dict(name="linear", d=4, points=5)), "8 positions, but the task's prompts 10 points"),
+        (dict(curriculum=dict(points=dict(start=1, step=1, every=1))), None),
+    ],
+)
+def test_a_stage_of_other_points_is_refused(
+    stage: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    """Predictions of one number would have been compared with each of several."""
+    values = dict(
+        output_dir=str(tmp_path / "run"),
+        task=dict(name="in_context", prompts=4, function=dict(name="linear", d=4, points=4)),
+        student=dict(name="sequence", architecture="transformer", layers=1, width=16, heads=2),
+        stages=[dict(losses=["prediction"], steps=1), dict(losses=["prediction"], steps=1, task=stage)],
+        trainer=dict(global_batch=4),
+    )
+    recipe = configs.parse(Recipe, values, "recipe")
+    refused = (
+        nullcontext() if message is None else pytest.raises(UserError, match=f"stages.1.task: .*{message}")
+    )
+    with refused:
+        assemble(recipe, make_accelerator(recipe), quiet=True)
+
+
+def test_predictions_of_another_shape_are_not_spread() -> None:
+    (batch,) = trained(task_of(MQAR(d=4, pairs=3, queries=2)), micro_batch=2, num_steps=1)
+    with pytest.raises(UserError, match=r"says values \(2, 8, 1\), but \(2, 8, 4\) are asked"):
+        per_token(torch.zeros(2, 8, 1), batch.targets)
+
+
+def test_prompts_that_ask_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="nothing is asked in 4 prompts of many_outlier, each of 2 examples"):
+        task_of(ManyOutlier(d=3, points=2, share=0.9999), prompts=4)
 
 
 def test_a_model_without_positions_reads_any_length() -> None:

@@ -101,6 +101,12 @@ class InContext:
         self._baselines: dict[int, Mapping[str, npt.NDArray[np.float64]]] = {}
         if isinstance(preprocessing, PointShape):
             self._check_fits(preprocessing, "the model")
+        for number, function in enumerate(self.rows.functions):
+            if not self.rows.asked(self._test_numbers(number, np.arange(config.prompts))):
+                raise UserError(
+                    f"nothing is asked in {config.prompts} prompts of {function.name}, each of "
+                    f"{function.examples} examples; write more of either, or a smaller share of outliers"
+                )
 
     @property
     def row_tokens(self) -> int:
@@ -162,14 +168,17 @@ class InContext:
 
     def test_batch(self, number: int, prompts: npt.NDArray[np.int64]) -> Batch:
         """Whole prompts of function `number`, by their own numbers from 0, on the CPU."""
-        index = torch.from_numpy(prompts)
-        rows = index * len(self.rows.functions) + number
-        numbers = numbered(self.config.eval_seed, TEST, rows, index // _TOGETHER)
+        index, numbers = torch.from_numpy(prompts), self._test_numbers(number, prompts)
         made = self.rows.make_alone(number, numbers)
         batch = self._with(self._travelling(numbers, index), made)
         if made.candidates is None:
             return batch
         return replace(batch, targets={**batch.targets, "candidates": made.candidates})
+
+    def _test_numbers(self, number: int, prompts: npt.NDArray[np.int64]) -> Tensor:
+        index = torch.from_numpy(prompts)
+        rows = index * len(self.rows.functions) + number
+        return numbered(self.config.eval_seed, TEST, rows, index // _TOGETHER)
 
     def test_batches(self, number: int, passing: Pass) -> Iterator[Batch]:
         """This process's, of function `number`."""

@@ -269,6 +269,15 @@ def test_every_function_has_its_paper_s_settings() -> None:
     assert ChainOfThought().hidden == 8 and MQAR().pairs == 32
 
 
+@pytest.mark.parametrize("function", [Linear(d=4, points=9, noise=3.0), SparseLinear(d=4, k=2, noise=2.0)])
+def test_who_says_0_misses_about_1(function: Linear) -> None:
+    """With noise too: errors are divided by the second moment of y."""
+    rows = torch.arange(4000)
+    some = RowDraws((rows,))
+    y = function.make(Drawn(some, some, torch.full_like(rows, 4))).values[:, ::2]
+    assert float(y.double().square().mean()) / function.scale == pytest.approx(1, rel=0.05)
+
+
 class TestDraws:
     def test_bits_are_those_of_hashing(self) -> None:
         rows = torch.tensor(ROWS)
@@ -332,6 +341,10 @@ def test_a_batch_shares_its_parity_as_released_alone() -> None:
             "depth is 40, of a tree of 2^40 leaves for 101 points; write 12 at most",
         ),
         (lambda: Linear(noise=math.inf), "noise is inf; write 0 or a number above it"),
+        (
+            lambda: MQAR(pairs=1, queries=1),
+            "pairs is 1, whose value is right whatever is said; write at least 2",
+        ),
         (lambda: MQAR(d=1), "d is 1, where there are two keys in all; write at least 2"),
         (lambda: OrthogonalOutlier(d=1), "d is 1, where nothing is orthogonal to w; write at least 2"),
     ],

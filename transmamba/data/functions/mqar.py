@@ -38,6 +38,8 @@ class MQAR(Function):
 
     def __post_init__(self) -> None:
         line = [f"d is {self.d}, where there are two keys in all; write at least 2"] if self.d == 1 else []
+        if self.pairs == 1:
+            line.append("pairs is 1, whose value is right whatever is said; write at least 2")
         refuse_all(below_one(self, "d", "pairs", "queries") or line + above(self, "queries", "pairs"))
 
     @property

@@ -36,7 +36,7 @@ class Linear(Examples):
 
     @property
     def scale(self) -> float:
-        return float(self.d)
+        return self.d + self.noise**2
 
     def weights(self, drawn: Drawn) -> Tensor:
         """w (B, d)"""
@@ -69,7 +69,7 @@ class SparseLinear(Linear):
 
     @property
     def scale(self) -> float:
-        return float(self.k)
+        return self.k + self.noise**2
 
     def weights(self, drawn: Drawn) -> Tensor:
         chosen = drawn.rows.subset(OWN, self.k, drawn.dims, self.d)
