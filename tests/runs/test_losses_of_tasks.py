@@ -203,6 +203,24 @@ def test_the_baseline_s_losses_are_looked_at_before_the_run(folder: Path) -> Non
     assert not list(folder.glob("baseline/checkpoints/*"))
 
 
+@pytest.mark.parametrize(
+    ("which", "loss", "instead"),
+    [
+        ("signs", "teacher_prediction", "give one, or use prediction alone"),
+        ("signs", "mixer", "without them use prediction, or teacher_prediction where"),
+        ("pairs", "affinity", "give one, or use contrastive alone"),
+        ("texts", "kl", "give one, or use cross_entropy alone"),
+    ],
+)
+def test_what_is_named_in_the_place_of_a_teacher_s_can_be_trained_on(
+    which: str, loss: str, instead: str, folder: Path
+) -> None:
+    recipe = RECIPES[which](folder)
+    student = assemble(recipe, make_accelerator(recipe), quiet=True).student
+    with pytest.raises(UserError, match=f"{loss} need.*; {instead}"):
+        Distiller(student, None, (loss,))
+
+
 def test_in_a_loop_of_ones_own_a_batch_without_targets_is_refused() -> None:
     batch = tiny_batch(2)
     distiller = Distiller(tiny_student(), None, ("cross_entropy",))

@@ -16,7 +16,7 @@ from ..views.placed import skeletons
 from ..views.sublayers import Attention
 from ..views.view import Tower
 from .aligner import Aligner
-from .compared import check_student
+from .compared import check_student, of_outputs
 from .pairs import feature_pairs
 from .signals import Geometry, Loss, StreamGeometry
 
@@ -104,7 +104,7 @@ def _build(config: Any, geometry: Geometry | None, student: nn.Module | None) ->
     if not streams:
         raise UserError(
             f"loss {config.name} needs a Mamba student and a teacher of the same streams; without them use "
-            "cross_entropy, or kl where there is a teacher"
+            + of_outputs(student)
         )
     if not getattr(config, "image_tokens", True) and all(s.image_token is None for s in streams.values()):
         raise UserError(

@@ -14,6 +14,7 @@ from .signals import Loss
 
 # what else is trained on such targets, as a mistake names it
 _INSTEAD = {"classes": "cross_entropy", "tokens": "cross_entropy", "values": "prediction"}
+_BESIDE = {"cross_entropy": "kl", "prediction": "teacher_prediction", "contrastive": "embedding_cosine"}
 _OF_EMBEDDINGS = "embedding_cosine, contrastive or affinity"
 
 
@@ -50,6 +51,19 @@ def _says(student: Any) -> tuple[str, str] | None:
         return "predicts values at points", "teacher_prediction or prediction"
     encodes = all(hasattr(student, f"encode_{tower}") for tower in ("image", "text"))
     return None if encodes or isinstance(student, Student) else ("gives logits", of_logits)
+
+
+def without_teacher(student: Any) -> str:
+    """A loss that such a student can be trained by alone."""
+    if isinstance(getattr(student, "points", None), PointShape):
+        return _INSTEAD["values"]
+    return "contrastive" if hasattr(student, "encode_text") else _INSTEAD["classes"]
+
+
+def of_outputs(student: Any) -> str:
+    """Losses over what such a student says at its end, as a mistake names them."""
+    alone = without_teacher(student)
+    return f"{alone}, or {_BESIDE[alone]} where there is a teacher"
 
 
 def check_targets(name: str, loss: Loss, targets: Collection[str]) -> None:
