@@ -12,7 +12,11 @@ import pytest
 import yaml
 
 from transmamba.config import load as configs
+from transmamba.core.tower import StudentSpec
+from transmamba.ecosystems.find import save_model
 from transmamba.runs.recipe import Recipe
+from transmamba.tasks.in_context import InContext
+from transmamba.teachers.load import load_teacher
 from transmamba.training.stage import Items, stage_steps
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import study as studies  # noqa: E402
 
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
+ICL = ROOT / "recipes" / "studies" / "icl.yaml"
 FUSION = ROOT / "recipes" / "studies" / "questions_fusion.yaml"
 DATA_EFFICIENCY = ROOT / "recipes" / "studies" / "data_efficiency.yaml"
 
@@ -64,6 +69,29 @@ def recipes_of(path: Path) -> dict[str, Recipe]:
 def test_every_cell_loads(path: Path) -> None:
     assert recipes_of(path)
     assert f"python scripts/study.py recipes/studies/{path.name}" in path.read_text()
+
+
+def test_students_of_recall_differ_by_their_teacher_alone(tmp_path: Path) -> None:
+    """Of icl.yaml, mqar_taught and mqar_untaught: the same layers, as many steps, the last stage's pace."""
+    recipes = recipes_of(ICL)
+    points = InContext(recipes["teacher.mqar"].task, None).points
+    save_model(recipes["teacher.mqar"].student.build(StudentSpec(points=points)), tmp_path / "student")
+    spec = StudentSpec(view=load_teacher(tmp_path).view, preprocessing=points, points=points)
+    taught = [name for name in recipes if name.startswith("mqar_taught.")]
+    assert len(taught) == 9
+    for name in taught:
+        one, other = recipes[name], recipes[name.replace("mqar_taught", "mqar_untaught")]
+        assert (one.task, one.trainer, one.seed) == (other.task, other.trainer, other.seed)
+        (stage,), last = other.stages, one.stages[-1]
+        assert stage.steps == sum(each.steps or 0 for each in one.stages)
+        alike = dict(losses=last.losses, name=last.name, steps=last.steps)
+        assert dataclasses.replace(stage, **alike) == last
+        assert {loss.name for loss in stage.losses} == {"prediction"}
+        shapes = [
+            {key: x.shape for key, x in recipe.student.build(each).state_dict().items()}
+            for recipe, each in ((one, spec), (other, StudentSpec(points=points)))
+        ]
+        assert shapes[0] == shapes[1]
 
 
 def test_every_arm_takes_the_same_steps() -> None:

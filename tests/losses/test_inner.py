@@ -159,7 +159,7 @@ def text_signals(student: dict[str, torch.Tensor], teacher: dict[str, torch.Tens
     return Signals(Output({"text": mine}), Output({"text": theirs}), empty, {"text": aligner})
 
 
-def text_geometry(width: int) -> StreamGeometry:
+def text_geometry(width: int, inner: dict[str, int] | None = None) -> StreamGeometry:
     return StreamGeometry(
         name="text",
         item="tokens",
@@ -169,6 +169,7 @@ def text_geometry(width: int) -> StreamGeometry:
         pairs={0: 0},
         sources={0: 0},
         parts={"B": width, "C": width},
+        inner={} if inner is None else {0: inner},
     )
 
 
@@ -197,4 +198,21 @@ def test_cab_of_text_by_hand() -> None:
         for (b, t), head in product(MASK.nonzero().tolist(), range(2)):
             one = inner[mine][b, t, 2 * head : 2 * head + 2].softmax(0)
             expected += float((one - taught[theirs][b, head, t].softmax(0)).square().sum()) / 2 / 2
+    assert float(term.sum) == pytest.approx(expected, rel=1e-5)
+
+
+def test_cab_where_heads_share_their_keys() -> None:
+    """Grouped queries: four channels of queries in two heads, two of keys in one."""
+    generator = torch.Generator().manual_seed(0)
+    inner = {name: torch.randn(3, 5, 4, generator=generator) for name in ("B", "C")}
+    taught = {name: torch.randn(3, heads, 5, 2, generator=generator) for name, heads in (("k", 1), ("q", 2))}
+    loss = Cab().build_stream(text_geometry(4, {"q": 4, "k": 2}))
+    term = loss(text_signals(inner, taught))
+    expected = 0.0
+    for mine, theirs, heads in (("B", "k", 1), ("C", "q", 2)):
+        with torch.no_grad():
+            made = loss.nets[f"0_{mine}"](inner[mine]).unflatten(-1, (heads, 2)).softmax(-1)
+        for (b, t), head in product(MASK.nonzero().tolist(), range(heads)):
+            wanted = taught[theirs][b, head, t].softmax(0)
+            expected += float((made[b, t, head] - wanted).square().sum()) / heads / 2
     assert float(term.sum) == pytest.approx(expected, rel=1e-5)

@@ -60,10 +60,34 @@ def test_a_classifier_has_no_embeddings(name: str, kind: str) -> None:
         build(name, kind)
 
 
+class Unsaid(torch.nn.Module):
+    """A student of one's own that gives logits, and says nothing of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: Any = harness.tiny_student()
+        self.towers: dict[str, Any] = {}
+
+    def run(self, inputs: Any, captures: Any) -> Output:
+        output: Output = self.made.run(inputs, {})
+        return output
+
+    def plan(self, view: Any, select: Any) -> Any:
+        return iter(())
+
+    def groups(self) -> dict[str, Any]:
+        return {}
+
+    def units(self) -> list[torch.nn.Module]:
+        return []
+
+
 @pytest.mark.parametrize("name", ["contrastive", "sigmoid"])
 def test_a_student_without_embeddings_is_refused_without_a_teacher_too(name: str) -> None:
-    """Nothing says what such a student gives before it is run: alone, and as part of a step."""
-    distiller, batch = Distiller(harness.tiny_student(), None, (name,)), harness.tiny_batch(BATCH)
+    """Where a student does not say what it gives, when it is run: alone, and as part of a step."""
+    with pytest.raises(UserError, match=f"loss {name} compares embeddings, but the student tells 3 classes"):
+        Distiller(harness.tiny_student(), None, (name,))
+    distiller, batch = Distiller(Unsaid(), None, (name,)), harness.tiny_batch(BATCH)
     bank, numbers = distiller(batch, embed=True)
     message = f"loss {name} reads the image embedding of the student, which gives none"
     with pytest.raises(UserError, match=message):

@@ -223,12 +223,56 @@ def test_inspect_tells_of_its_experts(saved: dict[str, tuple[Any, Path]]) -> Non
         (dict(within=("conv", "conv")), "each once"),
         (dict(conv=5), "conv is 5; write 2, 3 or 4"),
         (dict(blocks=0), "blocks is 0"),
+        (dict(within=()), "within is .*; write some of"),
+        (dict(within=("gate",)), "within is .*, of which variant sequential has nothing"),
+        (dict(within=("conv", "out"), variant="parallel"), "of which variant parallel has nothing"),
+        (dict(neurons=8, variant="inner"), "neurons is 8, but in variant inner"),
+        (dict(neurons=8, experts=0), "neurons is 8, but with experts 0 there are none"),
+        (dict(capacity=2.0, experts=1), "capacity is 2.0, but with experts 1 nothing is routed"),
+        (dict(capacity=1.5, experts=0), "capacity is 1.5, but with experts 0 nothing is routed"),
+        (dict(capacity=8.0), "capacity is 8.0, at which no expert is ever full: .* write less than 8,"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(WrongValues, match=why) as said:
         MoeMamba(**options)
     assert "\n" not in str(said.value)
+
+
+CHANGES: dict[str, tuple[Any, ...]] = dict(
+    blocks=(3,), width=(48,), neurons=(40,), expand=(1,), state=(8,), conv=(3,), capacity=(None, 1.5)
+)
+
+
+def built(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return MoeMamba(**{"blocks": 2, "width": 32, **options}).build(StudentSpec()).train()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["sequential", "parallel", "inner"])
+@pytest.mark.parametrize("experts", [0, 1, 4])
+def test_what_is_asked_for_changes_the_model_or_is_refused(experts: int, variant: Any) -> None:
+    """Every option beside every kind of layer: in what training computes, or by name. Without experts
+    nothing is dropped, which is what a capacity of null says."""
+    base: dict[str, Any] = dict(experts=experts, variant=variant)
+    try:
+        plain = built(**base)
+    except WrongValues as error:
+        assert "experts is" in str(error) and experts < 2
+        return
+    before = plain(text())
+    changes = [(name, value) for name, values in CHANGES.items() for value in values]
+    for name, value in [*changes, ("within", ("gate",))]:
+        if name == "capacity" and value is None and experts < 2:
+            continue
+        try:
+            changed = built(**base, **{name: value})
+        except WrongValues as error:
+            assert f"{name} is" in str(error) and "leave it out" in str(error)
+            continue
+        shapes = [{key: tensor.shape for key, tensor in m.state_dict().items()} for m in (plain, changed)]
+        assert shapes[0] != shapes[1] or not torch.equal(changed(text()), before), name
 
 
 def test_it_takes_words_of_a_teacher_and_no_weights() -> None:
@@ -239,5 +283,9 @@ def test_it_takes_words_of_a_teacher_and_no_weights() -> None:
     teacher = adapt_teacher(llama())
     spec = StudentSpec(view=teacher.view, preprocessing=teacher.preprocessing)
     assert MoeMamba(**SMALL).build(spec).vocabulary == WORDS
+    with pytest.raises(
+        UserError, match="tokenizer is 'bytes', but with a teacher the words are the teacher's"
+    ):
+        MoeMamba(**SMALL, tokenizer="bytes").build(spec)
     with pytest.raises(UserError, match="takes no weights of a teacher; write init: null"):
         convert(teacher, "moe_mamba", blocks=1, width=16)

@@ -165,11 +165,22 @@ def test_a_teacher_without_mlps_is_refused_in_a_line() -> None:
         (dict(redrawn=1.5), "redrawn is 1.5"),
         (dict(router_std=0.0), "router_std is 0.0"),
         (dict(every=0), "every is 0"),
+        (dict(router_std=float("inf")), "router_std is inf"),
+        (dict(count=4, capacity=2.0), "capacity is 2.0, at which no expert is ever full: .* less than 2,"),
+        (dict(count=4, routing="switch", capacity=4.0), "no expert is ever full: .* write less than 4,"),
+        (dict(count=2, capacity=1.0), "capacity is 1.0, but each token has all 2 experts; leave it out"),
     ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, Any], why: str) -> None:
     with pytest.raises(WrongValues, match=why):
         Upcycled(**options)
+
+
+def test_a_share_of_no_neuron_is_refused() -> None:
+    teacher = llama(intermediate_size=96)
+    with pytest.raises(UserError, match=r"redrawn is 0.005, of 96 neurons none; write at least 0\.01, or 0"):
+        hybrid(teacher, 1, experts=Upcycled(count=4, redrawn=0.005))
+    assert hybrid(teacher, 1, experts=Upcycled(count=4, redrawn=0.0104)).redrawn == 0.0104
 
 
 def test_experts_in_no_layer_are_refused_with_the_depth() -> None:

@@ -30,6 +30,7 @@ from transmamba.data.functions.parity import SparseParity
 from transmamba.data.functions.prompts import Function
 from transmamba.data.functions.regression import Linear
 from transmamba.errors import ConfigError, UserError
+from transmamba.runs.build import assemble, make_accelerator
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 from transmamba.students.sequence.names import Sequence
@@ -96,7 +97,7 @@ class TestStream:
         assert not torch.equal(one.inputs["points"], other.inputs["points"])
 
     def test_counts_are_of_what_is_asked(self, kind: str) -> None:
-        ramp = Curriculum(dims=Ramp(start=3, step=1, every=2), points=Ramp(start=1, step=1, every=1))
+        ramp = Curriculum(dims=Ramp(start=2, step=1, every=2), points=Ramp(start=1, step=1, every=1))
         for batch in trained(task_of(*KINDS[kind], curriculum=ramp), micro_batch=6, num_steps=4):
             assert batch.counts["answers"] == int(batch.targets["asked"].any(dim=-1).sum()) > 0
             assert (
@@ -112,6 +113,10 @@ class TestStream:
         for number in range(len(task.rows.functions)):
             for x in task.test_batch(number, np.arange(12)).inputs["points"]:
                 assert tuple(x.flatten().tolist()) not in seen
+        for seed in (-1, 0, 1):  # whatever the run's, and that which says any elsewhere
+            trained_on = rows(trained(task, micro_batch=6, num_steps=1, seed=seed))
+            (calibration,) = task.calibration(6, 8)
+            assert not same(trained_on, rows([calibration]))
         (calibration,) = task.calibration(6, 8)
         assert len(calibration) == 6 and calibration.inputs["points"].shape[1:] == (
             task.points.length,
@@ -152,6 +157,20 @@ class TestCurriculum:
         whole = per_token(model(batch.inputs["points"]), batch.targets).sum()
         shorter = {name: x[:, :4] for name, x in batch.targets.items()}
         torch.testing.assert_close(per_token(model(batch.inputs["points"][:, :4]), shorter).sum(), whole)
+
+    def test_a_step_beyond_all_numbers_is_the_end(self) -> None:
+        ramp = Curriculum(dims=Ramp(start=1, step=2**70, every=1))
+        (batch,) = trained(task_of(curriculum=ramp), micro_batch=2, start_step=1, num_steps=1)
+        (whole,) = trained(task_of(), micro_batch=2, start_step=1, num_steps=1)
+        assert torch.equal(batch.inputs["points"], whole.inputs["points"])
+
+    @pytest.mark.parametrize("name", sorted(registry.FUNCTIONS))
+    def test_dead_dimensions_are_0_in_every_function(self, name: str) -> None:
+        function = registry.FUNCTIONS[name](d=6)
+        ramp = Curriculum(dims=Ramp(start=function.least_dims, step=1, every=9))
+        (batch,) = trained(task_of(function, curriculum=ramp), micro_batch=4, num_steps=1)
+        alive = (batch.inputs["points"][..., : function.d] != 0).any(dim=1).any(dim=0)
+        assert alive.tolist() == [k < function.least_dims for k in range(6)]
 
     def test_evaluation_has_whole_prompts(self) -> None:
         one, other = (task_of(curriculum=each).test_batch(0, np.arange(5)) for each in (None, self.RAMP))
@@ -370,6 +389,32 @@ def test_it_is_a_task_with_one_split() -> None:
             {"function": "linear", "curriculum": {"points": {"start": 0, "step": 1, "every": 5}}},
             "start: 0; write",
         ),
+        (
+            {"function": "linear", "curriculum": {"points": {"start": 5, "step": 0, "every": 5}}},
+            "step: 0; write",
+        ),
+        (
+            {"function": "linear", "curriculum": {"dims": {"start": 5, "step": 1, "every": 0}}},
+            "every: 0; write",
+        ),
+        ({"function": "linear", "curriculum": {}}, "curriculum names neither dims nor points"),
+        (
+            {"function": "linear", "curriculum": {"dims": {"start": 20, "step": 1, "every": 5}}},
+            "curriculum.dims.start is 20, but no prompt has more than 20 dimensions",
+        ),
+        (
+            {"function": "mqar", "curriculum": {"points": {"start": 2**70, "step": 1, "every": 5}}},
+            "but no prompt has more than 16 examples, so that none is ever left out; write less",
+        ),
+        (
+            {"function": "mqar", "curriculum": {"dims": {"start": 1, "step": 1, "every": 5}}},
+            "curriculum.dims.start is 1, but mqar needs 2 dimensions",
+        ),
+        (
+            {"function": "linear", "eval_seed": 2**70},
+            "eval_seed: .*; write a whole number from 0 to 4294967295",
+        ),
+        ({"function": "linear", "eval_seed": -1}, "eval_seed: -1; write a whole number from 0"),
         ({"function": "lineer"}, "unknown function 'lineer'; did you mean 'linear'"),
     ],
 )
@@ -394,6 +439,45 @@ def test_what_is_wrong_is_told_in_a_line(task: dict[str, Any], message: str) -> 
 def test_a_model_of_other_points_is_refused(reads: PointShape, message: str) -> None:
     with pytest.raises(UserError, match=message):
         InContextConfig(function=SMALL).build(reads)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (dict(function=dict(name="mqar", d=4, pairs=3, queries=2)), "says 1; the task's have 4 and 4"),
+        (dict(function=dict(name="linear", d=5, points=4)), "reads points of 4 numbers .* have 5 and 1"),
+        (dict(function=dict(name="linear", d=4, points=5)), "8 positions, but the task's prompts 10 points"),
+        (dict(curriculum=dict(points=dict(start=1, step=1, every=1))), None),
+    ],
+)
+def test_a_stage_of_other_points_is_refused(
+    stage: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    """Predictions of one number would have been compared with each of several."""
+    values = dict(
+        output_dir=str(tmp_path / "run"),
+        task=dict(name="in_context", prompts=4, function=dict(name="linear", d=4, points=4)),
+        student=dict(name="sequence", architecture="transformer", layers=1, width=16, heads=2),
+        stages=[dict(losses=["prediction"], steps=1), dict(losses=["prediction"], steps=1, task=stage)],
+        trainer=dict(global_batch=4),
+    )
+    recipe = configs.parse(Recipe, values, "recipe")
+    refused = (
+        nullcontext() if message is None else pytest.raises(UserError, match=f"stages.1.task: .*{message}")
+    )
+    with refused:
+        assemble(recipe, make_accelerator(recipe), quiet=True)
+
+
+def test_predictions_of_another_shape_are_not_spread() -> None:
+    (batch,) = trained(task_of(MQAR(d=4, pairs=3, queries=2)), micro_batch=2, num_steps=1)
+    with pytest.raises(UserError, match=r"says values \(2, 8, 1\), but \(2, 8, 4\) are asked"):
+        per_token(torch.zeros(2, 8, 1), batch.targets)
+
+
+def test_prompts_that_ask_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="nothing is asked in 4 prompts of many_outlier, each of 2 examples"):
+        task_of(ManyOutlier(d=3, points=2, share=0.9999), prompts=4)
 
 
 def test_a_model_without_positions_reads_any_length() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .batch import Batch
 
 
@@ -34,8 +35,14 @@ def per_token(made: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
     nats.
 
     targets: values (B, L, O) and asked (B, L, O) bool
+    Raises UserError for predictions of another shape, which would be spread over the values.
     """
     values, asked = targets["values"].to(made.dtype), targets["asked"]
+    if made.shape != values.shape:
+        raise UserError(
+            f"the model says values {tuple(made.shape)}, but {tuple(values.shape)} are asked; take a model "
+            "of this task's points"
+        )
     errors = (made - values).square()
     if "signs" in targets:
         logistic = torch.nn.functional.softplus(-made * values)

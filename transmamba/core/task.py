@@ -183,7 +183,8 @@ class Task(Protocol):
 
     A task may also have `row_tokens` (int), the tokens of an item, for stages whose length is in tokens;
     `train_indices` ((num_train,) int64), the items trained on, which the run then keeps; `classes`, their
-    names by number; `inputs`, what training batches have for towers to read (`image`, `text`);
+    names by number; `inputs`, what training batches have for towers to read (`image`, `text`); `targets`,
+    those of `Batch.targets` that they have (`classes`, `tokens`);
     `train_source(seed)`, what makes a training batch of (epoch, position) pairs (`teachers.stored.Storable`),
     `position` below num_train, `seed` of what is drawn for each item: with it a teacher's outputs can be
     stored. `train_batches` then is its `data.stream.train_stream`.

@@ -18,6 +18,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 _MASK = 0xFFFFFFFFFFFFFFFF
+# so many seeds there are: what is made of one for a step, a rank or a stage must not overflow either
+SEEDS = 1 << 32
 
 
 def hash64(*keys: Key) -> npt.NDArray[np.uint64]:
@@ -32,6 +34,13 @@ def permutation(size: int, *keys: int) -> npt.NDArray[np.int64]:
     """A permutation of range(size) that the keys determine."""
     order = np.argsort(hash64(*keys, np.arange(size)), kind="stable")
     return order.astype(np.int64, copy=False)
+
+
+def seed_problems(name: str, seed: int) -> list[str]:
+    """What is wrong with a seed: torch and numpy have generators for these alone."""
+    if 0 <= seed < SEEDS:
+        return []
+    return [f"{name} is {seed}; write a whole number from 0 to {SEEDS - 1}"]
 
 
 class Draws:

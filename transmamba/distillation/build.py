@@ -13,8 +13,10 @@ from ..core.tower import Student
 from ..errors import UserError, suggest
 from ..teachers.teacher import Teacher
 from ..views.placed import skeletons
+from ..views.sublayers import Attention
 from ..views.view import Tower
 from .aligner import Aligner
+from .compared import check_student, of_outputs
 from .pairs import feature_pairs
 from .signals import Geometry, Loss, StreamGeometry
 
@@ -39,6 +41,7 @@ def geometry_of(student: nn.Module, teacher: Teacher | None) -> Geometry | None:
             sources=tower.sources(taught.kinds),
             parts=tower.parts,
             windows=_windows(taught),
+            inner=_inner(taught),
             image_token=getattr(taught.embedding, "token", None),
         )
     classes = getattr(student, "num_classes", None)
@@ -49,6 +52,16 @@ def _windows(taught: Tower) -> dict[int, int]:
     parts = enumerate(skeletons(taught.sublayers))
     found = {s: getattr(part, "window", None) for s, part in parts}
     return {s: window for s, window in found.items() if window is not None}
+
+
+def _inner(taught: Tower) -> dict[int, dict[str, int]]:
+    """By attention sublayer the widths of its queries and keys."""
+    parts = enumerate(skeletons(taught.sublayers))
+    return {
+        s: {"q": part.q.weight.shape[0], "k": part.k.weight.shape[0]}
+        for s, part in parts
+        if isinstance(part, Attention)
+    }
 
 
 def build_losses(
@@ -67,6 +80,8 @@ def build_losses(
             name, number = f"{config.name}{suffix}", 2
             while name in built:
                 name, number = f"{config.name}_{number}{suffix}", number + 1
+            if student is not None:
+                check_student(name, loss, student)
             built[name] = loss
     if not built:
         raise UserError("no losses; name at least one, such as cross_entropy")
@@ -89,7 +104,7 @@ def _build(config: Any, geometry: Geometry | None, student: nn.Module | None) ->
     if not streams:
         raise UserError(
             f"loss {config.name} needs a Mamba student and a teacher of the same streams; without them use "
-            "cross_entropy, or kl where there is a teacher"
+            + of_outputs(student)
         )
     if not getattr(config, "image_tokens", True) and all(s.image_token is None for s in streams.values()):
         raise UserError(

@@ -22,6 +22,7 @@ from ..teachers.load import adapt_teacher
 from ..teachers.teacher import Teacher
 from .aligner import Aligner
 from .build import build_losses, geometry_of, make_aligners, measure_streams
+from .compared import check_targets, without_teacher
 from .coupled import Coupling
 from .signals import Loss, Signals
 
@@ -62,7 +63,9 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict(build_losses(losses, geometry, student))
         needy = [name for name, loss in self._losses().items() if loss.needs_teacher]
         if self.teacher is None and needy:
-            raise UserError(f"losses {', '.join(needy)} need a teacher; give one, or use cross_entropy alone")
+            raise UserError(
+                f"losses {', '.join(needy)} need a teacher; give one, or use {without_teacher(student)} alone"
+            )
         if self.teacher is not None:
             for name, loss in self._losses().items():
                 self.teacher.check_reads(name, loss.teacher_captures())
@@ -126,6 +129,8 @@ class Distiller(nn.Module):
         drawn = {} if drawn is None else drawn
         if embed:
             losses = self.coupled
+        for name, loss in losses.items():
+            check_targets(name, loss, batch.targets)
         teacher = self._run_teacher(batch, losses.values())
         forced = {name: loss for name, loss in losses.items() if loss.teacher_forced}
         free = {name: loss for name, loss in losses.items() if not loss.teacher_forced}

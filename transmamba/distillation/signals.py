@@ -8,18 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..core.batch import Batch
 from ..core.output import Capture, Captures, Output, Stream, Term
 from ..errors import refuse_all
 from .aligner import Aligner, words_alone
-
-_EPSILON = 1e-6
+from .cosine import cosine as cosine
+from .cosine import unit as unit
 
 
 @dataclass(frozen=True)
@@ -32,6 +30,8 @@ class StreamGeometry:
     sources: student mixer -> teacher sublayer whose work it takes over
     parts:   inner tensors that the student's mixers give, with their widths
     windows: of the teacher's sublayers that read the last tokens alone, how many
+    inner:   of the teacher's attention sublayers, the widths of `q` and `k`: `teacher_width` where they are
+        not said; k is narrower where several heads share one
     image_token: what stands in its texts where pictures do; None of a stream that reads none
     """
 
@@ -44,6 +44,7 @@ class StreamGeometry:
     sources: dict[int, int]
     parts: Mapping[str, int] = field(default_factory=dict)
     windows: Mapping[int, int] = field(default_factory=dict)
+    inner: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     image_token: int | None = None
 
 
@@ -191,6 +192,9 @@ class Loss(nn.Module):
         forward pass
     standardises:   whether it wants the aligner to know the teacher's statistics
     coupled:        whether every item is compared with all others of the step, see `distillation.coupled`
+    targets:        of a batch, of which it reads one; none where it reads none, or could do without
+    embeds:         whether it reads the student's embeddings
+    numbers:        of the student's `Output.scalars`, those it reads
     """
 
     needs_teacher = True
@@ -198,6 +202,9 @@ class Loss(nn.Module):
     teacher_forced = False
     standardises = False
     coupled = False
+    targets: tuple[str, ...] = ()
+    embeds = False
+    numbers: tuple[str, ...] = ()
 
     def __init__(self, weight: float, stream: StreamGeometry | None = None, words: bool = False) -> None:
         super().__init__()
@@ -256,44 +263,6 @@ def check_weight(weight: float, momentum: float = 0.0, also: Sequence[str] = ())
     if not 0 <= momentum < 1:
         problems.append(f"momentum is {momentum}; write a number from 0 to below 1")
     refuse_all([*problems, *also])
-
-
-class _TokenCosine(torch.autograd.Function):
-    """Cosine of each token of a with one of length 1, a constant. Few passes over the features, none in a
-    wider type than they came in: the composed operators cost more than the student's own layers."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, unit_b: Tensor) -> Tensor:
-        norm_a = token_norms(a)
-        value = (a * unit_b).sum(dim=-1, dtype=norm_a.dtype) / norm_a
-        ctx.save_for_backward(a, unit_b, norm_a, value)
-        return value
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        a, unit_b, norm_a, value = ctx.saved_tensors
-        toward = (grad / norm_a).to(a.dtype).unsqueeze(-1)
-        along = (-grad * value / norm_a.square()).to(a.dtype).unsqueeze(-1)
-        return torch.addcmul(unit_b * toward, a, along), None
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of each token: (..., B, M, T), (..., B, M, T) -> (..., B, M) float32; b at length 1 already,
-    `unit`, a constant, and it may have fewer leading axes."""
-    return _TokenCosine.apply(a, b.detach().to(a.dtype))
-
-
-def unit(x: Tensor) -> Tensor:
-    """Tokens at length 1, before anything is multiplied: the product of two raw streams overflows in
-    float16."""
-    return x / token_norms(x).unsqueeze(-1)
-
-
-def token_norms(x: Tensor) -> Tensor:
-    """Lengths of the tokens, (..., T) -> (...), at least 1e-6; float64 stays, all else becomes float32."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(x, dim=-1, dtype=wide).clamp_min(_EPSILON)
 
 
 def stack_parts(values: list[Tensor]) -> Tensor:

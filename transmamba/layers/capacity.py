@@ -7,12 +7,21 @@ import torch
 from torch import Tensor
 
 
-def capacity_problems(capacity: float | None) -> list[str]:
+def capacity_problems(capacity: float | None, count: int | None = None, each: int = 1) -> list[str]:
     """What is wrong with a capacity factor: below 1 tokens are dropped even where all experts have as
-    many."""
-    if capacity is None or 1 <= capacity < float("inf"):
+    many; of `count` experts, `each` of them a token, from count / each on an expert is never full."""
+    if capacity is None:
         return []
-    return [f"capacity is {capacity}; write a factor of at least 1, or null to drop no token"]
+    if not 1 <= capacity < float("inf"):
+        return [f"capacity is {capacity}; write a factor of at least 1, or null to drop no token"]
+    if count is None or capacity * each < count:
+        return []
+    return [
+        f"capacity is {capacity}, at which no expert is ever full: each of {count} has room for all tokens, "
+        f"of which each has {each}; write less than {count / each:g}, or null to drop no token"
+        if count > each
+        else f"capacity is {capacity}, but each token has all {count} experts; leave it out"
+    ]
 
 
 @torch.no_grad()

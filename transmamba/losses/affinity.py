@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config.registry import LOSSES
 from ..distillation.signals import Geometry, check_weight
-from .pairs import PairLoss, refuse_classifier, similarities
+from .pairs import PairLoss, similarities
 
 
 @LOSSES.register("affinity")
@@ -31,8 +31,6 @@ class Affinity:
         check_weight(self.weight)
 
     def build(self, geometry: Geometry | None = None) -> AffinityLoss:
-        """Raises UserError for a student of classes."""
-        refuse_classifier("affinity", geometry)
         return AffinityLoss("affinity", self.weight)
 
 

@@ -61,10 +61,10 @@ class CabLoss(Loss):
                 f"{k}_{name}": nn.Sequential(
                     nn.Linear(geometry.parts[name], hidden),
                     nn.SiLU(),
-                    nn.Linear(hidden, geometry.teacher_width),
+                    nn.Linear(hidden, geometry.inner.get(s, {}).get(wanted, geometry.teacher_width)),
                 )
-                for k in self.read
-                for name in ("B", "C")
+                for k, s in self.read.items()
+                for name, wanted in _READ[:2]
             }
         )
 

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config.registry import LOSSES
 from ..distillation.signals import Geometry, check_weight
-from .pairs import PairLoss, refuse_classifier, same_image, similarities
+from .pairs import PairLoss, same_image, similarities
 
 _BLOCK = 1024  # rows of similarities that are held at a time under `local_loss`
 
@@ -36,8 +36,6 @@ class Contrastive:
         check_weight(self.weight)
 
     def build(self, geometry: Geometry | None = None) -> ContrastiveLoss:
-        """Raises UserError for a student of classes."""
-        refuse_classifier("contrastive", geometry)
         return ContrastiveLoss(self)
 
 

@@ -42,6 +42,7 @@ class CrossEntropy:
 class CrossEntropyLoss(Loss):
     needs_teacher = False
     reads_logits = True
+    targets = ("tokens", "classes")
 
     def __init__(self, config: CrossEntropy) -> None:
         super().__init__(config.weight)

@@ -13,7 +13,7 @@ from ..core.bank import Bank, bank_of
 from ..core.output import Term
 from ..distillation.signals import Geometry, Loss, Signals, check_weight, cosine, unit
 from ..errors import UserError
-from .pairs import embedding, refuse_classifier
+from .pairs import embedding
 
 
 @LOSSES.register("embedding_cosine")
@@ -34,12 +34,12 @@ class EmbeddingCosine:
         check_weight(self.weight)
 
     def build(self, geometry: Geometry | None = None) -> EmbeddingCosineLoss:
-        """Raises UserError for a student of classes."""
-        refuse_classifier("embedding_cosine", geometry)
         return EmbeddingCosineLoss(self)
 
 
 class EmbeddingCosineLoss(Loss):
+    embeds = True
+
     def __init__(self, config: EmbeddingCosine) -> None:
         super().__init__(config.weight)
         self.tower = config.tower

@@ -36,8 +36,14 @@ class KL:
         check_weight(self.weight, also=[*cold, *chunk_problems(self.chunk)])
 
     def build(self, geometry: Geometry | None = None) -> KLLoss:
-        """Raises UserError where teacher and student tell different numbers of classes apart; a student that
-        does not say how many is taken at its logits."""
+        """Raises UserError where teacher and student tell different numbers of classes apart, or none; a
+        student that does not say how many is taken at its logits."""
+        if geometry is not None and not geometry.teacher_classes and not geometry.student_classes:
+            instead = "teacher_prediction" if "points" in geometry.streams else "embedding_cosine or affinity"
+            raise UserError(
+                "loss kl compares classes or words, but the teacher tells none apart, nor the student; write "
+                f"{instead}, or give the teacher a head"
+            )
         if geometry is not None and not geometry.same_classes:
             raise UserError(
                 f"loss kl compares classes, but the teacher has {geometry.teacher_classes or 0} and the "

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.bank import bank_of
 from ..core.batch import Batch
 from ..core.output import Term, wide
-from ..distillation.signals import Geometry, Loss, Signals
+from ..distillation.signals import Loss, Signals
 from ..errors import UserError
 
 
@@ -25,6 +25,8 @@ class PairLoss(Loss):
 
     needs_teacher = False
     coupled = True
+    embeds = True
+    numbers: tuple[str, ...] = ("scale",)
 
     def __init__(self, name: str, weight: float) -> None:
         super().__init__(weight)
@@ -70,16 +72,6 @@ class PairLoss(Loss):
                 f"{_listed(numbers, who)}; give its Output scalars[{name!r}], or take another loss"
             )
         return wide(numbers[f"{who}{name}"])
-
-
-def refuse_classifier(name: str, geometry: Geometry | None) -> None:
-    """Raises UserError for a student that tells classes apart. Any other is taken at what it gives, when it
-    is first run."""
-    if geometry is not None and geometry.student_classes:
-        raise UserError(
-            f"loss {name} compares embeddings, but the student tells {geometry.student_classes} classes "
-            "apart and has none; use kl or cross_entropy, or a student that embeds"
-        )
 
 
 def embedding(name: str, bank: Mapping[str, Tensor], tower: str, who: str = "") -> Tensor:

@@ -35,6 +35,7 @@ class PredictionError:
 class PredictionErrorLoss(Loss):
     needs_teacher = False
     reads_logits = True
+    targets = ("values",)
 
     def item(self, batch: Batch) -> str:
         return points_item(batch)

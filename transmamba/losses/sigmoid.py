@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config.registry import LOSSES
 from ..distillation.signals import Geometry, check_weight
-from .pairs import PairLoss, refuse_classifier, same_image, similarities
+from .pairs import PairLoss, same_image, similarities
 
 
 @LOSSES.register("sigmoid")
@@ -30,12 +30,12 @@ class Sigmoid:
         check_weight(self.weight)
 
     def build(self, geometry: Geometry | None = None) -> SigmoidLoss:
-        """Raises UserError for a student of classes."""
-        refuse_classifier("sigmoid", geometry)
         return SigmoidLoss("sigmoid", self.weight)
 
 
 class SigmoidLoss(PairLoss):
+    numbers = ("scale", "bias")
+
     def value(self, bank: Mapping[str, Tensor], numbers: Mapping[str, Tensor]) -> Tensor:
         image, text = self.pairs(bank)
         scale, bias = (self.number(numbers, name) for name in ("scale", "bias"))

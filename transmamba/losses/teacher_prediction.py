@@ -40,6 +40,7 @@ class TeacherPrediction:
 
 class TeacherPredictionLoss(Loss):
     reads_logits = True
+    targets = ("values",)
 
     def __init__(self, weight: float, temperature: float) -> None:
         super().__init__(weight)

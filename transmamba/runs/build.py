@@ -83,6 +83,7 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
     student = recipe.student.build(spec)
     if teacher is not None:
         carry(student, teacher)
+    _check_points(recipe, student, tasks)
     if recipe.adapter is not None:
         torch.manual_seed(recipe.seed)
         for each in {id(task): task for task in (task, *tasks)}.values():
@@ -93,6 +94,17 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
             raise UserError("trainer.grad_checkpointing: this student cannot; set it to false")
         student.set_grad_checkpointing(True)
     return Parts(recipe, accelerator, teacher, student.to(accelerator.device), task, tasks)
+
+
+def _check_points(recipe: Recipe, student: nn.Module, tasks: Sequence[Task]) -> None:
+    """Raises UserError for a stage's points that the student, made for the recipe's, does not read."""
+    for number, task in enumerate(tasks):
+        if recipe.stages[number].task is None or not hasattr(task, "points"):
+            continue
+        try:
+            task.check(student, "the student")
+        except UserError as error:
+            raise UserError(f"stages.{number}.task: {error}") from error
 
 
 def make_accelerator(recipe: Recipe) -> Any:

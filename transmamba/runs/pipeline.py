@@ -124,9 +124,7 @@ class Pipeline:
             self._initialise(folder, resumed, tracker)
             if self.tuned is not None:
                 tracker.say(begin_adapter(self, self.tuned, trainer.strategy.name, resumed))
-            for index in range(len(self.stages)):  # every stage's mistakes, before the first is trained
-                inputs = getattr(self.parts.tasks[index], "inputs", None)
-                check_stage(self.distiller(index), self.stages[index][0], inputs)
+            self._check_stages()
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
             trainer.run(self.distiller, self.stages)
             if self.accelerator.is_main_process:
@@ -138,6 +136,16 @@ class Pipeline:
         if self.tuned is not None:
             save_adapter(self.tuned, folder)
         save_model(self.parts.student, folder / STUDENT_FOLDER, self.parts.task.preprocessing)
+
+    def _check_stages(self) -> None:
+        """Raises UserError for every stage's mistakes, and the baseline's, before the first is trained."""
+        scratch, parts = self.parts.recipe.scratch, self.parts
+        found = [(self.distiller(k), stage, parts.tasks[k]) for k, (stage, _) in enumerate(self.stages)]
+        if scratch is not None:
+            alone = Distiller(parts.student, parts.teacher, scratch.losses)
+            found.append((alone, scratch.stage(1), parts.task))
+        for distiller, stage, task in found:
+            check_stage(distiller, stage, getattr(task, "inputs", None), getattr(task, "targets", None))
 
     def _check_data(self, wanted: bool) -> None:
         """Raises UserError where an evaluation split holds what cannot be read: training would end there."""

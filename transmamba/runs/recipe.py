@@ -9,6 +9,7 @@ from ..config import load as configs
 from ..config.file import merged
 from ..config.load import Part
 from ..config.registry import LOSSES, STUDENTS, TASKS, TEACHERS
+from ..data.hashing import seed_problems
 from ..errors import ConfigError, refuse_all
 from ..losses.cross_entropy import CrossEntropy
 from ..reporting.tracking import WandbConfig
@@ -34,6 +35,17 @@ class Scratch:
         if not self.losses:
             problems.append("losses is empty; name at least one, such as cross_entropy")
         refuse_all(problems)
+
+    def stage(self, steps: int) -> Stage:
+        """Its only one."""
+        return Stage(
+            name="scratch",
+            losses=self.losses,
+            steps=steps,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +82,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        problems = [] if self.stages else ["stages is empty; give at least one"]
+        problems = seed_problems("seed", self.seed)
+        problems += [] if self.stages else ["stages is empty; give at least one"]
         shares = [stage.percent for stage in self.stages]
         if sum(share or 0 for share in shares) >= 100 or (shares and None not in shares):
             problems.append(

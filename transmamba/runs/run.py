@@ -20,7 +20,7 @@ from .build import assemble, make_accelerator
 from .folder import REPORT, claim_folder, sole
 from .leave import leave, splits_of
 from .pipeline import Pipeline
-from .recipe import Recipe, Scratch, Stage
+from .recipe import Recipe, Scratch
 
 _SCRATCH = "from scratch"
 
@@ -175,19 +175,10 @@ def _check_teaching(teaching: Recipe, recipe: Recipe, source: str) -> None:
 
 def scratch_recipe(recipe: Recipe, steps: int) -> Recipe:
     """The recipe of the baseline: the same student, data and number of steps, from labels alone."""
-    scratch = recipe.scratch or Scratch()
-    stage = Stage(
-        name="scratch",
-        losses=scratch.losses,
-        steps=steps,
-        lr=scratch.lr,
-        weight_decay=scratch.weight_decay,
-        warmup=scratch.warmup,
-    )
     return replace(
         recipe,
         output_dir=str(Path(recipe.output_dir) / "scratch"),
-        stages=(stage,),
+        stages=((recipe.scratch or Scratch()).stage(steps),),
         init=None,
         scratch=None,
         teacher_recipe=None,

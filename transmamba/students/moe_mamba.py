@@ -18,6 +18,7 @@ from .saved import Saved
 
 Variant = Literal["sequential", "parallel", "inner"]
 Projection = Literal["conv", "gate", "out"]
+_WITHIN: tuple[Projection, ...] = ("conv", "out")
 
 
 @STUDENTS.register("moe_mamba")
@@ -32,14 +33,16 @@ class MoeMamba(Saved):
         0: a second Mamba layer there, pure Mamba, which at 3 * width neurons has nearly as many, too
     blocks:   pairs of layers
     width:    channels of the stream
-    neurons:  of an expert, down(relu(up)), without biases; left out: 3 * width
+    neurons:  of an expert, down(relu(up)), without biases; left out: 3 * width. Not of the variant `inner`
     variant:  `sequential`; `parallel`: the experts read what Mamba reads; `inner`: experts are within every
         first of two Mamba layers, in the place of its projections `within`
-    within:   of those to the convolution, to the gate and out of the layer, of the variant `inner`
+    within:   of those to the convolution, to the gate and out of the layer (conv, gate, out), of the variant
+        `inner` alone; left out: conv and out
     capacity: in training an expert takes so many times its even share of a micro-batch's tokens and no more;
         null: however many choose it. Never in evaluation
     expand, state, conv: Mamba's inner channels a channel, states a channel, taps
-    tokenizer: without a teacher: `bytes`, or a folder or id of transformers with one
+    tokenizer: without a teacher: `bytes`, or a folder or id of transformers with one; left out: bytes, and
+        with a teacher its own
     """
 
     begins_anew: ClassVar[bool] = True  # it draws its weights, whatever the teacher
@@ -50,12 +53,12 @@ class MoeMamba(Saved):
     width: int = 256
     neurons: int | None = None
     variant: Variant = "sequential"
-    within: tuple[Projection, ...] = ("conv", "out")
+    within: tuple[Projection, ...] | None = None
     capacity: float | None = 1.0
     expand: int = 2
     state: int = 16
     conv: int = 4
-    tokenizer: str = BYTES
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -72,17 +75,45 @@ class MoeMamba(Saved):
             problems.append(
                 "experts is 0 of variant parallel, which then has nothing beside Mamba; write 1 or more"
             )
-        if not self.within or len(set(self.within)) < len(self.within):
+        if self.within is not None and len({*self.within}) < max(1, len(self.within)):
             problems.append(f"within is {list(self.within)}; write some of conv, gate and out, each once")
-        refuse_all([*problems, *capacity_problems(self.capacity)])
+        count = self.experts if self.experts > 1 else None
+        refuse_all([*problems, *self._idle_problems(), *capacity_problems(self.capacity, count)])
+
+    def _idle_problems(self) -> list[str]:
+        """What is asked for, and would change nothing."""
+        problems = []
+        if self.within is not None and self.variant != "inner":
+            problems.append(
+                f"within is {list(self.within)}, of which variant {self.variant} has nothing; leave it out, "
+                "or write variant inner"
+            )
+        if self.neurons is not None and self.variant == "inner":
+            problems.append(
+                f"neurons is {self.neurons}, but in variant inner experts are Mamba's own projections; leave "
+                "it out, or write expand"
+            )
+        elif self.neurons is not None and not self.experts:
+            problems.append(f"neurons is {self.neurons}, but with experts 0 there are none; leave it out")
+        if self.experts < 2 and self.capacity not in (None, 1.0):
+            problems.append(
+                f"capacity is {self.capacity}, but with experts {self.experts} nothing is routed; leave it "
+                "out"
+            )
+        return problems
 
     def build(self, spec: StudentSpec) -> nn.Module:
-        """Raises UserError for a teacher that is no language model."""
+        """Raises UserError for a teacher that is no language model, and for a tokenizer beside it."""
         from .hybrid_lm.model import HybridStudent
         from .hybrid_lm.own_class import AUTO_MAP, own_config
 
         reads = self.preprocessing() if spec.view is None else spec.preprocessing
         words = _words(spec.view) if spec.view is not None else reads.text.vocabulary
+        if spec.view is not None and self.tokenizer is not None:
+            raise UserError(
+                f"student.tokenizer is {self.tokenizer!r}, but with a teacher the words are the teacher's; "
+                "leave it out, or write teacher: null"
+            )
         config: Any = own_config()(
             vocab_size=words,
             hidden_size=self.width,
@@ -105,7 +136,7 @@ class MoeMamba(Saved):
         """What the configuration says of the layers."""
         if self.variant == "inner":
             kinds = ["switch_mamba", "mamba"] * self.blocks
-            found = {"inner_experts": self.within, "num_experts": self.experts}
+            found = {"inner_experts": self.within or _WITHIN, "num_experts": self.experts}
             return {"layer_kinds": kinds, "mlp": "none", **found}
         if not self.experts:
             return {"layer_kinds": ["mamba"] * (2 * self.blocks), "mlp": "none"}
@@ -121,7 +152,7 @@ class MoeMamba(Saved):
         }
 
     def preprocessing(self) -> TextOnly:
-        return TextOnly(HuggingFaceTokenizer(self.tokenizer))
+        return TextOnly(HuggingFaceTokenizer(self.tokenizer or BYTES))
 
 
 def _words(view: Any) -> int:

@@ -95,6 +95,8 @@ class ImageClassification:
     train_indices: (num_train,) int64, the images trained on, by number in the training source
     """
 
+    inputs, targets = ("image",), ("classes",)
+
     def __init__(
         self, config: ImageClassificationConfig, preprocessing: Preprocessing, measured: bool = True
     ) -> None:

@@ -127,6 +127,11 @@ class ImageText:
         return ("image", "text") if self.config.captions else ("image",)
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """What else training batches have: whose picture each caption is."""
+        return ("group",) if self.config.captions else ()
+
+    @property
     def train_indices(self) -> Indices:
         return self._chosen[0]
 

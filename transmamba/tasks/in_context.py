@@ -21,8 +21,9 @@ from ..config.registry import FUNCTIONS, TASKS
 from ..core.batch import Batch
 from ..core.points import PointShape
 from ..core.task import Evaluator, Metric, Pass, Steps
-from ..data.functions.numbered import TEST, TRAIN, Curriculum, NumberedRows, numbered
+from ..data.functions.numbered import CALIBRATION, TEST, TRAIN, Curriculum, NumberedRows, numbered
 from ..data.functions.prompts import Function, Prompts
+from ..data.hashing import seed_problems
 from ..data.stream import in_order
 from ..errors import UserError, refuse_all
 
@@ -32,8 +33,6 @@ _NUMBERS = "numbers"
 _TOGETHER = 64
 # rows to train on: nobody comes to their end
 _ROWS = 1 << 40
-# whose prompts nobody trains on
-_CALIBRATION = -1
 
 
 @TASKS.register("in_context")
@@ -66,6 +65,7 @@ class InContextConfig:
 
         sizes = [name for name in ("prompts", "baseline_prompts") if getattr(self, name) < 1]
         problems = [f"{name} is {getattr(self, name)}; write a number of at least 1" for name in sizes]
+        problems += seed_problems("eval_seed", self.eval_seed)
         names = [function.name for function in self.functions]
         twice = sorted({name for name in names if names.count(name) > 1})
         problems += [f"mixed has {name} twice; write each function once" for name in twice]
@@ -91,6 +91,7 @@ class InContext:
     num_classes = None
     watched = final = "test"
     inputs = ("points",)
+    targets = ("values", "asked")
     num_train = _ROWS
 
     def __init__(self, config: InContextConfig, preprocessing: Any) -> None:
@@ -100,6 +101,12 @@ class InContext:
         self._baselines: dict[int, Mapping[str, npt.NDArray[np.float64]]] = {}
         if isinstance(preprocessing, PointShape):
             self._check_fits(preprocessing, "the model")
+        for number, function in enumerate(self.rows.functions):
+            if not self.rows.asked(self._test_numbers(number, np.arange(config.prompts))):
+                raise UserError(
+                    f"nothing is asked in {config.prompts} prompts of {function.name}, each of "
+                    f"{function.examples} examples; write more of either, or a smaller share of outliers"
+                )
 
     @property
     def row_tokens(self) -> int:
@@ -161,14 +168,17 @@ class InContext:
 
     def test_batch(self, number: int, prompts: npt.NDArray[np.int64]) -> Batch:
         """Whole prompts of function `number`, by their own numbers from 0, on the CPU."""
-        index = torch.from_numpy(prompts)
-        rows = index * len(self.rows.functions) + number
-        numbers = numbered(self.config.eval_seed, TEST, rows, index // _TOGETHER)
+        index, numbers = torch.from_numpy(prompts), self._test_numbers(number, prompts)
         made = self.rows.make_alone(number, numbers)
         batch = self._with(self._travelling(numbers, index), made)
         if made.candidates is None:
             return batch
         return replace(batch, targets={**batch.targets, "candidates": made.candidates})
+
+    def _test_numbers(self, number: int, prompts: npt.NDArray[np.int64]) -> Tensor:
+        index = torch.from_numpy(prompts)
+        rows = index * len(self.rows.functions) + number
+        return numbered(self.config.eval_seed, TEST, rows, index // _TOGETHER)
 
     def test_batches(self, number: int, passing: Pass) -> Iterator[Batch]:
         """This process's, of function `number`."""
@@ -180,7 +190,7 @@ class InContext:
         """Prompts that are neither trained nor measured on."""
         for part in in_order(np.arange(samples), batch_size) if samples else ():
             index = torch.from_numpy(part)
-            yield self.change(self._travelling(numbered(_CALIBRATION, TRAIN, index, 0), index), 0)
+            yield self.change(self._travelling(numbered(0, CALIBRATION, index, 0), index), 0)
 
     def evaluators(self, split: str) -> tuple[Evaluator, ...]:
         """One a function. Raises UserError for a split that there is not."""

@@ -118,6 +118,7 @@ class Language:
 
     num_classes = None
     inputs = ("text",)
+    targets = ("tokens",)
 
     def __init__(self, config: LanguageConfig, preprocessing: Any, measured: bool = True) -> None:
         self.config, self.preprocessing = config, preprocessing

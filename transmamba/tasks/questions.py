@@ -153,6 +153,7 @@ class Questions:
     """
 
     num_classes = None
+    targets = ("tokens",)
 
     def __init__(self, config: QuestionsConfig, preprocessing: Any, measured: bool = True) -> None:
         self.config, self.preprocessing = config, preprocessing

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..core.tower import Student
+from ..distillation.compared import check_targets
 from ..distillation.distiller import Distiller
 from ..errors import UserError, suggest
 from .stage import Stage, decay_start
@@ -31,11 +32,18 @@ def learning_rate(stage: Stage, step: int, steps: int) -> float:
     return end + (stage.lr - end) * 0.5 * (1 + math.cos(math.pi * position))
 
 
-def check_stage(distiller: Distiller, stage: Stage, inputs: Sequence[str] | None = None) -> None:
+def check_stage(
+    distiller: Distiller,
+    stage: Stage,
+    inputs: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+) -> None:
     """Raises UserError where the stage's losses cannot train what it names, or read what is not there.
 
-    inputs: those that training batches have; None where nobody says
+    inputs, targets: those that training batches have; None where nobody says
     """
+    if targets is not None:
+        _check_targets(distiller, stage, targets)
     if inputs is not None:
         _check_inputs(distiller, stage, inputs)
     names = trained_names(distiller, stage)
@@ -50,6 +58,16 @@ def check_stage(distiller: Distiller, stage: Stage, inputs: Sequence[str] | None
             f"stage {stage.name}: trainable head needs losses on the logits alone: cross_entropy, kl"
         )
     _rates(distiller, stage, names)
+
+
+def _check_targets(distiller: Distiller, stage: Stage, targets: Sequence[str]) -> None:
+    """Raises UserError for a loss that reads targets that training batches do not have."""
+    losses = dict[str, Any](distiller.losses.items())
+    for name, loss in losses.items():
+        try:
+            check_targets(name, loss, targets)
+        except UserError as error:
+            raise UserError(f"stage {stage.name}: {error}") from None
 
 
 def _check_inputs(distiller: Distiller, stage: Stage, inputs: Sequence[str]) -> None:

@@ -134,7 +134,7 @@ def many_outlier(f: Any, row: Row, step: Row, dims: int) -> Any:
     x, w = xs_of(f, row, dims), row.normals(STREAM_TASK, f.d)
     odd = [row.uniform(3, i) < f.share for i in range(f.points)]
     y = [1.0 if odd[i] else float(w @ x[i]) for i in range(f.points)]
-    x[odd] = 1.0
+    x[odd, :dims] = 1.0
     return in_turn(f, x, y, asked=[not each for each in odd])
 
 
@@ -269,6 +269,15 @@ def test_every_function_has_its_paper_s_settings() -> None:
     assert ChainOfThought().hidden == 8 and MQAR().pairs == 32
 
 
+@pytest.mark.parametrize("function", [Linear(d=4, points=9, noise=3.0), SparseLinear(d=4, k=2, noise=2.0)])
+def test_who_says_0_misses_about_1(function: Linear) -> None:
+    """With noise too: errors are divided by the second moment of y."""
+    rows = torch.arange(4000)
+    some = RowDraws((rows,))
+    y = function.make(Drawn(some, some, torch.full_like(rows, 4))).values[:, ::2]
+    assert float(y.double().square().mean()) / function.scale == pytest.approx(1, rel=0.05)
+
+
 class TestDraws:
     def test_bits_are_those_of_hashing(self) -> None:
         rows = torch.tensor(ROWS)
@@ -327,6 +336,17 @@ def test_a_batch_shares_its_parity_as_released_alone() -> None:
         (lambda: DecisionTree(depth=0), "depth is 0; write a number of at least 1"),
         (lambda: Linear(noise=-1.0), "noise is -1.0; write 0 or a number above it"),
         (lambda: ChainOfThought(hidden=0), "hidden is 0; write a number of at least 1"),
+        (
+            lambda: DecisionTree(depth=40),
+            "depth is 40, of a tree of 2^40 leaves for 101 points; write 12 at most",
+        ),
+        (lambda: Linear(noise=math.inf), "noise is inf; write 0 or a number above it"),
+        (
+            lambda: MQAR(pairs=1, queries=1),
+            "pairs is 1, whose value is right whatever is said; write at least 2",
+        ),
+        (lambda: MQAR(d=1), "d is 1, where there are two keys in all; write at least 2"),
+        (lambda: OrthogonalOutlier(d=1), "d is 1, where nothing is orthogonal to w; write at least 2"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(make: Callable[[], Any], message: str) -> None:

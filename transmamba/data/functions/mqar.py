@@ -37,7 +37,10 @@ class MQAR(Function):
     as_released: bool = False
 
     def __post_init__(self) -> None:
-        refuse_all(below_one(self, "d", "pairs", "queries") or above(self, "queries", "pairs"))
+        line = [f"d is {self.d}, where there are two keys in all; write at least 2"] if self.d == 1 else []
+        if self.pairs == 1:
+            line.append("pairs is 1, whose value is right whatever is said; write at least 2")
+        refuse_all(below_one(self, "d", "pairs", "queries") or line + above(self, "queries", "pairs"))
 
     @property
     def shape(self) -> PointShape:
@@ -46,6 +49,10 @@ class MQAR(Function):
     @property
     def dims(self) -> int:
         return self.d
+
+    @property
+    def least_dims(self) -> int:
+        return 2
 
     @property
     def examples(self) -> int:

@@ -18,8 +18,8 @@ from ...errors import refuse_all
 from .draws import RowDraws
 from .prompts import Drawn, Function, Prompts
 
-# what rows and steps are drawn with, beside seed and number
-TRAIN, TEST, _SHARED = 0, 1, 2
+# what rows and steps are drawn with, beside seed and number; a split's steps have one of their own
+TRAIN, TEST, _SHARED, CALIBRATION = 0, 1, 2, 4
 WHOLE = 1 << 30  # more dimensions and examples than any function has: all of them
 
 
@@ -43,7 +43,7 @@ class Ramp:
 
     def at(self, step: int) -> int:
         """Of an optimizer step."""
-        return self.start + self.step * (step // self.every)
+        return min(WHOLE, self.start + self.step * (step // self.every))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,20 @@ class Curriculum:
         return dims, points
 
     def problems(self, functions: Sequence[Function]) -> list[str]:
-        """What of it these functions cannot have."""
-        if self.dims is None:
-            return []
-        start = self.dims.start
-        return [
+        """What of it these functions cannot have, and what would change nothing."""
+        if self.dims is None and self.points is None:
+            return ["curriculum names neither dims nor points; write one of them, or leave it out"]
+        problems = []
+        most = {"dims": max(f.dims for f in functions), "points": max(f.examples for f in functions)}
+        words = {"dims": "dimensions", "points": "examples"}
+        for name, ramp in (("dims", self.dims), ("points", self.points)):
+            if ramp is not None and ramp.start >= most[name]:
+                problems.append(
+                    f"curriculum.{name}.start is {ramp.start}, but no prompt has more than {most[name]} "
+                    f"{words[name]}, so that none is ever left out; write less, or leave {name} out"
+                )
+        start = WHOLE if self.dims is None else self.dims.start
+        return problems + [
             f"curriculum.dims.start is {start}, but {function.name} needs {function.least_dims} dimensions; "
             f"write {function.least_dims} or more"
             for function in functions

@@ -52,6 +52,14 @@ class OrthogonalOutlier(_Outliers):
     points: int = 101
     as_released: bool = False
 
+    def problems(self) -> list[str]:
+        line = [f"d is {self.d}, where nothing is orthogonal to w; write at least 2"] if self.d < 2 else []
+        return [*super().problems(), *line]
+
+    @property
+    def least_dims(self) -> int:
+        return 2
+
     def make(self, drawn: Drawn) -> Prompts:
         clean = super(Linear, self).make(drawn)
         x, after = clean.points.unflatten(1, (-1, 2)).unbind(dim=2)
@@ -96,7 +104,7 @@ class OrthogonalOutlier(_Outliers):
 @FUNCTIONS.register("many_outlier")
 @dataclass(frozen=True, kw_only=True)
 class ManyOutlier(_Outliers):
-    """Linear, but most examples are the same outlier: x of ones, and y 1.
+    """Linear, but most examples are the same outlier: x of ones (of the dimensions that are alive), and y 1.
 
     d: dimensions
     points: examples of a prompt
@@ -110,4 +118,5 @@ class ManyOutlier(_Outliers):
     def make(self, drawn: Drawn) -> Prompts:
         odd, x = self.outliers(drawn), self.inputs(drawn)
         y = torch.where(odd, 1.0, self.outputs(drawn, x))
-        return asked_where(in_turn(torch.where(odd[..., None], 1.0, x), y), self.asks(drawn))
+        ones = drawn.alive(self.d)[:, None].to(x.dtype)
+        return asked_where(in_turn(torch.where(odd[..., None], ones, x), y), self.asks(drawn))

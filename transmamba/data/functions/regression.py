@@ -5,6 +5,7 @@ Definitions: Garg et al., arXiv 2208.01066, as Park et al., arXiv 2402.04248, to
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from ...config.registry import FUNCTIONS
 from .prompts import NOISE, OWN, TASK, Drawn, Examples, above, below_one
+
+# questions of a tree at most: with one more it has as many leaves again, which are all drawn
+_DEEPEST = 12
 
 
 @FUNCTIONS.register("linear")
@@ -27,11 +31,12 @@ class Linear(Examples):
     noise: float = 0.0
 
     def problems(self) -> list[str]:
-        return [] if self.noise >= 0 else [f"noise is {self.noise}; write 0 or a number above it"]
+        there = 0 <= self.noise < math.inf
+        return [] if there else [f"noise is {self.noise}; write 0 or a number above it"]
 
     @property
     def scale(self) -> float:
-        return float(self.d)
+        return self.d + self.noise**2
 
     def weights(self, drawn: Drawn) -> Tensor:
         """w (B, d)"""
@@ -64,7 +69,7 @@ class SparseLinear(Linear):
 
     @property
     def scale(self) -> float:
-        return float(self.k)
+        return self.k + self.noise**2
 
     def weights(self, drawn: Drawn) -> Tensor:
         chosen = drawn.rows.subset(OWN, self.k, drawn.dims, self.d)
@@ -107,13 +112,18 @@ class DecisionTree(Examples):
 
     d: dimensions
     points: examples of a prompt
-    depth: questions on the way to a leaf
+    depth: questions on the way to a leaf, 12 at most
     """
 
     points: int = 101
     depth: int = 4
 
     def problems(self) -> list[str]:
+        if self.depth > _DEEPEST:
+            return [
+                f"depth is {self.depth}, of a tree of 2^{self.depth} leaves for {self.points} points; write "
+                f"{_DEEPEST} at most"
+            ]
         return below_one(self, "depth")
 
     def outputs(self, drawn: Drawn, x: Tensor) -> Tensor:

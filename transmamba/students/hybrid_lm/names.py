@@ -202,6 +202,7 @@ class HybridLM(Saved):
             window_dropout=self.window_dropout,
         )
         if self.experts is not None:
+            self.experts.check_redrawn(shape.neurons)
             start |= dict(
                 capacity=self.experts.capacity,
                 router_std=self.experts.deviation,

@@ -41,13 +41,15 @@ class Upcycled:
         if self.count < 2:
             problems.append(f"count is {self.count}; write at least 2 experts")
         problems += self._each_problems()
-        if self.router_std is not None and not self.router_std > 0:
+        if self.router_std is not None and not 0 < self.router_std < float("inf"):
             problems.append(f"router_std is {self.router_std}; write a number above 0, or leave it out")
         if not 0 <= self.redrawn <= 1:
             problems.append(f"redrawn is {self.redrawn}; write a share of the neurons, from 0 to 1")
         if self.every < 1:
             problems.append(f"every is {self.every}; write 1 for all layers, 2 for every second")
-        refuse_all([*problems, *capacity_problems(self.capacity)])
+        if problems:  # a capacity is one of so many experts, some of them a token
+            refuse_all([*problems, *capacity_problems(self.capacity)])
+        refuse_all(capacity_problems(self.capacity, self.count, self.chosen))
 
     def _each_problems(self) -> list[str]:
         if self.routing == "switch":
@@ -76,6 +78,14 @@ class Upcycled:
     def scale(self) -> float:
         """The fixed factor of experts' weights: all of them are likely by 1 / count at first."""
         return float(self.count) if self.routing == "switch" else 1.0
+
+    def check_redrawn(self, neurons: int) -> None:
+        """Raises UserError for a share of so many neurons that is not even one."""
+        if self.redrawn and not round(self.redrawn * neurons):
+            raise UserError(
+                f"student.experts.redrawn is {self.redrawn}, of {neurons} neurons none; write at least "
+                f"{1 / neurons:.2g}, or 0"
+            )
 
     def layers(self, depth: int) -> list[int]:
         """Of so many, those that have experts. Raises UserError where none has."""
