@@ -119,7 +119,8 @@ def test_the_narrow_window_and_its_scan_have_the_numbers_of_the_rival() -> None:
     mine = (both.window + both.sinks) * (2 * groups * size + groups) + groups * size * (size + 1)
     theirs = (rival.window + rival.sinks) * 2 * groups * size
     assert abs(mine - theirs) < groups * size
-    assert at_ten_million("window_mamba_59").stages[0].lr == 4e-4
+    align, distill = at_ten_million("window_mamba_59").stages
+    assert (align.trainable, align.lr, distill.rates) == ("far", 1e-2, {"far": 30.0})
 
 
 def test_the_wider_window_has_the_memory_of_window_and_scan() -> None:

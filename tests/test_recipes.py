@@ -159,7 +159,7 @@ def test_recipe_of_texts_trains(path: Path, tmp_path: Path) -> None:
 
     recipe = load(path, f"output_dir={tmp_path / 'run'}")
     sizes = dict(vocab_size=300, hidden_size=32, intermediate_size=48, num_attention_heads=2)
-    depth = 1 + max(recipe.student.attention_layers)
+    depth = 1 + max(recipe.student.attention_layers, default=1)
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=depth)).save_pretrained(tmp_path / "llama")
     tokenizer_folder(tmp_path / "llama")
