@@ -259,3 +259,24 @@ def test_a_student_without_the_teacher_s_weights_begins_all_but_shut() -> None:
     for k in range(3):
         student.layer(k).self_attn.scan = False
     assert 0 < relative(made, logits(student, text)) < 1e-2
+
+
+def test_in_half_precision_the_scan_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kernels are fast at; steps and counts stay in float32, and the numbers are near."""
+    from transmamba.students.hybrid_lm import far
+
+    student, text = moved(both(make("SmolLM (tied)"), 1)), texts(2, 40)
+    read, scan = [], far.ssd_scan
+
+    def watched(x: Tensor, step: Tensor, *rest: Any, **also: Any) -> Any:
+        read.append((x.shape[-1], x.dtype, step.dtype))
+        return scan(x, step, *rest, **also)
+
+    wanted = logits(student, text)
+    monkeypatch.setattr(far, "ssd_scan", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = logits(student, text)
+    assert 0 < relative(made.float(), wanted) < 0.03
+    wide, half = torch.float32, torch.bfloat16
+    size = student.config.head_dim
+    assert read[:3] == [(1, wide, wide), (size, half, wide), (1, half, wide)] and len(read) == 6
