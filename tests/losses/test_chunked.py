@@ -107,6 +107,42 @@ def test_loss_and_gradients_are_the_plain_ones(name: str, chunk: int, dtype: tor
         assert (found[key] - gradient).abs().max() <= tolerance * max(1.0, float(gradient.abs().max())), key
 
 
+class Shapes(TorchDispatchMode):
+    """The operations whose results have a shape that follows from numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        masked = any(isinstance(x, Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:]))
+        name = str(func)
+        if "nonzero" in name or "masked_select" in name or ("index.Tensor" in name and masked):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("chunk", [7, 10_000])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_recorded_step_looks_at_all_tokens(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes may not follow from numbers there; padding with a target counts for nothing, either."""
+    (student, teacher), batch = models(torch.float64, True), batch_of()
+    padded = ~batch.inputs["text_mask"]
+    batch.targets["tokens"].masked_fill_(padded & (torch.rand(padded.shape) < 0.5), 3)
+    given = signals(student, teacher, batch)
+    with Shapes() as shapes:
+        wanted = LOSSES[name](chunk).build()(given).sum
+    assert shapes.found, "asks for single tokens"
+    expected = gradients(wanted, student)
+    monkeypatch.setattr("transmamba.core.batch.recording", lambda: True)
+    given = signals(student, teacher, batch)
+    with Shapes() as shapes:
+        made = LOSSES[name](chunk).build()(given).sum
+    assert not shapes.found
+    torch.testing.assert_close(made, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients(made, student), expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("part", ["body", "head"])
 def test_only_what_is_trained_gets_a_gradient(part: str) -> None:
     (student, teacher), batch = models(torch.float64, tied=False), batch_of()

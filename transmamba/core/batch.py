@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .recording import recording
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -102,10 +104,24 @@ def asked_item(batch: Batch) -> str:
 
 def asked(batch: Batch) -> Tensor:
     """(N,) int64: which of the B * L tokens have a target: no padding, and none across a document's end."""
-    targets, mask = batch.targets["tokens"], batch.inputs.get("text_mask")
-    wanted = targets != IGNORED
-    found = (wanted if mask is None else wanted & mask).flatten().nonzero()[:, 0]
+    found = _wanted(batch).nonzero()[:, 0]
     item = asked_item(batch)
     counted = batch.counts.get(item, len(found))
     assert len(found) == counted, f"{len(found)} targets, but the batch counts {counted} {item}"
     return found
+
+
+def looked_at(batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """(tokens (N,), as `asked` says them, None); of a step that is recorded, whose shapes may not follow from
+    numbers, all B * L and which of them have a target (B * L,), bool."""
+    if not recording():
+        return asked(batch), None
+    wanted = _wanted(batch)
+    return torch.arange(len(wanted), device=wanted.device), wanted
+
+
+def _wanted(batch: Batch) -> Tensor:
+    """(B * L,) bool"""
+    targets, mask = batch.targets["tokens"], batch.inputs.get("text_mask")
+    wanted = targets != IGNORED
+    return (wanted if mask is None else wanted & mask).flatten()

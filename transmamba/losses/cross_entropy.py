@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.registry import LOSSES
-from ..core.batch import Batch, asked, asked_item
+from ..core.batch import IGNORED, Batch, asked_item, looked_at
 from ..core.output import Logits, Term, wide
 from ..distillation.signals import Geometry, Loss, Signals, check_weight
 from .chunked import CHUNK, chunk_problems, chunked
@@ -55,13 +56,21 @@ class CrossEntropyLoss(Loss):
         logits, batch = signals.student.logits, signals.batch
         assert logits is not None, "an end-to-end pass has logits"
         if "tokens" in batch.targets:
-            return Term(self._of_words(logits, batch.targets["tokens"], asked(batch)))
+            return Term(self._of_words(logits, batch.targets["tokens"], *looked_at(batch)))
         return Term(self._entropy(logits().flatten(0, -2), batch.targets["classes"]))
 
-    def _of_words(self, logits: Logits, targets: Tensor, tokens: Tensor) -> Tensor:
-        """Over these of the B * L tokens; targets (B, L)."""
+    def _of_words(self, logits: Logits, targets: Tensor, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """Over these of the B * L tokens, where `real` is not False; targets (B, L)."""
         wanted = targets.flatten()[tokens]
+        if real is not None:
+            wanted = torch.where(real, wanted, IGNORED)
         return chunked(logits, tokens, self.chunk, lambda made, part: self._entropy(made, wanted[part]))
 
     def _entropy(self, made: Tensor, wanted: Tensor) -> Tensor:
-        return F.cross_entropy(wide(made), wanted, label_smoothing=self.label_smoothing, reduction="sum")
+        return F.cross_entropy(
+            wide(made),
+            wanted,
+            ignore_index=IGNORED,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 from transmamba_kernels import softmax_kl
 
 from ..config.registry import LOSSES
-from ..core.batch import Batch, asked, asked_item
+from ..core.batch import Batch, asked_item, looked_at
 from ..core.output import Logits, Term, wide
 from ..distillation.signals import Geometry, Loss, Signals, check_weight
 from ..errors import UserError
@@ -66,13 +66,14 @@ class KLLoss(Loss):
         student, teacher = signals.student.logits, signals.taught.logits
         assert student is not None and teacher is not None, "an end-to-end pass has logits"
         if "tokens" in signals.batch.targets:
-            loss = self._of_words(student, teacher, asked(signals.batch))
+            loss = self._of_words(student, teacher, *looked_at(signals.batch))
         else:
             loss = self._divergence(student(), teacher())
         return Term(loss * self.temperature**2)
 
-    def _of_words(self, student: Logits, teacher: Logits, tokens: Tensor) -> Tensor:
-        """Over these of the B * L tokens. Raises UserError for vocabularies of different sizes."""
+    def _of_words(self, student: Logits, teacher: Logits, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """Over these of the B * L tokens, where `real` is not False. Raises UserError for vocabularies of
+        different sizes."""
         taught = teacher.hidden.flatten(0, -2)[tokens]
 
         def value(made: Tensor, part: slice) -> Tensor:
@@ -83,7 +84,8 @@ class KLLoss(Loss):
                     f"loss kl compares words, but the teacher has {wanted.shape[-1]:,} and the student "
                     f"{made.shape[-1]:,}; write a student with its teacher's tokenizer"
                 )
-            return softmax_kl(made, wanted, self.temperature).sum()
+            nats = softmax_kl(made, wanted, self.temperature)
+            return (nats if real is None else torch.where(real[part], nats, 0)).sum()
 
         return chunked(student, tokens, self.chunk, value)
 

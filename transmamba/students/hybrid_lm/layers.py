@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...core.recording import recording
 from ...errors import UserError
 from ...layers.experts import Experts
 from ...layers.mamba1 import CausalMamba
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         assert self.window is not None, "asked by the caller"
         if not (self.training and self.dropped):
             return int(self.window)
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if recording():
             raise UserError(
                 "student.window_dropout draws anew at each step, which a recorded step cannot; write "
                 "trainer.cuda_graphs=false"
