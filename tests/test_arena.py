@@ -18,6 +18,7 @@ from transmamba.losses.mixer import Mixer
 from transmamba.losses.mixing_matrix import MixingMatrix
 from transmamba.runs.recipe import Recipe
 from transmamba.students.hybrid_lm.names import HybridLM
+from transmamba.students.hybrid_lm.selected import LayersFile, read_file
 from transmamba.students.window_lm import WindowLM
 from transmamba.training.stage import Items, stage_steps
 
@@ -73,11 +74,19 @@ def test_the_cells_are_all_arms_at_all_shares() -> None:
         cells = [cell for cell in study.cells if (cell["tokens"], cell["rates"]) == (tokens, "own")]
         found = {(cell["arm"], cell["attention"]) for cell in cells if cell["seed"] == "s0"}
         shares = {(arm, share) for arm in ARMS - {"ceiling"} for share in ("0", "4", "8", "15")}
-        assert found == shares | {("ceiling", "30")}
+        selected = {(arm, f"{keep}s") for arm in ("ours", "window", "window_mamba_59") for keep in (4, 8, 15)}
+        assert found == shares | {("ceiling", "30")} | (selected if tokens != "200M" else set())
     for share in ("0", "4", "8", "15", "30"):
         students = [at_ten_million(arm, attention=share).student for arm in ARMS - {"ceiling"}]
         (layers,) = {student.attention_layers for student in students}
         assert len(layers) == int(share) and set(layers) <= set(range(30))
+    for keep in (4, 8, 15):
+        for arm in ("ours", "window", "window_mamba_59"):
+            asked = at_ten_million(arm, attention=f"{keep}s").student.attention_layers
+            assert isinstance(asked, LayersFile) and asked.keep == keep
+            found = read_file(ROOT / asked.file)
+            assert (found["teacher"]["layers"], found["teacher"]["width"]) == (30, 576)
+            assert sorted(found["order"][:keep]) == found["chosen"][str(keep)]
 
 
 def test_what_each_arm_is() -> None:

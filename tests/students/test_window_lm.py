@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,3 +219,21 @@ def test_fewer_layers_are_both_ends() -> None:
         model.config.num_hidden_layers = 3
     assert torch.equal(logits(student, text), logits(windowed(model, 0), text))
     assert not torch.equal(logits(moved(student), text), logits(windowed(model, 0), text))
+
+
+def test_layers_by_a_pattern_or_a_file(tmp_path: Path) -> None:
+    """As of a hybrid, its rival."""
+    teacher = adapt_teacher(llama())
+    rival, _ = convert(teacher, "window_lm", attention_layers="every_2nd_from_1", window=5, sinks=2)
+    assert rival.kinds == ("window_attention", "full_attention", "window_attention")
+    config = llama().config
+    told = dict(layers=3, width=config.hidden_size, heads=config.num_attention_heads)
+    told |= dict(kv_heads=config.num_key_value_heads, vocabulary=config.vocab_size)
+    file = tmp_path / "layers.json"
+    written = {"format": "transmamba layers 1", "teacher": told, "order": [2, 0, 1]}
+    file.write_text(json.dumps(written))
+    chosen, _ = convert(teacher, "window_lm", attention_layers={"file": str(file), "keep": 2}, window=5)
+    assert chosen.attention_layers == (0, 2)
+    file.write_text(json.dumps(written | {"teacher": told | {"layers": 4}}))
+    with pytest.raises(UserError, match="is of a teacher with layers 4"):
+        convert(teacher, "window_lm", attention_layers={"file": str(file), "keep": 1}, window=5)

@@ -11,6 +11,7 @@ from ..config.registry import STUDENTS
 from ..core.tower import StudentSpec
 from ..errors import UserError, refuse_all
 from .hybrid_lm.names import HybridLM, problems_of
+from .hybrid_lm.selected import LayersFile, Pattern
 from .saved import Saved
 
 
@@ -24,7 +25,7 @@ class WindowLM(Saved):
     A layer remembers window + sinks tokens of 2 * kv_heads * channels a head numbers each; a Mamba-2 layer of
     `hybrid_lm` heads * channels a head * states numbers, the scan behind a window kv_heads in place of heads.
 
-    attention_layers: the teacher's layers that read everything, counted from 0; none for a pure one
+    attention_layers: the teacher's layers that read everything, or whence they come, as of `hybrid_lm`
     window:    how many tokens back a token reads in the other layers, itself included
     sinks:     how many of the first tokens of its document it reads as well
     depth:     layers, where they are fewer than the teacher's, taken from both of its ends
@@ -32,7 +33,7 @@ class WindowLM(Saved):
 
     made: ClassVar[tuple[str, str]] = ("hybrid_lm", "HybridStudent")
 
-    attention_layers: tuple[int, ...] = ()
+    attention_layers: tuple[int, ...] | Pattern | LayersFile = ()
     window: int = 92
     sinks: int = 4
     depth: int | None = None
