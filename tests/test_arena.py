@@ -18,7 +18,7 @@ from transmamba.losses.mixer import Mixer
 from transmamba.losses.mixing_matrix import MixingMatrix
 from transmamba.runs.recipe import Recipe
 from transmamba.students.hybrid_lm.names import HybridLM
-from transmamba.students.hybrid_lm.selected import LayersFile, read_file
+from transmamba.students.hybrid_lm.selected import LayersFile
 from transmamba.students.window_lm import WindowLM
 from transmamba.training.stage import Items, stage_steps
 
@@ -84,9 +84,6 @@ def test_the_cells_are_all_arms_at_all_shares() -> None:
         for arm in ("ours", "window", "window_mamba_59"):
             asked = at_ten_million(arm, attention=f"{keep}s").student.attention_layers
             assert isinstance(asked, LayersFile) and asked.keep == keep
-            found = read_file(ROOT / asked.file)
-            assert (found["teacher"]["layers"], found["teacher"]["width"]) == (30, 576)
-            assert sorted(found["order"][:keep]) == found["chosen"][str(keep)]
 
 
 def test_what_each_arm_is() -> None:
