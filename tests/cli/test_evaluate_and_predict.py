@@ -180,6 +180,15 @@ def test_agreement_of_models_that_see_other_pixels(
     assert set(found["agreement"].values()) == {100.0}
 
 
+def test_a_run_is_measured_on_its_own_task(command: Command, run: Path) -> None:
+    """A task named beside it is that task, or refused; a folder that is none may be one letter off."""
+    command("evaluate", run, "--task", "language").refuses(
+        "--task language:", "was trained on the task image_classification; leave --task out, or write --data"
+    )
+    assert command("evaluate", run, "--task", "image_classification", "--json").code == 0
+    command("evaluate", f"{run}s").refuses("no run there whose data to use", f"did you mean {run}?")
+
+
 def test_evaluate_s_mistakes(command: Command, run: Path, teacher: Path) -> None:
     command("evaluate", teacher).refuses("no run there", "write --data")
     command("evaluate", teacher, *SYNTHETIC, "--batch-size", "0").refuses("batch_size is 0; write at least 1")

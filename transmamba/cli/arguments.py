@@ -6,6 +6,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,12 @@ _OF_TASKS = {
 def task_of(
     data: str | None,
     options: Sequence[str],
-    task: str = "image_classification",
+    task: str | None = None,
     run: Path | None = None,
     split: str | None = None,
 ) -> Any:
-    """The task configuration that `--task`, `--data`, reader options and the task's own (`task.KEY=value`)
-    mean.
+    """The task configuration that `--task` (left out: image_classification), `--data`, reader options and the
+    task's own (`task.KEY=value`) mean.
 
     Without `data`: the task of the run that `run` (RUN or RUN/student) is, with the options in place of its
     own. Raises UserError where neither is given.
@@ -50,6 +51,7 @@ def task_of(
     """
     reader = [word for word in options if not word.startswith("task.")]
     values: dict[str, Any]
+    asked, task = task, task or "image_classification"
     if data is not None:
         values, source = {"data": _reader(data, pairs(reader), readers_of(task))}, "--data"
     else:
@@ -57,9 +59,14 @@ def task_of(
         if folder is None:
             raise UserError(
                 f"{run or 'model'}: no run there whose data to use; write --data FOLDER, or a reader's name"
+                f"{_near(run)}"
             )
         values, source = configs.dump(saved_part(folder, "task", TASKS)), f"{folder}, task"
         task = values.pop("name")
+        if asked not in (None, task):
+            raise UserError(
+                f"--task {asked}: {run} was trained on the task {task}; leave --task out, or write --data"
+            )
         if reader:  # such as root=, where the data lie elsewhere on this machine
             values["data"] |= pairs(reader)
     for word in below("task.", options):
@@ -75,6 +82,15 @@ def task_of(
     if "final_split" in known and (split == "test" or (split == "validation" and values.get("validation"))):
         values["final_split"] = split
     return configs.parse(TASKS[task], values, source)
+
+
+def _near(run: Path | None) -> str:
+    """What a folder that is not there was perhaps to be."""
+    if run is None or run.exists() or not run.parent.is_dir():
+        return ""
+    beside = {each.name: each for each in run.parent.iterdir() if each.is_dir()}
+    found = get_close_matches(run.name, beside, n=1)
+    return f"; did you mean {beside[found[0]]}?" if found else ""
 
 
 def _set(values: dict[str, Any], word: str) -> None:

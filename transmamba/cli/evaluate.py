@@ -16,8 +16,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", metavar="NAME", help="of a model that is a file of weights alone")
     parser.add_argument(
         "--task",
-        default="image_classification",
-        help="image_classification (if left out), image_text, language or questions",
+        help="of --data: image_classification (if left out), image_text, language or questions",
     )
     parser.add_argument(
         "--data", help="a name of the task's readers, a folder or a file; left out: what RUN was trained on"

@@ -62,7 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"-o {output} exists; write another file, or --overwrite")
     given = arguments.data is not None or arguments.options
     student = Path(arguments.student)
-    task: Any = task_of(arguments.data, arguments.options, "language", run=student) if given else None
+    kind = "language" if arguments.data else None
+    task: Any = task_of(arguments.data, arguments.options, kind, run=student) if given else None
     found = select_layers(
         arguments.student,
         _numbers(arguments.keep),

@@ -107,7 +107,10 @@ def search_peft(
             _try_all(plan, step, steps, workers, accelerator, display)
             if steps.best is None:
                 why = next((trial.user_attrs.get("why") for trial in steps.finished), "none was tried")
-                raise UserError(f"{step}: no trial could be scored within the budget; the first one: {why}")
+                raise UserError(
+                    f"{step}: no trial could be scored within the budget; the first one: {why}; write a "
+                    "larger --budget, or more --trials"
+                )
             plan.chosen = names_of(steps.best.user_attrs[METHODS])
         return _leave(plan)
 
