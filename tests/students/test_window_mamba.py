@@ -261,14 +261,16 @@ def test_a_student_without_the_teacher_s_weights_begins_all_but_shut() -> None:
     assert 0 < relative(made, logits(student, text)) < 1e-2
 
 
-def test_in_half_precision_the_scan_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["SmolLM (tied)", "Qwen3 (q/k norms)"])
+def test_in_half_precision_the_scan_reads_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What kernels are fast at; steps and counts stay in float32, and the numbers are near."""
     from transmamba.students.hybrid_lm import far
 
-    student, text = moved(both(make("SmolLM (tied)"), 1)), texts(2, 40)
+    student, text = moved(both(make(name), 1)), texts(2, 40)
     read, scan = [], far.ssd_scan
 
     def watched(x: Tensor, step: Tensor, *rest: Any, **also: Any) -> Any:
+        assert rest[1].dtype == rest[2].dtype == x.dtype, "b and c"
         read.append((x.shape[-1], x.dtype, step.dtype))
         return scan(x, step, *rest, **also)
 
@@ -280,3 +282,18 @@ def test_in_half_precision_the_scan_reads_it(monkeypatch: pytest.MonkeyPatch) ->
     wide, half = torch.float32, torch.bfloat16
     size = student.config.head_dim
     assert read[:3] == [(1, wide, wide), (size, half, wide), (1, half, wide)] and len(read) == 6
+
+
+def test_float16_has_not_the_range_of_a_small_mass() -> None:
+    """Queries and keys that hardly meet: the mass is far below what float16 divides by."""
+    student, text = moved(both(make("SmolLM (tied)"), 1)), texts(1, 120)
+    with torch.no_grad():
+        for k in (0, 2):
+            part = student.layer(k).self_attn
+            part.q_proj.weight.mul_(8)
+            part.k_proj.weight.mul_(8)
+            part.far.gate.bias.fill_(-2.0)
+    wanted = logits(student, text)
+    with torch.autocast("cpu", torch.float16):
+        made = logits(student, text)
+    assert made.isfinite().all() and relative(made.float(), wanted) < 0.1

@@ -65,7 +65,7 @@ class Attention(nn.Module):
             mixed = attend(q, k, v, near.allowed)
             if self.far is not None and self.scan:
                 far, share, weight = self.far(u, q, k, v, near, reading.context.segments)
-                mixed = (1 - share) * mixed + weight * far
+                mixed = ((1 - share) * mixed + weight * far).to(v.dtype)
         return Mixed(self.o_proj(mixed.transpose(1, 2).flatten(2)))
 
     def read(self, u: Tensor, reading: Reading) -> tuple[Tensor, Tensor, Tensor]:
