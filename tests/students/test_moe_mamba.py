@@ -218,6 +218,7 @@ def test_inspect_tells_of_its_experts(saved: dict[str, tuple[Any, Path]]) -> Non
     [
         (dict(capacity=0.5), "capacity is 0.5; write a factor of at least 1"),
         (dict(experts=-1), "experts is -1"),
+        (dict(tokenizer=""), "tokenizer is empty; write bytes"),
         (dict(experts=1, variant="inner"), "write at least 2"),
         (dict(experts=0, variant="parallel"), "nothing beside Mamba"),
         (dict(within=("conv", "conv")), "each once"),

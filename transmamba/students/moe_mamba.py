@@ -75,6 +75,8 @@ class MoeMamba(Saved):
             problems.append(
                 "experts is 0 of variant parallel, which then has nothing beside Mamba; write 1 or more"
             )
+        if self.tokenizer == "":
+            problems.append("tokenizer is empty; write bytes, a folder or an id, or leave it out")
         if self.within is not None and len({*self.within}) < max(1, len(self.within)):
             problems.append(f"within is {list(self.within)}; write some of conv, gate and out, each once")
         count = self.experts if self.experts > 1 else None
@@ -152,7 +154,7 @@ class MoeMamba(Saved):
         }
 
     def preprocessing(self) -> TextOnly:
-        return TextOnly(HuggingFaceTokenizer(self.tokenizer or BYTES))
+        return TextOnly(HuggingFaceTokenizer(BYTES if self.tokenizer is None else self.tokenizer))
 
 
 def _words(view: Any) -> int:
