@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -39,6 +40,12 @@ def refuse_all(problems: Sequence[str]) -> None:
     """Raises WrongValues with every problem, if there is any."""
     if problems:
         raise WrongValues(problems)
+
+
+def near(path: Path, names: Iterable[str]) -> Path | None:
+    """Of what lies beside a path that is not there, the one that was perhaps meant."""
+    close = difflib.get_close_matches(path.name, list(names), n=1)
+    return path.parent / close[0] if close else None
 
 
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

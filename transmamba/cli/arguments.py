@@ -6,13 +6,13 @@ import dataclasses
 import json
 import typing
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..config import load as configs
 from ..config.file import apply_override
 from ..config.registry import PAIRS, QUESTIONS, READERS, TASKS, TEXTS, Registry
+from ..ecosystems.sources import nearest_folder
 from ..errors import UserError
 from ..runs.saved import run_of, saved_part
 from .words import below, pairs
@@ -86,11 +86,8 @@ def task_of(
 
 def _near(run: Path | None) -> str:
     """What a folder that is not there was perhaps to be."""
-    if run is None or run.exists() or not run.parent.is_dir():
-        return ""
-    beside = {each.name: each for each in run.parent.iterdir() if each.is_dir()}
-    found = get_close_matches(run.name, beside, n=1)
-    return f"; did you mean {beside[found[0]]}?" if found else ""
+    meant = None if run is None or run.exists() else nearest_folder(run)
+    return f"; did you mean {meant}?" if meant else ""
 
 
 def _set(values: dict[str, Any], word: str) -> None:

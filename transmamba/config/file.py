@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import reprlib
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ConfigError, suggest
+from ..errors import ConfigError, near, suggest
 
 # libyaml's, eight times as fast, where PyYAML was built with it
 _FAST: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -49,10 +48,9 @@ def _parse(text: str) -> Any:
 def _absent(path: Path, error: OSError) -> str:
     if not path.parent.is_dir():
         return f"no such file, nor the folder {path.parent}"
-    names = sorted(entry.name for entry in path.parent.glob("*.yaml"))
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    meant = near(path, sorted(entry.name for entry in path.parent.glob("*.yaml")))
     reason = "no such file" if isinstance(error, FileNotFoundError) else str(error.strerror)
-    return f"{reason}; did you mean {str(path.parent / close[0])!r}?" if close else f"{reason}"
+    return f"{reason}; did you mean {str(meant)!r}?" if meant else f"{reason}"
 
 
 def _invalid(error: Exception) -> str:

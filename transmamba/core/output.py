@@ -133,6 +133,11 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def autocast_type(kind: str) -> torch.dtype | None:
+    """What products on this type of device are rounded to; None without autocast."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 @dataclass
 class Output:
     """One forward pass of a teacher or a student.
@@ -184,14 +189,14 @@ class Context:
     mask: Tensor | None = None
     segments: Tensor | None = None
     positions: Tensor | None = None
-    # what layers have made of these for those behind them; `replace` begins anew
-    _made: dict[Hashable, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` makes of this context alone, made by the first layer that asks."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        """What `make` makes of this context alone, made by the first layer that asks. It is no field: what
+        `replace` makes begins anew."""
+        made: dict[Hashable, Tensor] = self.__dict__.setdefault("_made", {})
+        if key not in made:
+            made[key] = make()
+        return made[key]
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor], reads: str = "text") -> Context:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..core.batch import Batch
-from ..core.output import Capture, Captures, Output, Stream, Term
+from ..core.output import Capture, Captures, Output, Stream, Term, autocast_type
 from ..errors import refuse_all
 from .aligner import Aligner, words_alone
-from .cosine import cosine as cosine
+from .cosine import cosine as cosine  # losses read this file alone
 from .cosine import unit as unit
 
 
@@ -176,11 +176,8 @@ class StreamSignals:
 
 def _stack(tensors: list[Tensor]) -> Tensor:
     """Stacked in the type that a product under autocast would give them, so that nothing is kept twice."""
-    device = tensors[0].device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        tensors = [x.to(dtype) for x in tensors]
-    return torch.stack(tensors)
+    rounded = autocast_type(tensors[0].device.type)
+    return torch.stack(tensors if rounded is None else [x.to(rounded) for x in tensors])
 
 
 class Loss(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, near
 from . import hub, open_clip_names
 from .folders import OPEN_CLIP_CONFIG, model_folder, names_a_model, read_model_config
 
@@ -123,7 +122,12 @@ def _fetch(repo: str, name: str, revision: str | None) -> dict[str, Any]:
 
 def _nearest(text: str) -> str:
     """` (did you mean 'runs/digits'?)`, where the first part of a misspelt path is a folder."""
-    path = Path(text).expanduser()
-    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f" (did you mean {str(path.parent / close[0])!r}?)" if close else ""
+    meant = nearest_folder(Path(text).expanduser())
+    return f" (did you mean {str(meant)!r}?)" if meant else ""
+
+
+def nearest_folder(path: Path) -> Path | None:
+    """The folder beside a misspelt path that was perhaps meant."""
+    if not path.parent.is_dir():
+        return None
+    return near(path, [entry.name for entry in path.parent.iterdir() if entry.is_dir()])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.integrations.moe import use_experts_implementation
 
-from ..core.output import wide
+from ..core.output import autocast_type, wide
 from ..errors import refuse_all
 from .capacity import capacity_problems, within_capacity
 
@@ -199,10 +199,10 @@ class Experts(nn.Module):
     def products(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Of tokens (N, D) what the experts `chosen` (N, k) say, with these weights, (N, D). Grouped
         products know no autocast: weights are brought to its type here."""
-        kind, own = tokens.device.type, dict[str, Tensor](self.experts.named_parameters())
-        dtype = self.experts.down_proj.dtype
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
+        own = dict[str, Tensor](self.experts.named_parameters())
+        rounded = autocast_type(tokens.device.type)
+        dtype = rounded or self.experts.down_proj.dtype
+        if rounded is not None:
             own = {name: parameter.to(dtype) for name, parameter in own.items()}
         work: nn.Module = self.experts if _grouped(dtype, self.shape) else self.loop
         return functional_call(work, own, (tokens.to(dtype), chosen, weights))

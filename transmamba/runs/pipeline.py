@@ -1,5 +1,4 @@
-"""One recipe's parts put to work: how it begins, is trained, is measured, and what it leaves in its
-folder."""
+"""One recipe's parts put to work: how it begins, is trained, is measured, and what its folder has then."""
 
 from __future__ import annotations
 
@@ -139,11 +138,12 @@ class Pipeline:
 
     def _check_stages(self) -> None:
         """Raises UserError for every stage's mistakes, and the baseline's, before the first is trained."""
-        scratch, parts = self.parts.recipe.scratch, self.parts
+        parts = self.parts
         found = [(self.distiller(k), stage, parts.tasks[k]) for k, (stage, _) in enumerate(self.stages)]
-        if scratch is not None:
-            alone = Distiller(parts.student, parts.teacher, scratch.losses)
-            found.append((alone, scratch.stage(1), parts.task))
+        if (scratch := parts.recipe.scratch) is not None:
+            with torch.random.fork_rng(devices=[]):  # of losses that begin at random
+                each = Distiller(parts.student, parts.teacher, scratch.losses), scratch.stage(1), parts.task
+            found.append(each)
         for distiller, stage, task in found:
             check_stage(distiller, stage, getattr(task, "inputs", None), getattr(task, "targets", None))
 

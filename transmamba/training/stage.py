@@ -28,7 +28,8 @@ class Stage:
         outermost parts (`visual`, `logit_scale` of open_clip); `all`, or `auto`: mixers where every loss is
         teacher-forced, else all. The projections that its losses read are trained in any case
     lr: peak rate, for an optimizer step of the global batch, whatever its size
-    rates: of groups of the student's parameters that it trains, what `lr` is multiplied by: `{far: 10}`
+    rates: of groups of the student's parameters that it trains, what `lr` and `min_lr` are multiplied by:
+        `{far: 10}`
     min_lr: the rate at the end
     warmup: share of the stage in which the rate rises from 0
     schedule: what follows: `cosine`, which falls from there to the end; or `wsd` (warm-up, stable, decay),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.output import Context
+from ..core.output import Context, autocast_type
 from .rope import Rope
 
 # takes the name of an inner tensor and the tensor: `input`, `q`, `k`, `values`, `neurons`, `output`
@@ -114,9 +114,8 @@ class Attention:
 
 def _rounded(x: Tensor) -> Tensor:
     """Under autocast in its type, as each product behind would make of x by itself."""
-    kind = x.device.type
-    eligible = x.dtype == torch.float32 and torch.is_autocast_enabled(kind)
-    return x.to(torch.get_autocast_dtype(kind)) if eligible else x
+    rounded = autocast_type(x.device.type)
+    return x if rounded is None or x.dtype != torch.float32 else x.to(rounded)
 
 
 def attend(
@@ -147,15 +146,10 @@ def readable(context: Context, causal: bool, window: int | None, x: Tensor) -> T
 
     A padded token reads itself, so that its softmax is over something.
     """
-    length, device = x.shape[1], x.device
-    windowed = window is not None and window < length
-    if context.mask is None and context.segments is None:
-        return _readable(context, causal, window, length, device) if windowed else None
-    # layers ask one after the other
-    return context.once(
-        ("readable", causal, window, length, device),
-        lambda: _readable(context, causal, window, length, device),
-    )
+    asked = causal, window, x.shape[1], x.device
+    if context.mask is not None or context.segments is not None:
+        return context.once(("readable", *asked), lambda: _readable(context, *asked))
+    return None if window is None or window >= x.shape[1] else _readable(context, *asked)
 
 
 def _readable(

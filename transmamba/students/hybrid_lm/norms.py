@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.output import wide
+from ...core.output import autocast_type, wide
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, to: torch.dtype | None) -> Tensor:
@@ -84,9 +84,7 @@ class RMSNorm(Between):
         self.eps, self.multiplied = eps, multiplied
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = x.device.type
-        rounded = self.multiplied and torch.is_autocast_enabled(kind)
-        return self.run(x, self.weight, self.eps, torch.get_autocast_dtype(kind) if rounded else None)
+        return self.run(x, self.weight, self.eps, autocast_type(x.device.type) if self.multiplied else None)
 
 
 class GatedSilu(Between):

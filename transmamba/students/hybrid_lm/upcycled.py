@@ -47,9 +47,8 @@ class Upcycled:
             problems.append(f"redrawn is {self.redrawn}; write a share of the neurons, from 0 to 1")
         if self.every < 1:
             problems.append(f"every is {self.every}; write 1 for all layers, 2 for every second")
-        if problems:  # a capacity is one of so many experts, some of them a token
-            refuse_all([*problems, *capacity_problems(self.capacity)])
-        refuse_all(capacity_problems(self.capacity, self.count, self.chosen))
+        count = None if problems else self.count  # of which a capacity is one, if they are sound
+        refuse_all([*problems, *capacity_problems(self.capacity, count, self.chosen)])
 
     def _each_problems(self) -> list[str]:
         if self.routing == "switch":
