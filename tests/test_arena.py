@@ -18,7 +18,6 @@ from transmamba.losses.mixer import Mixer
 from transmamba.losses.mixing_matrix import MixingMatrix
 from transmamba.runs.recipe import Recipe
 from transmamba.students.hybrid_lm.names import HybridLM
-from transmamba.students.hybrid_lm.selected import LayersFile
 from transmamba.students.window_lm import WindowLM
 from transmamba.training.stage import Items, stage_steps
 
@@ -80,10 +79,13 @@ def test_the_cells_are_all_arms_at_all_shares() -> None:
         students = [at_ten_million(arm, attention=share).student for arm in ARMS - {"ceiling"}]
         (layers,) = {student.attention_layers for student in students}
         assert len(layers) == int(share) and set(layers) <= set(range(30))
-    for keep in (4, 8, 15):
+    nested: list[tuple[int, ...]] = []
+    for keep in (15, 8, 4):
         for arm in ("ours", "window", "window_mamba_59"):
-            asked = at_ten_million(arm, attention=f"{keep}s").student.attention_layers
-            assert isinstance(asked, LayersFile) and asked.keep == keep
+            layers = at_ten_million(arm, attention=f"{keep}s").student.attention_layers
+            assert len(layers) == keep and set(layers) <= set(range(30))
+            assert all(set(layers) <= set(more) for more in nested), "each longer choice holds the shorter"
+        nested.append(layers)
 
 
 def test_what_each_arm_is() -> None:
