@@ -56,6 +56,10 @@ class HybridCache(Cache):
         self.held[layer] = scanned | (kept if last is None else _nearby(kept, last, sinks))
         return new, places
 
+    def keep(self, layer: int, **state: Tensor) -> None:
+        """What a layer hands on to the next tokens, by name."""
+        self.held[layer] = {**self.held[layer], **state}
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.read
 

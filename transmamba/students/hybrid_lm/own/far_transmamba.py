@@ -59,7 +59,7 @@ class HybridFar(nn.Module):
         before = None if state is None else state.repeat_interleave(times, dim=1)
         y, state = _scan(x, step, rate.repeat_interleave(times), b, c, before)
         if shared.cache is not None:
-            shared.cache.held[self.layer] = {**held, "sums": sums[..., 0], "state": state[:, ::times]}
+            shared.cache.keep(self.layer, sums=sums[..., 0], state=state[:, ::times])
         mass, count = (z * c).sum(dim=-1, keepdim=True), z.sum(dim=-1, keepdim=True)
         there, gate = count > 0, wide(self.gate(u)).mT[..., None]
         share = torch.sigmoid(gate + torch.where(there, count, 1).log())

@@ -71,6 +71,11 @@ class HybridAttention(nn.Module):
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
         times = self.heads // self.kv_heads
+        if q.shape[2] == 1 and times > 1:
+            # heads that share one of k and v read it as tokens of one head do: nothing is copied
+            together = q.unflatten(1, (-1, times)).squeeze(3)
+            mixed = F.scaled_dot_product_attention(together, k, v, attn_mask=allowed)
+            return mixed.flatten(1, 2).unsqueeze(2)
         if allowed is not None and times > 1:
             # no fast kernel has both a mask and shared heads: the slow one would write all of softmax down
             k, v, times = k.repeat_interleave(times, dim=1), v.repeat_interleave(times, dim=1), 1
@@ -81,7 +86,8 @@ class HybridAttention(nn.Module):
     def _allowed(self, shared: Pass, places: Tensor) -> Tensor | None:
         """(B, 1, T, S) whether a token may read another; None where causality alone says so. Padding reads
         anything, so that its softmax is over something."""
-        if shared.plain and (self.nearby is None or self.nearby[0] >= shared.places.shape[1]):
+        near = self.nearby is None or self.nearby[0] >= shared.places.shape[1]
+        if shared.plain and near and places is shared.places:
             return None
         mine, theirs = shared.places[:, :, None], places[:, None, :]
         allowed = (theirs >= 0) & (theirs <= mine)

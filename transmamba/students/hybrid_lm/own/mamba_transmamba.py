@@ -56,7 +56,7 @@ class HybridMamba(nn.Module):
         y, state = self._scanned(wide(x), step, wide(B), wide(C), held.get("state"))
         if shared.cache is not None:
             last = longer[:, longer.shape[1] - self.taps + 1 :]
-            shared.cache.held[self.layer] = {"before": last, "state": state}
+            shared.cache.keep(self.layer, before=last, state=state)
         y = (y + wide(self.D) * wide(x)) * F.silu(wide(z))
         return self.out_proj(y.to(u.dtype))
 

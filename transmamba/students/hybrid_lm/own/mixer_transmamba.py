@@ -60,7 +60,7 @@ class HybridMamba2(nn.Module):
         step = F.softplus(wide(dt) + wide(self.dt_bias))
         y, state = scan(x, step, -wide(self.A_log).exp(), B, C, held.get("state"))
         if shared.cache is not None:
-            shared.cache.held[self.layer] = {"before": before, "state": state}
+            shared.cache.keep(self.layer, before=before, state=state)
         y = (y + wide(self.D)[:, None] * x).flatten(2).to(u.dtype)
         return self.out_proj(self.norm(y, z))
 

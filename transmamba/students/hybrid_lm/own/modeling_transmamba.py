@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from .cache_transmamba import HybridCache
 from .configuration_transmamba import HybridConfig
 from .experts_transmamba import HybridExperts
+from .fixed_cache_transmamba import FixedHybridCache
 from .layers_transmamba import HybridAttention, HybridMLP, HybridRMSNorm, Pass
 from .mamba_transmamba import HybridMamba
 from .mixer_transmamba import HybridMamba2
@@ -136,6 +137,11 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    def fixed_cache(self, length: int) -> FixedHybridCache:
+        """Of at most `length` tokens, for `past_key_values` of a forward pass or of generate: tensors that
+        stay where they are, so that a token can be recorded as a CUDA graph once the prompt has been read."""
+        return FixedHybridCache(self.config.num_hidden_layers, length)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
