@@ -291,3 +291,83 @@ def test_of_a_llava_the_decoder_is_timed(tmp_path: Path) -> None:
     (tmp_path / "unsaid.json").write_text(json.dumps({**said, "text_config": None}))
     with pytest.raises(UserError, match="text_config is null"):
         read_model_config(str(tmp_path / "unsaid.json"))
+
+
+WINDOWED = {"window": 5, "sinks": 2}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "keep", "nearby"),
+    [
+        ("SmolLM (tied)", (1,), WINDOWED),
+        ("Qwen3 (q/k norms)", (), WINDOWED),
+        ("Qwen3 (q/k norms)", (0,), {}),
+    ],
+)
+def test_a_timed_run_of_our_own_class_writes_what_it_says(
+    name: str, keep: tuple[int, ...], nearby: dict[str, int]
+) -> None:
+    torch.manual_seed(0)
+    model = make_model(hybrid_config(make(name).config, keep, **nearby), CPU, torch.float32)
+    for parameter in model.parameters():  # at their start, words are nearly alike
+        parameter.normal_(std=0.2)
+    text = torch.randint(3, 97, (2, 17), generator=torch.Generator().manual_seed(5))
+    decoding = Decoding(model, 2, 20, 4)
+    decoding.cache.reset()
+    first = model(text[:, :16], past_key_values=decoding.cache).logits[:, -1:].argmax(-1)
+    wanted = greedy(model, torch.cat([text[:, :16], first], dim=1), 4)
+    decoding.ids.copy_(first)
+    seen = []
+    for _ in range(4):
+        decoding.step()
+        seen.append(decoding.ids.clone())
+    assert torch.equal(torch.cat(seen, dim=1), wanted)
+    assert len(wanted.unique()) > 1
+    prompt = Prefill(model, 2, 17)
+    prompt.ids.copy_(text)
+    for _ in range(2):
+        prompt.rewind()
+        assert torch.allclose(prompt()[:, 0], model(text, use_cache=False).logits[:, -1], atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [16, 19, 33])
+@pytest.mark.parametrize("student", ["hybrid_lm", "window_lm"])
+def test_a_cache_that_pretends_holds_what_one_that_read_does(tokens: int, student: str) -> None:
+    other = "window_mamba" if student == "hybrid_lm" else "window_attention"
+    config = hybrid_config(make("SmolLM (tied)").config, (1,), **WINDOWED)
+    config.layer_kinds = [other if kind == "window_mamba" else kind for kind in config.layer_kinds]
+    model = make_model(config, CPU, torch.float32)
+    read = model.fixed_cache(40)
+    model(torch.randint(3, 97, (2, tokens)), past_key_values=read)
+    made = Decoding(model, 2, 40, 40 - tokens)
+    assert made.start == tokens == made.cache.read and made.cache.next.tolist() == read.next.tolist()
+    for mine, theirs in zip(made.cache.held, read.held, strict=True):
+        still = theirs["places"] >= 0
+        assert torch.equal(mine["places"][still], theirs["places"][still]) and still.any()
+        assert mine["keys"].std() > 0.5
+
+
+def test_rows_of_our_own_class(teacher: str, no_time: list[tuple[int, int]]) -> None:
+    options: Any = dict(keep=[1], lengths=[48], batches=[3], tokens=4, phases=["decode"], device="cpu")
+    _, row = bench_decode(teacher, **WINDOWED, **options)
+    assert (row["attention_layers"], row["kernels"], row["speed"]) == (1, "its own code", 2.0)
+    config = read_model_config(teacher)
+    heads, size = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    # in eights: 48 tokens and a slot for what nobody reads; 2 + 6 and that. bf16; places in 8 bytes
+    full, near = 56 * (2 * heads * size * 2 + 8), 16 * (2 * heads * size * 2 + 8)
+    far = 16 * heads * 4 + heads * (size * size + size) * 4  # steps, state and sums in float32
+    assert row["cache_mb"] * 2**20 == 3 * (full + 2 * (near + far))
+    with pytest.raises(UserError, match=r"window is 5, sinks 2, but student .* has its own"):
+        next(bench_decode(teacher, student=teacher, device="cpu", **WINDOWED))
+    for sizes, says in (({"sinks": 2}, "sinks is given, but window is 0"), ({"window": -1}, "window is -1")):
+        with pytest.raises(UserError, match=says):
+            next(bench_decode(teacher, [1], device="cpu", **sizes))  # type: ignore[arg-type]
+
+
+def test_a_folder_of_our_own_class_is_timed(tmp_path: Path, teacher: str) -> None:
+    config = hybrid_config(make("SmolLM (tied)").config, (1,), **WINDOWED)
+    config.save_pretrained(tmp_path)
+    for given in (tmp_path, tmp_path / "config.json"):
+        assert read_model_config(str(given)).layer_kinds == config.layer_kinds

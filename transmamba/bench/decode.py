@@ -1,8 +1,8 @@
 """What a hybrid language model costs to run beside its teacher, as texts grow: writing a token, and reading a
 prompt; time and memory.
 
-Both are transformers' own classes with a static cache. At each point they are timed in one process, in turns.
-A point at which memory is too small is a row that says so.
+Both are transformers' own classes with a static cache, or the hybrid ours with a cache of fixed size. At each
+point they are timed in one process, in turns. A point at which memory is too small is a row that says so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from ..errors import UserError
 from ..evaluation.cost import HALF, find_device
+from .decode_caches import is_own
 from .decode_models import (
     Decoding,
     Prefill,
@@ -28,6 +29,8 @@ from .fits import measured
 
 Kernels = Literal["transmamba", "transformers"]
 PHASES = ("decode", "prefill")
+# what runs a hybrid of our own class
+OWN = "its own code"
 # key -> what a table calls it, its width there, its format
 COLUMNS: Mapping[str, tuple[str, int, str]] = {
     "phase": ("phase", 7, "s"),
@@ -63,6 +66,8 @@ def bench_decode(
     batches: Sequence[int] = (1, 16),
     *,
     student: str | None = None,
+    window: int = 0,
+    sinks: int = 0,
     phases: Sequence[str] = PHASES,
     steps: int = 10,
     tokens: int = 8,
@@ -81,6 +86,8 @@ def bench_decode(
     teacher: a language model's folder, id or config.json, of which only the shape is taken
     keep:    its layers that the hybrid keeps attention in; or
     student: a hybrid's folder or config.json
+    window, sinks: of the hybrid that keeps `keep`: its other layers read so many tokens and, by a scan, what
+        lies between; 0 for Mamba-2
     lengths: tokens in the cache when the last one is written, and of a prompt. Decoding, the cache is filled
         with random numbers, not by reading
     steps:   timed runs, of which the median counts; of prompts 3 at most
@@ -98,14 +105,25 @@ def bench_decode(
         raise UserError("graphs are CUDA's, and this runs on the CPU; leave --graphs out")
     if student is not None and keep:
         raise UserError(f"keep is {list(keep)}, but student {student} has its own layers; leave one out")
+    if student is not None and (window or sinks):
+        raise UserError(
+            f"window is {window}, sinks {sinks}, but student {student} has its own; leave them out"
+        )
     theirs = read_model_config(teacher)
-    mine = hybrid_config(theirs, keep) if student is None else read_model_config(student)
+    mine = hybrid_config(theirs, keep, window, sinks) if student is None else read_model_config(student)
     options = Options(steps=steps, tokens=tokens, graphs=graphs, compiled=compiled)
     dtype = HALF.get(precision, torch.float32)
     here = torch.cuda.device(where) if where.type == "cuda" else contextlib.nullcontext()
-    with here, _kernels(kernels, mine.model_type), torch.no_grad():
+    # a hybrid of our own class runs its own code, whatever is asked
+    kernels_used = contextlib.nullcontext() if is_own(mine) else _kernels(kernels, mine.model_type)
+    with here, kernels_used, torch.no_grad():
         models = {"teacher": make_model(theirs, where, dtype), "hybrid": make_model(mine, where, dtype)}
-        said = {"kernels": kernels, "graphs": graphs, "compiled": compiled, "precision": precision}
+        said = {
+            "kernels": OWN if is_own(mine) else kernels,
+            "graphs": graphs,
+            "compiled": compiled,
+            "precision": precision,
+        }
         for phase in phases:
             for length in lengths:
                 for batch in batches:

@@ -1,5 +1,5 @@
-"""What `bench decode` times: a language model and its hybrid as transformers' own classes, of configurations
-alone, and the caches that they write into.
+"""What `bench decode` times: a language model and its hybrid as transformers' own classes, or the hybrid as
+ours, of configurations alone.
 
 Their weights are random: what they are does not change the time.
 """
@@ -17,12 +17,14 @@ from torch import Tensor
 from ..ecosystems import decoders
 from ..ecosystems.sources import read_source
 from ..ecosystems.vision_language import LLAVA
-from ..errors import UserError
+from ..errors import UserError, WrongValues
 from ..students.hybrid_lm.architectures import ARCHITECTURES, make_config
 from ..students.hybrid_lm.names import HybridLM
+from ..students.hybrid_lm.own_class import make_own_config, own_config, own_model
 from ..students.hybrid_lm.shape import architecture_for, shape_of
 from ..teachers.load import adapt_teacher
 from ..training.cuda_graph import WARMUP, Recording, first_error
+from .decode_caches import go_to, is_own, pretend, static_cache
 
 # tokens that are read before a cache is filled with numbers: more than a convolution's taps
 _PROMPT = 16
@@ -38,6 +40,8 @@ def read_model_config(text: str) -> Any:
         source = read_source(text)
         if source.config.get("model_type") == LLAVA:
             return decoders.read_config(source).text_config
+        if source.config.get("model_type") == own_config().model_type:
+            return own_config().from_dict(source.config)
         if not decoders.is_decoder(source):
             raise UserError(f"{text!r} is no language model of transformers; write a folder or a config.json")
         config = decoders.read_config(source)
@@ -56,15 +60,18 @@ def _of_file(text: str, path: Path) -> Any:
         decoders.refuse_unsaid_parts(text, {"model_type": kind, **values})
         with decoders.explained(text):
             return AutoConfig.for_model(kind, **values).text_config
+    if kind == own_config().model_type:
+        return own_config().from_dict(values)
     if not isinstance(kind, str) or not decoders.is_language(kind):
         raise UserError(f"{text!r}: model_type is {kind!r}, which is no language model of transformers")
     with decoders.explained(text):
         return AutoConfig.for_model(kind, **values)
 
 
-def hybrid_config(teacher: Any, keep: Sequence[int]) -> Any:
-    """Of the hybrid with a teacher's shape and its attention in these layers. Raises UserError for a teacher
-    that no hybrid_lm holds, and for layers that are not there."""
+def hybrid_config(teacher: Any, keep: Sequence[int], window: int = 0, sinks: int = 0) -> Any:
+    """Of the hybrid with a teacher's shape and its attention in these layers; in the others Mamba-2, or with
+    `window` that many tokens, `sinks` and a scan. Raises UserError for a teacher that no hybrid_lm holds, for
+    layers that are not there, and for windows that there cannot be."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -72,18 +79,23 @@ def hybrid_config(teacher: Any, keep: Sequence[int]) -> Any:
         empty: Any = AutoModelForCausalLM.from_config(teacher)
     empty.tie_weights()  # making its parameters empty has undone that
     view = adapt_teacher(empty).view
-    kind = architecture_for(view, "auto")
+    kind = "own" if window else architecture_for(view, "auto")
+    try:
+        asked = HybridLM(attention_layers=tuple(keep), window=window, sinks=sinks)
+    except WrongValues as error:
+        raise UserError(str(error)) from error
+    shape = shape_of(view, asked, not ARCHITECTURES[kind].mlp_bias, normed=kind == "own")
+    if window:
+        return make_own_config(shape, "hybrid_lm", "window_mamba", window=window, sinks=sinks)
     if kind == "own":
-        raise UserError(
-            f"a hybrid of {teacher.model_type!r} has a class of its own, without a static cache; name a "
-            "Llama, Mistral or Qwen2"
-        )
-    asked = HybridLM(attention_layers=tuple(keep))
-    return make_config(kind, shape_of(view, asked, not ARCHITECTURES[kind].mlp_bias))
+        return make_own_config(shape, "hybrid_lm", "linear_attention")
+    return make_config(kind, shape)
 
 
 def attention_layers(config: Any) -> int:
     """How many there are, but for the empty one of a hybrid without any."""
+    if is_own(config):
+        return int(config.layer_kinds.count("full_attention"))
     kinds = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None)
     if not kinds:
         return int(config.num_hidden_layers)
@@ -92,11 +104,13 @@ def attention_layers(config: Any) -> int:
 
 
 def make_model(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """transformers' model with random weights, in evaluation mode."""
+    """The model with random weights, in evaluation mode."""
     from transformers import AutoModelForCausalLM
 
     with decoders.explained(config.model_type, tried="made"), torch.device(device):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: Any = (
+            own_model()(config) if is_own(config) else AutoModelForCausalLM.from_config(config, dtype=dtype)
+        )
     return model.to(device, dtype).eval().requires_grad_(False)
 
 
@@ -140,20 +154,17 @@ class Decoding:
         self.cache = static_cache(model, length)
         ids = torch.randint(model.config.vocab_size, (batch, min(_PROMPT, self.start)), device=model.device)
         self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        for layer in self.cache.layers:  # as if it had read all that is before
-            if getattr(layer, "keys", None) is not None:
-                layer.keys.normal_()
-                layer.values.normal_()
+        pretend(self.cache, model.config, self.start)
         self.ids, self.positions = ids[:, :1].clone(), torch.zeros_like(ids[:, :1])
+        # ours follows places by itself, and would wait for the device to hear that these are the same
+        self._said = {} if is_own(model.config) else {"position_ids": self.positions}
         self._forward = torch.compile(model, dynamic=False) if compiled else model
         self._recording = self._recorded() if graphs else None
 
     def rewind(self) -> None:
         """Back to the first of them. States of Mamba-2 go on, which have no length."""
         self.positions.fill_(self.start)
-        for layer in self.cache.layers:
-            if getattr(layer, "keys", None) is not None:
-                layer.cumulative_length.fill_(self.start)
+        go_to(self.cache, self.start)
 
     def __call__(self) -> Tensor:
         for _ in range(self.tokens):
@@ -170,7 +181,7 @@ class Decoding:
     def _token(self) -> None:
         """Everything in place, so that a recording can be replayed."""
         logits = self._forward(
-            input_ids=self.ids, position_ids=self.positions, past_key_values=self.cache, use_cache=True
+            input_ids=self.ids, past_key_values=self.cache, use_cache=True, **self._said
         ).logits
         self.ids.copy_(logits[:, -1:].argmax(dim=-1))
         self.positions.add_(1)
@@ -190,24 +201,6 @@ class Decoding:
                 f"graphs: a token of {self.model.config.model_type} could not be recorded "
                 f"({first_error(error)}); leave --graphs out"
             ) from error
-
-
-def static_cache(model: Any, length: int) -> Any:
-    """Of `length` tokens, all in place: keys and values of attention, states of Mamba-2."""
-    from transformers import StaticCache
-
-    return StaticCache(config=model.config, max_cache_len=length)
-
-
-def cache_bytes(cache: Any) -> int:
-    """Of all tensors that a cache holds."""
-    held = []
-    for layer in cache.layers:
-        for name in ("keys", "values"):
-            held.append(getattr(layer, name, None))
-        for name in ("conv_states", "recurrent_states"):
-            held += (getattr(layer, name, None) or {}).values()
-    return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
 
 
 def out_of_memory(error: BaseException | None) -> bool:

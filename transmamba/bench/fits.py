@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ..evaluation.cost import peak_memory_mb, reset_peak_memory
-from .decode_models import cache_bytes, out_of_memory
+from .decode_caches import cache_bytes
+from .decode_models import out_of_memory
 from .step import interleaved
 
 

@@ -46,6 +46,10 @@ def add_decode(parser: argparse.ArgumentParser) -> None:
         "--keep", type=_words, default="", metavar="K,K", help="layers in which the hybrid keeps attention"
     )
     parser.add_argument("--student", help="a hybrid's folder or config.json, instead of --keep")
+    parser.add_argument(
+        "--window", type=int, default=0, help="tokens that its other layers read beside a scan (0: Mamba-2)"
+    )
+    parser.add_argument("--sinks", type=int, default=0, help="first tokens that they read too (0)")
     parser.add_argument("--lengths", type=_words, default="2048,16384", help="tokens (2048,16384)")
     parser.add_argument("--batch", type=_words, default="1,16", metavar="N,N", help="rows (1,16)")
     parser.add_argument("--phases", type=_words, default="decode,prefill", help="decode,prefill, or one")
@@ -159,7 +163,7 @@ def run_inference(arguments: argparse.Namespace) -> int:
 
 
 def run_decode(arguments: argparse.Namespace) -> int:
-    from ..bench.decode import COLUMNS, bench_decode, decode_line
+    from ..bench.decode import COLUMNS, OWN, bench_decode, decode_line
 
     rows = bench_decode(
         arguments.teacher,
@@ -167,6 +171,8 @@ def run_decode(arguments: argparse.Namespace) -> int:
         _whole(arguments.lengths, "--lengths", "2048,16384"),
         _whole(arguments.batch, "--batch", "1,16"),
         student=arguments.student,
+        window=arguments.window,
+        sinks=arguments.sinks,
         phases=arguments.phases,
         steps=arguments.steps,
         tokens=arguments.tokens,
@@ -182,7 +188,8 @@ def run_decode(arguments: argparse.Namespace) -> int:
     for number, row in enumerate(rows):
         if number == 0:
             ways = [way for way in ("graphs", "compiled") if row[way]]
-            print(f"Mamba-2 by {row['kernels']}, {row['precision']}{''.join(f', {way}' for way in ways)}")
+            whose = "Hybrid" if row["kernels"] == OWN else "Mamba-2"
+            print(f"{whose} by {row['kernels']}, {row['precision']}{''.join(f', {way}' for way in ways)}")
             print(decode_line(dict.fromkeys(COLUMNS)), flush=True)
         print(decode_line(row), flush=True)
     return 0
