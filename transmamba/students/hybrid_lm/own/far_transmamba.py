@@ -46,9 +46,9 @@ class HybridFar(nn.Module):
         places: (B, S) theirs
         """
         held = {} if shared.cache is None else shared.cache.held[self.layer]
-        left = _left(places, shared.places, *nearby)
-        keys, x, step = (_taken(known[name], left) for name in ("keys", "values", "steps"))
-        there, step = left.any(dim=-1), step[..., 0]
+        at, there = _left(places, shared, *nearby)
+        keys, x, step = (_taken(known[name], at, there) for name in ("keys", "values", "steps"))
+        step = step[..., 0]
         b = (wide(keys) @ wide(self.keys)).softmax(dim=-1) * there[:, None, :, None]
         c = (wide(q) @ wide(self.queries)).softmax(dim=-1)
         rate, times = -wide(self.A_log).exp(), q.shape[1] // b.shape[1]
@@ -67,16 +67,23 @@ class HybridFar(nn.Module):
         return far.to(q.dtype), torch.where(there, share, 0).to(q.dtype)
 
 
-def _left(places: Tensor, mine: Tensor, window: int, sinks: int) -> Tensor:
-    """(B, T, S) which known token has just left a new one's window, if it is no sink."""
+def _left(places: Tensor, shared: Pass, window: int, sinks: int) -> tuple[Tensor, Tensor]:
+    """Which known token has just left each new one's window, (B, T), and whether there is one that is no
+    sink, (B, T)."""
+    mine = shared.places
+    if shared.joined and places is mine:  # they lie one after the other
+        at = torch.arange(mine.shape[1], device=mine.device) - window
+        within, at = at >= 0, at.clamp_min(0)
+        return at.expand_as(mine), within & (places[:, at] >= sinks) & (mine >= 0)
     theirs = places[:, None, :]
-    return (mine[:, :, None] - window == theirs) & (theirs >= sinks) & (mine >= 0)[:, :, None]
+    left = (mine[:, :, None] - window == theirs) & (theirs >= sinks) & (mine >= 0)[:, :, None]
+    return left.long().argmax(dim=-1), left.any(dim=-1)
 
 
-def _taken(x: Tensor, left: Tensor) -> Tensor:
-    """Of x (B, G, S, ...) what has left each new token's window, (B, G, T, ...), 0 where nothing has."""
-    at = left.long().argmax(dim=-1)[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
-    return x.gather(2, at) * left.any(dim=-1)[:, None, :, None]
+def _taken(x: Tensor, at: Tensor, there: Tensor) -> Tensor:
+    """Of x (B, G, S, ...) the tokens `at` (B, T), (B, G, T, ...), 0 where none is there."""
+    found = x.gather(2, at[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+    return found * there[:, None, :, None]
 
 
 def _scan(

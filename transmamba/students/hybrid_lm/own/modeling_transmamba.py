@@ -124,8 +124,15 @@ class HybridModel(HybridPreTrainedModel):
             if bool(((apart != first) & real).any()):
                 raise ValueError("position_ids are not one after the other; packed texts are not told apart")
         cos, sin = self.rotary_emb(x, places.clamp_min(0))
-        plain = not padded and (cache is None or cache.read == 0)
-        return Pass(real, places, cos[:, None], sin[:, None], cache, plain)
+        anew = cache is None or cache.read == 0
+        joined = anew and (not padded or not _parted(real))
+        return Pass(real, places, cos[:, None], sin[:, None], cache, anew and not padded, joined)
+
+
+def _parted(real: Tensor) -> bool:
+    """Whether a row (B, T) has padding between its tokens."""
+    begins = real & ~F.pad(real, (1, -1))
+    return bool((begins.sum(dim=1) > 1).any())
 
 
 class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):

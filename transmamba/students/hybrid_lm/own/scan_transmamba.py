@@ -20,6 +20,7 @@ class Pass:
     cos, sin:     (B, 1, T, P) of those places
     cache:        what is remembered; None where nothing is
     plain:        whether no row has padding and nothing was read before
+    joined:       whether nothing was read before, and no row has padding between its tokens
     """
 
     real: Tensor
@@ -28,6 +29,7 @@ class Pass:
     sin: Tensor
     cache: HybridCache | None
     plain: bool
+    joined: bool
 
 
 def wide(x: Tensor) -> Tensor:
