@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ...core.output import Context, wide
 from ...views.rope import Rope
-from ...views.sublayers import attend
 from .far import share_of
 from .layers import Attention
 from .least_squares import ridge
@@ -123,7 +122,7 @@ def _factors(attention: Attention, window: int, rows: Sequence[_Row]) -> Tensor:
     for row in rows:
         near = row.reading.nearby[window]
         q, k, v = row.read
-        mixed = attend(q, k, v, near.allowed)
+        mixed = near.attend(q, k, v)
         average, count = far.averaged(row.u, q, k, v, near, row.reading.context.segments)
         share = share_of(wide(far.gate(row.u)).mT, count)[..., None]
         made = ((share * (average - mixed))[0].double() @ columns).flatten(1)  # (H, L D)

@@ -62,7 +62,7 @@ class Attention(nn.Module):
             mixed = attend(q, k, v, reading.allowed)
         else:
             near = reading.nearby[self._drawn()]
-            mixed = attend(q, k, v, near.allowed)
+            mixed = near.attend(q, k, v)
             if self.far is not None and self.scan:
                 far, share, weight = self.far(u, q, k, v, near, reading.context.segments)
                 mixed = ((1 - share) * mixed + weight * far).to(v.dtype)

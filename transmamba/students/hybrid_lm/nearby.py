@@ -5,6 +5,7 @@ Shapes: B rows (or 1 for all), L tokens, P channels a head.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -13,27 +14,43 @@ from torch import Tensor
 
 from ...core.output import Context
 from ...views.rope import Rope
-from ...views.sublayers import readable
+from ...views.sublayers import attend, readable
+from .blocks import BLOCK, Blocks
 
 
 @dataclass(frozen=True)
 class Nearby:
     """A token's last `window` tokens, itself included, and the first `sinks` of its document.
 
-    allowed: (B, 1, L, L) bool, whether a token may read another that is among them; None where causality
-        alone says so
-    left:    (B, L) bool, whether the token `window` before this one has just left its window: a real one of
+    every:  (B, 1, L, L) bool, what may be read at all; None where causality alone says so
+    places: (B, L), each token's in its document
+    left:   (B, L) bool, whether the token `window` before this one has just left its window: a real one of
         the same document, and no sink
+    blocks: how texts that are longer than a window and a block are read; None of shorter ones
     """
 
     window: int
-    allowed: Tensor | None
+    sinks: int
+    every: Tensor | None
+    places: Tensor
     left: Tensor
+    blocks: Blocks | None
 
     @classmethod
-    def of(cls, context: Context, allowed: Tensor | None, places: Tensor, window: int, sinks: int) -> Nearby:
-        """allowed: what may be read at all; places (B, L), each token's in its document"""
-        return cls(window, _near(allowed, places, window, sinks), _left(context, places, window, sinks))
+    def of(cls, context: Context, every: Tensor | None, places: Tensor, window: int, sinks: int) -> Nearby:
+        longer = places.shape[1] > window + BLOCK
+        blocks = Blocks.of(context, places, window, sinks) if longer else None
+        return cls(window, sinks, every, places, _left(context, places, window, sinks), blocks)
+
+    @functools.cached_property
+    def allowed(self) -> Tensor | None:
+        """(B, 1, L, L) bool, whether a token may read another that is near; None where causality alone says
+        so."""
+        return _near(self.every, self.places, self.window, self.sinks)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention (B, H, L, P) of q over what is near, of k and v of as many heads or fewer."""
+        return attend(q, k, v, self.allowed) if self.blocks is None else self.blocks.attend(q, k, v)
 
 
 @dataclass(frozen=True)

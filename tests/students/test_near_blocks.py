@@ -1,0 +1,99 @@
+"""Attention to near tokens in blocks, against one mask over all pairs of tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hybrids import relative
+from torch import Tensor
+
+from transmamba.core.output import Context
+from transmamba.students.hybrid_lm import blocks, nearby
+from transmamba.students.hybrid_lm.nearby import Nearby
+from transmamba.views.sublayers import attend, readable
+
+LENGTH, ROWS = 37, 3
+
+
+@pytest.fixture(autouse=True, params=[4, 8, 16])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    for module in (blocks, nearby):
+        monkeypatch.setattr(module, "BLOCK", request.param)
+    return int(request.param)
+
+
+def contexts() -> dict[str, Context]:
+    """Rows of one text, of padding on either side or within, and of packed documents of all lengths."""
+    text = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    found = {"alone": Context(), "numbered": Context.of({"text": text})}
+    for name, padded in (("left", slice(0, 9)), ("right", slice(20, None)), ("within", slice(6, 19))):
+        mask = torch.ones(ROWS, LENGTH, dtype=torch.bool)
+        mask[1, padded] = False
+        mask[2, 2 if name == "right" else slice(0, LENGTH - 2)] = False
+        found[name] = Context.of({"text": text, "text_mask": mask})
+    begins = torch.zeros(ROWS, LENGTH, dtype=torch.int32)
+    begins[0, [3, 4, 15]], begins[1, [16, 32]], begins[2, 1:] = 1, 1, 1
+    segments = begins.cumsum(dim=1).int()
+    found["packed"] = Context.of({"text": text, "text_segment": segments})
+    mask = torch.ones(ROWS, LENGTH, dtype=torch.bool)
+    mask[:, 33:] = False
+    found["packed, padded"] = Context.of({"text": text, "text_segment": segments, "text_mask": mask})
+    return found
+
+
+def near(context: Context, window: int, sinks: int) -> Nearby:
+    x = torch.zeros(ROWS, LENGTH, 1)
+    places = torch.arange(LENGTH)[None] if context.positions is None else context.positions
+    return Nearby.of(context, readable(context, True, None, x), places, window, sinks)
+
+
+def real(context: Context) -> Tensor:
+    return torch.ones(ROWS, LENGTH, dtype=torch.bool) if context.mask is None else context.mask
+
+
+@pytest.mark.parametrize("name", contexts())
+@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (1, 2), (5, 0), (5, 3), (9, 1), (20, 6)])
+def test_each_token_reads_the_same_others_each_once(name: str, window: int, sinks: int) -> None:
+    """By queries of zeros, for which softmax is even, over values that are one another's marks."""
+    context = contexts()[name]
+    made = near(context, window, sinks)
+    assert made.blocks is not None and made.allowed is not None
+    zeros, marks = torch.zeros(ROWS, 1, LENGTH, LENGTH), torch.eye(LENGTH).expand(ROWS, 1, -1, -1)
+    found = made.attend(zeros, zeros, marks)[:, 0]
+    allowed = made.allowed.expand(ROWS, -1, -1, -1)[:, 0].double()
+    wanted = allowed / allowed.sum(dim=-1, keepdim=True)
+    assert (found - wanted)[real(context)].abs().max() < 1e-6
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("name", contexts())
+@pytest.mark.parametrize("heads", [2, 6])
+def test_values_and_gradients_are_those_of_one_mask(name: str, heads: int) -> None:
+    context = contexts()[name]
+    made = near(context, 5, 3)
+    torch.manual_seed(0)
+    each = [(ROWS, heads, LENGTH, 4), (ROWS, 2, LENGTH, 4), (ROWS, 2, LENGTH, 4)]
+    given = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in each]
+    asked = torch.randn(ROWS, heads, LENGTH, 4, dtype=torch.float64) * real(context)[:, None, :, None]
+    values, gradients = [], []
+    for attended in (made.attend, lambda q, k, v: attend(q, k, v, made.allowed)):
+        value = attended(*given)
+        values.append(value.transpose(1, 2)[real(context)])
+        gradients.append(torch.autograd.grad((value * asked).sum(), given))
+    assert relative(values[0], values[1]) < 1e-12
+    for mine, theirs in zip(*gradients, strict=True):
+        assert relative(mine, theirs) < 1e-12
+
+
+def test_short_texts_are_read_as_a_whole(block: int) -> None:
+    x = torch.zeros(1, block + 5, 1)
+    for window, whole in ((5, True), (4, False)):
+        places = torch.arange(block + 5)[None]
+        made = Nearby.of(Context(), readable(Context(), True, None, x), places, window, 2)
+        assert (made.blocks is None) == whole
+
+
+def test_no_mask_over_all_pairs_is_made() -> None:
+    made = near(contexts()["packed"], 5, 3)
+    made.attend(*torch.zeros(3, ROWS, 1, LENGTH, 4))
+    assert "allowed" not in vars(made)

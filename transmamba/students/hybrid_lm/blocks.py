@@ -1,0 +1,97 @@
+"""Attention to near tokens, some tokens at a time and all of these beside each other: its work grows with a
+text's length, where that of one mask over all pairs grows with its square.
+
+Shapes: B rows (or 1 for all) of L tokens, in n blocks of C; K first tokens. A block reads K + window - 1 + C of
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...core.output import Context
+from ...views.sublayers import attend
+
+# tokens of a block, C: wide enough for a kernel's tiles, and not much wider than windows are
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """first: (B, n, K) where the first tokens lie that a block's beginning may read
+    allowed: (B, n, C, K + window - 1 + C) bool, which of these and of those around it each token reads
+    """
+
+    window: int
+    first: Tensor
+    allowed: Tensor
+
+    @classmethod
+    def of(cls, context: Context, places: Tensor, window: int, sinks: int) -> Blocks:
+        """places: (B, L), each token's in its document"""
+        length, before = places.shape[1], window - 1
+        first = _first(context, places, sinks)
+        columns = torch.arange(length, device=places.device)[None]
+        own = _blocks(columns, -1)[..., None]  # (1, n, C, 1)
+        column = _read(columns, first, before, -1)
+        # first tokens that lie around the block are read there
+        once = torch.ones_like(column, dtype=torch.bool)
+        once[..., : first.shape[2]] = first[:, :, None] < own[:, :, :1] - before
+        near = (own - column < window) | (_read(places, first, before, sinks) < sinks)
+        allowed = once & (column >= 0) & (column <= own) & near
+        if context.segments is not None:
+            mine = _blocks(context.segments, -1)[..., None]
+            allowed = allowed & (mine == _read(context.segments, first, before, -1))
+        if context.mask is not None:
+            allowed = allowed & _read(context.mask, first, before, False)
+        # a padded token reads itself, and so does what fills the last block: a softmax is over something
+        return cls(window, first, allowed | (once & (column == own)) | (own < 0))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention (B, H, L, P) of q over what is near, of k and v of as many heads or fewer."""
+        length, before = q.shape[2], self.window - 1
+        behind = -length % BLOCK
+        first = self.first.expand(len(q), -1, -1).flatten(1)[:, None, :, None]
+
+        def around(x: Tensor) -> Tensor:
+            """(B n, G, K + window - 1 + C, P) of (B, G, L, P)"""
+            near = F.pad(x, (0, 0, before, behind)).unfold(2, BLOCK + before, BLOCK).transpose(3, 4)
+            far = x.gather(2, first.expand(-1, x.shape[1], -1, x.shape[3])).unflatten(2, self.first.shape[1:])
+            return torch.cat([far, near], dim=3).transpose(1, 2).flatten(0, 1)
+
+        asking = F.pad(q, (0, 0, 0, behind)).unflatten(2, (-1, BLOCK)).transpose(1, 2).flatten(0, 1)
+        allowed = self.allowed.expand(len(q), -1, -1, -1).flatten(0, 1)[:, None]
+        mixed = attend(asking, around(k), around(v), allowed).unflatten(0, (len(q), -1))
+        return mixed.transpose(1, 2).flatten(2, 3)[:, :, :length]
+
+
+def _first(context: Context, places: Tensor, sinks: int) -> Tensor:
+    """(B, n, K): the first tokens of the document that each block begins in."""
+    length = places.shape[1]
+    number = torch.arange(sinks, device=places.device)
+    if context.segments is not None:
+        begins = torch.arange(0, length, BLOCK, device=places.device)
+        at = (begins - places[:, ::BLOCK])[..., None] + number
+        return at.clamp(0, length - 1)
+    real = places[:, None] == number[:, None]  # (B, K, L)
+    if context.mask is not None:
+        real = real & context.mask[:, None]
+    # of a text with fewer tokens column 0 instead, which is allowed to no token twice
+    return real.long().argmax(dim=-1)[:, None].expand(-1, -(-length // BLOCK), -1)
+
+
+def _blocks(x: Tensor, filled: int) -> Tensor:
+    """(B, n, C) of (B, L), the last filled up."""
+    return F.pad(x, (0, -x.shape[1] % BLOCK), value=filled).unflatten(1, (-1, BLOCK))
+
+
+def _read(x: Tensor, first: Tensor, before: int, filled: int) -> Tensor:
+    """(B, n, 1, K + before + C) of (B, L): of the first tokens, and of a block and what lies before it."""
+    near = F.pad(x, (before, -x.shape[1] % BLOCK), value=filled).unfold(1, BLOCK + before, BLOCK)
+    rows = max(len(x), len(first))
+    far = x.expand(rows, -1).gather(1, first.expand(rows, -1, -1).flatten(1)).unflatten(1, first.shape[1:])
+    return torch.cat([far, near.expand(rows, -1, -1)], dim=-1)[:, :, None]
