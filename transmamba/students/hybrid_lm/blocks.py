@@ -1,8 +1,8 @@
 """Attention to near tokens, some tokens at a time and all of these beside each other: its work grows with a
 text's length, where that of one mask over all pairs grows with its square.
 
-Shapes: B rows (or 1 for all) of L tokens, in n blocks of C; K first tokens. A block reads K + window - 1 + C of
-them.
+Shapes: B rows (or 1 for all) of L tokens, in n blocks of C; K first tokens. A block reads K + window - 1 + C
+tokens.
 """
 
 from __future__ import annotations
