@@ -39,14 +39,22 @@ def test_refused_when_read(changes: dict[str, Any], message: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("changes", ["init=null", "init.layers=0", "scratch={}"])
-def test_what_is_fitted_to_a_teacher_needs_its_weights(changes: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("student.half_life=fitted", "student.half_life is fitted, to a teacher's heads, but init is null"),
+        (
+            "student.experts={count: 4, redrawn: 0.5}",
+            "student.experts.redrawn is 0.5, a share of the teacher's neurons, but init is null",
+        ),
+    ],
+)
+def test_what_is_of_a_teacher_needs_its_weights(asked: str, message: str, changes: str) -> None:
     path = Path(__file__).parents[2] / "recipes" / "configs" / "llama_to_hybrid_debug.yaml"
-    with pytest.raises(
-        UserError, match=r"student.half_life is fitted, to a teacher's heads, but init is null"
-    ) as caught:
-        configs.load(Recipe, path, ["student.half_life=fitted", changes])
+    with pytest.raises(UserError, match=message) as caught:
+        configs.load(Recipe, path, [asked, changes])
     assert "1 problem" in str(caught.value)
-    configs.load(Recipe, path, ["student.half_life=fitted"])
+    configs.load(Recipe, path, [asked])
     configs.load(Recipe, path, [changes])
 
 

@@ -146,12 +146,18 @@ class HybridLM(Saved):
 
     def problems_from_scratch(self) -> list[str]:
         """What of it cannot be where no weights are taken from the teacher."""
-        if self.half_life != "fitted":
-            return []
-        return [
-            "student.half_life is fitted, to a teacher's heads, but init is null, init.layers 0 or scratch "
-            "given, so that a student takes none of its weights; write tokens, such as 8"
-        ]
+        none = "but init is null, init.layers 0 or scratch given, so that a student takes none of its weights"
+        problems = []
+        if self.half_life == "fitted":
+            problems.append(
+                f"student.half_life is fitted, to a teacher's heads, {none}; write tokens, such as 8"
+            )
+        if self.experts is not None and self.experts.redrawn:
+            problems.append(
+                f"student.experts.redrawn is {self.experts.redrawn}, a share of the teacher's neurons, "
+                f"{none}; leave it out"
+            )
+        return problems
 
     def build(self, spec: StudentSpec) -> nn.Module:
         """Raises UserError without a teacher, for one that no class holds as a hybrid, and for a file of
