@@ -1,5 +1,5 @@
-"""Scans and convolutions of Mamba models, and a divergence over vocabularies for their distillation, in
-Triton and in plain PyTorch; needs torch alone.
+"""Scans and convolutions of Mamba models, experts, and a divergence over vocabularies for their distillation,
+in Triton and in plain PyTorch; needs torch alone.
 
 Every operator lives in its own folder: `reference.py` is the truth (a plain loop), `cpu.py` the fast PyTorch
 implementation, `gpu.py` launches Triton's kernels, and `__init__.py` checks the arguments and picks. The
@@ -11,6 +11,7 @@ from .bidirectional_conv1d import bidirectional_conv1d
 from .bidirectional_scan import bidirectional_scan
 from .bidirectional_ssd import bidirectional_ssd
 from .causal_conv1d import causal_conv1d, causal_conv1d_update
+from .grouped_experts import grouped_experts
 from .packing import seq_idx_from_cu_seqlens
 from .selective_scan import selective_scan
 from .selective_state_update import selective_state_update
@@ -25,6 +26,7 @@ __all__ = [
     "bidirectional_ssd",
     "causal_conv1d",
     "causal_conv1d_update",
+    "grouped_experts",
     "patch_transformers",
     "selective_scan",
     "selective_state_update",
