@@ -54,7 +54,7 @@ def by_hand(experts: Experts, x: Tensor) -> Tensor:
     return made
 
 
-@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm", "eager"])
+@pytest.mark.parametrize("implementation", ["transmamba", "grouped_mm", "batched_mm", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_are_what_the_definition_says(kind: str, implementation: str) -> None:
     experts = made(kind)

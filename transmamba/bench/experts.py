@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import UserError, WrongValues
 from ..evaluation.cost import HALF, autocast, find_device
 from ..layers.experts import Experts, ExpertsShape
+from ..layers.grouped import OURS
 from .step import interleaved
 
 # key -> what a table calls it, its width there, its format
@@ -59,8 +60,9 @@ def bench_experts(
     device: str | None = None,
     precision: str = "bf16",
 ) -> Iterator[dict[str, Any]]:
-    """Three rows a number of experts: `dense`, an MLP of each * neurons; `grouped products`, the experts
-    alone with routing that is given; `with router`, the whole layer. Milliseconds (medians of `steps`)
+    """Four rows a number of experts: `dense`, an MLP of each * neurons; `grouped_mm`, the experts alone with
+    routing that is given, by transformers' implementation; `grouped products`, the same as the layer runs them,
+    on a GPU by our kernels; `with router`, the whole layer. Milliseconds (medians of `steps`)
     `forward` and with `backward`, and both as dense's over them, `throughput`: 1 where grouping costs
     nothing.
 
@@ -102,9 +104,18 @@ def _of_shape(
     with torch.no_grad():
         _, routed = layer(x)
     given = routed.chosen.flatten(0, 1), routed.weights.flatten(0, 1)
+
+    def products(name: str, x: Tensor) -> Tensor:
+        layer.implement(name)
+        try:
+            return layer.products(x.flatten(0, 1), *given)
+        finally:
+            layer.implement(OURS)
+
     kinds: dict[str, Callable[[Tensor], Tensor]] = {
         "dense": dense,
-        "grouped products": lambda x: layer.products(x.flatten(0, 1), *given),
+        "grouped_mm": lambda x: products("grouped_mm", x),
+        "grouped products": lambda x: products(OURS, x),
         "with router": lambda x: layer(x)[0],
     }
     runs = {

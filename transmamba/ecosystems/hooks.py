@@ -21,6 +21,7 @@ from typing import Any
 REGISTER_IN = {
     "timm": ("transmamba.students",),
     "open_clip": ("transmamba.students.text_mamba.hook",),
+    "transformers.integrations.moe": ("transmamba.layers.grouped",),
     "peft": ("transmamba.peft.registration",),
 }
 

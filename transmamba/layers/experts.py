@@ -22,6 +22,7 @@ from transformers.integrations.moe import use_experts_implementation
 from ..core.output import autocast_type, wide
 from ..errors import refuse_all
 from .capacity import capacity_problems, within_capacity
+from .grouped import OURS, has_kernels
 
 Activation = Literal["silu", "relu"]
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu}
@@ -116,10 +117,11 @@ class _Experts(nn.Module):
     """All experts' weights by the names that transformers' implementations read.
 
     The loop of `forward` is `eager`, which the others are held against; `grouped_mm` is one product of all
-    experts.
+    experts, `transmamba` our kernels' where they run, else `grouped_mm`.
     """
 
     up: str
+    _is_expert_parallel = False  # which older versions of transformers do not say
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -170,7 +172,7 @@ class Experts(nn.Module):
         self.shape, self.capacity = shape, capacity
         self.router = Router(shape.width, shape.count)
         kind = GatedExperts if shape.gated else PlainExperts
-        self.experts = kind(SimpleNamespace(shape=shape, _experts_implementation="grouped_mm"))
+        self.experts = kind(SimpleNamespace(shape=shape, _experts_implementation=OURS))
         with torch.device("meta"):  # for what has no grouped product, with the weights of those above
             self.__dict__["loop"] = kind(SimpleNamespace(shape=shape, _experts_implementation="eager"))
         self.reset_()
@@ -185,7 +187,7 @@ class Experts(nn.Module):
         begin_(self.experts.down_proj, self.shape.count * self.shape.neurons)
 
     def implement(self, name: str) -> None:
-        """One of transformers' implementations: grouped_mm, batched_mm, eager ..."""
+        """One of transformers' implementations: transmamba (the default), grouped_mm, batched_mm, eager ..."""
         config: Any = self.experts.config
         config._experts_implementation = name
 
@@ -204,12 +206,15 @@ class Experts(nn.Module):
         dtype = rounded or self.experts.down_proj.dtype
         if rounded is not None:
             own = {name: parameter.to(dtype) for name, parameter in own.items()}
-        work: nn.Module = self.experts if _grouped(dtype, self.shape) else self.loop
+        config: Any = self.experts.config
+        any_size = config._experts_implementation == OURS and dtype != torch.float64 and has_kernels(tokens)
+        grouped = any_size or _grouped(dtype, self.shape)
+        work: nn.Module = self.experts if grouped else self.loop
         return functional_call(work, own, (tokens.to(dtype), chosen, weights))
 
 
 def _grouped(dtype: torch.dtype, shape: ExpertsShape) -> bool:
-    """Whether there is a grouped product: not in float64, and of rows of whole 16 bytes alone."""
+    """Whether torch has a grouped product: not in float64, and of rows of whole 16 bytes alone."""
     sizes = (shape.width * dtype.itemsize, shape.neurons * dtype.itemsize)
     return dtype != torch.float64 and not any(size % 16 for size in sizes)
 

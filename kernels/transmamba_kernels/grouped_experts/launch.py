@@ -17,7 +17,7 @@ from .routing_kernels import count_kernel, place_kernel, table_kernel
 from .row_kernels import hidden_grad_kernel, place_back_kernel, up_kernel
 
 # Programs of the matrices' gradients that there should be, where rows must be parted to have so many.
-PROGRAMS = 1024
+PROGRAMS = 512
 # A part's rows, at least: partial sums are as large as the matrix.
 FEWEST_ROWS = 512
 # Tiles of rows that share blocks of the matrices.
@@ -32,7 +32,7 @@ class Tiles:
     rows: int = 128
     columns: int = 128
     part: int = 64
-    warps: int = 4
+    warps: int = 8
     stages: int = 3
 
 
@@ -40,10 +40,37 @@ class Tiles:
 overrides: dict[str, dict[str, int]] = {name: {} for name in ("up", "down", "hidden", "tokens", "matrix")}
 
 
-def tiles(kernel: str, half: bool, gated: bool) -> Tiles:
-    """The table. Two programs a multiprocessor: one computes while the other begins or writes."""
-    found = Tiles()
+def tiles(kernel: str, columns: int, half: bool, gated: bool, roomy: bool = True) -> Tiles:
+    """The table. columns: of the product; half: two bytes a number; roomy: whether a program may have 147 KiB
+    of shared memory, which GPUs for desktops do not give.
+
+    On sm_90 no case of tests/kernels/aot spills, with triton 3.6 and 3.9. Products of few numbers (of a token's
+    channels) leave room for two programs a multiprocessor, one of which computes while the other begins or
+    writes: at most 128 registers and 98 KiB. Long ones are 256 columns wide where that fits, 200 registers and
+    147 KiB, which reads the other matrix half as often.
+    """
+    if not half:
+        found = Tiles(rows=64, columns=64, part=32, warps=4)
+    elif kernel == "up" and gated:  # two products at once
+        found = Tiles(columns=64)
+    elif kernel in ("up", "hidden") or columns % 256 or not roomy:
+        found = Tiles()
+    else:
+        found = Tiles(columns=256)
     return replace(found, **overrides[kernel])
+
+
+_shared_memory: dict[int, int] = {}
+
+
+def _roomy(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    if index not in _shared_memory:
+        properties = torch.cuda.get_device_properties(index)
+        _shared_memory[index] = getattr(properties, "shared_memory_per_block_optin", 0)
+    return _shared_memory[index] >= 150 * 1024
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any], warps: int, stages: int) -> None:
@@ -97,7 +124,7 @@ class Problem:
         return (
             (pairs,),
             (self.experts * cdiv(pairs, self._counted),),
-            (self._most_tiles(self._tiles("up").rows), 3),
+            (self._most_tiles(self._rows), 3),
             (pairs, self.neurons),
             before,
         )
@@ -113,7 +140,7 @@ class Problem:
         self.launch(count_kernel, grid, {**common, "counts": counts}, 4, 1)
         torch.cumsum(counts, 0, dtype=torch.int32, out=bounds)
         self.launch(place_kernel, grid, {**common, "bounds": bounds, "order": order}, 4, 1)
-        return Routing(order, bounds, self._table(bounds, table, self._tiles("up").rows))
+        return Routing(order, bounds, self._table(bounds, table, self._rows))
 
     def forward(self, routing: Routing, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """y (N, D), and what `shapes` says of the activation, what it read only for `keep`."""
@@ -136,7 +163,7 @@ class Problem:
         """Of x, where `tokens` asks for it, of the weights (N, k) in float32, and of both matrices where
         `matrices` does."""
         dbefore = self.x.new_empty(self.pairs, self.up.shape[1])
-        blocks = cdiv(self.neurons, self._tiles("hidden").columns)
+        blocks = cdiv(self.neurons, self._tiles("hidden", self.neurons).columns)
         shares = self.x.new_empty((blocks, self.pairs), dtype=torch.float32)
         self._by_row(
             hidden_grad_kernel, "hidden", routing, self.neurons, dy=dy, down=self.down, weights=self.weights,
@@ -169,7 +196,8 @@ class Problem:
         return rows, sent
 
     def _of_matrix(self, a: Tensor, b: Tensor, routing: Routing, matrix: Tensor) -> Tensor:
-        cut, shape = self._tiles("matrix"), matrix.shape[1:]
+        shape = matrix.shape[1:]
+        cut = self._tiles("matrix", shape[1])
         each = cdiv(shape[0], cut.rows) * cdiv(shape[1], cut.columns)
         size = self._part(each)
         parts = self._most_tiles(size)
@@ -196,7 +224,7 @@ class Problem:
         return min(power_of_2(self.pairs), max(FEWEST_ROWS, power_of_2(cdiv(self.pairs * each, PROGRAMS))))
 
     def _by_row(self, kernel: Any, name: str, routing: Routing, columns: int, **own: Any) -> None:
-        cut, tiles = self._tiles(name), len(routing.table)
+        cut, tiles = self._tiles(name, columns), len(routing.table)
         arguments = dict(
             order=routing.order, table=routing.table, tiles=tiles, GROUP=GROUP, **self._cut(cut), **own
         )
@@ -220,8 +248,13 @@ class Problem:
         """That rows of all experts in tiles of `size` can be."""
         return (self.pairs + self.experts * (size - 1)) // size
 
-    def _tiles(self, kernel: str) -> Tiles:
-        return tiles(kernel, self.x.dtype != torch.float32, self.gated)
+    @property
+    def _rows(self) -> int:
+        """Of a tile of pairs."""
+        return self._tiles("up", self.neurons).rows
+
+    def _tiles(self, kernel: str, columns: int) -> Tiles:
+        return tiles(kernel, columns, self.x.dtype != torch.float32, self.gated, _roomy(self.x.device))
 
     def _cut(self, cut: Tiles) -> dict[str, Any]:
         kinds = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}

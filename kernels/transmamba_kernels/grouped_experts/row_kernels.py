@@ -161,6 +161,38 @@ def place_back_kernel(
 
 
 @triton.jit
+def halves(x, BM: tl.constexpr, BN: tl.constexpr):
+    """The left and the right half of (BM, BN)."""
+    return tl.split(tl.permute(tl.reshape(x, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def through(
+    made, row, last, n, weight, hidden, before, dbefore, F: tl.constexpr, GATED: tl.constexpr,
+    SILU: tl.constexpr,
+):  # fmt: skip
+    """Writes what columns `n` of dbefore are, of their products `made`; (BM,) their shares of the weight's."""
+    inside = (row < last)[:, None] & (n < F)[None, :]
+    own = tl.load(hidden + row.to(tl.int64)[:, None] * F + n[None, :], mask=inside, other=0.0).to(tl.float32)
+    share = tl.sum(made * own, 1)
+    made *= weight[:, None]
+    WIDE: tl.constexpr = 2 * F if GATED else F
+    place = row.to(tl.int64)[:, None] * WIDE + n[None, :]
+    kind = dbefore.dtype.element_ty
+    if GATED:
+        gate = tl.load(before + place, mask=inside, other=0.0).to(tl.float32)
+        other = tl.load(before + F + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dbefore + place, (made * other * slope_of(gate, SILU)).to(kind), mask=inside)
+        tl.store(dbefore + F + place, (made * activated(gate, SILU)).to(kind), mask=inside)
+    elif SILU:
+        read = tl.load(before + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dbefore + place, (made * silu_slope(read)).to(kind), mask=inside)
+    else:
+        tl.store(dbefore + place, tl.where(own > 0.0, made, 0.0).to(kind), mask=inside)
+    return share
+
+
+@triton.jit
 def hidden_grad_kernel(
     dy, down, order, table, weights, hidden, before, dbefore, shares, tiles, pairs,
     D: tl.constexpr, F: tl.constexpr, EACH: tl.constexpr, GATED: tl.constexpr, SILU: tl.constexpr,
@@ -180,20 +212,14 @@ def hidden_grad_kernel(
         dy + (pair // EACH).to(tl.int64) * D, down + expert.to(tl.int64) * (D * F), n,
         D, F, False, BM, BN, BK, DOT, PRECISION,
     )  # fmt: skip
-    inside = (row < last)[:, None] & (n < F)[None, :]
-    own = tl.load(hidden + row.to(tl.int64)[:, None] * F + n[None, :], mask=inside, other=0.0).to(tl.float32)
-    tl.store(shares + block.to(tl.int64) * pairs + pair, tl.sum(made * own, 1), mask=row < last)
-    made *= tl.load(weights + pair).to(tl.float32)[:, None]
-    WIDE: tl.constexpr = 2 * F if GATED else F
-    place = row.to(tl.int64)[:, None] * WIDE + n[None, :]
-    kind = dbefore.dtype.element_ty
-    if GATED:
-        gate = tl.load(before + place, mask=inside, other=0.0).to(tl.float32)
-        other = tl.load(before + F + place, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dbefore + place, (made * other * slope_of(gate, SILU)).to(kind), mask=inside)
-        tl.store(dbefore + F + place, (made * activated(gate, SILU)).to(kind), mask=inside)
-    elif SILU:
-        read = tl.load(before + place, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dbefore + place, (made * silu_slope(read)).to(kind), mask=inside)
-    else:
-        tl.store(dbefore + place, tl.where(own > 0.0, made, 0.0).to(kind), mask=inside)
+    weight = tl.load(weights + pair).to(tl.float32)
+    # a quarter of the columns at a time: all of what they meet would not fit the registers
+    one, two = halves(made, BM, BN)
+    first_quarter, second_quarter = halves(one, BM, BN // 2)
+    third_quarter, fourth_quarter = halves(two, BM, BN // 2)
+    n, more = block * BN + tl.arange(0, BN // 4), BN // 4
+    share = through(first_quarter, row, last, n, weight, hidden, before, dbefore, F, GATED, SILU)
+    share += through(second_quarter, row, last, n + more, weight, hidden, before, dbefore, F, GATED, SILU)
+    share += through(third_quarter, row, last, n + 2 * more, weight, hidden, before, dbefore, F, GATED, SILU)
+    share += through(fourth_quarter, row, last, n + 3 * more, weight, hidden, before, dbefore, F, GATED, SILU)
+    tl.store(shares + block.to(tl.int64) * pairs + pair, share, mask=row < last)
