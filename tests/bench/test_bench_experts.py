@@ -17,7 +17,9 @@ def test_rows_are_ratios_to_the_dense_one() -> None:
     sizes = dict(width=16, neurons=32, tokens=64, steps=2, device="cpu", precision="no")
     rows = list(bench_experts((2, 4), **sizes))  # type: ignore[arg-type]
     assert [(row["experts"], row["what"]) for row in rows] == [
-        (count, what) for count in (2, 4) for what in ("dense", "grouped_mm", "grouped products", "with router")
+        (count, what)
+        for count in (2, 4)
+        for what in ("dense", "grouped_mm", "grouped products", "with router")
     ]
     for row in rows:
         dense = next(r for r in rows if r["experts"] == row["experts"] and r["what"] == "dense")

@@ -200,6 +200,21 @@ def test_the_router_computes_in_float32_under_autocast() -> None:
     assert 1e-4 < float(relative) < 0.05
 
 
+@pytest.mark.parametrize("neurons", [16, 15])
+@pytest.mark.parametrize("implementation", ["transmamba", "eager"])
+def test_the_loop_takes_rounded_weights_too(neurons: int, implementation: str) -> None:
+    torch.manual_seed(0)
+    experts = Experts(ExpertsShape(width=WIDTH, neurons=neurons, count=COUNT))
+    experts.implement(implementation)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output, _ = experts(tokens())
+    single, _ = experts(tokens())
+    assert output.dtype == torch.float32
+    assert (output - single).norm() < 0.02 * single.norm()
+    output.square().sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in experts.parameters())
+
+
 def test_a_switched_projection_is_a_chosen_one() -> None:
     torch.manual_seed(0)
     switch, x = SwitchLinear(WIDTH, 5, COUNT), tokens()

@@ -61,9 +61,9 @@ def bench_experts(
     precision: str = "bf16",
 ) -> Iterator[dict[str, Any]]:
     """Four rows a number of experts: `dense`, an MLP of each * neurons; `grouped_mm`, the experts alone with
-    routing that is given, by transformers' implementation; `grouped products`, the same as the layer runs them,
-    on a GPU by our kernels; `with router`, the whole layer. Milliseconds (medians of `steps`)
-    `forward` and with `backward`, and both as dense's over them, `throughput`: 1 where grouping costs
+    routing that is given, by transformers' implementation; `grouped products`, the same as the layer runs
+    them, on a GPU by our kernels; `with router`, the whole layer. Milliseconds (medians of `steps`) `forward`
+    and with `backward`, and both as dense's over them, `throughput`: 1 where grouping costs
     nothing.
 
     width, neurons, each, gated: as of `layers.experts.ExpertsShape`; experts of several are normalised

@@ -134,10 +134,11 @@ class _Experts(nn.Module):
 
     def forward(self, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """tokens (N, D), chosen (N, k), weights (N, k) -> (N, D)"""
+        into: Tensor = getattr(self, self.up)  # rounded it is no parameter
         made = torch.zeros_like(tokens)
         for e in range(self.num_experts):
             rows, choice = (chosen == e).nonzero(as_tuple=True)
-            hidden = F.linear(tokens[rows], self.get_parameter(self.up)[e])
+            hidden = F.linear(tokens[rows], into[e])
             if self.up == "gate_up_proj":
                 gate, up = hidden.chunk(2, dim=-1)
                 hidden = self.act_fn(gate) * up
@@ -187,7 +188,7 @@ class Experts(nn.Module):
         begin_(self.experts.down_proj, self.shape.count * self.shape.neurons)
 
     def implement(self, name: str) -> None:
-        """One of transformers' implementations: transmamba (the default), grouped_mm, batched_mm, eager ..."""
+        """One of transformers' implementations: transmamba (the default), grouped_mm, batched_mm ..."""
         config: Any = self.experts.config
         config._experts_implementation = name
 

@@ -30,7 +30,7 @@ def has_kernels(tokens: Tensor) -> bool:
 def experts_forward(
     experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
 ) -> Tensor:
-    """tokens (N, D), chosen (N, k), weights (N, k) -> (N, D), by the names that transformers calls them by."""
+    """tokens (N, D), chosen (N, k), weights (N, k) -> (N, D), by the names that transformers gives them."""
     activation = _activation(experts)
     if activation is None or not has_kernels(hidden_states):
         return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
@@ -49,7 +49,7 @@ def experts_forward(
 
 def _activation(experts: Any) -> Activation | None:
     """None where the kernels do not hold these experts."""
-    # before 5.2x a model did not say so of its experts
+    # transformers 5.17 does not say so of a model's experts
     parallel = getattr(experts, "_is_expert_parallel", dist.is_available() and dist.is_initialized())
     own_gate = experts.has_gate and type(experts)._apply_gate is not getattr(moe, "_default_apply_gate", None)
     whole = experts.is_concatenated and not experts.is_transposed

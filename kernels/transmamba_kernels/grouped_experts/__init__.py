@@ -25,12 +25,12 @@ def grouped_experts(
     activation: Activation = "relu",
     gated: bool = False,
 ) -> Tensor:
-    """y_n = sum over j of weights[n, j] down_e act(up_e x_n) with e = chosen[n, j]; gated: down_e (act(gate) *
-    other), where [gate; other] = up_e x_n.
+    """y_n = sum over j of weights[n, j] down_e act(up_e x_n) with e = chosen[n, j]; gated: down_e (act(gate)
+    * other), where [gate; other] = up_e x_n.
 
-    x, y: tokens (N, D). chosen: (N, k) integers from 0 to E - 1, which nobody checks. weights: (N, k); one of 0
-    costs what others do. up: (E, F, D), gated (E, 2 F, D). down: (E, D, F). Products are of x's dtype, to which
-    the matrices are brought, added up in float32; y has x's dtype. Gradients of all but `chosen`.
+    x, y: tokens (N, D). chosen: (N, k) integers from 0 to E - 1, which nobody checks. weights: (N, k); one of
+    0 costs what others do. up: (E, F, D), gated (E, 2 F, D). down: (E, D, F). Products are of x's dtype, to
+    which the matrices are brought, added up in float32; y has x's dtype. Gradients of all but `chosen`.
 
     Raises ValueError for a shape or dtype that does not fit, for tensors on several devices, and for an
     unknown activation.

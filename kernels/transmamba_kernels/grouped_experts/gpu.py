@@ -27,8 +27,8 @@ def grouped_experts(
 def _problem(
     x: Tensor, chosen: Tensor, weights: Tensor, up: Tensor, down: Tensor, activation: str, gated: bool
 ) -> Problem:
-    tensors = (tensor.contiguous() for tensor in (x, chosen, weights, up, down))
-    return Problem(*tensors, activation=activation, gated=gated)
+    x, chosen, weights, up, down = (tensor.contiguous() for tensor in (x, chosen, weights, up, down))
+    return Problem(x, chosen, weights, up, down, activation, gated)
 
 
 def _forward(
@@ -54,7 +54,8 @@ def _forward(
 
 def _backward(grads: Outputs, tensors: tuple[Any, ...], saved: Outputs, flags: tuple[Any, ...]) -> Outputs:
     activation, gated, _, of_tokens, of_matrices = flags
-    problem = _problem(*tensors, activation, gated)
+    x, chosen, weights, up, down = tensors
+    problem = _problem(x, chosen, weights, up, down, activation, gated)
     order, bounds, table, hidden, before = saved
     with on_device_of(problem.x):
         dx, dweights, dup, ddown = problem.gradients(
@@ -75,9 +76,8 @@ def _fake(
     of_tokens: bool,
     of_matrices: bool,
 ) -> Outputs:
-    order, bounds, table, hidden, before = Problem(
-        x, chosen, weights, up, down, activation=activation, gated=gated
-    ).shapes()
+    problem = Problem(x, chosen, weights, up, down, activation, gated)
+    order, bounds, table, hidden, before = problem.shapes()
     integers = [x.new_empty(shape, dtype=torch.int32) for shape in (order, bounds, table)]
     kept = [x.new_empty(shape if keep else (0,)) for shape in (hidden, before)]
     return x.new_empty(x.shape), *integers, *kept

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backend import interpreted
-from ..triton_common import FUSED, cdiv, on_device_of, power_of_2
+from ..triton_common import FUSED, cdiv, power_of_2
 from .matrix_kernels import add_parts_kernel, matrix_grad_kernel, sorted_kernel
 from .routing_kernels import count_kernel, place_kernel, table_kernel
 from .row_kernels import hidden_grad_kernel, place_back_kernel, up_kernel
@@ -36,18 +36,19 @@ class Tiles:
     stages: int = 3
 
 
-# Fields of Tiles by kernel, "up", "down", "hidden", "tokens" or "matrix", that replace the table's: for sweeps.
+# Fields of Tiles by kernel that replace the table's: for sweeps. "hidden" and "tokens": the gradients of what
+# the activation read, and of x.
 overrides: dict[str, dict[str, int]] = {name: {} for name in ("up", "down", "hidden", "tokens", "matrix")}
 
 
 def tiles(kernel: str, columns: int, half: bool, gated: bool, roomy: bool = True) -> Tiles:
-    """The table. columns: of the product; half: two bytes a number; roomy: whether a program may have 147 KiB
+    """The table. columns: of the product; half: two bytes a number; roomy: whether a program may have 144 KiB
     of shared memory, which GPUs for desktops do not give.
 
-    On sm_90 no case of tests/kernels/aot spills, with triton 3.6 and 3.9. Products of few numbers (of a token's
+    On sm_90 no case of tests/kernels/aot spills, with triton 3.6 and 3.9. Products of few numbers (a token's
     channels) leave room for two programs a multiprocessor, one of which computes while the other begins or
-    writes: at most 128 registers and 98 KiB. Long ones are 256 columns wide where that fits, 200 registers and
-    147 KiB, which reads the other matrix half as often.
+    writes: at most 128 registers and 96 KiB. Long ones are 256 columns wide where that fits, with 200
+    registers and 144 KiB: the rows are read half as often.
     """
     if not half:
         found = Tiles(rows=64, columns=64, part=32, warps=4)
@@ -282,4 +283,3 @@ class Problem:
     def _reads(self) -> bool:
         """Whether the gradient of the activation needs what it read; a relu's is seen by what it made."""
         return self.gated or self.activation != "relu"
-

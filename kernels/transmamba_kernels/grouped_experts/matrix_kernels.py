@@ -47,7 +47,7 @@ def matrix_grad_kernel(
     M: tl.constexpr, N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out (E, M, N): the sum over an expert's rows of a (S, M), turned, times b (S, N); parts (tiles, M, N)."""
+    """out (E, M, N), parts (tiles, M, N): sums over an expert's rows of a (S, M), turned, times b (S, N)."""
     columns: tl.constexpr = tl.cdiv(N, BN)
     each: tl.constexpr = tl.cdiv(M, BM) * columns
     part, within = tl.program_id(0) // each, tl.program_id(0) % each
@@ -91,7 +91,9 @@ def add_parts_kernel(
         return
     i = block * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
-    for part in range(begin, begin + count):
-        total += tl.load(parts + part.to(tl.int64) * numbers + i, mask=i < numbers, other=0.0)
+    part = parts + begin.to(tl.int64) * numbers + i
+    for _ in range(count):
+        total += tl.load(part, mask=i < numbers, other=0.0)
+        part += numbers
     place = out + own.to(tl.int64) * numbers + i
     tl.store(place, total.to(out.dtype.element_ty), mask=i < numbers)

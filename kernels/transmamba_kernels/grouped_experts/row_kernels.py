@@ -57,10 +57,7 @@ def product(
     """(BM, BN) in float32. a: (BM,) pointers of rows. b: of a matrix (K, N), TURNED (N, K)."""
     k = tl.arange(0, BK)
     left = a[:, None] + k[None, :]
-    if TURNED:
-        right = b + n[None, :] * K + k[:, None]
-    else:
-        right = b + n[None, :] + k[:, None] * N
+    right = b + (n[None, :] * K + k[:, None] if TURNED else n[None, :] + k[:, None] * N)
     total = tl.zeros((BM, BN), tl.float32)
     for start in range(0, K, BK):
         one = load_left(left, start, K, BK, DOT)
@@ -171,7 +168,7 @@ def through(
     made, row, last, n, weight, hidden, before, dbefore, F: tl.constexpr, GATED: tl.constexpr,
     SILU: tl.constexpr,
 ):  # fmt: skip
-    """Writes what columns `n` of dbefore are, of their products `made`; (BM,) their shares of the weight's."""
+    """Writes columns `n` of dbefore, of their products `made`; (BM,) their shares of the weight's."""
     inside = (row < last)[:, None] & (n < F)[None, :]
     own = tl.load(hidden + row.to(tl.int64)[:, None] * F + n[None, :], mask=inside, other=0.0).to(tl.float32)
     share = tl.sum(made * own, 1)

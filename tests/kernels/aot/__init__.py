@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import convolutions, selective_scan, ssd, steps, vocabulary
+from . import convolutions, experts, selective_scan, ssd, steps, vocabulary
 from .case import Case
 
 __all__ = ["CASES", "Case"]
@@ -23,6 +23,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "bidirectional_scan": selective_scan.both_ways,
     "bidirectional_ssd": ssd.both_ways,
     "causal_conv1d": convolutions.one_way,
+    "grouped_experts": experts.products,
     "selective_scan": selective_scan.one_way,
     "selective_state_update": steps.selective,
     "softmax_kl": vocabulary.divergence,
