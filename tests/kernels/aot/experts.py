@@ -1,4 +1,4 @@
-"""Experts' kernels, as a layer of 512 channels and 1,536 neurons launches them, and one of SmolLM2's sizes."""
+"""Experts' kernels, as a layer of 512 channels and 1,536 neurons launches them, and one of SmolLM2's size."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import expert_inputs
 import pytest
 import torch
 from transmamba_kernels import grouped_experts
-from transmamba_kernels.grouped_experts import launch
+from transmamba_kernels.grouped_experts import gpu, launch
 
 from transmamba.layers.experts import Experts, ExpertsShape
 
@@ -36,11 +36,11 @@ def test_values_and_gradients(agree_on_device, size, each, activation, gated, dt
 
 
 @pytest.mark.parametrize("dtype", [HALF, SINGLE])
-@pytest.mark.parametrize("fewest", [64, 512])
-def test_one_expert_has_them_all(agree_on_device, monkeypatch, size, dtype, fewest):
-    """Whose rows are several parts, or one."""
+@pytest.mark.parametrize("fewest, crowd", [(64, 2), (512, 2), (16, None)])
+def test_one_expert_has_them_all(agree_on_device, monkeypatch, size, dtype, fewest, crowd):
+    """Whose rows are several parts, or one; and several experts of several parts."""
     monkeypatch.setattr(launch, "FEWEST_ROWS", fewest)
-    given = expert_inputs.arguments(size(9000, 190), dtype=dtype, crowd=2)
+    given = expert_inputs.arguments(size(9000, 190), dtype=dtype, crowd=crowd)
     agree_on_device(grouped_experts, expert_inputs.truth, given, *ERRORS[dtype])
 
 
@@ -123,6 +123,18 @@ def test_one_graph_for_all_lengths(device, monkeypatch):
             found.append([y.detach(), *(leaf.grad for leaf in leaves.values())])
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_op_is_as_it_says(device, monkeypatch, gated):
+    """Shapes of what it saves, gradients, and sizes that a compiler leaves open."""
+    monkeypatch.undo()
+    given = expert_inputs.arguments(20, width=16, neurons=24, each=2, gated=gated)
+    placed = [v.to(device) if isinstance(v, torch.Tensor) else v for v in given.values()]
+    leaves = [
+        v.requires_grad_() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in placed
+    ]
+    torch.library.opcheck(gpu.EXPERTS._op, (*leaves, True, True, True))
 
 
 @pytest.mark.parametrize("neurons", [24, 15])
