@@ -1,4 +1,4 @@
-"""timm knows our students, whichever of both is imported first; importing us alone costs no torch."""
+"""timm knows our students and transformers our experts, whichever of both is imported first; importing us alone costs no torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ MAKES = "model = timm.create_model('vim_tiny_patch16_224', depth=1)\nassert mode
 PROGRAMS = {
     "transmamba, then timm": "import transmamba, timm\n" + MAKES,
     "timm, then transmamba": "import timm, transmamba\n" + MAKES,
+    "transmamba, then transformers' experts": (
+        "import transmamba\nfrom transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS as known\n"
+        "assert 'transmamba' in known\n"
+    ),
+    "transformers' experts, then transmamba": (
+        "from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS as known\nimport transmamba\n"
+        "assert 'transmamba' in known\n"
+    ),
     "a part of timm": (
         "import transmamba\nfrom timm.models import create_model\ncreate_model('vim_micro_patch2_8')\n"
     ),
