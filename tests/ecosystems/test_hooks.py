@@ -1,4 +1,4 @@
-"""timm knows our students and transformers our experts, whichever of both is imported first; importing us alone costs no torch."""
+"""timm knows our students, transformers our experts, whichever is imported first; importing us is no torch."""
 
 from __future__ import annotations
 

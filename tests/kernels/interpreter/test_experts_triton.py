@@ -14,7 +14,7 @@ from transmamba_kernels.grouped_experts import gpu, launch
 from transmamba.layers.experts import Experts, ExpertsShape
 
 HALF, SINGLE = torch.bfloat16, torch.float32
-ERRORS = {SINGLE: (1e-5, 1e-5), HALF: (1e-2, 2e-2)}
+ERRORS = {SINGLE: (1e-5, 1e-4), HALF: (1e-2, 2e-2)}
 
 
 @pytest.mark.quick(
@@ -48,6 +48,17 @@ def test_one_expert_has_them_all(agree_on_device, monkeypatch, size, dtype, fewe
 def test_sizes_of_whole_tiles_and_far_below(agree_on_device, width, neurons):
     given = expert_inputs.arguments(128, width=width, neurons=neurons, dtype=HALF)
     agree_on_device(grouped_experts, expert_inputs.truth, given, *ERRORS[HALF])
+
+
+def test_what_is_no_number_stays_so(device):
+    """In its own token alone, also where a matrix is what holds it: a step that failed must be seen."""
+    given = expert_inputs.arguments(40, width=16, neurons=24)
+    given = {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in given.items()}
+    given["x"][5] = torch.nan
+    assert grouped_experts(**given).isnan().any(1).nonzero().flatten().tolist() == [5]
+    given["up"][3, 7] = torch.nan
+    touched = grouped_experts(**given).isnan().any(1).cpu()
+    assert torch.equal(touched, (given["chosen"] == 3).any(1).cpu() | (torch.arange(40) == 5))
 
 
 def test_in_float16(agree_on_device):
