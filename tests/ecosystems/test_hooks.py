@@ -1,4 +1,4 @@
-"""timm knows our students, transformers our experts, whichever is imported first; importing us is no torch."""
+"""timm knows our students, transformers our experts, whichever comes first; importing us is no torch yet."""
 
 from __future__ import annotations
 
