@@ -102,7 +102,10 @@ def route(logits: Tensor, shape: ExpertsShape, capacity: float | None, real: Ten
     real: (B, L) bool, tokens that are no padding; padding goes nowhere, and takes no one's place
     """
     probabilities = logits.softmax(dim=-1)
-    weights, chosen = probabilities.topk(shape.each, dim=-1)
+    if shape.each == 1:  # sorting is most of what a router costs
+        weights, chosen = probabilities.max(dim=-1, keepdim=True)
+    else:
+        weights, chosen = probabilities.topk(shape.each, dim=-1)
     if shape.normalised:
         weights = weights / weights.sum(dim=-1, keepdim=True)
     within = torch.ones_like(chosen, dtype=torch.bool)
