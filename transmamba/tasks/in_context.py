@@ -159,9 +159,9 @@ class InContext:
 
     def _with(self, batch: Batch, made: Prompts) -> Batch:
         targets = {"values": made.values, "asked": made.asked}
-        if any(self.rows.signs):
-            of = batch.inputs[_NUMBERS][:, 2] % len(self.rows.functions)
-            targets["signs"] = torch.tensor(self.rows.signs, device=of.device)[of]
+        signs = self.rows.are_signs(batch.inputs[_NUMBERS][:, 2])
+        if signs is not None:
+            targets["signs"] = signs
         return replace(batch, inputs={"points": made.points}, targets=targets)
 
     # --- evaluation ---

@@ -47,8 +47,8 @@ class ChainOfThought(Examples):
         miss 100 %."""
         return (*(self.d / self.hidden,) * self.hidden, float(self.d))
 
-    def places(self) -> Sequence[int]:
-        return [token // 3 for token in range(3 * self.points)]
+    def place_of(self, tokens: Tensor) -> Tensor:
+        return tokens // 3
 
     def asks(self, drawn: Drawn) -> Tensor:
         at = torch.arange(3 * self.points, device=drawn.dims.device) % 3 < 2

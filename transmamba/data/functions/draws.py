@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,13 +46,18 @@ class RowDraws:
     """
 
     def __init__(self, keys: Sequence[Tensor]) -> None:
-        state = torch.zeros_like(keys[0])
-        for key in keys:
+        self.keys = keys
+
+    @cached_property
+    def state(self) -> Tensor:
+        """(B,) int64; most functions draw nothing that rows share, and then it is never made."""
+        state = torch.zeros_like(self.keys[0])
+        for key in self.keys:
             state = _mix(state ^ key)
-        self.state = state
+        return state
 
     def __len__(self) -> int:
-        return len(self.state)
+        return len(self.keys[0])
 
     def bits(self, stream: int, *shape: int) -> Tensor:
         """(B, *shape) int64, all of whose bits are random."""
@@ -67,7 +73,7 @@ class RowDraws:
         normal deviates", 1958, both of its numbers out of the same 64 bits."""
         bits = self.bits(stream, *shape)
         first = _uniform(_shifted(bits, 64 - _BITS))
-        second = _uniform(_shifted(bits, 64 - 2 * _BITS) & ((1 << _BITS) - 1))
+        second = _uniform((bits >> (64 - 2 * _BITS)) & ((1 << _BITS) - 1))
         return (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()
 
     def signs(self, stream: int, *shape: int) -> Tensor:

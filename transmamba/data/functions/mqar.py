@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,8 +57,8 @@ class MQAR(Function):
     def examples(self) -> int:
         return self.queries
 
-    def places(self) -> Sequence[int]:
-        return [0] * (2 * self.pairs) + [*range(self.queries)]
+    def place_of(self, tokens: Tensor) -> Tensor:
+        return (tokens - 2 * self.pairs).clamp(min=0)
 
     def asks(self, drawn: Drawn) -> Tensor:
         at = torch.arange(self.shape.length, device=drawn.dims.device) >= 2 * self.pairs

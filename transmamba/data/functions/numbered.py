@@ -6,9 +6,12 @@ leaves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -108,42 +111,53 @@ class NumberedRows:
         return tuple(function.signs for function in self.functions)
 
     def asked(self, numbers: Tensor) -> int:
-        """At how many tokens of these rows (B, 6) something is asked."""
-        found = 0
-        for function, rows in self._shares(numbers):
-            mine = numbers[rows]
-            found += int((function.asks(_drawn(mine, function)) & _shown(mine, function)).sum())
+        """At how many tokens of these rows (B, 6), on the CPU, something is asked."""
+        _, _, rows, _, _, shown = numbers.numpy().T
+        found, of = 0, rows % len(self.functions)
+        for number, function in enumerate(self.functions):
+            mine = of == number
+            if not function.drawn_asked:
+                found += int(_asked_by(function)[np.minimum(shown[mine], function.examples)].sum())
+            elif mine.any():
+                share = numbers[torch.from_numpy(mine)]
+                found += int((function.asks(_drawn(share, function)) & _shown(share, function)).sum())
         return found
 
     def make(self, numbers: Tensor) -> Prompts:
-        """Prompts of these rows (B, 6), on their device; candidates where there is one function."""
+        """Prompts of these rows (B, 6), on their device; candidates where there is one function. Of several
+        functions the rows must follow one another, as those of a micro-batch do: then it is known how many
+        are of each, whatever the numbers are."""
         if len(self.functions) == 1:
             return self._padded(_made(numbers, self.functions[0]))
-        shape, device = self.points, numbers.device
-        points = torch.zeros(len(numbers), shape.length, shape.width, device=device)
-        values = torch.zeros(len(numbers), shape.length, shape.outputs, device=device)
+        shape, device, turns = self.points, numbers.device, -(-len(numbers) // len(self.functions))
+        # whole turns of the functions; what lies behind the last row is made of it, and cut off
+        points = torch.zeros(turns * len(self.functions), shape.length, shape.width, device=device)
+        values = torch.zeros(len(points), shape.length, shape.outputs, device=device)
         whole = Prompts(points, values, torch.zeros_like(values, dtype=torch.bool))
-        for function, rows in self._shares(numbers):
-            made = self._padded(_made(numbers[rows], function))
+        starts = torch.arange(turns, device=device) * len(self.functions)
+        for number, function in enumerate(self.functions):
+            rows = starts + (number - numbers[0, 2]) % len(self.functions)
+            made = self._padded(_made(numbers[rows.clamp(max=len(numbers) - 1)], function))
             whole.points[rows], whole.values[rows], whole.asked[rows] = made.points, made.values, made.asked
-        return whole
+        count = len(numbers)
+        return Prompts(whole.points[:count], whole.values[:count], whole.asked[:count])
+
+    def are_signs(self, rows: Tensor) -> Tensor | None:
+        """(B,) bool of rows (B,): whose values are signs; None where no function's are."""
+        of = rows % len(self.functions)
+        found = [of == number for number, signs in enumerate(self.signs) if signs]
+        return torch.stack(found).any(dim=0) if found else None
 
     def make_alone(self, number: int, numbers: Tensor) -> Prompts:
         """Prompts of rows that are all of function `number`."""
         return self._padded(_made(numbers, self.functions[number]))
 
-    def _shares(self, numbers: Tensor) -> Iterator[tuple[Function, Tensor]]:
-        """Each function with the places of its rows."""
-        of = numbers[:, 2] % len(self.functions)
-        for number, function in enumerate(self.functions):
-            if len(rows := (of == number).nonzero()[:, 0]):
-                yield function, rows
-
     def _padded(self, prompts: Prompts) -> Prompts:
         shape = self.points
 
         def filled(x: Tensor, last: int, length: int) -> Tensor:
-            return F.pad(x, (0, last - x.shape[2], 0, length - x.shape[1]))
+            missing = last - x.shape[2], length - x.shape[1]
+            return F.pad(x, (0, missing[0], 0, missing[1])) if any(missing) else x
 
         among = prompts.candidates
         return Prompts(
@@ -158,8 +172,10 @@ def numbered(
     seed: int, split: int, rows: Tensor, step: int | Tensor, dims: int = WHOLE, points: int = WHOLE
 ) -> Tensor:
     """(B, 6) of rows (B,), and of their step or steps."""
-    columns = (seed, split, rows, step, dims, points)
-    return torch.stack([torch.as_tensor(x, dtype=torch.int64).expand(len(rows)) for x in columns], dim=1)
+    numbers = torch.empty(len(rows), 6, dtype=torch.int64)
+    for column, value in enumerate((seed, split, rows, step, dims, points)):
+        numbers[:, column] = value
+    return numbers
 
 
 def _drawn(numbers: Tensor, function: Function) -> Drawn:
@@ -170,7 +186,18 @@ def _drawn(numbers: Tensor, function: Function) -> Drawn:
 
 def _shown(numbers: Tensor, function: Function) -> Tensor:
     """(B, L) bool: tokens of the examples that a curriculum leaves."""
-    return torch.tensor(function.places(), device=numbers.device) < numbers[:, 5:]
+    tokens = torch.arange(function.shape.length, device=numbers.device)
+    return function.place_of(tokens) < numbers[:, 5:]
+
+
+@lru_cache(maxsize=None)
+def _asked_by(function: Function) -> npt.NDArray[np.int64]:
+    """(examples + 1,) at how many tokens of a prompt's first so many examples something is asked, where draws
+    do not decide it."""
+    row = numbered(0, TRAIN, torch.zeros(1, dtype=torch.int64), 0)
+    asked = function.asks(_drawn(row, function))[0].numpy()
+    places = np.array(function.places())[asked]
+    return np.cumsum([0, *np.bincount(places, minlength=function.examples)])
 
 
 def _made(numbers: Tensor, function: Function) -> Prompts:

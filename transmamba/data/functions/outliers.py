@@ -6,6 +6,7 @@ Of arXiv 2402.04248; nothing is asked at outliers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ _WHICH, _U, _V, _X_FACTORS, _Y_FACTORS, _OTHER, _ANOTHER = range(OWN, OWN + 7)
 
 @dataclass(frozen=True, kw_only=True)
 class _Outliers(Linear):
+    drawn_asked: ClassVar[bool] = True
+
     share: float = 0.5
 
     def problems(self) -> list[str]:

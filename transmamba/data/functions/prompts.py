@@ -62,12 +62,17 @@ class Function:
     signs:    whether values are 1 or -1, learnt by the logistic loss, and counted right or wrong
     recalled: whether a prediction's answer is the nearest of the prompt's candidates
     steps:    predictions that lead to the value of an example
+    drawn_asked: whether draws decide what is asked; elsewhere it is the same in each prompt
+
+    `make` runs inside a recorded step (`core.task.Task`, recordable): all it makes tensors of are its own
+    options and what it is given.
     """
 
     name: ClassVar[str]
     signs: ClassVar[bool] = False
     recalled: ClassVar[bool] = False
     steps: ClassVar[int] = 1
+    drawn_asked: ClassVar[bool] = False
 
     @property
     def shape(self) -> PointShape:
@@ -99,9 +104,14 @@ class Function:
         """What the errors of each output are divided by, (O,): `scale`, but where steps differ in size."""
         return (self.scale,) * self.shape.outputs
 
+    def place_of(self, tokens: Tensor) -> Tensor:
+        """Which example each of these tokens belongs to, by their places in the prompt: (...) int64 both."""
+        raise NotImplementedError
+
     def places(self) -> Sequence[int]:
         """Which example each token belongs to, (L,)."""
-        raise NotImplementedError
+        found: list[int] = self.place_of(torch.arange(self.shape.length)).tolist()
+        return found
 
     def asks(self, drawn: Drawn) -> Tensor:
         """(B, L) bool: at which tokens something is asked."""
@@ -147,8 +157,8 @@ class Examples(Function):
     def examples(self) -> int:
         return self.points
 
-    def places(self) -> Sequence[int]:
-        return [token // 2 for token in range(2 * self.points)]
+    def place_of(self, tokens: Tensor) -> Tensor:
+        return tokens // 2
 
     def asks(self, drawn: Drawn) -> Tensor:
         at = torch.arange(2 * self.points, device=drawn.dims.device) % 2 == 0
