@@ -233,7 +233,14 @@ def _distillation(parts: Parts, token_fraction: float, micro: Sequence[Batch]) -
     arrange()
     strategy = Plain(parts.accelerator)
     strategy.prepare(distiller, lambda given: make_optimizer(given, stage), clip=stage.clip)
-    stepper = Stepper(strategy, seed=recipe.seed, change=parts.tasks[-1].change, graphed=_graphed(parts))
+    task = parts.tasks[-1]
+    stepper = Stepper(
+        strategy,
+        seed=recipe.seed,
+        change=task.change,
+        graphed=_graphed(parts),
+        recordable=getattr(task, "recordable", False),
+    )
     numbers = itertools.count()
 
     def step() -> None:

@@ -189,6 +189,12 @@ class Task(Protocol):
     `position` below num_train, `seed` of what is drawn for each item: with it a teacher's outputs can be
     stored. `train_batches` then is its `data.stream.train_stream`.
 
+    `recordable` (bool): whether `change` may be recorded with a step (`trainer.cuda_graphs`), to be replayed
+    with other numbers. It then is a function of the batch's tensors alone, whatever `seed`, counts and
+    generators are, and draws from none. It makes no tensor of the host's numbers or lists (`torch.tensor`, a
+    list as an index), tells the host nothing (`item`, `nonzero`, a mask as an index), and its shapes follow
+    from shapes. Where a task does not say so, `change` runs before each step, as it is.
+
     Its configuration makes it: `build(preprocessing)`; and it may have `build_training(preprocessing)`, which
     makes one that is trained on alone, for a stage with data of its own: without evaluation splits.
     """

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 Key = int | npt.NDArray[np.int64] | npt.NDArray[np.uint64]
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_STEP = 0x9E3779B97F4A7C15
+_GOLDEN = np.uint64(_STEP)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 _MASK = 0xFFFFFFFFFFFFFFFF
@@ -27,6 +28,14 @@ def hash64(*keys: Key) -> npt.NDArray[np.uint64]:
     state = np.zeros(1, dtype=np.uint64)
     for key in keys:
         state = _mix(state ^ _unsigned(key))
+    return state
+
+
+def hash_of(*keys: int) -> int:
+    """`hash64` of single integers, in plain ones: a tenth of the time of numpy's."""
+    state = 0
+    for key in keys:
+        state = _mixed(((state ^ key & _MASK) + _STEP) & _MASK)
     return state
 
 
@@ -55,10 +64,8 @@ class Draws:
 
     def bits(self) -> int:
         """64 random bits."""
-        self._state = (self._state + 0x9E3779B97F4A7C15) & _MASK
-        mixed = ((self._state ^ (self._state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-        return mixed ^ (mixed >> 31)
+        self._state = (self._state + _STEP) & _MASK
+        return _mixed(self._state)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         """Evenly from [low, high)."""
@@ -72,6 +79,13 @@ class Draws:
         """Box and Muller, "A note on the generation of random normal deviates", 1958."""
         radius = math.sqrt(-2.0 * math.log(1.0 - self.uniform()))
         return mean + std * radius * math.cos(2.0 * math.pi * self.uniform())
+
+
+def _mixed(state: int) -> int:
+    """SplitMix64's finaliser, of 64 bits as a plain integer."""
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+    return state ^ (state >> 31)
 
 
 def _unsigned(key: Key) -> npt.NDArray[np.uint64]:

@@ -36,7 +36,7 @@ from .adapter import begin_adapter, save_adapter
 from .branches import branches_of, take_over
 from .build import Parts
 from .folder import INDICES, SUBCLONE
-from .stages import begins_of
+from .stages import begins_of, recordable_of
 from .stored import train_batches
 
 # items from which the teacher's channel statistics are taken
@@ -106,13 +106,13 @@ class Pipeline:
                 tracker,
                 batches=self.batches,
                 change=self.change,
+                recordable=recordable_of(self.parts.tasks),
                 evaluate=lambda student: self._evaluate(student, tracker),
                 seed=recipe.seed,
                 stop=stop,
                 kept=[branch.step for branch in self.branches],
             )
-            resumed = trainer.resume(trunk)
-            if resumed:
+            if resumed := trainer.resume(trunk):
                 tracker.say(f"resuming {folder} at step {trainer.progress.step} of {self.total_steps}")
             else:
                 tracker.rewind(0)

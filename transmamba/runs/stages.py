@@ -56,6 +56,11 @@ def _first(names: Sequence[str] | None) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "") if names else "without names"
 
 
+def recordable_of(tasks: Sequence[Task]) -> list[int]:
+    """The stages whose task says that its `change` may be recorded."""
+    return [number for number, task in enumerate(tasks) if getattr(task, "recordable", False)]
+
+
 def begins_of(tasks: Sequence[Task], counts: Sequence[int]) -> list[int]:
     """At which step of its own data each stage begins: behind the stages before it that have the same."""
     return [

@@ -93,6 +93,7 @@ class InContext:
     inputs = ("points",)
     targets = ("values", "asked")
     num_train = _ROWS
+    recordable = True
 
     def __init__(self, config: InContextConfig, preprocessing: Any) -> None:
         self.config, self.preprocessing = config, preprocessing

@@ -17,10 +17,11 @@ from torch import Tensor
 from ..core.bank import Bank
 from ..core.batch import Batch
 from ..core.output import Term
-from ..data.hashing import hash64
+from ..data.hashing import hash_of
 from ..distillation.coupled import Coupling, couple
 from ..distillation.distiller import weighted
 from .cuda_graph import GraphedStep
+from .seeding import seed_generators
 from .strategies import Strategy
 
 
@@ -48,6 +49,7 @@ class Stepper:
 
     change: what the task does to a batch on its device, drawn from a seed
     graphed: record forward and backward of a micro-batch once, and replay them
+    recordable: whether `change` may be recorded with them (`core.task.Task`)
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Stepper:
         seed: int,
         change: Callable[[Batch, int], Batch],
         graphed: bool = False,
+        recordable: bool = False,
     ) -> None:
         self.strategy, self.accelerator = strategy, strategy.accelerator
         self.model, self.distiller, self.optimizer = strategy.model, strategy.distiller, strategy.optimizer
-        self.seed, self.change = seed, change
+        self.seed, self.change, self.recordable = seed, change, recordable
         self.graphed = GraphedStep(self._graph_body, self.distiller.parameters()) if graphed else None
         self._shape: tuple[Batch, list[str], list[str]] | None = None
 
@@ -84,34 +87,38 @@ class Stepper:
                 sums[name] = sums.get(name, 0) + term.sum.float()
                 if term.parts is not None:
                     parts[name] = parts.get(name, 0) + term.parts
-        norm = self.strategy.norm()
+        clipped = self.strategy.norm()
         # after the clipping: it waits for the GPU
-        means, part_means, host_items, stop = self._reduce(sums, parts, counts, items, norm, asked())
-        total = sum(self.distiller.weights[name] * value for name, value in means.items())
-        moved = self._apply(total, float(norm), part_means)
-        return Stepped(means, part_means, total, float(norm), host_items, moved, stop)
+        means, part_means, host_items, norm, stop = self._reduce(sums, parts, counts, items, clipped, asked())
+        weights = self.distiller.weights
+        total = sum(weights[name] * value for name, value in means.items())
+        moved = self._apply(total, norm, part_means)
+        return Stepped(means, part_means, total, norm, host_items, moved, stop)
 
     def _seeded(self, batch: Batch, number: int, m: int) -> Batch:
-        """The batch on its device, with every generator where this micro-batch of this step has it, on
-        whichever rank it is."""
+        """The batch on its device, changed unless that is recorded, with every generator where this
+        micro-batch of this step has it, on whichever rank it is."""
         batch = batch.to(self.accelerator.device, non_blocking=True)
         # in the step, as the stream cuts it; the last key stays, so that one process draws what it always has
         place = m * self.accelerator.num_processes + self.accelerator.process_index
-        seed = int(hash64(self.seed, number, place, 0)[0] >> 1)
-        torch.manual_seed(seed)
-        return self.change(batch, seed)
+        seed = hash_of(self.seed, number, place, 0) >> 1
+        seed_generators(seed, self.accelerator.device)
+        return batch if self._records_change else self.change(batch, seed)
+
+    @property
+    def _records_change(self) -> bool:
+        return self.graphed is not None and self.recordable
+
+    def _changed(self, batch: Batch) -> Batch:
+        """What `_seeded` left to a recording is done; it depends on no seed."""
+        return self.change(batch, 0) if self._records_change else batch
 
     def _count(self, micro: Sequence[Batch]) -> tuple[Tensor, dict[str, int]]:
         """(items of each loss over all ranks, on the device; items of this rank by kind)."""
         mine = {kind: sum(batch.counts[kind] for batch in micro) for kind in micro[0].counts}
         kinds = self.distiller.items(micro[0])
-        counts = torch.tensor(
-            [float(mine[kinds[name]]) for name in self.distiller.weights], dtype=torch.float64
-        )
-        counts = torch.cat(
-            [counts, torch.tensor([float(count) for count in mine.values()], dtype=torch.float64)]
-        )
-        counts = counts.to(self.accelerator.device, non_blocking=True)
+        every = [*(mine[kinds[name]] for name in kinds), *mine.values()]
+        counts = torch.tensor(every, dtype=torch.float64).to(self.accelerator.device, non_blocking=True)
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, "sum")
         return counts, mine
@@ -128,7 +135,7 @@ class Stepper:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         for m, batch in enumerate(micro):
             with torch.no_grad():
-                mine, scalars = self.model(self._seeded(batch, number, m), embed=True)
+                mine, scalars = self.model(self._changed(self._seeded(batch, number, m)), embed=True)
             # every rank's rows of this micro-batch, in the order of ranks
             every = {name: self.accelerator.gather(x).chunk(world) for name, x in mine.items()}
             banks += [{name: parts[r] for name, parts in every.items()} for r in range(world)]
@@ -145,7 +152,7 @@ class Stepper:
     ) -> dict[str, Term]:
         """A micro-batch's terms, its gradients added."""
         if self.graphed is None or couplings:
-            return self._backward(batch, drawn, counts, couplings)
+            return self._backward(self._changed(batch), drawn, counts, couplings)
         tensors = batch.tensors()
         self._shape = batch, list(tensors), list(drawn)
         shape = (tuple(tensors), tuple(drawn))
@@ -158,7 +165,7 @@ class Stepper:
         *tensors, counts, _ = inputs
         batch = like.with_tensors(dict(zip(names, tensors, strict=False)))
         drawn = dict(zip(streams, tensors[len(names) :], strict=True))
-        return self._backward(batch, drawn, counts, {})
+        return self._backward(self._changed(batch), drawn, counts, {})
 
     def _backward(
         self, batch: Batch, drawn: Mapping[str, Tensor], counts: Tensor, couplings: Mapping[str, Coupling]
@@ -174,26 +181,31 @@ class Stepper:
         parts: dict[str, Tensor],
         counts: Tensor,
         items: Mapping[str, int],
-        norm: Any,
+        norm: Tensor,
         stop: bool,
-    ) -> tuple[dict[str, float], dict[str, Tensor], dict[str, int], bool]:
-        """Sums of all ranks as means, and whether any was asked to stop, in one message and one wait."""
-        flat = torch.cat([torch.stack(list(sums.values())), *(p.flatten() for p in parts.values())])
-        flat = torch.cat([flat.double(), flat.new_tensor([float(stop)], dtype=torch.float64)])
+    ) -> tuple[dict[str, float], dict[str, Tensor], dict[str, int], float, bool]:
+        """Sums of all ranks as means, and whether any was asked to stop, in one message between ranks; with
+        the counts and the gradients' norm one message to the host, the step's only wait."""
+        flat = [torch.stack(list(sums.values())).double(), *(p.flatten().double() for p in parts.values())]
+        # filled where it lies: a number of the host's that is copied there waits for the GPU
+        flat.append(torch.full((1,), float(stop), dtype=torch.float64, device=counts.device))
         if self.accelerator.num_processes > 1:
-            flat = self.accelerator.reduce(flat, "sum")
-        host = torch.cat([flat, counts]).cpu()
-        flat, counted = host[: len(flat)], host[len(flat) :]
-        by_loss = dict(zip(self.distiller.weights, counted.tolist(), strict=False))
-        means = {name: flat[i].item() / by_loss[name] for i, name in enumerate(sums) if by_loss[name]}
+            flat = [self.accelerator.reduce(torch.cat(flat), "sum")]
+        flat += [counts, norm.detach().to(counts).reshape(1)]
+        host = torch.cat(flat).cpu()
+        flat_size = len(host) - len(counts) - 1
+        told, counted = host[:flat_size], host[flat_size:-1].tolist()
+        by_loss = dict(zip(self.distiller.weights, counted, strict=False))
+        said = dict(zip(sums, told.tolist(), strict=False))
+        means = {name: value / by_loss[name] for name, value in said.items() if by_loss[name]}
         part_means, start = {}, len(sums)
         for name, part in parts.items():
-            mean = flat[start : start + part.numel()].float().view(part.shape)
+            mean = told[start : start + part.numel()].float().view(part.shape)
             if by_loss[name]:
                 part_means[name] = mean / by_loss[name]
             start += part.numel()
-        every = counted[len(by_loss) :].long().tolist()
-        return means, part_means, dict(zip(items, every, strict=True)), bool(flat[-1] > 0)
+        every = dict(zip(items, map(int, counted[len(by_loss) :]), strict=True))
+        return means, part_means, every, float(host[-1]), bool(told[-1] > 0)
 
     def _apply(self, total: float, norm: float, parts: dict[str, Tensor]) -> bool:
         """Move, unless the loss or the gradient is not finite. Returns whether it moved."""

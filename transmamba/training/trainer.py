@@ -49,6 +49,7 @@ class Trainer:
 
     batches(start_step, num_steps, stage): this rank's micro-batches, resumable at any step
     change(batch, seed, stage): what the stage's task does to a batch on its device
+    recordable: the stages whose `change` may be recorded with the step (`core.task.Task`)
     evaluate(student): metrics for the log, or None to leave evaluation out
     stop: asks the run to save and stop, from another thread
     kept: steps, counted over all stages, whose checkpoints are saved and stay
@@ -63,12 +64,13 @@ class Trainer:
         *,
         batches: Callable[[int, int, int], Iterator[Batch]],
         change: Callable[[Batch, int, int], Batch],
+        recordable: Collection[int] = (),
         evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,
         seed: int = 0,
         stop: threading.Event | None = None,
         kept: Collection[int] = (),
     ) -> None:
-        self.kept = frozenset(kept)
+        self.kept, self.recordable = frozenset(kept), frozenset(recordable)
         self.accelerator, self.config, self.tracker = accelerator, config, tracker
         self.checkpoints = folder / "checkpoints"
         self.batches, self.change, self.evaluate, self.seed = batches, change, evaluate, seed
@@ -211,7 +213,8 @@ class Trainer:
         def change(batch: Batch, seed: int) -> Batch:
             return self.change(batch, seed, index)
 
-        return Stepper(self.strategy, seed=self.seed, change=change, graphed=graphed)
+        recordable = index in self.recordable
+        return Stepper(self.strategy, seed=self.seed, change=change, graphed=graphed, recordable=recordable)
 
     def _announcement(self, index: int, stage: Stage, steps: int, distiller: Distiller, stages: int) -> str:
         """The numbers that follow from the recipe, before the stage is trained."""

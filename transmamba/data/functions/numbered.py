@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -190,7 +190,7 @@ def _shown(numbers: Tensor, function: Function) -> Tensor:
     return function.place_of(tokens) < numbers[:, 5:]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _asked_by(function: Function) -> npt.NDArray[np.int64]:
     """(examples + 1,) at how many tokens of a prompt's first so many examples something is asked, where draws
     do not decide it."""

@@ -112,7 +112,9 @@ class Plain:
     ) -> None:
         self.distiller, self.clip = distiller, clip
         self._let_ddp_know(peek)
-        self.model, self.optimizer = self.accelerator.prepare(distiller, make(distiller))
+        self.model, prepared = self.accelerator.prepare(distiller, make(distiller))
+        # without a scaler Accelerate's does what AdamW does, and looks for installed packages at each step
+        self.optimizer = prepared.optimizer if self.accelerator.scaler is None else prepared
         self._trained = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _let_ddp_know(self, peek: Callable[[], Batch] | None) -> None:
