@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from transmamba.data.hashing import hash64, permutation
+from transmamba.data.hashing import hash64, hash_of, permutation
 from transmamba.data.subset import fold_of, hold_out, partition_half, stratified_fraction
 from transmamba.errors import UserError
 
@@ -26,6 +26,7 @@ def test_splitmix64_matches_its_published_first_values() -> None:
 def test_hash_takes_any_seed_and_depends_on_every_key() -> None:
     seeds = (-1, 0, 1, 2**63, 2**64 - 2, 2**70 + 9)
     assert len({int(hash64(seed, 5)[0]) for seed in seeds}) == len(seeds)
+    assert all(hash_of(3, seed, 5) == int(hash64(3, seed, 5)[0]) for seed in seeds)
     assert hash64(1, 2) != hash64(2, 1)
     assert len(np.unique(hash64(3, np.arange(10_000)))) == 10_000
     assert (np.diff(np.sort(permutation(1000, 7, 1))) == 1).all()

@@ -15,9 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from transmamba.config import load as configs
+from transmamba.core.batch import Batch
 from transmamba.core.output import Term
 from transmamba.distillation.distiller import Distiller
 from transmamba.errors import UserError
+from transmamba.runs.recipe import Recipe
+from transmamba.runs.run import run
+from transmamba.tasks.in_context import InContext
 from transmamba.training import cuda_graph
 from transmamba.training.stage import TrainerConfig
 from transmamba.training.trainer import Trainer
@@ -142,6 +147,61 @@ def test_a_recorded_run_is_the_run(
     assert all(torch.equal(plain[key], graphed[key]) for key in plain)
     assert harness.metrics_rows(tmp_path / "plain") == harness.metrics_rows(tmp_path / "graphs")
     assert [r.replays for r in stand_in.made] == [5 * accumulation - 3, 8 * accumulation - 3]
+
+
+def in_context(folder: Path, function: dict[str, Any], graphs: bool, **changes: Any) -> Recipe:
+    """A small model that learns functions in context; dropout draws from the default generator."""
+    values: dict[str, Any] = dict(
+        output_dir=str(folder / ("graphs" if graphs else "plain")),
+        task=dict(
+            name="in_context",
+            function=function,
+            mixed=[dict(name="sparse_parity", d=4, points=4)],
+            curriculum=dict(points=dict(start=2, step=1, every=3)),
+            prompts=8,
+        ),
+        student=dict(name="sequence", pattern="M(AS)", width=8, heads=2, dropout=0.2, mixer="mamba2", conv=2),
+        stages=[dict(losses=["prediction"], steps=5, lr=3e-3), dict(losses=["prediction"], steps=4)],
+        trainer=dict(dict(global_batch=6, log_every=1, save_every=0, cuda_graphs=graphs), **changes),
+    )
+    return configs.parse(Recipe, values, "recipe")
+
+
+@pytest.mark.parametrize(
+    ("function", "micro_batch"),
+    [
+        (dict(name="mqar", d=4, pairs=3, queries=2), 6),
+        (dict(name="many_outlier", d=3, points=5, share=0.4), 3),  # not whole turns of the two functions
+    ],
+)
+def test_prompts_are_made_in_the_recording(
+    tmp_path: Path,
+    stand_in: type[StandIn],
+    monkeypatch: pytest.MonkeyPatch,
+    function: dict[str, Any],
+    micro_batch: int,
+) -> None:
+    """Weights and log bit for bit, under a growing curriculum; rows come in as their numbers."""
+    change, outside = InContext.change, [0]
+
+    def counted(self: InContext, batch: Batch, seed: int) -> Batch:
+        outside[0] += not StandIn.replaying
+        return change(self, batch, seed)
+
+    monkeypatch.setattr(InContext, "change", counted)
+    for graphs in (False, True):
+        outside[0] = 0
+        run(in_context(tmp_path, function, graphs, micro_batch=micro_batch), quiet=True)
+    plain, graphed = (load_file(tmp_path / n / "student" / "model.safetensors") for n in ("plain", "graphs"))
+    assert all(torch.equal(plain[key], graphed[key]) for key in plain)
+    one, other = (harness.without_timing(harness.metrics_rows(tmp_path / n)) for n in ("plain", "graphs"))
+    assert one == other and len(one) >= 9
+    micro = 6 // micro_batch
+    assert [r.replays for r in stand_in.made] == [5 * micro - 3, 4 * micro - 3]
+    assert [[tuple(x.shape) for x in r.inputs[:2] if x is not None] for r in stand_in.made] == [
+        [(micro_batch, 6), (micro_batch,)]
+    ] * 2
+    assert outside[0] == 2 * cuda_graph.WARMUP, "before there is a recording"
 
 
 class Two(nn.Module):

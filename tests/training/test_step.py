@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from transmamba.config.registry import LOSSES
 from transmamba.core.batch import Batch
@@ -20,6 +21,7 @@ from transmamba.core.output import Term
 from transmamba.distillation.distiller import Distiller, weighted
 from transmamba.distillation.signals import Loss, Signals
 from transmamba.training.log_window import Window
+from transmamba.training.seeding import seed_generators
 from transmamba.training.step import Stepper
 from transmamba.training.strategies import Plain
 
@@ -107,6 +109,59 @@ def test_each_loss_is_divided_by_its_own_count() -> None:
     for name, parameter in distiller.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+class Told(Tensor):
+    """What the host has been told, and what it makes of it."""
+
+
+class OneMessage(TorchFunctionMode):
+    """A tensor is read on the host only where it was sent there."""
+
+    READ = (Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__float__, Tensor.__int__)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages = 0
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function not in self.READ or isinstance(args[0], Told), (
+            f"{function.__name__} waits for the GPU"
+        )
+        assert function is not Tensor.new_tensor, "what is copied from the host waits for the GPU"
+        made = function(*args, **(kwargs or {}))
+        if function is Tensor.cpu:
+            self.messages += 1
+            return made.as_subclass(Told)
+        return made
+
+
+def test_a_step_waits_once() -> None:
+    """For everything that the host is told of it: losses, parts, items, the norm."""
+    stepper = stepper_of([LOSSES["cross_entropy"](), Answers()], lambda _: None)
+    micro = [asking(3, asked=1, seed=0), asking(5, asked=4, seed=1)]
+    wanted = stepper.step(micro, 0)
+    with OneMessage() as watch:
+        found = stepper.step(micro, 0)
+    assert watch.messages == 1 and wanted.norm > 0
+    assert (found.means, found.norm, found.items) == (wanted.means, wanted.norm, wanted.items)
+    assert isinstance(found.norm, float) and not found.stop
+    assert stepper.step(micro, 0, lambda: True).stop
+
+
+def test_generators_are_seeded_as_torch_does_it() -> None:
+    torch.manual_seed(2**63 - 25)
+    wanted = torch.rand(3)
+    seed_generators(2**63 - 25, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), wanted)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="seeds a GPU's generator")
+def test_a_gpu_s_generator_is_seeded_as_torch_does_it() -> None:
+    torch.manual_seed(7)
+    wanted = torch.rand(3, device="cuda")
+    seed_generators(7, torch.device("cuda"))
+    assert torch.equal(torch.rand(3, device="cuda"), wanted)
 
 
 def test_a_loss_without_items_is_left_out() -> None:
