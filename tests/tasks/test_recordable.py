@@ -1,5 +1,5 @@
-"""Tasks that say that their `change` may be recorded (`core.task.Task`): run here on tensors that lie on a GPU
-in name alone, where whatever a recording refuses, or would freeze, is an error."""
+"""Tasks that say that their `change` may be recorded (`core.task.Task`): run here on tensors that lie on a
+GPU in name alone, where whatever a recording refuses, or would freeze, is an error."""
 
 from __future__ import annotations
 

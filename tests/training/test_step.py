@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transmamba.config.registry import LOSSES
 from transmamba.core.batch import Batch
 from transmamba.core.output import Term
+from transmamba.data.hashing import hash64
 from transmamba.distillation.distiller import Distiller, weighted
 from transmamba.distillation.signals import Loss, Signals
 from transmamba.training.log_window import Window
@@ -147,6 +148,25 @@ def test_a_step_waits_once() -> None:
     assert (found.means, found.norm, found.items) == (wanted.means, wanted.norm, wanted.items)
     assert isinstance(found.norm, float) and not found.stop
     assert stepper.step(micro, 0, lambda: True).stop
+
+
+def test_what_a_step_draws_follows_from_its_number() -> None:
+    """Wherever the generator was: each micro-batch begins at a seed of its own."""
+    stepper, seen = stepper_of([LOSSES["cross_entropy"]()], lambda _: None), []
+
+    def change(batch: Batch, seed: int) -> Batch:
+        seen.append((seed, torch.rand(3)))
+        return batch
+
+    stepper.change = change
+    for number in (5, 6):
+        stepper.step([asking(3, asked=1), asking(3, asked=1)], number)
+    assert [seed for seed, _ in seen] == [
+        int(hash64(0, number, place, 0)[0] >> 1) for number in (5, 6) for place in (0, 1)
+    ]
+    for seed, drawn in seen:
+        torch.manual_seed(seed)
+        assert torch.equal(torch.rand(3), drawn)
 
 
 def test_generators_are_seeded_as_torch_does_it() -> None:
