@@ -29,6 +29,7 @@ from ..runs.pipeline import Pipeline
 from ..runs.recipe import Recipe
 from ..training.cuda_graph import WARMUP, GraphedStep
 from ..training.optimizer import compile_layers, make_optimizer, set_trainable, set_training
+from ..training.precision import float32_products
 from ..training.step import Stepper
 from ..training.strategies import Plain
 
@@ -66,7 +67,8 @@ def bench_recipe(recipe: Recipe, steps: int = 20) -> dict[str, Any]:
     }
     if not _of_words(micro):
         kinds["distillation_step_quarter_tokens"] = _distillation(parts, 0.25, micro)
-    seconds = interleaved(kinds, steps, accelerator.device)
+    with float32_products(recipe.trainer.precision):
+        seconds = interleaved(kinds, steps, accelerator.device)
     plain = seconds["teacher_forward"] + seconds["cross_entropy_step"]
     result = {
         "seconds": seconds,

@@ -17,6 +17,7 @@ from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..subcloning.convert import carry
 from ..teachers.teacher import Teacher
+from ..training.precision import autocast_of
 from ..training.strategies.choose import DEEPSPEED, asked, strategy_of
 from .recipe import Recipe
 from .stages import stage_tasks
@@ -134,7 +135,7 @@ def make_accelerator(recipe: Recipe) -> Any:
     ]
     with _unasked(DEEPSPEED):
         accelerator = Accelerator(
-            mixed_precision=recipe.trainer.precision,
+            mixed_precision=autocast_of(recipe.trainer.precision),
             log_with="wandb" if recipe.wandb is not None else None,
             kwargs_handlers=handlers,
             # ours; by default ACCELERATE_GRADIENT_ACCUMULATION_STEPS would divide every gradient once more

@@ -16,6 +16,7 @@ from ..reporting.metrics import RESULTS_FILE, as_saved, read_results
 from ..reporting.progress import Display
 from ..reporting.report import write_report
 from ..training.checkpoint import checkpoint_at
+from ..training.precision import float32_products
 from .build import assemble, make_accelerator
 from .folder import REPORT, claim_folder, sole
 from .leave import leave, splits_of
@@ -49,11 +50,12 @@ def run(
     folder = Path(recipe.output_dir).expanduser()
     accelerator = accelerator or make_accelerator(recipe)
     todo = _Run(recipe, folder, accelerator, quiet, check_data, stop, title, trunk)
-    if not accelerator.is_main_process:
-        return todo.finish()
-    claim_folder(folder, recipe, overwrite)
-    with sole(folder):
-        return todo.finish()
+    with float32_products(recipe.trainer.precision):
+        if not accelerator.is_main_process:
+            return todo.finish()
+        claim_folder(folder, recipe, overwrite)
+        with sole(folder):
+            return todo.finish()
 
 
 class _Run:

@@ -27,6 +27,7 @@ from ..peft.targets import candidates, described, targets_of
 from ..reporting.progress import Display
 from ..reporting.search_page import write_search
 from ..training.interrupted import Interrupted
+from ..training.precision import float32_products
 from .build import assemble, make_accelerator
 from .folder import sole
 from .recipe import Recipe
@@ -164,7 +165,8 @@ def _objective(plan: Plan, step: str, steps: Steps, accelerator: Any) -> Callabl
             if parameters > plan.limit:
                 raise Pruned(f"{parameters:,} parameters, and the budget is {plan.limit:,}", free=True)
         if (same := steps.before(asked)) is None:
-            return score(trial, recipe, plan.folder, accelerator)
+            with float32_products(recipe.trainer.precision):
+                return score(trial, recipe, plan.folder, accelerator)
         if not finished(same):
             raise Pruned(same.user_attrs.get(WHY, "given up before"), free=True)
         trial.set_user_attr(FREE, True)  # the same seed gives the same score

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from ..config.load import Part
 from ..config.registry import LOSSES
 from ..errors import UserError, refuse_all
+from .precision import Precision
 
 LENGTHS = ("steps", "epochs", "samples", "tokens", "percent")
 
@@ -152,7 +153,8 @@ class TrainerConfig:
     global_batch: items of an optimizer step, over all processes
     micro_batch: items of a process at a time; left out: its whole share of the global batch. How many
         micro-batches make a step follows from both
-    precision: of autocast: `no` (float32), bf16 or fp16
+    precision: of autocast: `no` (float32), bf16 or fp16; tf32 is float32 whose products on a GPU read what
+        they multiply with 10 bits of mantissa
     workers: processes that load data, beside each training process; 0 loads in it
     log_every: optimizer steps between lines of metrics.jsonl
     eval_every, save_every: optimizer steps between; 0 for the end of a stage alone
@@ -172,7 +174,7 @@ class TrainerConfig:
 
     global_batch: int = 64
     micro_batch: int | None = None
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Precision = "no"
     workers: int = 0
     log_every: int = 10
     eval_every: int = 0
@@ -188,7 +190,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         problems = []
         if self.cuda_graphs:
-            instead = ["precision bf16 or no"] if self.precision == "fp16" else []
+            instead = ["precision bf16, tf32 or no"] if self.precision == "fp16" else []
             instead += ["grad_checkpointing false"] if self.grad_checkpointing else []
             instead += ["compile false"] if self.compile else []
             if instead:
