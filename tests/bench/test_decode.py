@@ -359,6 +359,8 @@ def test_rows_of_our_own_class(teacher: str, no_time: list[tuple[int, int]]) -> 
     full, near = 56 * (2 * heads * size * 2 + 8), 16 * (2 * heads * size * 2 + 8)
     far = 16 * heads * 4 + heads * (size * size + size) * 4  # steps, state and sums in float32
     assert row["cache_mb"] * 2**20 == 3 * (full + 2 * (near + far))
+    with pytest.raises(UserError, match=r"counts its tokens on the host.*leave --compile out"):
+        next(bench_decode(teacher, compiled=True, device="cpu", **WINDOWED))
     with pytest.raises(UserError, match=r"window is 5, sinks 2, but student .* has its own"):
         next(bench_decode(teacher, student=teacher, device="cpu", **WINDOWED))
     for sizes, says in (({"sinks": 2}, "sinks is given, but window is 0"), ({"window": -1}, "window is -1")):

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from transmamba.core.output import Context
 from transmamba.students.hybrid_lm import blocks, nearby
-from transmamba.students.hybrid_lm.nearby import Nearby
-from transmamba.views.sublayers import attend, readable
+from transmamba.students.hybrid_lm.nearby import Nearby, Reading
+from transmamba.views.rope import Rope
+from transmamba.views.sublayers import attend
 
 LENGTH, ROWS = 37, 3
 
@@ -42,9 +43,8 @@ def contexts() -> dict[str, Context]:
 
 
 def near(context: Context, window: int, sinks: int) -> Nearby:
-    x = torch.zeros(ROWS, LENGTH, 1)
     places = torch.arange(LENGTH)[None] if context.positions is None else context.positions
-    return Nearby.of(context, readable(context, True, None, x), places, window, sinks)
+    return Nearby.of(context, places, window, sinks)
 
 
 def real(context: Context) -> Tensor:
@@ -52,7 +52,7 @@ def real(context: Context) -> Tensor:
 
 
 @pytest.mark.parametrize("name", contexts())
-@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (1, 2), (5, 0), (5, 3), (9, 1), (20, 6)])
+@pytest.mark.parametrize(("window", "sinks"), [(1, 0), (1, 2), (5, 0), (5, 3), (9, 1), (20, 6), (5, 40)])
 def test_each_token_reads_the_same_others_each_once(name: str, window: int, sinks: int) -> None:
     """By queries of zeros, for which softmax is even, over values that are one another's marks."""
     context = contexts()[name]
@@ -86,14 +86,19 @@ def test_values_and_gradients_are_those_of_one_mask(name: str, heads: int) -> No
 
 
 def test_short_texts_are_read_as_a_whole(block: int) -> None:
-    x = torch.zeros(1, block + 5, 1)
     for window, whole in ((5, True), (4, False)):
         places = torch.arange(block + 5)[None]
-        made = Nearby.of(Context(), readable(Context(), True, None, x), places, window, 2)
+        made = Nearby.of(Context(), places, window, 2)
         assert (made.blocks is None) == whole
 
 
-def test_no_mask_over_all_pairs_is_made() -> None:
-    made = near(contexts()["packed"], 5, 3)
-    made.attend(*torch.zeros(3, ROWS, 1, LENGTH, 4))
-    assert "allowed" not in vars(made)
+def test_no_mask_over_all_pairs_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a layer that reads everything."""
+    asked = []
+    monkeypatch.setattr(nearby, "readable", lambda *given: asked.append(given))
+    x, rope = torch.zeros(ROWS, LENGTH, 1), Rope(torch.ones(2), 1.0)
+    for context in contexts().values():
+        reading = Reading.of(context, x, rope, (5,), 3)
+        reading.nearby[5].attend(*torch.zeros(3, ROWS, 1, LENGTH, 4))
+    assert not asked
+    assert reading.allowed is None and len(asked) == 1

@@ -82,7 +82,7 @@ def addresses(cache: Any) -> list[tuple[str, int, torch.Size]]:
 def test_a_token_is_read_in_place_and_waits_for_nothing(
     saved: dict[str, tuple[HybridStudent, Path]], kind: str
 ) -> None:
-    """What a recording needs; and replaying one, which runs no Python of the cache's, reads on."""
+    """What a recording needs."""
     stock, text = saved[kind][0].stock(), texts(2, 24)
     cache = stock.fixed_cache(64)
     if stock.config.expert_layers:
@@ -116,6 +116,35 @@ def test_more_than_its_length_is_refused(saved: dict[str, tuple[HybridStudent, P
             stock(texts(1, 1), past_key_values=cache, use_cache=True)
     with pytest.raises(ValueError, match="length is 0; write at least 1"):
         stock.fixed_cache(0)
+
+
+def test_replays_are_counted_by_who_replays(saved: dict[str, tuple[HybridStudent, Path]]) -> None:
+    stock = saved["windows, mixed"][0].stock()
+    cache = stock.fixed_cache(8)
+    with torch.no_grad():
+        stock(texts(1, 6), past_key_values=cache, use_cache=True)
+    cache.advance(2)
+    assert cache.get_seq_length() == 8
+    with pytest.raises(ValueError, match="9 tokens do not fit into a cache of 8"):
+        cache.advance()
+    assert cache.get_seq_length() == 8
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_another_number_of_rows_is_refused(saved: dict[str, tuple[HybridStudent, Path]], rows: int) -> None:
+    """Also after a reset; a cache that grows takes any then."""
+    stock = saved["window and scan"][0].stock()
+    with torch.no_grad():
+        grown = stock(texts(2, 8), use_cache=True).past_key_values
+        fixed = stock.fixed_cache(32)
+        stock(texts(2, 8), past_key_values=fixed, use_cache=True)
+        for cache in (grown, fixed):
+            with pytest.raises(ValueError, match=f"holds 2 rows, {rows} came; make another"):
+                stock(texts(rows, 1), past_key_values=cache, use_cache=True)
+            cache.reset()
+        stock(texts(rows, 8), past_key_values=grown, use_cache=True)
+        with pytest.raises(ValueError, match=f"holds 2 rows, {rows} came; make another"):
+            stock(texts(rows, 8), past_key_values=fixed, use_cache=True)
 
 
 def test_heads_that_share_keys_read_one_token_as_each_would() -> None:

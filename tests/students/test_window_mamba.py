@@ -183,7 +183,7 @@ def test_no_token_of_another_text_or_of_padding_leaves_a_window() -> None:
         (Context(), rows, [4, 5, 6, 7, 8]),
     ):
         assert places is not None
-        found = Nearby.of(context, None, places, window, sinks).left
+        found = Nearby.of(context, places, window, sinks).left
         assert found.nonzero()[:, 1].tolist() == left
 
 

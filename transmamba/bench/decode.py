@@ -111,6 +111,11 @@ def bench_decode(
         )
     theirs = read_model_config(teacher)
     mine = hybrid_config(theirs, keep, window, sinks) if student is None else read_model_config(student)
+    if compiled and is_own(mine):
+        raise UserError(
+            "a hybrid of our own class counts its tokens on the host, so that each would be compiled anew; "
+            "leave --compile out, or write --graphs"
+        )
     options = Options(steps=steps, tokens=tokens, graphs=graphs, compiled=compiled)
     dtype = HALF.get(precision, torch.float32)
     here = torch.cuda.device(where) if where.type == "cuda" else contextlib.nullcontext()

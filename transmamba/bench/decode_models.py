@@ -158,6 +158,9 @@ class Decoding:
         self.ids, self.positions = ids[:, :1].clone(), torch.zeros_like(ids[:, :1])
         # ours follows places by itself, and would wait for the device to hear that these are the same
         self._said = {} if is_own(model.config) else {"position_ids": self.positions}
+        if compiled:
+            # what other points compiled counts towards a limit, behind which nothing is compiled any more
+            torch._dynamo.reset()
         self._forward = torch.compile(model, dynamic=False) if compiled else model
         self._recording = self._recorded() if graphs else None
 

@@ -80,8 +80,9 @@ def _first(context: Context, places: Tensor, sinks: int) -> Tensor:
     real = places[:, None] == number[:, None]  # (B, K, L)
     if context.mask is not None:
         real = real & context.mask[:, None]
-    # of a text with fewer tokens column 0 instead, which is allowed to no token twice
-    return real.long().argmax(dim=-1)[:, None].expand(-1, -(-length // BLOCK), -1)
+    # of a text with fewer tokens the last column instead, which is far from none
+    at = torch.where(real.any(dim=-1), real.long().argmax(dim=-1), length - 1)
+    return at[:, None].expand(-1, -(-length // BLOCK), -1)
 
 
 def _blocks(x: Tensor, filled: int) -> Tensor:

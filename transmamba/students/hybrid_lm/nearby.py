@@ -22,31 +22,30 @@ from .blocks import BLOCK, Blocks
 class Nearby:
     """A token's last `window` tokens, itself included, and the first `sinks` of its document.
 
-    every:  (B, 1, L, L) bool, what may be read at all; None where causality alone says so
     places: (B, L), each token's in its document
     left:   (B, L) bool, whether the token `window` before this one has just left its window: a real one of
         the same document, and no sink
     blocks: how texts that are longer than a window and a block are read; None of shorter ones
     """
 
+    context: Context
     window: int
     sinks: int
-    every: Tensor | None
     places: Tensor
     left: Tensor
     blocks: Blocks | None
 
     @classmethod
-    def of(cls, context: Context, every: Tensor | None, places: Tensor, window: int, sinks: int) -> Nearby:
+    def of(cls, context: Context, places: Tensor, window: int, sinks: int) -> Nearby:
         longer = places.shape[1] > window + BLOCK
         blocks = Blocks.of(context, places, window, sinks) if longer else None
-        return cls(window, sinks, every, places, _left(context, places, window, sinks), blocks)
+        return cls(context, window, sinks, places, _left(context, places, window, sinks), blocks)
 
     @functools.cached_property
     def allowed(self) -> Tensor | None:
         """(B, 1, L, L) bool, whether a token may read another that is near; None where causality alone says
-        so."""
-        return _near(self.every, self.places, self.window, self.sinks)
+        so. Made for whoever asks first: blocks do without."""
+        return _near(readable(self.context, True, None, self.places), self.places, self.window, self.sinks)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax attention (B, H, L, P) of q over what is near, of k and v of as many heads or fewer."""
@@ -57,14 +56,14 @@ class Nearby:
 class Reading:
     """What all layers read beside the stream, made once a pass.
 
-    waves:   cosine and sine of the tokens' positions, each (B, 1, L, P); None where no layer has attention
-    allowed: (B, 1, L, L) bool, whether a token may read another; None where causality alone says so
-    nearby:  by its length, each window that layers read through
+    waves:  cosine and sine of the tokens' positions, each (B, 1, L, P); None where no layer has attention
+    places: (B, L), each token's in its document; None alike
+    nearby: by its length, each window that layers read through
     """
 
     context: Context
     waves: tuple[Tensor, Tensor] | None = None
-    allowed: Tensor | None = None
+    places: Tensor | None = None
     nearby: Mapping[int, Nearby] = field(default_factory=dict)
 
     @classmethod
@@ -75,9 +74,15 @@ class Reading:
         places = context.positions
         if places is None:
             places = torch.arange(x.shape[1], device=x.device)[None]
-        allowed = readable(context, True, None, x)
-        nearby = {window: Nearby.of(context, allowed, places, window, sinks) for window in windows}
-        return cls(context, rope.waves(places), allowed, nearby)
+        nearby = {window: Nearby.of(context, places, window, sinks) for window in windows}
+        return cls(context, rope.waves(places), places, nearby)
+
+    @functools.cached_property
+    def allowed(self) -> Tensor | None:
+        """(B, 1, L, L) bool, whether a token may read another; None where causality alone says so. Made for
+        the first layer that reads everything."""
+        assert self.places is not None, "asked by layers of attention"
+        return readable(self.context, True, None, self.places)
 
 
 def _near(allowed: Tensor | None, places: Tensor, window: int, sinks: int) -> Tensor | None:

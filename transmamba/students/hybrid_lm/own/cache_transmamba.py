@@ -30,6 +30,8 @@ class HybridCache(Cache):
 
     def places(self, real: Tensor) -> Tensor:
         """(B, T) places of new tokens, of which `real` (B, T) are no padding."""
+        if self.next is not None and len(self.next) != len(real):
+            raise ValueError(f"the cache holds {len(self.next)} rows, {len(real)} came; make another")
         counted = real.long().cumsum(dim=1)
         before = counted.new_zeros(len(real)) if self.next is None else self.next
         return torch.where(real, before[:, None] + counted - 1, -1)

@@ -13,8 +13,10 @@ _WHOLE = 8  # keys are a multiple of so many, as kernels of attention with a mas
 
 
 class FixedHybridCache(HybridCache):
-    """Once something has been read, one more token is read in place and without waiting for the device, so
-    that such a step can be recorded as a CUDA graph. What is asked of it is what a HybridCache answers.
+    """Once something has been read, one more token is read in place and, in layers without experts, without
+    waiting for the device, so that such a step can be recorded as a CUDA graph. Who replays a recording calls
+    `advance` before, for that runs none of this code. It is of one number of rows, also after `reset`; beams
+    that change rows move its tensors.
 
     length: of tokens with padding, the most that are read; layers that forget others have room for those that
         they read again
@@ -37,12 +39,21 @@ class FixedHybridCache(HybridCache):
         else:
             self.next += real.sum(dim=1)
 
+    def advance(self, tokens: int = 1) -> None:
+        """So many are read by a recording. Raises ValueError where they do not fit."""
+        self._check(tokens)
+        self.read += tokens
+
+    def _check(self, tokens: int) -> None:
+        if self.read + tokens > self.length:
+            raise ValueError(
+                f"{self.read + tokens} tokens do not fit into a cache of {self.length}; make a longer one"
+            )
+
     def add(
         self, layer: int, new: dict[str, Tensor], places: Tensor, last: int | None = None, sinks: int = 0
     ) -> tuple[dict[str, Tensor], Tensor]:
-        if self.read + places.shape[1] > self.length:
-            tokens = self.read + places.shape[1]
-            raise ValueError(f"{tokens} tokens do not fit into a cache of {self.length}; make a longer one")
+        self._check(places.shape[1])
         ring = self.length if last is None else last + 1
         first = "places" not in self.held[layer]
         if first:

@@ -147,7 +147,8 @@ class HybridForCausalLM(HybridPreTrainedModel, GenerationMixin):
 
     def fixed_cache(self, length: int) -> FixedHybridCache:
         """Of at most `length` tokens, for `past_key_values` of a forward pass or of generate: tensors that
-        stay where they are, so that a token can be recorded as a CUDA graph once the prompt has been read."""
+        stay where they are, so that a token can be recorded as a CUDA graph once the prompt has been read
+        (`FixedHybridCache.advance` before each replay)."""
         return FixedHybridCache(self.config.num_hidden_layers, length)
 
     @classmethod
