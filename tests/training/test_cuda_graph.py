@@ -284,11 +284,11 @@ def test_a_graph_on_the_gpu() -> None:
 @pytest.mark.parametrize(
     ("clash", "instead"),
     [
-        (dict(precision="fp16"), "precision bf16 or no"),
+        (dict(precision="fp16"), "precision bf16, tf32 or no"),
         (dict(grad_checkpointing=True), "grad_checkpointing false"),
         (
             dict(precision="fp16", grad_checkpointing=True),
-            "precision bf16 or no and grad_checkpointing false",
+            "precision bf16, tf32 or no and grad_checkpointing false",
         ),
     ],
 )
