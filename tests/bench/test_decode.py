@@ -61,6 +61,16 @@ def greedy(model: Any, text: Tensor, count: int) -> Tensor:
     return text[:, -count:]
 
 
+def written(decoding: Decoding, first: Tensor) -> Tensor:
+    """The four words that it writes, one step after the other, behind `first`."""
+    decoding.ids.copy_(first)
+    seen = []
+    for _ in range(4):
+        decoding.step()
+        seen.append(decoding.ids.clone())
+    return torch.cat(seen, dim=1)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("keep", [None, (1,), (), (0, 1, 2)])
 def test_a_timed_run_writes_what_the_model_says(keep: tuple[int, ...] | None) -> None:
@@ -73,12 +83,7 @@ def test_a_timed_run_writes_what_the_model_says(keep: tuple[int, ...] | None) ->
     wanted = greedy(stock, torch.cat([text[:, :16], first], dim=1), 4)
     for _ in range(2 if keep in (None, (0, 1, 2)) else 1):
         decoding.rewind()
-        decoding.ids.copy_(first)
-        seen = []
-        for _ in range(4):
-            decoding.step()
-            seen.append(decoding.ids.clone())
-        assert torch.equal(torch.cat(seen, dim=1), wanted)
+        assert torch.equal(written(decoding, first), wanted)
     prompt = Prefill(stock, 2, 17)
     prompt.ids.copy_(text)
     for _ in range(2):
@@ -317,12 +322,7 @@ def test_a_timed_run_of_our_own_class_writes_what_it_says(
     decoding.cache.reset()
     first = model(text[:, :16], past_key_values=decoding.cache).logits[:, -1:].argmax(-1)
     wanted = greedy(model, torch.cat([text[:, :16], first], dim=1), 4)
-    decoding.ids.copy_(first)
-    seen = []
-    for _ in range(4):
-        decoding.step()
-        seen.append(decoding.ids.clone())
-    assert torch.equal(torch.cat(seen, dim=1), wanted)
+    assert torch.equal(written(decoding, first), wanted)
     assert len(wanted.unique()) > 1
     prompt = Prefill(model, 2, 17)
     prompt.ids.copy_(text)

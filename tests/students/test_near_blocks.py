@@ -8,8 +8,9 @@ from hybrids import relative
 from torch import Tensor
 
 from transmamba.core.output import Context
-from transmamba.students.hybrid_lm import blocks, nearby
+from transmamba.students.hybrid_lm import nearby
 from transmamba.students.hybrid_lm.nearby import Nearby, Reading
+from transmamba.students.hybrid_lm.own import blocks_transmamba
 from transmamba.views.rope import Rope
 from transmamba.views.sublayers import attend
 
@@ -18,8 +19,7 @@ LENGTH, ROWS = 37, 3
 
 @pytest.fixture(autouse=True, params=[4, 8, 16])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    for module in (blocks, nearby):
-        monkeypatch.setattr(module, "BLOCK", request.param)
+    monkeypatch.setattr(blocks_transmamba, "BLOCK", request.param)
     return int(request.param)
 
 

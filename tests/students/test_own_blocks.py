@@ -12,8 +12,8 @@ from hybrids import relative, texts
 from test_own_class import KINDS, SINKS, WINDOW, saved
 
 from transmamba.students.hybrid_lm.model import HybridStudent
-from transmamba.students.hybrid_lm.own import layers_transmamba
-from transmamba.students.hybrid_lm.own.layers_transmamba import HybridAttention
+from transmamba.students.hybrid_lm.own import blocks_transmamba
+from transmamba.students.hybrid_lm.own.blocks_transmamba import Blocks
 
 __all__ = ["saved"]  # a fixture
 
@@ -37,14 +37,14 @@ def masks(tokens: int) -> dict[str, torch.Tensor]:
 def in_blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Blocks of 4 tokens; how many tokens were read so."""
     counted: list[int] = []
-    ours = HybridAttention._in_blocks
+    ours = Blocks.attend
 
     def watched(self: Any, q: Any, *rest: Any) -> Any:
         counted.append(q.shape[2])
         return ours(self, q, *rest)
 
-    monkeypatch.setattr(layers_transmamba, "BLOCK", 4)
-    monkeypatch.setattr(HybridAttention, "_in_blocks", watched)
+    monkeypatch.setattr(blocks_transmamba, "BLOCK", 4)
+    monkeypatch.setattr(Blocks, "attend", watched)
     return counted
 
 
@@ -62,9 +62,9 @@ def test_blocks_are_the_whole_matrix(
         in_blocks.clear()
         found = stock(text, attention_mask=mask, use_cache=False).logits
         assert in_blocks == ([] if name == "between" else [tokens] * layers), name
-        layers_transmamba.BLOCK = tokens
+        blocks_transmamba.BLOCK = tokens
         wanted = stock(text, attention_mask=mask, use_cache=False).logits
-        layers_transmamba.BLOCK = 4
+        blocks_transmamba.BLOCK = 4
         real = mask.bool()
         assert relative(found[real], wanted[real]) < 1e-5, name
         assert found.isfinite().all()
@@ -95,9 +95,9 @@ def test_what_is_remembered_of_blocks_is_what_later_tokens_read(
     ]
     for row in range(2):
         alone = text[row][mask[row].bool()][None]
-        layers_transmamba.BLOCK = 1000
+        blocks_transmamba.BLOCK = 1000
         wanted = stock(alone, use_cache=False).logits[0, -9:]
-        layers_transmamba.BLOCK = 4
+        blocks_transmamba.BLOCK = 4
         assert relative(torch.cat(parts, dim=1)[row], wanted) < 1e-5
 
 
@@ -107,7 +107,7 @@ def test_blocks_have_the_gradient_of_the_whole_matrix(
     stock, text = saved["window and scan"][0].stock(), texts(2, 31)
     found = {}
     for size in (4, 1000):
-        layers_transmamba.BLOCK = size
+        blocks_transmamba.BLOCK = size
         stock.zero_grad()
         stock(text, labels=text, use_cache=False).loss.backward()
         found[size] = {name: p.grad.clone() for name, p in stock.named_parameters() if p.grad is not None}

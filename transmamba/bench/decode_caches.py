@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..students.hybrid_lm.own.fixed_cache_transmamba import slots_of
 from ..students.hybrid_lm.own_class import own_config
 
 
@@ -25,14 +26,15 @@ def static_cache(model: Any, length: int) -> Any:
     return StaticCache(config=model.config, max_cache_len=length)
 
 
-def pretend(cache: Any, config: Any, tokens: int) -> None:
+def pretend(cache: Any, model: Any, tokens: int) -> None:
     """As if it had read so many, where a few were: keys and values are random."""
     for layer, tensors in enumerate(_tensors(cache)):
         for name in ("keys", "values"):
             if name in tensors:
                 tensors[name].normal_()
         if "places" in tensors:
-            _place(tensors["places"], config, layer, tokens)
+            last, sinks = model.model.layers[layer].self_attn.remembered
+            _place(tensors["places"], last, sinks, tokens)
     go_to(cache, tokens)
 
 
@@ -47,17 +49,14 @@ def go_to(cache: Any, tokens: int) -> None:
             layer.cumulative_length.fill_(tokens)
 
 
-def _place(places: Tensor, config: Any, layer: int, tokens: int) -> None:
-    """(B, S) of a hybrid's layer: where the last tokens that it can hold would lie, and the first."""
-    kind = config.layer_kinds[layer]
-    scans = kind == "window_mamba" and config.scan
-    last = None if kind == "full_attention" else config.window - (not scans)
-    sinks = 0 if last is None else config.sinks
+def _place(places: Tensor, last: int | None, sinks: int, tokens: int) -> None:
+    """(B, S) of a layer that remembers these: where the last tokens that it can hold would lie, and the
+    first."""
     ring = places.shape[1] if last is None else last + 1
     read = torch.arange(tokens, device=places.device)
     read = read[(read < sinks) | (read >= tokens - ring)]
     places.fill_(-1)
-    places[:, torch.where(read < sinks, read, sinks + (read - sinks) % ring)] = read
+    places[:, slots_of(read, ring, sinks, places.shape[1])] = read
 
 
 def cache_bytes(cache: Any) -> int:

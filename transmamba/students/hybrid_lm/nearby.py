@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.output import Context
 from ...views.rope import Rope
 from ...views.sublayers import attend, readable
-from .blocks import BLOCK, Blocks
+from .own.blocks_transmamba import Blocks
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,7 @@ class Nearby:
 
     @classmethod
     def of(cls, context: Context, places: Tensor, window: int, sinks: int) -> Nearby:
-        longer = places.shape[1] > window + BLOCK
-        blocks = Blocks.of(context, places, window, sinks) if longer else None
+        blocks = Blocks.of(places, window, sinks, context.mask, context.segments)
         return cls(context, window, sinks, places, _left(context, places, window, sinks), blocks)
 
     @functools.cached_property
@@ -49,7 +48,9 @@ class Nearby:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax attention (B, H, L, P) of q over what is near, of k and v of as many heads or fewer."""
-        return attend(q, k, v, self.allowed) if self.blocks is None else self.blocks.attend(q, k, v)
+        if self.blocks is not None:
+            return self.blocks.attend(q, k, v, attend)
+        return attend(q, k, v, self.allowed)
 
 
 @dataclass(frozen=True)

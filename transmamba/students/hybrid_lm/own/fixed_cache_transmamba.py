@@ -60,7 +60,7 @@ class FixedHybridCache(HybridCache):
             self.held[layer] |= _empty(new, places, sinks + ring + 1)
         held = self.held[layer]
         if places.shape[1] == 1:
-            _put(held, new, places, _slots(places, ring, sinks, held["places"].shape[1]))
+            _put(held, new, places, slots_of(places, ring, sinks, held["places"].shape[1]))
             return {name: held[name] for name in new}, held["places"]
         known, theirs = dict(new), places
         if self.read:
@@ -70,7 +70,7 @@ class FixedHybridCache(HybridCache):
         if last is not None:
             end = places.amax(dim=1, keepdim=True)
             still = torch.where((places > end - last) | (places < sinks), places, -1)
-        _put(held, new, still, _slots(still, ring, sinks, held["places"].shape[1]))
+        _put(held, new, still, slots_of(still, ring, sinks, held["places"].shape[1]))
         return known, theirs
 
     def keep(self, layer: int, **state: Tensor) -> None:
@@ -102,8 +102,8 @@ def _empty(new: dict[str, Tensor], places: Tensor, slots: int) -> dict[str, Tens
     return {**found, "places": places.new_full((len(places), slots), -1)}
 
 
-def _slots(places: Tensor, ring: int, sinks: int, slots: int) -> Tensor:
-    """(B, T) where tokens of these places lie."""
+def slots_of(places: Tensor, ring: int, sinks: int, slots: int) -> Tensor:
+    """Where tokens of these places lie, (...) both, in a layer of so many slots."""
     own = torch.where(places < sinks, places, sinks + (places - sinks) % ring)
     return torch.where(places < 0, slots - 1, own)
 

@@ -11,9 +11,6 @@ from torch import Tensor, nn
 from .far_transmamba import HybridFar
 from .scan_transmamba import Pass, wide
 
-# tokens whose windows are read together
-BLOCK = 128
-
 
 class HybridRMSNorm(nn.Module):
     def __init__(self, width: int, eps: float) -> None:
@@ -47,6 +44,15 @@ class HybridAttention(nn.Module):
             self.q_norm = HybridRMSNorm(size, config.rms_norm_eps)
             self.k_norm = HybridRMSNorm(size, config.rms_norm_eps)
 
+    @property
+    def remembered(self) -> tuple[int | None, int]:
+        """How many of the last tokens a cache holds for it, None for all, and of the first ones: one more
+        than is read where it goes to the scan next."""
+        if self.nearby is None:
+            return None, 0
+        window, sinks = self.nearby
+        return window - (self.far is None or not self.scan), sinks
+
     def forward(self, u: Tensor, shared: Pass) -> Tensor:
         """What attention adds to the stream, of its norm u (B, T, D)."""
         q = self.q_proj(u).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -62,13 +68,9 @@ class HybridAttention(nn.Module):
         if far is not None:
             known["steps"] = far.step(u)
         if shared.cache is not None:
-            window, sinks = self.nearby or (None, 0)
-            # one more than is read where it goes to the scan next
-            last = None if window is None else window - (far is None)
-            known, places = shared.cache.add(self.layer, known, places, last, sinks)
-        one_by_one = shared.joined and places is shared.places
-        if one_by_one and self.nearby is not None and q.shape[2] > BLOCK + self.nearby[0]:
-            mixed = self._in_blocks(q, known["keys"], known["values"], places)
+            known, places = shared.cache.add(self.layer, known, places, *self.remembered)
+        if shared.blocks is not None and self.nearby is not None:
+            mixed = shared.blocks.attend(q, known["keys"], known["values"], self._attended)
         else:
             mixed = self._attended(q, known["keys"], known["values"], self._allowed(shared, places))
         if far is not None:
@@ -89,33 +91,6 @@ class HybridAttention(nn.Module):
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=times > 1
         )
-
-    def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, places: Tensor) -> Tensor:
-        """What windows and first tokens say to all tokens of a text: some of them at a time, beside each
-        other, so that time and memory are linear in their number."""
-        window, sinks = self.nearby or (0, 0)
-        rows, tokens = places.shape
-        before, behind = window - 1, -tokens % BLOCK
-        mine = F.pad(places, (0, behind), value=-1).unflatten(1, (-1, BLOCK))
-        theirs = F.pad(places, (before, behind), value=-1).unfold(1, BLOCK + before, BLOCK)
-        # the first tokens of a text, behind its padding; of a short one the last again, which is never far
-        at = (places == 0).long().argmax(dim=1, keepdim=True) + torch.arange(sinks, device=places.device)
-        at = at.clamp_max(tokens - 1)
-        first = places.gather(1, at)[:, None, None]
-        at = at[:, None, :, None].expand(-1, self.kv_heads, -1, k.shape[-1])
-
-        def blocks(x: Tensor) -> Tensor:
-            """(B n, G, S, P) of (B, G, T, P): first tokens, those of a window before a block, the block."""
-            near = F.pad(x, (0, 0, before, behind)).unfold(2, BLOCK + before, BLOCK).permute(0, 2, 1, 4, 3)
-            far = x.gather(2, at)[:, None].expand(-1, near.shape[1], -1, -1, -1)
-            return torch.cat([far, near], dim=3).flatten(0, 1)
-
-        own = mine[..., None]
-        near = (theirs >= 0)[:, :, None] & (theirs[:, :, None] <= own) & (own - theirs[:, :, None] < window)
-        allowed = torch.cat([(first >= 0) & (own - first >= window), near], dim=-1) | (own < 0)
-        q = F.pad(q, (0, 0, 0, behind)).unflatten(2, (-1, BLOCK)).transpose(1, 2).flatten(0, 1)
-        mixed = self._attended(q, blocks(k), blocks(v), allowed.flatten(0, 1)[:, None])
-        return mixed.unflatten(0, (rows, -1)).transpose(1, 2).flatten(2, 3)[:, :, :tokens]
 
     def _allowed(self, shared: Pass, places: Tensor) -> Tensor | None:
         """(B, 1, T, S) whether a token may read another; None where causality alone says so. Padding reads

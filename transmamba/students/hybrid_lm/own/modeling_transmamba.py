@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from .blocks_transmamba import Blocks
 from .cache_transmamba import HybridCache
 from .configuration_transmamba import HybridConfig
 from .experts_transmamba import HybridExperts
@@ -126,7 +127,11 @@ class HybridModel(HybridPreTrainedModel):
         cos, sin = self.rotary_emb(x, places.clamp_min(0))
         anew = cache is None or cache.read == 0
         joined = anew and (not padded or not _parted(real))
-        return Pass(real, places, cos[:, None], sin[:, None], cache, anew and not padded, joined)
+        blocks = None
+        if joined and {"window_attention", "window_mamba"} & set(self.config.layer_kinds):
+            given = real if padded else None
+            blocks = Blocks.of(places, self.config.window, self.config.sinks, given)
+        return Pass(real, places, cos[:, None], sin[:, None], cache, anew and not padded, joined, blocks)
 
 
 def _parted(real: Tensor) -> bool:

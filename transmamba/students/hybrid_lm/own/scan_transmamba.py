@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .blocks_transmamba import Blocks
 from .cache_transmamba import HybridCache
 
 CHUNK = 128
@@ -21,6 +22,7 @@ class Pass:
     cache:        what is remembered; None where nothing is
     plain:        whether no row has padding and nothing was read before
     joined:       whether nothing was read before, and no row has padding between its tokens
+    blocks:       how windows are read then, of a long text
     """
 
     real: Tensor
@@ -30,6 +32,7 @@ class Pass:
     cache: HybridCache | None
     plain: bool
     joined: bool
+    blocks: Blocks | None
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Attention to near tokens, some tokens at a time and all of these beside each other: its work grows with a
 text's length, where that of one mask over all pairs grows with its square.
 
@@ -5,16 +6,12 @@ Shapes: B rows (or 1 for all) of L tokens, in n blocks of C; K first tokens. A b
 tokens.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from ...core.output import Context
-from ...views.sublayers import attend
 
 # tokens of a block, C: wide enough for a kernel's tiles, and not much wider than windows are
 BLOCK = 128
@@ -31,10 +28,23 @@ class Blocks:
     allowed: Tensor
 
     @classmethod
-    def of(cls, context: Context, places: Tensor, window: int, sinks: int) -> Blocks:
-        """places: (B, L), each token's in its document"""
+    def of(
+        cls,
+        places: Tensor,
+        window: int,
+        sinks: int,
+        real: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> "Blocks | None":
+        """None of texts that are no longer than a window and a block.
+
+        places: (B, L), each token's in its document; real: (B, L) bool, which are no padding; None for all
+        segments: (B, L), which document of a packed row a token belongs to; None for one
+        """
         length, before = places.shape[1], window - 1
-        first = _first(context, places, sinks)
+        if length <= window + BLOCK:
+            return None
+        first = _first(places, sinks, real, segments)
         columns = torch.arange(length, device=places.device)[None]
         own = _blocks(columns, -1)[..., None]  # (1, n, C, 1)
         column = _read(columns, first, before, -1)
@@ -43,16 +53,19 @@ class Blocks:
         once[..., : first.shape[2]] = first[:, :, None] < own[:, :, :1] - before
         near = (own - column < window) | (_read(places, first, before, sinks) < sinks)
         allowed = once & (column >= 0) & (column <= own) & near
-        if context.segments is not None:
-            mine = _blocks(context.segments, -1)[..., None]
-            allowed = allowed & (mine == _read(context.segments, first, before, -1))
-        if context.mask is not None:
-            allowed = allowed & _read(context.mask, first, before, False)
+        if segments is not None:
+            mine = _blocks(segments, -1)[..., None]
+            allowed = allowed & (mine == _read(segments, first, before, -1))
+        if real is not None:
+            allowed = allowed & _read(real, first, before, False)
         # a padded token reads itself, and so does what fills the last block: a softmax is over something
         return cls(window, first, allowed | (once & (column == own)) | (own < 0))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Softmax attention (B, H, L, P) of q over what is near, of k and v of as many heads or fewer."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attended: Callable[..., Tensor]) -> Tensor:
+        """Softmax attention (B, H, L, P) of q over what is near, of k and v of as many heads or fewer.
+
+        attended: attention of (q, k, v, which may be read)
+        """
         length, before = q.shape[2], self.window - 1
         behind = -length % BLOCK
         first = self.first.expand(len(q), -1, -1).flatten(1)[:, None, :, None]
@@ -65,23 +78,23 @@ class Blocks:
 
         asking = F.pad(q, (0, 0, 0, behind)).unflatten(2, (-1, BLOCK)).transpose(1, 2).flatten(0, 1)
         allowed = self.allowed.expand(len(q), -1, -1, -1).flatten(0, 1)[:, None]
-        mixed = attend(asking, around(k), around(v), allowed).unflatten(0, (len(q), -1))
+        mixed = attended(asking, around(k), around(v), allowed).unflatten(0, (len(q), -1))
         return mixed.transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 
-def _first(context: Context, places: Tensor, sinks: int) -> Tensor:
+def _first(places: Tensor, sinks: int, real: Tensor | None, segments: Tensor | None) -> Tensor:
     """(B, n, K): the first tokens of the document that each block begins in."""
     length = places.shape[1]
     number = torch.arange(sinks, device=places.device)
-    if context.segments is not None:
+    if segments is not None:
         begins = torch.arange(0, length, BLOCK, device=places.device)
         at = (begins - places[:, ::BLOCK])[..., None] + number
         return at.clamp(0, length - 1)
-    real = places[:, None] == number[:, None]  # (B, K, L)
-    if context.mask is not None:
-        real = real & context.mask[:, None]
+    found = places[:, None] == number[:, None]  # (B, K, L)
+    if real is not None:
+        found = found & real[:, None]
     # of a text with fewer tokens the last column instead, which is far from none
-    at = torch.where(real.any(dim=-1), real.long().argmax(dim=-1), length - 1)
+    at = torch.where(found.any(dim=-1), found.long().argmax(dim=-1), length - 1)
     return at[:, None].expand(-1, -(-length // BLOCK), -1)
 
 
