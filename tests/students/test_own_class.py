@@ -144,7 +144,7 @@ def test_tokens_may_come_in_any_portions(saved: dict[str, tuple[HybridStudent, P
 
 def held(cache: Any) -> list[int]:
     """Numbers that each layer's memory has."""
-    return [sum(x.numel() for name, x in layer.items() if name != "places") for layer in cache.held]
+    return [sum(x.numel() for x in layer.values()) for layer in cache.held]
 
 
 def test_a_window_remembers_no_more_than_it_reads(saved: dict[str, tuple[HybridStudent, Path]]) -> None:
@@ -262,29 +262,44 @@ def test_a_window_with_a_scan_holds_both_and_no_more(
     assert sizes == [[each, 2 * groups * size * length, each] for length in (20, 40)]
 
 
-def test_its_scan_is_the_recurrence() -> None:
-    """Over several portions of CHUNK tokens, from a state, against token after token in float64."""
-    from transmamba.students.hybrid_lm.own.scan_transmamba import CHUNK, scan
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_its_scan_is_the_recurrence(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several spans of chunks, from a state that several heads read, against token after token in
+    float64; so is each token read alone. In single precision decays that add up to thousands cost nothing."""
+    from transmamba.students.hybrid_lm.own import scan_transmamba
+    from transmamba.students.hybrid_lm.own.scan_transmamba import scan
 
-    seeded = torch.Generator().manual_seed(0)
-    rows, length, heads, size, states = 2, 2 * CHUNK + 9, 3, 4, 5
+    monkeypatch.setattr(scan_transmamba, "CHUNK", 8)
+    monkeypatch.setattr(scan_transmamba, "SPAN", 32)
+    seeded, most = torch.Generator().manual_seed(0), 1e-10 if dtype == torch.float64 else 1e-5
+    rows, groups, heads, length, size, states = 2, 3, 2, 77, 4, 5
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=seeded)
 
-    x, step = drawn(rows, length, heads, size), drawn(rows, length, heads).exp()
-    rate, B, C = (
-        -drawn(heads).exp() / 20,
-        drawn(rows, length, heads, states),
-        drawn(rows, length, heads, states),
+    x, step, B = (
+        drawn(rows, groups, length, size),
+        drawn(rows, groups, length),
+        drawn(rows, groups, length, states),
     )
-    state = drawn(rows, heads, size, states)
-    made, last = scan(x, step, rate, B, C, state)
+    C, rate = (
+        drawn(rows, groups, heads, length, states),
+        -torch.tensor([0.02, 1.0, 50.0], dtype=torch.float64),
+    )
+    step, state = step.exp(), drawn(rows, groups, size, states)
+    rounded = [part.to(dtype) for part in (x, step, rate, B, C, state)]
+    made, last = scan(*rounded)
+    x, step, rate, B, C, state = (part.double() for part in rounded)
+    alone = rounded[-1]
     for t in range(length):
-        decay = (step[:, t] * rate).exp()[..., None, None]
-        state = decay * state + step[:, t, :, None, None] * x[:, t, :, :, None] * B[:, t, :, None, :]
-        assert relative(made[:, t], (state * C[:, t, :, None, :]).sum(-1)) < 1e-10
-    assert relative(last, state) < 1e-10
+        decay = (step[:, :, t] * rate).exp()[..., None, None]
+        state = decay * state + step[:, :, t, None, None] * x[:, :, t, :, None] * B[:, :, t, None]
+        wanted = (state[:, :, None] * C[:, :, :, t, None]).sum(-1)
+        assert relative(made[:, :, :, t].double(), wanted) < most
+        one = [part[:, :, t : t + 1] for part in (rounded[0], rounded[1], rounded[3])]
+        y, alone = scan(one[0], one[1], rounded[2], one[2], rounded[4][:, :, :, t : t + 1], alone)
+        assert relative(y[:, :, :, 0].double(), wanted) < most
+    assert relative(last.double(), state) < most and relative(alone.double(), state) < most
 
 
 def test_inspect_says_which_layers_are_what(saved: dict[str, tuple[HybridStudent, Path]]) -> None:

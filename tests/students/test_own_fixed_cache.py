@@ -73,9 +73,8 @@ class _Waits(TorchDispatchMode):
 
 
 def addresses(cache: Any) -> list[tuple[str, int, torch.Size]]:
-    return [(name, x.data_ptr(), x.shape) for held in cache.held for name, x in sorted(held.items())] + [
-        ("next", cache.next.data_ptr(), cache.next.shape)
-    ]
+    tables = [*cache.held, cache.placed, {"next": cache.next}]
+    return [(str(name), x.data_ptr(), x.shape) for each in tables for name, x in each.items()]
 
 
 @pytest.mark.parametrize("kind", KINDS)

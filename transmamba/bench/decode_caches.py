@@ -26,15 +26,14 @@ def static_cache(model: Any, length: int) -> Any:
     return StaticCache(config=model.config, max_cache_len=length)
 
 
-def pretend(cache: Any, model: Any, tokens: int) -> None:
+def pretend(cache: Any, tokens: int) -> None:
     """As if it had read so many, where a few were: keys and values are random."""
-    for layer, tensors in enumerate(_tensors(cache)):
+    for tensors in _tensors(cache):
         for name in ("keys", "values"):
             if name in tensors:
                 tensors[name].normal_()
-        if "places" in tensors:
-            last, sinks = model.model.layers[layer].self_attn.remembered
-            _place(tensors["places"], last, sinks, tokens)
+    for (last, sinks), places in getattr(cache, "placed", {}).items():
+        _place(places, last, sinks, tokens)
     go_to(cache, tokens)
 
 
@@ -65,9 +64,10 @@ def cache_bytes(cache: Any) -> int:
 
 
 def _tensors(cache: Any) -> Iterator[dict[str, Tensor]]:
-    """Of each layer, by name."""
+    """Of each layer, by name; of our own class also what several of them share."""
     if hasattr(cache, "held"):
         yield from cache.held
+        yield {str(kind): places for kind, places in cache.placed.items()}
         return
     for layer in cache.layers:
         found = {name: getattr(layer, name, None) for name in ("keys", "values")}

@@ -154,7 +154,7 @@ class Decoding:
         self.cache = static_cache(model, length)
         ids = torch.randint(model.config.vocab_size, (batch, min(_PROMPT, self.start)), device=model.device)
         self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        pretend(self.cache, model, self.start)
+        pretend(self.cache, self.start)
         self.ids, self.positions = ids[:, :1].clone(), torch.zeros_like(ids[:, :1])
         # ours follows places by itself, and would wait for the device to hear that these are the same
         self._said = {} if is_own(model.config) else {"position_ids": self.positions}

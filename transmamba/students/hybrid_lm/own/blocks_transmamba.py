@@ -20,7 +20,8 @@ BLOCK = 128
 @dataclass(frozen=True)
 class Blocks:
     """first: (B, n, K) where the first tokens lie that a block's beginning may read
-    allowed: (B, n, C, K + window - 1 + C) bool, which of these and of those around it each token reads
+    allowed: (B, n, C, K + window - 1 + C), which of these and of those around it each token reads, or 0 where
+        it does and -inf (`added`)
     """
 
     window: int
@@ -61,6 +62,10 @@ class Blocks:
         # a padded token reads itself, and so does what fills the last block: a softmax is over something
         return cls(window, first, allowed | (once & (column == own)) | (own < 0))
 
+    def added(self, dtype: torch.dtype) -> "Blocks":
+        """The same, for attention in this type: said once, and not anew by each layer's."""
+        return Blocks(self.window, self.first, added(self.allowed, dtype))
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor, attended: Callable[..., Tensor]) -> Tensor:
         """Softmax attention (B, H, L, P) of q over what is near, of k and v of as many heads or fewer.
 
@@ -80,6 +85,14 @@ class Blocks:
         allowed = self.allowed.expand(len(q), -1, -1, -1).flatten(0, 1)[:, None]
         mixed = attended(asking, around(k), around(v), allowed).unflatten(0, (len(q), -1))
         return mixed.transpose(1, 2).flatten(2, 3)[:, :, :length]
+
+
+def added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a softmax adds to its logits, (..., S): 0 where something may be read and -inf elsewhere. Its rows
+    begin at multiples of 8 numbers, without which kernels of attention copy it."""
+    more = -allowed.shape[-1] % 8
+    mask = torch.zeros(*allowed.shape[:-1], allowed.shape[-1] + more, dtype=dtype, device=allowed.device)
+    return mask[..., : allowed.shape[-1]].masked_fill_(~allowed, -torch.inf)
 
 
 def _first(places: Tensor, sinks: int, real: Tensor | None, segments: Tensor | None) -> Tensor:

@@ -2,27 +2,52 @@
 """What a model remembers of the tokens it has read. Shapes: B rows, T new tokens, S remembered ones, H heads
 of P channels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 
-class HybridCache(Cache):
-    """Of each layer some tensors by name, rows first: of attention `keys` and `values` (B, H, S, P), and
-    `places` (B, S), the tokens' places in their texts, -1 for padding; of Mamba-2 what its convolution read
-    last, `before` (B, taps - 1, channels), and its `state` (B, H, P, N). Of a window with a scan what
-    attention has, the tokens' `steps` (B, H, S, 1), and the scan's `state` and `sums` (B, H, N).
+@dataclass
+class Known:
+    """What layers that remember as many tokens know in one pass.
 
-    read: tokens so far, padding included
-    next: (B,) the place of each row's next token
+    places: (B, S) of the tokens that they may read, -1 for padding
+    at:     which tokens are remembered, or into which of `slots` new ones go, as the cache has it
+    """
+
+    places: Tensor
+    at: Tensor | None = None
+    slots: int = 0
+    _found: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, name: Hashable, find: Callable[[], Any]) -> Any:
+        """What follows from the places, found by the first layer that asks."""
+        if name not in self._found:
+            self._found[name] = find()
+        return self._found[name]
+
+
+class HybridCache(Cache):
+    """Of each layer some tensors by name, rows first: of attention `keys` and `values` (B, H, S, P); of
+    Mamba-2 what its convolution read last, `before` (B, taps - 1, channels), and its `state` (B, H, P, N). Of
+    a window with a scan what attention has, the tokens' `steps` (B, H, S, 1), and the scan's `state`
+    (B, H, P + 1, N).
+
+    read:   tokens so far, padding included
+    next:   (B,) the place of each row's next token
+    placed: (B, S) the places of tokens in their texts, -1 for padding, of all layers that remember so many of
+        the last tokens (None: all) and of the first ones
     """
 
     def __init__(self, layers: int) -> None:
         super().__init__(layers=[])
         self.read = 0
         self.next: Tensor | None = None
+        self.placed: dict[tuple[int | None, int], Tensor] = {}
         self.held: list[dict[str, Tensor]] = [{} for _ in range(layers)]
 
     def __len__(self) -> int:
@@ -41,22 +66,25 @@ class HybridCache(Cache):
         self.read += real.shape[1]
         self.next = real.sum(dim=1) + (0 if self.next is None else self.next)
 
-    def add(
-        self, layer: int, new: dict[str, Tensor], places: Tensor, last: int | None = None, sinks: int = 0
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Of a layer's tokens what is known, `new` itself included, each (B, H, S, ...), and their places.
+    def begin(self, places: Tensor, last: int | None, sinks: int) -> Known:
+        """What layers know with new tokens at `places` (B, T), once a pass and kind of layer.
 
-        last: how many of the last tokens a layer that forgets others will read again, and of the first ones
-            `sinks`: it holds no more
+        last: how many of the last tokens they will read again (None: all), and of the first ones `sinks`:
+            they hold no more
         """
+        if (before := self.placed.get((last, sinks))) is not None:
+            places = torch.cat([before, places], dim=1)
+        at, self.placed[last, sinks] = _nearby(places, last, sinks)
+        return Known(places, at)
+
+    def add(self, layer: int, new: dict[str, Tensor], known: Known) -> dict[str, Tensor]:
+        """Of a layer's tokens what is known, `new` itself included, each (B, H, S, ...)."""
         held = self.held[layer]
-        scanned = {name: x for name, x in held.items() if name in ("state", "sums")}
-        if held:
+        if "keys" in held:
             new = {name: torch.cat([held[name], x], dim=2) for name, x in new.items()}
-            places = torch.cat([held["places"], places], dim=1)
-        kept = {**new, "places": places}
-        self.held[layer] = scanned | (kept if last is None else _nearby(kept, last, sinks))
-        return new, places
+        kept = new if known.at is None else {name: _chosen(x, known.at) for name, x in new.items()}
+        self.held[layer] = {**held, **kept}
+        return new
 
     def keep(self, layer: int, **state: Tensor) -> None:
         """What a layer hands on to the next tokens, by name."""
@@ -74,7 +102,7 @@ class HybridCache(Cache):
         raise NotImplementedError("what this model has forgotten does not come back; generate without drafts")
 
     def reset(self) -> None:
-        self.read, self.next, self.held = 0, None, [{} for _ in self.held]
+        self.read, self.next, self.placed, self.held = 0, None, {}, [{} for _ in self.held]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
@@ -87,20 +115,20 @@ class HybridCache(Cache):
 
     def _rows(self, choose: Callable[[Tensor], Tensor]) -> None:
         self.held = [{name: choose(x) for name, x in held.items()} for held in self.held]
+        self.placed = {kind: choose(x) for kind, x in self.placed.items()}
         self.next = None if self.next is None else choose(self.next)
 
 
-def _nearby(held: dict[str, Tensor], last: int, sinks: int) -> dict[str, Tensor]:
-    """What later tokens can still read: of each row the last tokens and the first sinks."""
-    places, most = held["places"], last + sinks
-    if places.shape[1] <= most:
-        return held
+def _nearby(places: Tensor, last: int | None, sinks: int) -> tuple[Tensor | None, Tensor]:
+    """Which tokens (B, K) later ones can still read, of each row the last and the first sinks, None for all;
+    and their places."""
+    if last is None or places.shape[1] <= (most := last + sinks):
+        return None, places
     end = places.amax(dim=1, keepdim=True)
     read = (places >= 0) & ((places > end - last) | (places < sinks))
     # those first, and all in their order again
     kept = (~read).long().argsort(dim=1, stable=True)[:, :most].sort(dim=1).values
-    found = {name: _chosen(x, kept) for name, x in held.items() if name != "places"}
-    return {**found, "places": torch.where(read, places, -1).gather(1, kept)}
+    return kept, torch.where(read, places, -1).gather(1, kept)
 
 
 def _chosen(x: Tensor, kept: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from .scan_transmamba import Pass, scan, wide
 class HybridFar(nn.Module):
     """With positive features c = softmax(q M) and b = softmax(k M'), S of b and v and z of b alone, far is
     S c / (z · c), and its share sigmoid(gate + log(z · 1)): 0 where nothing is far. Heads that share one of k
-    and v share its state."""
+    and v share its state, whose last row is z."""
 
     def __init__(self, config: Any, layer: int) -> None:
         super().__init__()
@@ -32,44 +32,47 @@ class HybridFar(nn.Module):
         return F.softplus(wide(self.steps(u))).mT[..., None]
 
     def forward(
-        self,
-        u: Tensor,
-        q: Tensor,
-        known: dict[str, Tensor],
-        places: Tensor,
-        nearby: tuple[int, int],
-        shared: Pass,
+        self, u: Tensor, q: Tensor, known: dict[str, Tensor], left: tuple[Tensor, Tensor], shared: Pass
     ) -> tuple[Tensor, Tensor]:
         """far (B, H, T, P) and its share (B, H, T, 1), of new tokens' u (B, T, D) and q (B, H, T, P).
 
-        known:  keys, values and steps of what attention reads and one token more (B, G, S, ...)
-        places: (B, S) theirs
+        known: keys, values and steps of what attention reads and one token more (B, G, S, ...)
+        left:  see `left_of`
         """
+        at, there = left
+        keys, values, step = (_taken(known[name], at) for name in ("keys", "values", "steps"))
+        step = step[..., 0] * there[:, None]
+        dtype, groups = step.dtype, keys.shape[1]
+        b = (keys @ self.keys).softmax(dim=-1, dtype=dtype)
+        c = (q @ self.queries).softmax(dim=-1, dtype=dtype).unflatten(1, (groups, -1))
+        # beside the values a 1, whose average is what the others are divided by
+        x = torch.cat([values.to(dtype), b.new_ones(*b.shape[:3], 1)], dim=-1)
         held = {} if shared.cache is None else shared.cache.held[self.layer]
-        at, there = _left(places, shared, *nearby)
-        keys, x, step = (_taken(known[name], at, there) for name in ("keys", "values", "steps"))
-        step = step[..., 0]
-        b = (wide(keys) @ wide(self.keys)).softmax(dim=-1) * there[:, None, :, None]
-        c = (wide(q) @ wide(self.queries)).softmax(dim=-1)
-        rate, times = -wide(self.A_log).exp(), q.shape[1] // b.shape[1]
-        sums, state = held.get("sums"), held.get("state")
-        one = b.new_ones(*b.shape[:3], 1)
-        z, sums = _scan(b, step, rate, one, one, None if sums is None else sums[..., None])
-        x, b, z, step = (part.repeat_interleave(times, dim=1) for part in (wide(x), b, z, step))
-        before = None if state is None else state.repeat_interleave(times, dim=1)
-        y, state = _scan(x, step, rate.repeat_interleave(times), b, c, before)
+        rate, before = -wide(self.A_log).exp(), held.get("state")
+        y, state = scan(x, step, rate, b, c, before)
+        count = self._counted(step, rate, before, state)
         if shared.cache is not None:
-            shared.cache.keep(self.layer, sums=sums[..., 0], state=state[:, ::times])
-        mass, count = (z * c).sum(dim=-1, keepdim=True), z.sum(dim=-1, keepdim=True)
-        there, gate = count > 0, wide(self.gate(u)).mT[..., None]
-        share = torch.sigmoid(gate + torch.where(there, count, 1).log())
-        far = y / torch.where(mass > 0, mass, 1)
-        return far.to(q.dtype), torch.where(there, share, 0).to(q.dtype)
+            shared.cache.keep(self.layer, state=state)
+        # 0 where nothing is far, as the sums are; of 0 itself neither logarithm nor ratio has a gradient
+        least = torch.finfo(dtype).tiny
+        gate = wide(self.gate(u)).mT.unflatten(1, (groups, -1))[..., None]
+        share = torch.sigmoid(gate + count.clamp_min(least).log())
+        far = y[..., :-1] / y[..., -1:].clamp_min(least)
+        return far.flatten(1, 2).to(q.dtype), share.flatten(1, 2).to(q.dtype)
+
+    @staticmethod
+    def _counted(step: Tensor, rate: Tensor, before: Tensor | None, state: Tensor) -> Tensor:
+        """z · 1, (B, G, 1, T, 1): features add up to 1, so that it is a scan of ones."""
+        sums = None if before is None else before[:, :, -1:].sum(dim=-1, keepdim=True)
+        if step.shape[2] == 1:
+            return state[:, :, None, -1:].sum(dim=-1, keepdim=True)
+        ones = torch.ones_like(step)[..., None]
+        return scan(ones, step, rate, ones, ones[:, :, None], sums)[0]
 
 
-def _left(places: Tensor, shared: Pass, window: int, sinks: int) -> tuple[Tensor, Tensor]:
-    """Which known token has just left each new one's window, (B, T), and whether there is one that is no
-    sink, (B, T)."""
+def left_of(places: Tensor, shared: Pass, window: int, sinks: int) -> tuple[Tensor, Tensor]:
+    """Which of the known tokens at `places` (B, S) has just left each new one's window, (B, T), and whether
+    there is one that is no sink, (B, T)."""
     mine = shared.places
     if shared.joined and places is mine:  # they lie one after the other
         at = torch.arange(mine.shape[1], device=mine.device) - window
@@ -80,16 +83,6 @@ def _left(places: Tensor, shared: Pass, window: int, sinks: int) -> tuple[Tensor
     return left.long().argmax(dim=-1), left.any(dim=-1)
 
 
-def _taken(x: Tensor, at: Tensor, there: Tensor) -> Tensor:
-    """Of x (B, G, S, ...) the tokens `at` (B, T), (B, G, T, ...), 0 where none is there."""
-    found = x.gather(2, at[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-    return found * there[:, None, :, None]
-
-
-def _scan(
-    x: Tensor, step: Tensor, rate: Tensor, b: Tensor, c: Tensor, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The scan of tensors whose heads come before their tokens."""
-    x, step, b, c = (part.transpose(1, 2) for part in (x, step, b, c))
-    made, state = scan(x, step, rate, b, c, state)
-    return made.transpose(1, 2), state
+def _taken(x: Tensor, at: Tensor) -> Tensor:
+    """Of x (B, G, S, ...) the tokens `at` (B, T), (B, G, T, ...)."""
+    return x.gather(2, at[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

@@ -2,12 +2,10 @@
 """A cache whose tensors keep their sizes and addresses. Shapes: B rows, T new tokens, S places for tokens, H
 heads of P channels."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from .cache_transmamba import HybridCache
+from .cache_transmamba import HybridCache, Known
 
 _WHOLE = 8  # keys are a multiple of so many, as kernels of attention with a mask want it
 
@@ -50,28 +48,35 @@ class FixedHybridCache(HybridCache):
                 f"{self.read + tokens} tokens do not fit into a cache of {self.length}; make a longer one"
             )
 
-    def add(
-        self, layer: int, new: dict[str, Tensor], places: Tensor, last: int | None = None, sinks: int = 0
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def begin(self, places: Tensor, last: int | None, sinks: int) -> Known:
         self._check(places.shape[1])
         ring = self.length if last is None else last + 1
-        first = "places" not in self.held[layer]
-        if first:
-            self.held[layer] |= _empty(new, places, sinks + ring + 1)
+        if (placed := self.placed.get((last, sinks))) is None:
+            slots = -(-(sinks + ring + 1) // _WHOLE) * _WHOLE
+            placed = self.placed[last, sinks] = places.new_full((len(places), slots), -1)
+        still, theirs = places, placed
+        if places.shape[1] > 1:
+            theirs = torch.cat([placed, places], dim=1) if self.read else places
+            if last is not None:
+                end = places.amax(dim=1, keepdim=True)
+                still = torch.where((places > end - last) | (places < sinks), places, -1)
+        at = slots_of(still, ring, sinks, placed.shape[1])
+        placed.scatter_(1, at, still)
+        return Known(theirs, at, placed.shape[1])
+
+    def add(self, layer: int, new: dict[str, Tensor], known: Known) -> dict[str, Tensor]:
         held = self.held[layer]
-        if places.shape[1] == 1:
-            _put(held, new, places, slots_of(places, ring, sinks, held["places"].shape[1]))
-            return {name: held[name] for name in new}, held["places"]
-        known, theirs = dict(new), places
-        if self.read:
-            known = {name: torch.cat([held[name], x], dim=2) for name, x in new.items()}
-            theirs = torch.cat([held["places"], places], dim=1)
-        still = places
-        if last is not None:
-            end = places.amax(dim=1, keepdim=True)
-            still = torch.where((places > end - last) | (places < sinks), places, -1)
-        _put(held, new, still, slots_of(still, ring, sinks, held["places"].shape[1]))
-        return known, theirs
+        for name, x in new.items():
+            if name not in held:
+                held[name] = x.new_zeros(*x.shape[:2], known.slots, *x.shape[3:])
+        found = held
+        if new["keys"].shape[2] > 1:
+            found = {name: torch.cat([held[name], x], dim=2) if self.read else x for name, x in new.items()}
+        assert known.at is not None, "as `begin` made it"
+        for name, x in new.items():
+            at = known.at[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+            held[name].scatter_(2, at, x.to(held[name].dtype))
+        return {name: found[name] for name in new}
 
     def keep(self, layer: int, **state: Tensor) -> None:
         held = self.held[layer]
@@ -91,24 +96,14 @@ class FixedHybridCache(HybridCache):
         self.read = 0
         if self.next is not None:
             self.next.zero_()
+        for x in self.placed.values():
+            x.fill_(-1)
         for held in self.held:
-            for name, x in held.items():
-                x.fill_(-1 if name == "places" else 0)
-
-
-def _empty(new: dict[str, Tensor], places: Tensor, slots: int) -> dict[str, Tensor]:
-    slots = -(-slots // _WHOLE) * _WHOLE
-    found = {name: x.new_zeros(*x.shape[:2], slots, *x.shape[3:]) for name, x in new.items()}
-    return {**found, "places": places.new_full((len(places), slots), -1)}
+            for x in held.values():
+                x.zero_()
 
 
 def slots_of(places: Tensor, ring: int, sinks: int, slots: int) -> Tensor:
     """Where tokens of these places lie, (...) both, in a layer of so many slots."""
     own = torch.where(places < sinks, places, sinks + (places - sinks) % ring)
     return torch.where(places < 0, slots - 1, own)
-
-
-def _put(held: dict[str, Tensor], new: dict[str, Any], places: Tensor, slots: Tensor) -> None:
-    for name, x in new.items():
-        held[name].scatter_(2, slots[:, None, :, None].expand_as(x), x.to(held[name].dtype))
-    held["places"].scatter_(1, slots, places)

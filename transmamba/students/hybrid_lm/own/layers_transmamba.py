@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .far_transmamba import HybridFar
+from .blocks_transmamba import added
+from .far_transmamba import HybridFar, left_of
 from .scan_transmamba import Pass, wide
 
 
@@ -55,27 +56,34 @@ class HybridAttention(nn.Module):
 
     def forward(self, u: Tensor, shared: Pass) -> Tensor:
         """What attention adds to the stream, of its norm u (B, T, D)."""
-        q = self.q_proj(u).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        k, v = (
-            projection(u).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
-            for projection in (self.k_proj, self.v_proj)
+        q, k, v = (
+            projection(u).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for projection, heads in (
+                (self.q_proj, self.heads),
+                (self.k_proj, self.kv_heads),
+                (self.v_proj, self.kv_heads),
+            )
         )
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = _turned(q, shared), _turned(k, shared)
-        known, places = {"keys": k, "values": v}, shared.places
+        q, k = _turned(torch.cat([q, k], dim=1), shared).split([self.heads, self.kv_heads], dim=1)
+        new = {"keys": k, "values": v}
         far = self.far if self.scan else None
         if far is not None:
-            known["steps"] = far.step(u)
+            new["steps"] = far.step(u)
+        known = shared.known(*self.remembered)
         if shared.cache is not None:
-            known, places = shared.cache.add(self.layer, known, places, *self.remembered)
+            new = shared.cache.add(self.layer, new, known)
         if shared.blocks is not None and self.nearby is not None:
-            mixed = shared.blocks.attend(q, known["keys"], known["values"], self._attended)
+            mixed = shared.blocks.attend(q, new["keys"], new["values"], self._attended)
         else:
-            mixed = self._attended(q, known["keys"], known["values"], self._allowed(shared, places))
+            allowed = known.once(("allowed", q.dtype), lambda: self._allowed(shared, known.places, q.dtype))
+            mixed = self._attended(q, new["keys"], new["values"], allowed)
         if far is not None:
-            average, share = far(u, q, known, places, self.nearby, shared)
-            mixed = mixed + share * (average - mixed)
+            window, sinks = self.nearby or (0, 0)
+            left = known.once("left", lambda: left_of(known.places, shared, window, sinks))
+            average, share = far(u, q, new, left, shared)
+            mixed = mixed.lerp(average, share)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
@@ -92,9 +100,9 @@ class HybridAttention(nn.Module):
             q, k, v, attn_mask=allowed, is_causal=allowed is None, enable_gqa=times > 1
         )
 
-    def _allowed(self, shared: Pass, places: Tensor) -> Tensor | None:
-        """(B, 1, T, S) whether a token may read another; None where causality alone says so. Padding reads
-        anything, so that its softmax is over something."""
+    def _allowed(self, shared: Pass, places: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """(B, 1, T, S) 0 where a token may read another, and -inf; None where causality alone says so.
+        Padding reads anything, so that its softmax is over something."""
         near = self.nearby is None or self.nearby[0] >= shared.places.shape[1]
         if shared.plain and near and places is shared.places:
             return None
@@ -103,13 +111,13 @@ class HybridAttention(nn.Module):
         if self.nearby is not None:
             window, sinks = self.nearby
             allowed = allowed & ((mine - theirs < window) | (theirs < sinks))
-        return (allowed | (mine < 0))[:, None]
+        return added((allowed | (mine < 0))[:, None], dtype)
 
 
 def _turned(x: Tensor, shared: Pass) -> Tensor:
     """x (B, H, T, P) by its places."""
-    left, right = x.chunk(2, dim=-1)
-    return x * shared.cos.to(x.dtype) + torch.cat([-right, left], dim=-1) * shared.sin.to(x.dtype)
+    half = x.roll(x.shape[-1] // 2, dims=-1)
+    return x * shared.cos + half * shared.sin
 
 
 class HybridMLP(nn.Module):

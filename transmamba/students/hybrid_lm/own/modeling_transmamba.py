@@ -131,7 +131,10 @@ class HybridModel(HybridPreTrainedModel):
         if joined and {"window_attention", "window_mamba"} & set(self.config.layer_kinds):
             given = real if padded else None
             blocks = Blocks.of(places, self.config.window, self.config.sinks, given)
-        return Pass(real, places, cos[:, None], sin[:, None], cache, anew and not padded, joined, blocks)
+            blocks = None if blocks is None else blocks.added(x.dtype)
+        signed = torch.cat([-sin[..., : sin.shape[-1] // 2], sin[..., sin.shape[-1] // 2 :]], dim=-1)
+        cos, sin = (part[:, None].to(x.dtype) for part in (cos, signed))
+        return Pass(real, places, cos, sin, cache, anew and not padded, joined, blocks)
 
 
 def _parted(real: Tensor) -> bool:
