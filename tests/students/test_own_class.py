@@ -265,7 +265,7 @@ def test_a_window_with_a_scan_holds_both_and_no_more(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_its_scan_is_the_recurrence(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several spans of chunks, from a state that several heads read, against token after token in
-    float64; so is each token read alone. In single precision decays that add up to thousands cost nothing."""
+    float64; so is each token read alone. Decays that add up to thousands over chunks cost no precision."""
     from transmamba.students.hybrid_lm.own import scan_transmamba
     from transmamba.students.hybrid_lm.own.scan_transmamba import scan
 

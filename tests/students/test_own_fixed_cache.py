@@ -58,6 +58,7 @@ def test_generation_by_it_is_that_by_a_cache_that_grows(
         fixed = generated(stock, text, attention_mask=mask, past_key_values=cache)
         assert torch.equal(fixed, grown)
         cache.reset()
+        assert all((places == -1).all() for places in cache.placed.values())
     beams = [
         generated(stock, text, attention_mask=mask, num_beams=3, past_key_values=each)
         for each in (None, stock.fixed_cache(32))
@@ -148,6 +149,7 @@ def test_another_number_of_rows_is_refused(saved: dict[str, tuple[HybridStudent,
 
 def test_heads_that_share_keys_read_one_token_as_each_would() -> None:
     """Against softmax written out, in float64, with a mask of its own for each row."""
+    from transmamba.students.hybrid_lm.own.blocks_transmamba import added
     from transmamba.students.hybrid_lm.own.configuration_transmamba import HybridConfig
     from transmamba.students.hybrid_lm.own.layers_transmamba import HybridAttention
 
@@ -164,5 +166,7 @@ def test_heads_that_share_keys_read_one_token_as_each_would() -> None:
 
     wanted = torch.stack([torch.stack([slow(row, head) for head in range(6)]) for row in range(3)])
     for dtype in (torch.float64, torch.float32):
-        got = layer._attended(q.to(dtype), k.to(dtype), v.to(dtype), allowed)
+        mask = added(allowed, dtype)
+        assert mask.stride(-2) % 8 == 0 and mask.shape == allowed.shape
+        got = layer._attended(q.to(dtype), k.to(dtype), v.to(dtype), mask)
         torch.testing.assert_close(got[:, :, 0].double(), wanted, rtol=1e-5, atol=1e-6)

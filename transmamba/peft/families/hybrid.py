@@ -4,7 +4,6 @@ have the tensors of transformers' Bamba, so that one's adapter is the other's.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from transmamba_kernels import causal_conv1d, ssd_scan
 
 from ...config.registry import FAMILIES
 from ...core.output import Context, wide
+from ...errors import UserError
 from ...layers.mixed import Mixed
 from .family import Family, shapes_of
 from .inside import Inside
@@ -99,7 +99,11 @@ class HybridOwn(Hybrid):
 
     def run(self, module: Any, inside: Inside, u: Tensor, shared: Any) -> Tensor:  # type: ignore[override]
         """u (B, T, d) -> (B, T, d), as the mixer's own forward; the cache is moved on."""
-        scan = sys.modules[type(module).__module__].scan
+        if not hasattr(module, "scanned"):
+            raise UserError(
+                "this folder's code is of an earlier transmamba, which no adapter can be put on; save the "
+                "student anew (transmamba.load_student, save_student)"
+            )
         padding = ~shared.real.unsqueeze(-1)
         held = {} if shared.cache is None else shared.cache.held[module.layer]
         bc = module.groups * module.states
@@ -121,8 +125,7 @@ class HybridOwn(Hybrid):
         first = None if held else inside.start_of(len(u), (module.heads, module.size), module.states)
         if first is not None:
             state, step = wide(first), step.masked_fill(padding, 0)
-        by_head = (module._of_heads(wide(part)) for part in (B, C))
-        y, state = scan(x, step, -wide(module.A_log).exp(), *by_head, state)
+        y, state = module.scanned(x, step, B, C, state)
         if shared.cache is not None:
             shared.cache.held[module.layer] = {"before": before, "state": state}
         y = y + wide(module.D)[:, None] * x

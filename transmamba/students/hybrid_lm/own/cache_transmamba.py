@@ -16,7 +16,8 @@ class Known:
     """What layers that remember as many tokens know in one pass.
 
     places: (B, S) of the tokens that they may read, -1 for padding
-    at:     which tokens are remembered, or into which of `slots` new ones go, as the cache has it
+    at:     which of them (B, K) are remembered, None for all; of a cache of fixed size into which of `slots`
+        new ones go, (B, T)
     """
 
     places: Tensor

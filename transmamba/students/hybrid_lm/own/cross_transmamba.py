@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers_transmamba import wide
-from .mixer_transmamba import scan
+from .scan_transmamba import scan, wide
 
 
 class CrossMamba(nn.Module):

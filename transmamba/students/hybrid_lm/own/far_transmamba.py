@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from .scan_transmamba import Pass, scan, wide
 
+# of the tokens beyond a window, the least mean weight that is one
+LEAST = 1e-20
+
 
 class HybridFar(nn.Module):
     """With positive features c = softmax(q M) and b = softmax(k M'), S of b and v and z of b alone, far is
@@ -34,7 +37,8 @@ class HybridFar(nn.Module):
     def forward(
         self, u: Tensor, q: Tensor, known: dict[str, Tensor], left: tuple[Tensor, Tensor], shared: Pass
     ) -> tuple[Tensor, Tensor]:
-        """far (B, H, T, P) and its share (B, H, T, 1), of new tokens' u (B, T, D) and q (B, H, T, P).
+        """far (B, H, T, P) and its share (B, H, T, 1), at least in float32, of new tokens' u (B, T, D) and q
+        (B, H, T, P).
 
         known: keys, values and steps of what attention reads and one token more (B, G, S, ...)
         left:  see `left_of`
@@ -53,12 +57,13 @@ class HybridFar(nn.Module):
         count = self._counted(step, rate, before, state)
         if shared.cache is not None:
             shared.cache.keep(self.layer, state=state)
-        # 0 where nothing is far, as the sums are; of 0 itself neither logarithm nor ratio has a gradient
-        least = torch.finfo(dtype).tiny
+        # 0 where nothing is far; of 0 neither logarithm nor ratio has a gradient, and the ratio of numbers
+        # near the smallest ones one that is all rounding
         gate = wide(self.gate(u)).mT.unflatten(1, (groups, -1))[..., None]
-        share = torch.sigmoid(gate + count.clamp_min(least).log())
-        far = y[..., :-1] / y[..., -1:].clamp_min(least)
-        return far.flatten(1, 2).to(q.dtype), share.flatten(1, 2).to(q.dtype)
+        share = torch.sigmoid(gate + count.clamp_min(torch.finfo(dtype).tiny).log())
+        mass = y[..., -1:]
+        far = y[..., :-1] / torch.where(mass > LEAST * count, mass, torch.inf)
+        return far.flatten(1, 2), share.flatten(1, 2)
 
     @staticmethod
     def _counted(step: Tensor, rate: Tensor, before: Tensor | None, state: Tensor) -> Tensor:
@@ -80,7 +85,7 @@ def left_of(places: Tensor, shared: Pass, window: int, sinks: int) -> tuple[Tens
         return at.expand_as(mine), within & (places[:, at] >= sinks) & (mine >= 0)
     theirs = places[:, None, :]
     left = (mine[:, :, None] - window == theirs) & (theirs >= sinks) & (mine >= 0)[:, :, None]
-    return left.long().argmax(dim=-1), left.any(dim=-1)
+    return left.to(torch.uint8).argmax(dim=-1), left.any(dim=-1)
 
 
 def _taken(x: Tensor, at: Tensor) -> Tensor:

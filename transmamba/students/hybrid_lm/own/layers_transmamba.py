@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .blocks_transmamba import added
 from .far_transmamba import HybridFar, left_of
-from .scan_transmamba import Pass, wide
+from .scan_transmamba import Pass
 
 
 class HybridRMSNorm(nn.Module):
@@ -20,8 +20,8 @@ class HybridRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """x / sqrt(mean(x²) + eps) in float32 or wider, back in x's type times the weight."""
-        return self.weight * F.rms_norm(wide(x), x.shape[-1:], None, self.eps).to(x.dtype)
+        """x / sqrt(mean(x²) + eps), which torch finds in float32 or wider, in x's type times the weight."""
+        return self.weight * F.rms_norm(x, x.shape[-1:], None, self.eps)
 
 
 class HybridAttention(nn.Module):
@@ -65,7 +65,7 @@ class HybridAttention(nn.Module):
             )
         )
         if self.normed:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # wider under autocast
         q, k = _turned(torch.cat([q, k], dim=1), shared).split([self.heads, self.kv_heads], dim=1)
         new = {"keys": k, "values": v}
         far = self.far if self.scan else None
@@ -80,10 +80,11 @@ class HybridAttention(nn.Module):
             allowed = known.once(("allowed", q.dtype), lambda: self._allowed(shared, known.places, q.dtype))
             mixed = self._attended(q, new["keys"], new["values"], allowed)
         if far is not None:
-            window, sinks = self.nearby or (0, 0)
+            assert self.nearby is not None, "a scan lies behind a window"
+            window, sinks = self.nearby
             left = known.once("left", lambda: left_of(known.places, shared, window, sinks))
             average, share = far(u, q, new, left, shared)
-            mixed = mixed.lerp(average, share)
+            mixed = mixed.lerp(average.to(mixed.dtype), share.to(mixed.dtype))
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None) -> Tensor:
@@ -117,7 +118,7 @@ class HybridAttention(nn.Module):
 def _turned(x: Tensor, shared: Pass) -> Tensor:
     """x (B, H, T, P) by its places."""
     half = x.roll(x.shape[-1] // 2, dims=-1)
-    return x * shared.cos + half * shared.sin
+    return x * shared.cos.to(x.dtype) + half * shared.sin.to(x.dtype)
 
 
 class HybridMLP(nn.Module):

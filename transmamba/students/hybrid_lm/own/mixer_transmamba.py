@@ -55,15 +55,24 @@ class HybridMamba2(nn.Module):
         )
         mixed, before = self._convolved(self._normalised(mixed), held.get("before"))
         x, B, C = mixed.masked_fill(padding, 0).split([self.inner, self.narrow, self.narrow], dim=-1)
-        x = wide(x).unflatten(-1, (self.heads, self.size)).transpose(1, 2)
-        B, C = (self._of_heads(wide(part)) for part in (B, C))
-        step = F.softplus(wide(dt) + wide(self.dt_bias)).mT
-        y, state = scan(x, step, -wide(self.A_log).exp(), B, C[:, :, None], held.get("state"))
+        x = wide(x).unflatten(-1, (self.heads, self.size))
+        step = F.softplus(wide(dt) + wide(self.dt_bias))
+        y, state = self.scanned(x, step, B, C, held.get("state"))
         if shared.cache is not None:
             shared.cache.keep(self.layer, before=before, state=state)
-        y = y.squeeze(2) + wide(self.D)[:, None, None] * x
-        y = y.transpose(1, 2).flatten(2).to(u.dtype)
+        y = (y + wide(self.D)[:, None] * x).flatten(2).to(u.dtype)
         return self.out_proj(self.norm(y, z))
+
+    def scanned(
+        self, x: Tensor, step: Tensor, B: Tensor, C: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What the scan alone makes of x (B, T, H, P), step (B, T, H), B and C (B, T, groups N), like x, and
+        its last state (B, H, P, N)."""
+        x, step, B, C = (
+            part.transpose(1, 2) for part in (x, step, self._of_heads(wide(B)), self._of_heads(wide(C)))
+        )
+        y, state = scan(x, step, -wide(self.A_log).exp(), B, C[:, :, None], state)
+        return y.squeeze(2).transpose(1, 2), state
 
     def _normalised(self, mixed: Tensor) -> Tensor:
         if not self.normed:
@@ -85,6 +94,6 @@ class HybridMamba2(nn.Module):
         return F.silu(made.mT), longer[:, longer.shape[1] - self.taps + 1 :]
 
     def _of_heads(self, part: Tensor) -> Tensor:
-        """(B, T, groups N) -> (B, H, T, N)"""
-        grouped = part.unflatten(-1, (self.groups, self.states)).transpose(1, 2)
-        return grouped.repeat_interleave(self.heads // self.groups, dim=1)
+        """(B, T, groups N) -> (B, T, H, N)"""
+        grouped = part.unflatten(-1, (self.groups, self.states))
+        return grouped.repeat_interleave(self.heads // self.groups, dim=2)

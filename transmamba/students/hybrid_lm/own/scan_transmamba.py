@@ -59,8 +59,15 @@ def scan(
     (B, G, P, N).
 
     x (B, G, T, P), step (B, G, T), rate (G), B (B, G, T, N), C (B, G, R, T, N), state (B, G, P, N) or None
-    for zeros
+    for zeros; all in their own precision, whatever autocast says
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _scan(x, step, rate, B, C, state)
+
+
+def _scan(
+    x: Tensor, step: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
     x, decay = x * step[..., None], step * rate[:, None]
     if state is None:
         state = x.new_zeros(*x.shape[:2], x.shape[-1], B.shape[-1])
