@@ -61,10 +61,10 @@ def check_fits(model: Any, who: str, asking: Asking, apart: bool = False) -> Non
                 )
 
 
-def check_usable(asking: Asking, number: int, item: Item) -> None:
-    """Raises UserError, naming it, for an item that cannot be learned."""
+def usable(asking: Asking, number: int, item: Item) -> tuple[list[int], int]:
+    """The item as it is learned. Raises UserError, naming it, for one that cannot be."""
     with naming(number):
-        asking.example(item)
+        return asking.example(item)
 
 
 def _check_blind(style: Style, who: str) -> None:

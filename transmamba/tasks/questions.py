@@ -25,7 +25,7 @@ from ..data.questions.source import QuestionSource
 from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, check_held_out, held_out_of, trained_and_held_out
 from ..errors import refuse_all
-from .question_fit import asking_of, check_fits, check_usable
+from .question_fit import asking_of, check_fits, usable
 from .splits import open_first, source_of
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Questions:
             self.source("train"),
             self.config.bad_limit,
             self.train_indices,
-            partial(check_usable, self.asking),
+            partial(usable, self.asking),
             seen=self.asking.style.pictures,
         )
         return TrainQuestions(source, self.train_indices, self.asking)

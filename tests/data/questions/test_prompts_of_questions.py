@@ -201,8 +201,8 @@ def test_a_training_question_that_cannot_be_used_is_another_and_counted(
     items = [item(f"n {n}?", answer=str(n), pictures=[n]) for n in range(12)]
     items[3], items[5] = item("one " * 99, answer="long"), item(answer="dark", pictures=[-1])
 
-    def check(number: int, each: Any) -> None:
-        made.example(each)
+    def check(number: int, each: Any) -> Any:
+        return made.example(each)
 
     indices = np.arange(2, 12)
     source = ForgivingQuestions(Listed(items), 2, indices, check)
@@ -216,6 +216,31 @@ def test_a_training_question_that_cannot_be_used_is_another_and_counted(
     assert [f"{level:.0f}" for level in levels] == said, "each with its own picture"
     with pytest.raises(UserError, match=r"2 of 12 questions cannot be used \(its \d+ tokens"):
         TrainQuestions(ForgivingQuestions(Listed(items), 1, indices, check), indices, made).batch(pairs)
+
+
+def test_a_training_question_is_made_and_tokenised_once_a_batch(tmp_path: Path) -> None:
+    """Drawing and tokenising is most of what a batch costs, in the first epoch and later."""
+    made, asked, tokenised = asking(tmp_path), list[int](), list[int]()
+
+    class Counted(Listed):
+        def item(self, index: int) -> Any:
+            asked.append(index)
+            return super().item(index)
+
+    def check(number: int, each: Any) -> Any:
+        tokenised.append(number)
+        return made.example(each)
+
+    items = [item(f"n {n}?", answer=str(n), pictures=[n]) for n in range(4)]
+    indices = np.arange(4)
+    source = TrainQuestions(ForgivingQuestions(Counted(items), 0, indices, check), indices, made)
+    plain = TrainQuestions(ForgivingQuestions(Listed(items), 0), indices, made)
+    for epoch in range(2):
+        pairs = np.stack([np.full(4, epoch), np.arange(4)[::-1]], axis=1)
+        found, wanted = source.batch(pairs), plain.batch(pairs)
+        assert asked == tokenised == [3, 2, 1, 0] * (epoch + 1)
+        for name, tensor in {**wanted.inputs, **wanted.targets}.items():
+            assert torch.equal({**found.inputs, **found.targets}[name], tensor)
 
 
 def test_what_batches_depend_on_tells_them_apart(tmp_path: Path) -> None:

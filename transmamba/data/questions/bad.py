@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +23,15 @@ class ForgivingQuestions:
     source: what is read
     limit:  how many items may be bad: a share of all (float), or a number (int); beyond it UserError
     among:  the numbers that may take a bad one's place, such as those trained on; None for all
-    usable: raises UserError, of an item by its number, for one that is bad for another reason; None where
-        there is no other
+    usable: raises UserError, of an item by its number, for one that is bad for another reason, and returns
+        what it made to know that; None where there is no other
     seen:   whether pictures are looked at: else none is decoded
     """
 
     source: QuestionSource
     limit: Limit
     among: npt.NDArray[np.int64] | None = None
-    usable: Callable[[int, Item], object] | None = None
+    usable: Callable[[int, Item], Any] | None = None
     seen: bool = True
     _pictures: Forgiving = field(init=False, repr=False, compare=False)
 
@@ -65,6 +66,13 @@ class ForgivingQuestions:
         """Of the item at `index`, none where they are not looked at. Raises UserError as `item` does."""
         return self._pictures.frames(index)
 
+    def read(self, index: int) -> Read:
+        """All of the item at `index`, looked at once: a drawn one is made anew by whoever asks for it. Raises
+        UserError as `item` does."""
+        found = self._pictures.frames(index)
+        assert isinstance(found, Read), "as `_AsFrames` reads them"
+        return found
+
     def twin(self, index: int) -> int | None:
         """Whose twin the item at `index` is; None of one that took another's place, of one whose twin was
         replaced, and in a source without twins."""
@@ -73,12 +81,20 @@ class ForgivingQuestions:
         return other if other is not None and self.number(other) == other else None
 
 
+class Read(list[Image.Image]):
+    """The pictures of an item, with the item and what `usable` made of it (None without one)."""
+
+    def __init__(self, pictures: list[Image.Image], item: Item, made: Any) -> None:
+        super().__init__(pictures)
+        self.item, self.made = item, made
+
+
 @dataclass(frozen=True)
 class _AsFrames:
     """The pictures of each item as `Forgiving` reads those of a video: none, one or several."""
 
     source: QuestionSource
-    usable: Callable[[int, Item], object] | None = None
+    usable: Callable[[int, Item], Any] | None = None
     seen: bool = True
     num_frames = 0
     what, fails = "question", "cannot be used"
@@ -90,11 +106,10 @@ class _AsFrames:
     def __len__(self) -> int:
         return len(self.source)
 
-    def frames(self, index: int) -> list[Image.Image]:
+    def frames(self, index: int) -> Read:
         item = self.source.item(index)
-        if self.usable is not None:
-            self.usable(index, item)
-        return item.images() if self.seen else []
+        made = None if self.usable is None else self.usable(index, item)
+        return Read(item.images() if self.seen else [], item, made)
 
     def image(self, index: int) -> Image.Image:
         raise AssertionError("asked of all pictures of an item at once")

@@ -58,7 +58,8 @@ class TrainQuestions:
     """Batches of `source` by arrays of (epoch, position); a position counts in `indices`, (M,). An item comes
     once an epoch, the same each time.
 
-    source: in which another takes the place of an item that cannot be used
+    source: in which another takes the place of an item that cannot be used; what its `usable` makes of an
+        item, if it has one, is the item's `Asking.example`
     """
 
     def __init__(self, source: ForgivingQuestions, indices: Indices, asking: Asking) -> None:
@@ -84,9 +85,9 @@ class TrainQuestions:
     def batch(self, pairs: Indices) -> Batch:
         """The items `pairs`, (B, 2). Raises UserError when too many of all items cannot be used."""
         index = self.indices[pairs[:, 1]]
-        pictures = [self.source.images(int(i)) for i in index]
-        rows = [self.asking.example(self.source.item(int(i))) for i in index]
-        return learned_batch(rows, index, self.shown.of(pictures), self.asking)
+        read = [self.source.read(int(i)) for i in index]
+        rows = [each.made or self.asking.example(each.item) for each in read]
+        return learned_batch(rows, index, self.shown.of(read), self.asking)
 
 
 class EvalQuestions:
