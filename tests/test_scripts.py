@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from transmamba.config import load as configs
+from transmamba.errors import UserError
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -151,3 +152,27 @@ def test_the_blind_answerer_says_how_right_it_is(
     assert rows["all"][0] == "80" and 20 < float(rows["all"][1]) < 80
     monkeypatch.setattr("sys.argv", ["blind_answerer.py", "scene"])
     assert blind.main() == 2 and "did you mean 'scenes'" in capsys.readouterr().err
+
+
+def test_a_model_of_the_first_layers_is_those_layers(tmp_path: Path) -> None:
+    """Its hidden states are the whole model's behind that layer, normed."""
+    import torch
+    from small_language import tokenizer_folder
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    source, made = tokenizer_folder(tmp_path / "whole"), tmp_path / "made"
+    words = len(AutoTokenizer.from_pretrained(source))
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    whole = LlamaForCausalLM(LlamaConfig(vocab_size=words, **sizes)).eval()
+    whole.save_pretrained(source)
+    cut = script("first_layers")
+    cut.write(str(source), made, 2, True)
+    text = torch.arange(10)[None]
+    with torch.no_grad():
+        wanted = whole.model.norm(whole(text, output_hidden_states=True).hidden_states[2])
+        found = AutoModelForCausalLM.from_pretrained(made).eval().model(text).last_hidden_state
+    assert torch.equal(found, wanted)
+    assert AutoTokenizer.from_pretrained(source).chat_template
+    assert not AutoTokenizer.from_pretrained(made).chat_template
+    with pytest.raises(UserError, match="--layers is 4; the model has 3"):
+        cut.write(str(source), tmp_path / "more", 4, False)
