@@ -26,6 +26,7 @@ import study as studies  # noqa: E402
 STUDIES = sorted((ROOT / "recipes" / "studies").glob("*.yaml"))
 ICL = ROOT / "recipes" / "studies" / "icl.yaml"
 FUSION = ROOT / "recipes" / "studies" / "questions_fusion.yaml"
+VQA = ROOT / "recipes" / "studies" / "vqa_scenes.yaml"
 DATA_EFFICIENCY = ROOT / "recipes" / "studies" / "data_efficiency.yaml"
 
 
@@ -187,3 +188,19 @@ def test_questions_fusion_asks_what_its_labels_say() -> None:
         )
         found.append(configs.dump(alike))
     assert all(each == found[0] for each in found)
+
+
+def test_vqa_scenes_takes_equal_steps_and_its_shares_differ() -> None:
+    """Each arm as many steps; even the whole of the questions is seen more than twice, for a half that is not
+    seen through is as good as the whole; and averages are asked of Vims, which alone begin so."""
+    for name, recipe in recipes_of(VQA).items():
+        arm, share, _ = name.split(".")
+        steps = sum(stage.steps or 0 for stage in recipe.stages)
+        assert steps == 800 and recipe.task.fraction == int(share) / 100
+        assert steps * recipe.trainer.global_batch > 2 * recipe.task.data.count_train
+        student = recipe.student
+        assert (arm == "decoder") == (student.image.kind == "kept")
+        assert (arm == "tower") == (student.decoder.kind == "kept")
+        assert (recipe.init is None) == (arm == "scratch")
+        if recipe.init is not None:
+            assert recipe.init.average == (student.image.kind == "vim")
