@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from on_the_device import OnTheDevice
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from transmamba.config import registry
 from transmamba.core.batch import Batch
@@ -27,27 +25,6 @@ from transmamba.tasks.in_context import InContext, InContextConfig
 
 RAMP = Curriculum(dims=Ramp(start=5, step=1, every=1), points=Ramp(start=2, step=3, every=1))
 NAMES = sorted(registry.FUNCTIONS)
-
-
-class OnTheDevice(TorchDispatchMode):
-    """Every operation works where the batch lies, draws nothing and says nothing to the host."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "item", "equal", "is_nonzero", "unique")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function.overloadpacket.__name__
-        assert not any(name.startswith(wait) for wait in self.WAITS), f"{name} waits for the GPU"
-        assert torch.Tag.nondeterministic_seeded not in function.tags, f"{name} draws"
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves((args, kwargs, made)):
-            if isinstance(tensor, Tensor):
-                assert tensor.device.type == "cuda", f"{name} has a tensor of the host's"
-        self.operations += 1
-        return made
 
 
 def changed_on_the_device(task: InContext, batch: Batch) -> Batch:

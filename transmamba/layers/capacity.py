@@ -3,8 +3,13 @@ token."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+# a share that is a whole number stays one
+_ROUNDED = 1e-9
 
 
 def capacity_problems(capacity: float | None, count: int | None = None, each: int = 1) -> list[str]:
@@ -35,15 +40,22 @@ def within_capacity(chosen: Tensor, count: int, capacity: float, real: Tensor | 
     chosen (B, L, k), real (B, L)
     """
     in_order = chosen.transpose(0, 1).flatten()  # place, row, choice
-    asks = in_order[:, None] == torch.arange(count, device=chosen.device)
-    if real is not None:
-        there = real[..., None].expand_as(chosen).transpose(0, 1).flatten()
-        asks = asks & there[:, None]
-        tokens = real.sum() * chosen.shape[-1]
+    # an expert's turns in a row of their own: along columns a GPU adds up one token after the other
+    asks = torch.arange(count, device=chosen.device)[:, None] == in_order
+    if real is None:
+        there, most = None, most_of(capacity, chosen.numel(), count)
     else:
-        there, tokens = None, torch.tensor(chosen.numel(), device=chosen.device)
-    turn = asks.cumsum(dim=0, dtype=torch.int32).gather(1, in_order[:, None])[:, 0]
-    most = (capacity * tokens.double() / count + 1e-9).floor().clamp_min(1)
+        there = real[..., None].expand_as(chosen).transpose(0, 1).flatten()
+        asks = asks & there
+        tokens = real.sum() * chosen.shape[-1]
+        most = (capacity * tokens.double() / count + _ROUNDED).floor().clamp_min(1)
+    turn = asks.cumsum(dim=1, dtype=torch.int32).gather(0, in_order[None])[0]
     fits = turn <= most
     fits = fits if there is None else fits & there
     return fits.view(chosen.shape[1], chosen.shape[0], -1).transpose(0, 1)
+
+
+def most_of(capacity: float, tokens: int, count: int) -> int:
+    """Tokens that an expert takes. A number of the host's: made a tensor on a GPU it would wait for that,
+    which a recorded step cannot (`trainer.cuda_graphs`)."""
+    return max(1, math.floor(capacity * tokens / count + _ROUNDED))

@@ -49,12 +49,15 @@ class BalanceLoss(RoutedLoss):
     logged = "routing"
     names = ("router", "chosen", "within")
     running: Tensor
+    evenly: Tensor
 
     def __init__(self, routers: Routers, config: Balance) -> None:
         super().__init__(routers, config.weight)
         self.momentum = config.momentum
         # NaN until the first step was observed; then the running share of each expert, (R, E)
         self.register_buffer("running", torch.full((len(self.counts), max(self.counts)), torch.nan))
+        # where it lies once: brought there in each step it would wait for the GPU
+        self.register_buffer("evenly", 1 / torch.tensor(self.counts)[:, None], persistent=False)
 
     def part_names(self) -> list[str]:
         return [
@@ -68,8 +71,7 @@ class BalanceLoss(RoutedLoss):
 
     def shares(self) -> Tensor:
         """f, (R, E); asked for without a branch, which would wait for the GPU."""
-        counts = torch.tensor(self.counts, dtype=self.running.dtype, device=self.running.device)
-        return torch.where(self.running.isnan(), 1 / counts[:, None], self.running)
+        return torch.where(self.running.isnan(), self.evenly.to(self.running.dtype), self.running)
 
     def observe(self, parts: Tensor) -> None:
         mean = parts[:, : self.running.shape[1]].to(self.running)
