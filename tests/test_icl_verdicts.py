@@ -140,7 +140,9 @@ def test_the_untaught_students_are_the_taught_ones() -> None:
         recipe = configs.load(Recipe, ROOT / run.config, rest)
         points, view = recipe.task.build(None).points, None
         if recipe.teacher is not None:
-            teaching = configs.load(Recipe, ROOT / "recipes" / "configs" / "icl_mqar.yaml")
+            first = found.chain(cell)[0]
+            own = [item for item in first.overrides if not item.startswith("config=")]
+            teaching = configs.load(Recipe, ROOT / first.config, own)
             teacher = teaching.student.build(StudentSpec(points=points))
             view = view_of(teacher.shape.written(), teacher.state_dict())
         shapes[cell["task"]].append(recipe.student.build(StudentSpec(view=view, points=points)).shape)

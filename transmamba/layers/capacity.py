@@ -42,6 +42,7 @@ def within_capacity(chosen: Tensor, count: int, capacity: float, real: Tensor | 
     in_order = chosen.transpose(0, 1).flatten()  # place, row, choice
     # an expert's turns in a row of their own: along columns a GPU adds up one token after the other
     asks = torch.arange(count, device=chosen.device)[:, None] == in_order
+    most: Tensor | int
     if real is None:
         there, most = None, most_of(capacity, chosen.numel(), count)
     else:
