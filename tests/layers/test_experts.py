@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from transmamba.errors import WrongValues
-from transmamba.layers.capacity import within_capacity
+from transmamba.layers.capacity import most_of, within_capacity
 from transmamba.layers.experts import Experts, ExpertsShape, SwitchLinear, route
 
 WIDTH, NEURONS, COUNT = 8, 16, 4
@@ -232,3 +232,11 @@ def test_routing_without_capacity_keeps_all() -> None:
     shape = ExpertsShape(width=WIDTH, neurons=NEURONS, count=COUNT, each=2, normalised=True)
     routed = route(torch.randn(2, 5, COUNT), shape, None)
     assert routed.within.all() and torch.allclose(routed.weights.sum(dim=-1), torch.ones(2, 5))
+
+
+def test_a_whole_share_is_not_rounded_down() -> None:
+    """115 % of 20 tokens an expert are 23, of which float64 makes a little less; known to the host or not."""
+    assert 1.15 * 100 / 5 < 23 == most_of(1.15, 100, 5)
+    chosen = torch.zeros(10, 10, 1, dtype=torch.int64)
+    for real in (None, torch.ones(10, 10, dtype=torch.bool)):
+        assert int(within_capacity(chosen, 5, 1.15, real).sum()) == 23
