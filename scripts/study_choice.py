@@ -3,24 +3,27 @@
 `choose` of a study file:
 
 axis:   whose label is chosen, such as rate
-by:     axis -> label of the runs that choose, such as {part: held_out, seed: s0}
+by:     axis -> label of the runs that choose, such as {part: held_out, seed: s0}; with several labels, such
+        as of a few tasks, the mean of their runs chooses
 for:    axis -> label of the cells for which it is chosen, such as {part: test}
 metric: of the choosing runs' results, by default the report's; the report's `better` says which way
 
 A cell of `for` is run only with the label whose choosing run is best: the run that agrees with it in all
-other axes, with those of `by` as written. Of equal ones it is the first label of the axis. A label without a
-finished run is not chosen, and a cell without any is not run. Only cells of `for` stand in tables.
+other axes, with those of `by` as written. Of equal ones it is the first label of the axis. A label whose
+choosing runs have not all finished is not chosen, and a cell without any is not run. Only cells of `for`
+stand in tables.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study_file import Cell, Study, name_of
+from study_file import Cell, Study, grid, name_of
 from study_tables import read_score
 
 
@@ -30,7 +33,7 @@ class Choice:
 
     study: Study
     axis: str = ""
-    by: dict[str, str] = field(default_factory=dict)
+    by: dict[str, list[str]] = field(default_factory=dict)
     to: dict[str, str] = field(default_factory=dict)
     metric: str = ""
 
@@ -46,8 +49,11 @@ class Choice:
             raise ValueError(f"choose: unknown axis {said.get('axis')!r}; known: {', '.join(study.axes)}")
         if study.report.get("better") not in ("up", "down"):
             raise ValueError("choose: report says no better; write up or down there")
-        by, to = (_labels(study, said.get(key), key) for key in ("by", "for"))
-        if said["axis"] in {**by, **to} or not any(by.get(axis) not in (None, to[axis]) for axis in to):
+        by = _labels(study, said.get("by"), "by", several=True)
+        to = {axis: labels[0] for axis, labels in _labels(study, said.get("for"), "for").items()}
+        if said["axis"] in {**by, **to} or not any(
+            label not in by.get(axis, [label]) for axis, label in to.items()
+        ):
             raise ValueError(
                 "choose: by and for are the same cells; tell them apart by another axis than its own"
             )
@@ -62,7 +68,19 @@ class Choice:
 
     def chosen(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those of `for` with the label that is best, as far as choosing runs have finished."""
-        return [cell for cell in cells if self._asks(cell) and self.best(cell) == cell[self.axis]]
+        best: dict[str, str | None] = {}  # of cells that the same runs choose for, which are read once
+        found = []
+        for cell in filter(self._asks, cells):
+            key = name_of(self._choosing(cell) | {self.axis: ""})
+            if key not in best:
+                best[key] = self.best(cell)
+            if best[key] == cell[self.axis]:
+                found.append(cell)
+        return found
+
+    def _choosing(self, cell: Cell) -> Cell:
+        """One of those that choose for it."""
+        return cell | {axis: labels[0] for axis, labels in self.by.items()}
 
     def open(self, cells: Iterable[Cell]) -> list[Cell]:
         """All but those of `for` that another label has beaten, or that cannot be told yet."""
@@ -78,13 +96,21 @@ class Choice:
         better = 1 if self.study.report["better"] == "up" else -1
         found: tuple[float, str] | None = None
         for label in self.study.axes[self.axis]:
-            run = self.study.root / name_of(cell | self.by | {self.axis: label})
-            if _is_null(run, self.metric):  # it diverged
-                continue
-            score = read_score(run, self.metric)
-            if score is not None and (found is None or better * score.value > found[0]):
-                found = better * score.value, label
+            choosing = [cell | each | {self.axis: label} for each in grid(self.by)]
+            value = self._mean([self.study.root / name_of(each) for each in choosing])
+            if value is not None and (found is None or better * value > found[0]):
+                found = better * value, label
         return None if found is None else found[1]
+
+    def _mean(self, runs: list[Path]) -> float | None:
+        """None where one of them has not finished, or has diverged."""
+        values = []
+        for run in runs:
+            score = None if _is_null(run, self.metric) else read_score(run, self.metric)
+            if score is None:
+                return None
+            values.append(score.value)
+        return statistics.fmean(values)
 
 
 def _is_null(run: Path, metric: str) -> bool:
@@ -96,10 +122,14 @@ def _is_null(run: Path, metric: str) -> bool:
         return False
 
 
-def _labels(study: Study, said: Any, key: str) -> dict[str, str]:
+def _labels(study: Study, said: Any, key: str, several: bool = False) -> dict[str, list[str]]:
     if not isinstance(said, dict) or not said:
         raise ValueError(f"choose: {key} is {said!r}; write axis: label")
-    for axis, label in said.items():
-        if axis not in study.axes or str(label) not in study.axes[axis]:
-            raise ValueError(f"choose: {key}: {axis}: {label} is no label of the study")
-    return {axis: str(label) for axis, label in said.items()}
+    found = {}
+    for axis, labels in said.items():
+        listed = labels if several and isinstance(labels, list) and labels else [labels]
+        for label in listed:
+            if axis not in study.axes or str(label) not in study.axes[axis]:
+                raise ValueError(f"choose: {key}: {axis}: {label} is no label of the study")
+        found[axis] = [str(label) for label in listed]
+    return found

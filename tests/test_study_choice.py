@@ -76,6 +76,22 @@ def test_a_lower_metric_may_choose(tmp_path: Path) -> None:
     assert names(Choice.of(study).chosen(study.cells)) == ["test.x.mid.s0", "test.x.mid.s1"]
 
 
+def test_the_mean_of_a_few_tasks_chooses_for_all_of_them(tmp_path: Path) -> None:
+    by = {"part": "held", "seed": "s0", "task": ["x", "y"]}
+    said = {"axis": "rate", "by": by, "for": {"part": "test"}}
+    tasks: dict[str, list[Any]] = {"x": [], "y": [], "z": []}
+    axes = {**data(tmp_path)["axes"], "task": tasks}
+    study = studies.Study(data(tmp_path, choose=said, axes=axes, cells=[{"part": "test"}]))
+    for rate, x, y in (("low", 90.0, 10.0), ("mid", 40.0, 65.0), ("high", 99.0, None)):
+        write(tmp_path, f"held.x.{rate}.s0", x)
+        if rate != "mid":
+            write(tmp_path, f"held.y.{rate}.s0", y)
+    choice = Choice.of(study)  # mid is not there yet, and high has diverged on y
+    assert {name.split(".")[2] for name in names(choice.chosen(study.cells))} == {"low"}
+    write(tmp_path, "held.y.mid.s0", 65.0)
+    assert names(choice.chosen(study.cells)) == [f"test.{task}.mid.s{k}" for task in "xyz" for k in (0, 1)]
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "axis": ({"axis": "rates", "by": {"part": "held"}, "for": {"part": "test"}}, "unknown axis 'rates'"),
     "label": (
