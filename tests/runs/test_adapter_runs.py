@@ -20,6 +20,7 @@ from transmamba.config import load as configs
 from transmamba.ecosystems.find import load_model, save_model
 from transmamba.errors import UserError
 from transmamba.runs.recipe import Recipe
+from transmamba.runs.run import run as run_recipe
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -256,3 +257,23 @@ def test_a_student_that_writes_about_pictures(tmp_path: Path) -> None:
         harness.run_quietly(configs.parse(Recipe, stuck, "questions"))
     measured = transmamba.evaluate(tmp_path / "run", configs.parse(Recipe, values, "questions").task)
     assert measured["student"]["perplexity"] == pytest.approx(results["perplexity"], rel=1e-4)
+
+
+def test_a_run_may_leave_its_numbers_alone(place: Path, tmp_path: Path) -> None:
+    """The same as those of one that leaves everything."""
+    changes: dict[str, Any] = dict(trainer__eval_every=2)
+    whole = run_recipe(recipe(place, tmp_path / "whole", ["lora_x"], **changes), quiet=True)
+    changes |= dict(leaves="numbers", trainer__save_every=None)
+    alone = run_recipe(recipe(place, tmp_path / "alone", ["lora_x"], **changes), quiet=True)
+    assert alone["adapter"].pop("merge_seconds") > 0 and whole["adapter"].pop("merge_seconds") > 0
+    assert harness.without_timing(alone) == harness.without_timing(whole)
+    names = {path.name for path in (tmp_path / "alone").iterdir()}
+    gone = {path.name for path in (tmp_path / "whole").iterdir()} - names
+    assert gone == {"student", "adapter", "checkpoints", "report.html"}
+    assert (
+        run_recipe(recipe(place, tmp_path / "alone", ["lora_x"], **changes), quiet=True)["student"]
+        == alone["student"]
+    )
+    assert not (tmp_path / "alone" / "report.html").exists(), "nor when it is asked again"
+    with pytest.raises(UserError, match="leaves: numbers, but scratch"):
+        harness.tiny_recipe(place, leaves="numbers", scratch={})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
 import os
 import platform
@@ -245,6 +246,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache  # a second of many a process's run of seconds
 def _driver() -> str | None:
     return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
 

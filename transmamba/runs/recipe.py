@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from ..config import load as configs
 from ..config.file import merged
@@ -66,6 +66,7 @@ class Recipe:
     seed: of everything that is drawn, but for what has a seed of its own
     teacher_recipe: path of a recipe whose run makes the teacher; run first where its results are missing
     scratch: also train the same student from labels alone, for comparison
+    leaves: all; or numbers, without student, adapter and report, for one of thousands that are compared
     """
 
     output_dir: str
@@ -80,6 +81,7 @@ class Recipe:
     scratch: Scratch | None = None
     wandb: WandbConfig | None = None
     seed: int = 0
+    leaves: Literal["all", "numbers"] = "all"
 
     def __post_init__(self) -> None:
         problems = seed_problems("seed", self.seed)
@@ -100,6 +102,8 @@ class Recipe:
                 "teacher_recipe is given, but no teacher; write teacher with its output_dir as "
                 "model, or leave teacher_recipe out"
             )
+        if self.leaves == "numbers" and (self.scratch is not None or any(s.branches for s in self.stages)):
+            problems.append("leaves is numbers, but scratch and branches leave runs of their own; write all")
         refuse_all(problems)
 
     def task_of(self, stage: int) -> Any:

@@ -19,7 +19,7 @@ from ..training.checkpoint import checkpoint_at
 from ..training.precision import float32_products
 from .build import assemble, make_accelerator
 from .folder import REPORT, claim_folder, sole
-from .leave import leave, splits_of
+from .leave import NumbersAlone, leave, splits_of
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch
 
@@ -76,15 +76,21 @@ class _Run:
         self.recipe, self.folder, self.accelerator = recipe, folder, accelerator
         self.quiet, self.check_data, self.stop, self.title = quiet, check_data, stop, title
 
+    @property
+    def _whole(self) -> bool:
+        return self.recipe.leaves == "all"
+
     def finish(self) -> dict[str, Any]:
         """Everything that is still to be done."""
         self.accelerator.wait_for_everyone()  # until the main process has claimed the folder
         if (self.folder / RESULTS_FILE).is_file():
-            if self.accelerator.is_main_process and not (self.folder / REPORT).is_file():  # killed between
+            reported = (self.folder / REPORT).is_file()
+            if self.accelerator.is_main_process and self._whole and not reported:  # killed between
                 write_report(self.folder)
             return read_results(self.folder / RESULTS_FILE)
         taught = {} if self.recipe.teacher_recipe is None else self._teach()
-        pipeline = Pipeline(assemble(self.recipe, self.accelerator, quiet=self.quiet), self.title)
+        kind = Pipeline if self._whole else NumbersAlone
+        pipeline = kind(assemble(self.recipe, self.accelerator, quiet=self.quiet), self.title)
         trained = pipeline.train(
             self.folder, self.quiet, check_data=self.check_data, stop=self.stop, trunk=self.trunk
         )
@@ -103,7 +109,8 @@ class _Run:
             results["adapter"] = pipeline.tuned.facts()
         if self.accelerator.is_main_process:
             leave(self.folder, pipeline, results, measured)
-            write_report(self.folder)
+            if self._whole:
+                write_report(self.folder)
         self.accelerator.wait_for_everyone()
         task = pipeline.parts.task
         return as_saved(results, task.metrics, splits_of(task))

@@ -90,7 +90,8 @@ def score(trial: Any, recipe: Recipe, folder: Path, accelerator: Any) -> float:
     where it cannot be trained."""
     place = folder / f"trial-{trial.number}"
     shutil.rmtree(place, ignore_errors=True)
-    recipe = replace(recipe, output_dir=str(place), wandb=None, teacher_recipe=None)
+    trainer = replace(recipe.trainer, save_every=None)  # a search that is killed begins its trials anew
+    recipe = replace(recipe, output_dir=str(place), trainer=trainer, wandb=None, teacher_recipe=None)
     try:
         pipeline = _Watched(assemble(recipe, accelerator, quiet=True), "trial")
         pipeline.trial, pipeline.metric = trial, headline(pipeline.parts.task)

@@ -157,7 +157,8 @@ class TrainerConfig:
         they multiply with 10 bits of mantissa
     workers: processes that load data, beside each training process; 0 loads in it
     log_every: optimizer steps between lines of metrics.jsonl
-    eval_every, save_every: optimizer steps between; 0 for the end of a stage alone
+    eval_every, save_every: optimizer steps between; 0 for the end of a stage alone. With save_every null a
+        run is saved only where it is asked to stop: for those of seconds, which may as well begin anew
     eval_batch_size: items at a time of a process
     keep: how many checkpoints stay
     max_skipped: so many steps in a row may have gradients that are not finite, before the run ends
@@ -179,7 +180,7 @@ class TrainerConfig:
     log_every: int = 10
     eval_every: int = 0
     eval_batch_size: int = 256
-    save_every: int = 200
+    save_every: int | None = 200
     keep: int = 2
     max_skipped: int = 10
     grad_checkpointing: bool = False
@@ -200,8 +201,9 @@ class TrainerConfig:
             if value is not None and value < 1:
                 problems.append(f"{key} is {value}; write a number of at least 1")
         for key in ("workers", "eval_every", "save_every"):
-            if getattr(self, key) < 0:
-                problems.append(f"{key} is {getattr(self, key)}; write 0 or a number above it")
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                problems.append(f"{key} is {value}; write 0 or a number above it")
         refuse_all(problems)
 
     def division(self, processes: int) -> tuple[int, int]:

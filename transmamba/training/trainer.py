@@ -189,8 +189,9 @@ class Trainer:
                 self.progress.stage_step, self.config.eval_every, done
             )
             # saved first: an evaluation may find an item that cannot be read
-            due = _due(self.progress.stage_step, self.config.save_every, done)
-            if stopping or evaluating or due or self.progress.step in self.kept:
+            every = self.config.save_every
+            due = every is not None and (evaluating or _due(self.progress.stage_step, every, done))
+            if stopping or due or self.progress.step in self.kept:
                 self._save(window, evaluating)
             if stopping:
                 raise self._interrupted()

@@ -120,6 +120,22 @@ def test_what_is_measured_is_not_trained_on() -> None:
     assert few(train=20, test=15, seed=1)[0] != trained
 
 
+def test_questions_that_are_kept_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[Any] = []
+    kind = BENCHMARKS["key_value_choices"]
+    build = kind.build
+    monkeypatch.setattr(kind, "build", lambda self, tokenizer: reads.append(self) or build(self, tokenizer))
+    fresh = few(train=20, test=15)
+    assert len(reads) == 3, "two splits and the benchmark"
+    assert few(train=20, test=15, keep=True) == fresh and len(reads) == 4
+    assert few(train=20, test=15, keep=True, seed=1)[0] != fresh[0] and len(reads) == 4
+    few(train=20, test=15)
+    assert len(reads) == 7
+    other = {**OF, "pairs": 4}
+    asked("few_questions", of=other, train=20, keep=True)
+    assert len(reads) == 8, "other questions are not taken for these"
+
+
 def test_the_answer_alone_is_learned_as_it_is_scored(tmp_path: Path) -> None:
     """Tokens and their asked part are those of the likelihood of the right choice."""
     for bos in (False, True):

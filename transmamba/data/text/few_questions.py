@@ -6,11 +6,12 @@ What is trained on is what is scored: the right choice behind the context, after
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from ...config.load import Part
+from ...config.load import Part, dump
 from ...config.registry import BENCHMARKS, TEXTS
 from ...core.text import LanguageTokenizer
 from ...errors import UserError, refuse_all
@@ -20,6 +21,9 @@ from ..pairs.captions import LeftOut
 from .benchmarks import Question
 from .source import Completion, Document, TextSource
 
+_KEPT: OrderedDict[str, list[Any]] = OrderedDict()  # what `keep` keeps in this process
+_MOST_KEPT = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Few:
@@ -28,6 +32,7 @@ class _Few:
     held_out: so many of them are not trained on, and are the test split instead, for choosing a rate
     test:     questions of the test split where none are held out; null: all that are left
     seed:     which they are
+    keep:     all of its questions, for the next run in this process too, which does not see files change
     """
 
     of: Annotated[Any, Part(BENCHMARKS)]
@@ -35,6 +40,7 @@ class _Few:
     held_out: int = 0
     test: int | None = 1000
     seed: int = 0
+    keep: bool = False
 
     def __post_init__(self) -> None:
         problems = [] if self.train >= 1 else [f"train is {self.train}; write at least 1"]
@@ -47,10 +53,7 @@ class _Few:
     def questions(self, split: str) -> list[Question]:
         """Raises UserError as the benchmark does, for one that is no such, and for too few questions."""
         check_split(split)
-        try:
-            every: list[Any] = self.of.build(None)
-        except AttributeError:  # it asked the tokenizer, whose tokens its items are
-            every = []
+        every = self._every()
         if not every or not isinstance(every[0], Question) or len(every[0].choices) < 2:
             raise UserError(
                 f"of: {self.of.name} has no questions with choices; take one that has, such as arc_easy"
@@ -65,6 +68,21 @@ class _Few:
             rest = order[self.train :][: self.test]
         return [every[number] for number in (trained if split == "train" else rest)]
 
+    def _every(self) -> list[Any]:
+        """All that the benchmark has; nothing of one whose items are a tokenizer's tokens."""
+        key = repr(dump(self.of))
+        if self.keep and key in _KEPT:
+            return _KEPT[key]
+        try:
+            every: list[Any] = self.of.build(None)
+        except AttributeError:  # it asked the tokenizer
+            every = []
+        if self.keep:
+            _KEPT[key] = every
+            if len(_KEPT) > _MOST_KEPT:
+                _KEPT.popitem(last=False)
+        return every
+
 
 @TEXTS.register("few_questions")
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +95,7 @@ class FewQuestions(_Few):
     held_out: so many of them are not trained on, and are the test split instead, for choosing a rate
     test:     questions of the test split where none are held out; null: all that are left
     seed:     which they are
+    keep:     all of its questions, for the next run in this process too, which does not see files change
     """
 
     def build(self, split: str) -> TextSource:
@@ -93,6 +112,7 @@ class FewQuestionsAsked(_Few):
     held_out: so many of them are not trained on, and are measured instead of others
     test:     questions that are measured where none are held out; null: all that are left
     seed:     which they are
+    keep:     all of its questions, for the next run in this process too, which does not see files change
     """
 
     def build(self, tokenizer: LanguageTokenizer) -> list[Question]:
