@@ -69,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         if finished:
             sys.stderr.write(f"{recipe.output_dir}: finished before; --overwrite starts anew\n")
         _write(f"{_table(folder / RESULTS_FILE)}\n")
-        _write(f"student: {recipe.output_dir}/student\nreport:  {recipe.output_dir}/report.html\n")
+        if recipe.leaves == "all":
+            _write(f"student: {recipe.output_dir}/student\nreport:  {recipe.output_dir}/report.html\n")
     return 0
 
 
