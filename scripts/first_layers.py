@@ -17,6 +17,8 @@ from transmamba.errors import UserError
 
 def first(model: Any, layers: int) -> Any:
     """The model with so many of its layers. Raises UserError where it has none to leave out."""
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise UserError(f"{type(model).__name__} has no model.layers; take a Llama-like model")
     count = model.config.num_hidden_layers
     if not 0 < layers <= count:
         raise UserError(f"--layers is {layers}; the model has {count}")
@@ -31,9 +33,13 @@ def write(source: str, folder: Path, layers: int, plain: bool) -> None:
     """Raises UserError where the folder is in use, and as `first` does."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty; write another folder")
-    model = first(AutoModelForCausalLM.from_pretrained(source), layers)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and no empty folder; write another")
+    try:
+        whole = AutoModelForCausalLM.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: {' '.join(str(error).split())[:200]}; write a folder or an id") from None
+    model = first(whole, layers)
     words: Any = AutoTokenizer.from_pretrained(source)
     if plain:
         words.chat_template = None

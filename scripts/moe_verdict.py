@@ -70,7 +70,7 @@ def curves(folder: Path, models: Sequence[str]) -> dict[str, dict[str, Curve]]:
     found: dict[str, dict[str, Curve]] = {}
     for model in models:
         for run in sorted(folder.glob(f"{model}.*")):
-            if (curve := Curve.read(run)) is not None:
+            if run.is_dir() and (curve := Curve.read(run)) is not None:
                 found.setdefault(model, {})[run.name.partition(".")[2]] = curve
     return found
 

@@ -63,8 +63,16 @@ class Choice:
         return bool(self.axis) and all(cell[axis] == label for axis, label in self.to.items())
 
     def before(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Those for which nothing is chosen."""
-        return [cell for cell in cells if not self._asks(cell)]
+        """Those for which nothing is chosen, and those that choose for the others."""
+        listed = list(cells)
+        found = [cell for cell in listed if not self._asks(cell)]
+        choosing = {name_of(each) for cell in listed if self._asks(cell) for each in self._all_choosing(cell)}
+        choosing -= {name_of(cell) for cell in found}
+        return found + [cell for cell in self.study.cells if name_of(cell) in choosing]
+
+    def _all_choosing(self, cell: Cell) -> list[Cell]:
+        labels = self.study.axes[self.axis]
+        return [cell | each | {self.axis: label} for each in grid(self.by) for label in labels]
 
     def chosen(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those of `for` with the label that is best, as far as choosing runs have finished."""
@@ -87,9 +95,13 @@ class Choice:
         listed = list(cells)
         return [*self.before(listed), *self.chosen(listed)]
 
+    def asked(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those that tables are about, whatever is chosen."""
+        return list(filter(self._asks, cells)) if self.axis else list(cells)
+
     def told(self, cells: Iterable[Cell]) -> list[Cell]:
-        """Those of tables."""
-        return [cell for cell in cells if self._asks(cell)] if self.axis else list(cells)
+        """Those of tables: of those that another label has beaten since they ran, none."""
+        return self.chosen(cells) if self.axis else list(cells)
 
     def best(self, cell: Cell) -> str | None:
         """The label that is chosen for a cell; None while no choosing run has finished."""

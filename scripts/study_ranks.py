@@ -256,7 +256,7 @@ def check(study: Study) -> None:
     if report.get("better") not in ("up", "down"):
         raise ValueError("report: ranks need better: up or down")
     tasks, columns = report["columns"], study.axes[report["columns"]]
-    known = {" ".join(cell[axis] for axis in report["rows"]) for cell in Choice.of(study).told(study.cells)}
+    known = {" ".join(cell[axis] for axis in report["rows"]) for cell in Choice.of(study).asked(study.cells)}
     for name, group in (ranks.get("groups") or {}).items():
         _known(f"ranks: groups: {name}", group, columns, f"label of {tasks}")
     for claim in ranks.get("claims") or []:

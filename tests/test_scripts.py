@@ -176,3 +176,9 @@ def test_a_model_of_the_first_layers_is_those_layers(tmp_path: Path) -> None:
     assert not AutoTokenizer.from_pretrained(made).chat_template
     with pytest.raises(UserError, match="--layers is 4; the model has 3"):
         cut.write(str(source), tmp_path / "more", 4, False)
+    with pytest.raises(UserError, match=r"config\.json is there and no empty folder"):
+        cut.write(str(source), source / "config.json", 1, False)
+    with pytest.raises(UserError, match=r"nowhere.*write a folder or an id"):
+        cut.write(str(tmp_path / "nowhere"), tmp_path / "more", 1, False)
+    with pytest.raises(UserError, match=r"Linear has no model\.layers"):
+        cut.first(torch.nn.Linear(1, 1), 1)

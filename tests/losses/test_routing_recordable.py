@@ -26,11 +26,14 @@ def test_a_router_and_its_losses_wait_for_nothing(each: int, capacity: float | N
     shape = ExpertsShape(width=WIDTH, neurons=16, count=COUNT, each=each, normalised=each > 1)
     empty = Batch({}, {}, torch.arange(ROWS), {"samples": ROWS, "tokens": ROWS * LENGTH})
     with FakeTensorMode(), torch.no_grad():
+        losses = [
+            kind().build_routed(ROUTERS) for kind in (Balance, RouterZ)
+        ]  # brought there, as training does
+        for loss in losses:
+            loss.to("cuda")
+        assert set(losses[0].state_dict()) == {"running"}  # what checkpoints have
         with torch.device("cuda"):
-            router, losses = (
-                Router(WIDTH, COUNT),
-                [kind().build_routed(ROUTERS) for kind in (Balance, RouterZ)],
-            )
+            router = Router(WIDTH, COUNT)
             x, mask = torch.randn(ROWS, LENGTH, WIDTH), torch.ones(ROWS, LENGTH, dtype=torch.bool)
         with OnTheDevice() as watch:
             routed = route(router(x), shape, capacity, mask if padded else None)

@@ -206,3 +206,25 @@ def test_asked_during_the_last_evaluation(by: str, tmp_path: Path) -> None:
     train(tmp_path, evaluate=evaluate)
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "eval/top1" in row]
     assert [row["step"] for row in rows] == [STEPS], "evaluated again, and logged once"
+
+
+@pytest.mark.parametrize("by", ["signal", "event"])
+def test_asked_during_an_evaluation_where_nothing_is_saved(by: str, tmp_path: Path, undisturbed: Any) -> None:
+    """It is saved after the step that follows; where none does, the run is over rather than lost."""
+    events: list[threading.Event] = []
+    count: list[bool] = []
+
+    def evaluate(_: Any) -> dict[str, float]:
+        count.append(True)
+        if len(count) in (1, 3):
+            os.kill(os.getpid(), signal.SIGINT) if by == "signal" else events[-1].set()
+        return {"top1": 1.0}
+
+    options: Any = dict(evaluate=evaluate, eval_every=3, save_every=None)
+    with pytest.raises(Interrupted):
+        train(tmp_path, lambda _, stop: events.append(stop), **options)
+    (saved,) = list_checkpoints(tmp_path / "checkpoints")
+    assert read_progress(saved).step == 4 and len(count) == 1
+    train(tmp_path, lambda _, stop: events.append(stop), **options)
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "eval/top1" in row]
+    assert [row["step"] for row in rows] == [3, STEPS]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import json
 import os
 import platform
@@ -246,9 +245,14 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-@functools.cache  # a second of many a process's run of seconds
+_DRIVER: list[str] = []  # once it was told: asking takes a second of many a run of seconds
+
+
 def _driver() -> str | None:
-    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+    if not _DRIVER:
+        found = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+        _DRIVER.extend([] if found is None else [found])
+    return _DRIVER[0] if _DRIVER else None
 
 
 def _said(*command: str) -> str | None:

@@ -173,6 +173,8 @@ def _check_teaching(teaching: Recipe, recipe: Recipe, source: str) -> None:
             f"{source} trains with precision {teaching.trainer.precision}, this recipe with "
             f"{recipe.trainer.precision}; run it by itself first: recipes/distill.py --config {source}"
         )
+    if teaching.leaves != "all":
+        raise UserError(f"{source} leaves {teaching.leaves} and no teacher; write leaves: all there")
     model = getattr(recipe.teacher, "model", None)
     made = Path(teaching.output_dir).expanduser().resolve()
     if model is not None and Path(model).expanduser().resolve() not in (made, made / STUDENT_FOLDER):

@@ -113,8 +113,8 @@ class Trainer:
     def run(self, make: Callable[[int], Distiller], stages: list[tuple[Stage, int]]) -> None:
         """Train every (stage, steps) that is not finished. `make(i)` builds stage i's distiller.
 
-        Raises Interrupted after SIGTERM, Ctrl-C or `stop`, with the run saved; UserError when losses stay
-        non-finite.
+        Raises Interrupted after SIGTERM, Ctrl-C or `stop`, with the run saved (with `save_every: null` after
+        a step alone, and not after the last); UserError when losses stay non-finite.
         """
         previous = self._listen()
         try:
@@ -139,16 +139,17 @@ class Trainer:
             raise KeyboardInterrupt  # asked twice: at once
         self._signal = signal.Signals(number)
         self.stop.set()
-        if self._measuring and self.accelerator.num_processes == 1:  # several must stop together
+        # several must stop together, and what is not saved before it is evaluated goes on
+        if self._measuring and self.accelerator.num_processes == 1 and self.config.save_every is not None:
             self._measuring = False
             self.tracker.say(f"{self._signal.name}: stopping; the run is saved up to this evaluation")
             raise self._interrupted()
         self.tracker.say(f"{self._signal.name}: saving after this step")
 
     def _stop_if_asked(self) -> None:
-        """Raises Interrupted on every rank where any was asked."""
+        """Raises Interrupted on every rank where any was asked, if what is done is saved."""
         asked = torch.tensor(float(self.stop.is_set()), device=self.accelerator.device)
-        if self.accelerator.reduce(asked, "sum") > 0:
+        if self.config.save_every is not None and self.accelerator.reduce(asked, "sum") > 0:
             raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:

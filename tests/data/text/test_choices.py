@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from small_language import reading, write_jsonl
 from transmamba.config.load import Part
 from transmamba.config.registry import BENCHMARKS, TEXTS
 from transmamba.data.pairs.captions import LeftOut
+from transmamba.data.text import few_questions
 from transmamba.data.text.benchmarks import Question
 from transmamba.data.text.cache import tokenised
 from transmamba.data.text.source import Completion
@@ -121,6 +123,7 @@ def test_what_is_measured_is_not_trained_on() -> None:
 
 
 def test_questions_that_are_kept_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_questions, "_KEPT", OrderedDict())
     reads: list[Any] = []
     kind = BENCHMARKS["key_value_choices"]
     build = kind.build

@@ -86,7 +86,7 @@ class TrainQuestions:
         """The items `pairs`, (B, 2). Raises UserError when too many of all items cannot be used."""
         index = self.indices[pairs[:, 1]]
         read = [self.source.read(int(i)) for i in index]
-        rows = [each.made or self.asking.example(each.item) for each in read]
+        rows = [self.asking.example(each.item) if each.made is None else each.made for each in read]
         return learned_batch(rows, index, self.shown.of(read), self.asking)
 
 
