@@ -66,29 +66,30 @@ class Choice:
         """Those for which nothing is chosen, and those that choose for the others."""
         listed = list(cells)
         found = [cell for cell in listed if not self._asks(cell)]
-        choosing = {name_of(each) for cell in listed if self._asks(cell) for each in self._all_choosing(cell)}
+        choosing = {
+            name_of(each)
+            for cell in filter(self._asks, listed)
+            for label in self.study.axes[self.axis]
+            for each in self._choosing(cell, label)
+        }
         choosing -= {name_of(cell) for cell in found}
         return found + [cell for cell in self.study.cells if name_of(cell) in choosing]
-
-    def _all_choosing(self, cell: Cell) -> list[Cell]:
-        labels = self.study.axes[self.axis]
-        return [cell | each | {self.axis: label} for each in grid(self.by) for label in labels]
 
     def chosen(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those of `for` with the label that is best, as far as choosing runs have finished."""
         best: dict[str, str | None] = {}  # of cells that the same runs choose for, which are read once
         found = []
         for cell in filter(self._asks, cells):
-            key = name_of(self._choosing(cell) | {self.axis: ""})
+            key = name_of(self._choosing(cell, "")[0])
             if key not in best:
                 best[key] = self.best(cell)
             if best[key] == cell[self.axis]:
                 found.append(cell)
         return found
 
-    def _choosing(self, cell: Cell) -> Cell:
-        """One of those that choose for it."""
-        return cell | {axis: labels[0] for axis, labels in self.by.items()}
+    def _choosing(self, cell: Cell, label: str) -> list[Cell]:
+        """Those by whose mean a cell has this label, or another."""
+        return [cell | each | {self.axis: label} for each in grid(self.by)]
 
     def open(self, cells: Iterable[Cell]) -> list[Cell]:
         """All but those of `for` that another label has beaten, or that cannot be told yet."""
@@ -108,8 +109,7 @@ class Choice:
         better = 1 if self.study.report["better"] == "up" else -1
         found: tuple[float, str] | None = None
         for label in self.study.axes[self.axis]:
-            choosing = [cell | each | {self.axis: label} for each in grid(self.by)]
-            value = self._mean([self.study.root / name_of(each) for each in choosing])
+            value = self._mean([self.study.root / name_of(each) for each in self._choosing(cell, label)])
             if value is not None and (found is None or better * value > found[0]):
                 found = better * value, label
         return None if found is None else found[1]

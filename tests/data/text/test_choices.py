@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import lzma
 import re
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from small_language import reading, write_jsonl
 
 from transmamba.config.load import Part
 from transmamba.config.registry import BENCHMARKS, TEXTS
+from transmamba.data.kept import Kept
 from transmamba.data.pairs.captions import LeftOut
 from transmamba.data.text import few_questions
 from transmamba.data.text.benchmarks import Question
@@ -123,7 +123,7 @@ def test_what_is_measured_is_not_trained_on() -> None:
 
 
 def test_questions_that_are_kept_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(few_questions, "_KEPT", OrderedDict())
+    monkeypatch.setattr(few_questions, "_KEPT", Kept(16))
     reads: list[Any] = []
     kind = BENCHMARKS["key_value_choices"]
     build = kind.build

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,11 +12,11 @@ from ...config.load import Part, dump
 from ...config.registry import READERS
 from ...errors import UserError, refuse_all
 from ..hashing import permutation
+from ..kept import Kept
 from .decoding import in_threads
 from .source import ArraySource, ImageSource
 
-_KEPT: OrderedDict[str, ArraySource] = OrderedDict()  # what `keep` keeps in this process
-_MOST_KEPT = 32
+_KEPT = Kept(32)  # what `keep` keeps in this process
 _SPLITS = ("train", "test")
 
 
@@ -52,15 +51,10 @@ class Few:
 
     def build(self, split: str) -> ImageSource:
         """Raises UserError as the reader does, and where it has fewer images."""
-        key = f"{split} {dump(self)}"
-        if not self.keep or key not in _KEPT:
-            source = self._made(split)
-            if not self.keep:
-                return source
-            _KEPT[key] = source
-            if len(_KEPT) > _MOST_KEPT:
-                _KEPT.popitem(last=False)
-        return _KEPT[key]
+        if not self.keep:
+            return self._made(split)
+        kept: ImageSource = _KEPT.get(f"{split} {dump(self)}", lambda: self._made(split))
+        return kept
 
     def _made(self, split: str) -> ArraySource:
         source: ImageSource = self.data.build(split)

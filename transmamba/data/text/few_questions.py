@@ -6,7 +6,6 @@ What is trained on is what is scored: the right choice behind the context, after
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,12 +16,12 @@ from ...core.text import LanguageTokenizer
 from ...errors import UserError, refuse_all
 from ..hashing import permutation
 from ..images.source import check_split
+from ..kept import Kept
 from ..pairs.captions import LeftOut
 from .benchmarks import Question
 from .source import Completion, Document, TextSource
 
-_KEPT: OrderedDict[str, list[Any]] = OrderedDict()  # what `keep` keeps in this process
-_MOST_KEPT = 16
+_KEPT = Kept(16)  # what `keep` keeps in this process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ class _Few:
     def questions(self, split: str) -> list[Question]:
         """Raises UserError as the benchmark does, for one that is no such, and for too few questions."""
         check_split(split)
-        every = self._every()
+        every: list[Any] = _KEPT.get(repr(dump(self.of)), self._every) if self.keep else self._every()
         if not every or not isinstance(every[0], Question) or len(every[0].choices) < 2:
             raise UserError(
                 f"of: {self.of.name} has no questions with choices; take one that has, such as arc_easy"
@@ -70,17 +69,10 @@ class _Few:
 
     def _every(self) -> list[Any]:
         """All that the benchmark has; nothing of one whose items are a tokenizer's tokens."""
-        key = repr(dump(self.of))
-        if self.keep and key in _KEPT:
-            return _KEPT[key]
         try:
             every: list[Any] = self.of.build(None)
         except AttributeError:  # it asked the tokenizer
             every = []
-        if self.keep:
-            _KEPT[key] = every
-            if len(_KEPT) > _MOST_KEPT:
-                _KEPT.popitem(last=False)
         return every
 
 

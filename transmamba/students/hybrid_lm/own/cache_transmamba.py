@@ -83,7 +83,7 @@ class HybridCache(Cache):
         held = self.held[layer]
         if "keys" in held:
             new = {name: torch.cat([held[name], x], dim=2) for name, x in new.items()}
-        kept = new if known.at is None else {name: _chosen(x, known.at) for name, x in new.items()}
+        kept = new if known.at is None else {name: chosen(x, known.at) for name, x in new.items()}
         self.held[layer] = {**held, **kept}
         return new
 
@@ -132,6 +132,6 @@ def _nearby(places: Tensor, last: int | None, sinks: int) -> tuple[Tensor | None
     return kept, torch.where(read, places, -1).gather(1, kept)
 
 
-def _chosen(x: Tensor, kept: Tensor) -> Tensor:
-    """Of x (B, H, S, P) the tokens `kept` (B, K) of each row."""
+def chosen(x: Tensor, kept: Tensor) -> Tensor:
+    """Of x (B, H, S, P) the tokens `kept` (B, K) of each row, (B, H, K, P)."""
     return x.gather(2, kept[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .scan_transmamba import scan, wide
+from .scan_transmamba import scan_by_token, wide
 
 
 class CrossMamba(nn.Module):
@@ -88,7 +88,7 @@ class CrossMamba(nn.Module):
         for rate, flip in ((self.A_log, False), (self.A_b_log, True)):
             x = self._convolved(mixed.flip(1) if flip else mixed)
             B, C = self._heads(self.select_B(x)), self._queries(self.select_C(x))
-            y, _ = _by_token(wide(self._heads(x)), step, -wide(rate).exp(), wide(B), C)
+            y, _ = scan_by_token(wide(self._heads(x)), step, -wide(rate).exp(), wide(B), C)
             made.append(y.flip(1) if flip else y)
         return (made[0] + made[1]) / 2
 
@@ -116,7 +116,7 @@ class CrossMamba(nn.Module):
         """Outputs and the last state (P, H, X, S) of what is written (P, T, H S + H X)."""
         B, x = self._convolved(written).split([self.heads * self.states, self.width], dim=-1)
         B, x = wide(self._heads(B)), wide(self._heads(x))
-        return _by_token(x, step, -wide(rate).exp(), B, B if C is None else C)
+        return scan_by_token(x, step, -wide(rate).exp(), B, B if C is None else C)
 
     def _convolved(self, x: Tensor) -> Tensor:
         padded = F.pad(x.mT, (self.conv1d.kernel_size[0] - 1, 0))
@@ -131,10 +131,3 @@ class CrossMamba(nn.Module):
 
 def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     return norm(x.to(norm.weight.dtype))
-
-
-def _by_token(x: Tensor, step: Tensor, rate: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
-    """The scan of tensors whose tokens come before their heads, and its last state."""
-    x, step, B, C = (part.transpose(1, 2) for part in (x, step, B, C))
-    y, state = scan(x, step, rate, B, C[:, :, None], None)
-    return y.squeeze(2).transpose(1, 2), state

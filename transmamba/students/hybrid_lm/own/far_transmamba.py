@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cache_transmamba import chosen
 from .scan_transmamba import Pass, scan, wide
 
 # of the tokens beyond a window, the least mean weight that is one
@@ -44,7 +45,7 @@ class HybridFar(nn.Module):
         left:  see `left_of`
         """
         at, there = left
-        keys, values, step = (_taken(known[name], at) for name in ("keys", "values", "steps"))
+        keys, values, step = (chosen(known[name], at) for name in ("keys", "values", "steps"))
         step = step[..., 0] * there[:, None]
         dtype, groups = step.dtype, keys.shape[1]
         b = (keys @ self.keys).softmax(dim=-1, dtype=dtype)
@@ -86,8 +87,3 @@ def left_of(places: Tensor, shared: Pass, window: int, sinks: int) -> tuple[Tens
     theirs = places[:, None, :]
     left = (mine[:, :, None] - window == theirs) & (theirs >= sinks) & (mine >= 0)[:, :, None]
     return left.to(torch.uint8).argmax(dim=-1), left.any(dim=-1)
-
-
-def _taken(x: Tensor, at: Tensor) -> Tensor:
-    """Of x (B, G, S, ...) the tokens `at` (B, T), (B, G, T, ...)."""
-    return x.gather(2, at[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))

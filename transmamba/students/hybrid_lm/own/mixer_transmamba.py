@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers_transmamba import HybridRMSNorm
-from .scan_transmamba import Pass, scan, wide
+from .scan_transmamba import Pass, scan_by_token, wide
 
 
 class HybridGatedNorm(nn.Module):
@@ -68,11 +68,8 @@ class HybridMamba2(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What the scan alone makes of x (B, T, H, P), step (B, T, H), B and C (B, T, groups N), like x, and
         its last state (B, H, P, N)."""
-        x, step, B, C = (
-            part.transpose(1, 2) for part in (x, step, self._of_heads(wide(B)), self._of_heads(wide(C)))
-        )
-        y, state = scan(x, step, -wide(self.A_log).exp(), B, C[:, :, None], state)
-        return y.squeeze(2).transpose(1, 2), state
+        B, C = self._of_heads(wide(B)), self._of_heads(wide(C))
+        return scan_by_token(x, step, -wide(self.A_log).exp(), B, C, state)
 
     def _normalised(self, mixed: Tensor) -> Tensor:
         if not self.normed:

@@ -65,6 +65,16 @@ def scan(
         return _scan(x, step, rate, B, C, state)
 
 
+def scan_by_token(
+    x: Tensor, step: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same of tensors whose tokens come before their heads, each with a state of its own: y like x
+    (B, T, H, P), step (B, T, H), B and C (B, T, H, N)."""
+    x, step, B, C = (part.transpose(1, 2) for part in (x, step, B, C))
+    y, state = scan(x, step, rate, B, C[:, :, None], state)
+    return y.squeeze(2).transpose(1, 2), state
+
+
 def _scan(
     x: Tensor, step: Tensor, rate: Tensor, B: Tensor, C: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
