@@ -12,7 +12,7 @@ from hybrids import relative, texts
 from test_own_class import KINDS, SINKS, WINDOW, saved
 
 from transmamba.students.hybrid_lm.model import HybridStudent
-from transmamba.students.hybrid_lm.own import blocks_transmamba
+from transmamba.students.hybrid_lm.own import blocks_transmamba, layers_transmamba
 from transmamba.students.hybrid_lm.own.blocks_transmamba import Blocks
 
 __all__ = ["saved"]  # a fixture
@@ -99,6 +99,58 @@ def test_what_is_remembered_of_blocks_is_what_later_tokens_read(
         wanted = stock(alone, use_cache=False).logits[0, -9:]
         blocks_transmamba.BLOCK = 4
         assert relative(torch.cat(parts, dim=1)[row], wanted) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("name", ["none", "left", "between"])
+@pytest.mark.parametrize("kind", NEAR)
+def test_later_tokens_too_are_read_some_at_a_time(
+    saved: dict[str, tuple[HybridStudent, Path]],
+    kind: str,
+    name: str,
+    fixed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No mask has more rows than a block, however many tokens come behind others; so it is of a first portion
+    with padding between its tokens, where something is remembered."""
+    stock, text = saved[kind][0].stock(), texts(2, 61)
+    mask = torch.ones_like(text)
+    mask[:, :31] = masks(31)[name]
+    wanted = stock(text, attention_mask=mask, use_cache=False, output_hidden_states=True)
+    asked: list[int] = []
+    ours = blocks_transmamba.added
+
+    def watched(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        asked.append(allowed.shape[2])
+        return ours(allowed, dtype)
+
+    monkeypatch.setattr(blocks_transmamba, "BLOCK", 4)
+    monkeypatch.setattr(layers_transmamba, "added", watched)
+    cache: Any = stock.fixed_cache(61) if fixed else None
+    first = stock(text[:, :31], attention_mask=mask[:, :31], past_key_values=cache, use_cache=True)
+    cache = first.past_key_values
+    if name == "left":
+        asked.clear()  # full attention's, of the first portion
+    later = stock(
+        text[:, 31:],
+        attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1)[:, 31:],
+        past_key_values=cache,
+        output_hidden_states=True,
+    )
+    assert asked and max(asked) == 4
+    real = mask.bool()
+    logits = torch.cat([first.logits, later.logits], dim=1)
+    assert relative(logits[real], wanted.logits[real]) < 1e-5
+    assert len(later.hidden_states) == len(wanted.hidden_states)
+    for mine, theirs in zip(later.hidden_states, wanted.hidden_states, strict=True):
+        assert relative(mine, theirs[:, 31:]) < 1e-5
+    if fixed:
+        before = cache.read
+        with pytest.raises(ValueError, match="66 tokens do not fit"):
+            stock(text[:, :5], past_key_values=cache)
+        assert cache.read == before
 
 
 def test_blocks_have_the_gradient_of_the_whole_matrix(

@@ -95,6 +95,11 @@ def added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return mask[..., : allowed.shape[-1]].masked_fill_(~allowed, -torch.inf)
 
 
+def portions(tokens: int) -> list[slice]:
+    """A block's tokens each."""
+    return [slice(start, start + BLOCK) for start in range(0, tokens, BLOCK)]
+
+
 def _first(places: Tensor, sinks: int, real: Tensor | None, segments: Tensor | None) -> Tensor:
     """(B, n, K): the first tokens of the document that each block begins in."""
     length = places.shape[1]

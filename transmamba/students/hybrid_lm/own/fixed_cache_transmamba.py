@@ -39,17 +39,17 @@ class FixedHybridCache(HybridCache):
 
     def advance(self, tokens: int = 1) -> None:
         """So many are read by a recording. Raises ValueError where they do not fit."""
-        self._check(tokens)
+        self.check(tokens)
         self.read += tokens
 
-    def _check(self, tokens: int) -> None:
+    def check(self, tokens: int) -> None:
         if self.read + tokens > self.length:
             raise ValueError(
                 f"{self.read + tokens} tokens do not fit into a cache of {self.length}; make a longer one"
             )
 
     def begin(self, places: Tensor, last: int | None, sinks: int) -> Known:
-        self._check(places.shape[1])
+        self.check(places.shape[1])
         ring = self.length if last is None else last + 1
         if (placed := self.placed.get((last, sinks))) is None:
             slots = -(-(sinks + ring + 1) // _WHOLE) * _WHOLE

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from .blocks_transmamba import Blocks
+from .blocks_transmamba import Blocks, portions
 from .cache_transmamba import HybridCache
 from .configuration_transmamba import HybridConfig
 from .experts_transmamba import HybridExperts
@@ -92,23 +92,46 @@ class HybridModel(HybridPreTrainedModel):
         remembers = self.config.use_cache and not self.training if use_cache is None else use_cache
         if remembers and past_key_values is None:
             past_key_values = HybridCache(self.config.num_hidden_layers)
-        shared = self._shared(x, attention_mask, position_ids, past_key_values)
-        seen = [x]
-        for layer in self.layers:
-            x = layer(x, shared)
-            seen.append(x)
-        if past_key_values is not None:
-            past_key_values.count(shared.real)
-        x = seen[-1] = self.norm(x)
+        real, places = self._placed(x, attention_mask, position_ids, past_key_values)
+        padded = attention_mask is not None and not bool(attention_mask.all())
+        read: list[list[Tensor]] = []
+        for part in self._portions(real, past_key_values, padded):
+            shared = self._shared(x[:, part], real[:, part], places[:, part], past_key_values, padded)
+            read.append(self._read(x[:, part], shared, output_hidden_states))
+            if past_key_values is not None:
+                past_key_values.count(shared.real)
+        seen = read[0] if len(read) == 1 else [torch.cat(each, dim=1) for each in zip(*read, strict=True)]
         return BaseModelOutputWithPast(
-            last_hidden_state=x,
+            last_hidden_state=seen[-1],
             past_key_values=past_key_values,
             hidden_states=tuple(seen) if output_hidden_states else None,
         )
 
-    def _shared(
+    def _read(self, x: Tensor, shared: Pass, every: bool | None) -> list[Tensor]:
+        """The last layer's output, normed, and with `every` before it what each layer reads."""
+        seen = []
+        for layer in self.layers:
+            seen += [x] if every else []
+            x = layer(x, shared)
+        return [*seen, self.norm(x)]
+
+    def _portions(self, real: Tensor, cache: HybridCache | None, padded: bool) -> list[slice]:
+        """Behind tokens that are remembered new ones are read some at a time: under one mask the work of a
+        window's layer would grow with their square."""
+        tokens = real.shape[1]
+        if cache is None or not self._windows or (cache.read == 0 and not (padded and _parted(real))):
+            return [slice(0, tokens)]
+        cache.check(tokens)  # before the first of them is read
+        return portions(tokens)
+
+    @property
+    def _windows(self) -> bool:
+        return not {"window_attention", "window_mamba"}.isdisjoint(self.config.layer_kinds)
+
+    def _placed(
         self, x: Tensor, mask: Tensor | None, position_ids: Tensor | None, cache: HybridCache | None
-    ) -> Pass:
+    ) -> tuple[Tensor, Tensor]:
+        """Which tokens (B, T) are no padding, and their places, -1 for padding."""
         if cache is not None and not isinstance(cache, HybridCache):
             raise ValueError(f"past_key_values is a {type(cache).__name__}; this model makes a HybridCache")
         if mask is not None and mask.dim() != 2:
@@ -117,18 +140,22 @@ class HybridModel(HybridPreTrainedModel):
         real = torch.ones(rows, tokens, dtype=torch.bool, device=x.device)
         if mask is not None:
             real = mask[:, -tokens:].to(x.device, torch.bool)
-        padded = mask is not None and not bool(mask.all())
         places = (HybridCache(0) if cache is None else cache).places(real)
         if position_ids is not None:
             apart = (position_ids.to(x.device) - places).masked_fill(~real, 0)
             first = apart.gather(1, real.long().argmax(dim=1, keepdim=True))
             if bool(((apart != first) & real).any()):
                 raise ValueError("position_ids are not one after the other; packed texts are not told apart")
+        return real, places
+
+    def _shared(
+        self, x: Tensor, real: Tensor, places: Tensor, cache: HybridCache | None, padded: bool
+    ) -> Pass:
         cos, sin = self.rotary_emb(x, places.clamp_min(0))
         anew = cache is None or cache.read == 0
         joined = anew and (not padded or not _parted(real))
         blocks = None
-        if joined and {"window_attention", "window_mamba"} & set(self.config.layer_kinds):
+        if joined and self._windows:
             given = real if padded else None
             blocks = Blocks.of(places, self.config.window, self.config.sinks, given)
             blocks = None if blocks is None else blocks.added(x.dtype)
