@@ -398,7 +398,7 @@ def test_accelerate_launch_says_a_mistake_in_one_line(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("config error: ") and len(done.stderr.splitlines()) == 2, done.stderr
+    assert done.stderr.startswith("config error: ") and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 # --- scripts ---

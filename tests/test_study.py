@@ -212,7 +212,7 @@ ONE_AXIS = {"first": {}, "report": {"metric": "top1", "rows": ["arm"], "columns"
         ({"axes": {"arm": {"a": "x=1"}, "share": {"all": []}}}, "overrides 'x=1' are text; write a list"),
         ({"common": ["x=${shar}"]}, "${shar} is no axis"),
         ({"common": ["a=1"]}, "free.5%: no recipe; add an override config=RECIPE.yaml"),
-        ({"common": ["config=none.yaml"]}, "none.yaml: 1 problem no such file"),
+        ({"common": ["config=none.yaml"]}, "none.yaml: no such file"),
         (
             {"common": ["config=t.yaml", "student.kwargs.depth.a=1"]},
             "free.5%: override student.kwargs.depth.a=1: ",

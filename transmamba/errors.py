@@ -17,14 +17,14 @@ class Inexpressible(UserError):
 
 
 class ConfigError(UserError):
-    """All problems of one configuration, printed at once."""
+    """All problems of one configuration, printed at once: one in a line, several in a line each."""
 
     def __init__(self, source: str, problems: list[str]) -> None:
         self.source = source
         self.problems = problems
-        noun = "problem" if len(problems) == 1 else "problems"
-        lines = "\n".join(f"  {problem}" for problem in problems)
-        super().__init__(f"config error: {source}: {len(problems)} {noun}\n{lines}")
+        several = [f"{len(problems)} problems", *(f"  {problem}" for problem in problems)]
+        said = problems[0] if len(problems) == 1 else "\n".join(several)
+        super().__init__(f"config error: {source}: {said}")
 
 
 class WrongValues(ValueError):

@@ -638,5 +638,5 @@ def test_a_process_of_its_own(launched: Callable[..., Any], recipe: Path, tmp_pa
     assert_mistake(
         Done(done.returncode, done.stdout, done.stderr), "trainer.mico_batch", "mean 'micro_batch'?"
     )
-    assert len(done.stderr.splitlines()) == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
     assert sorted(tmp_path.iterdir()) == before

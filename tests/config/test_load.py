@@ -83,12 +83,6 @@ class Recipe:
             raise ValueError("student and teacher are the same")
 
 
-def problems(data: dict[str, Any]) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        parse(Recipe, data, "recipe.yaml")
-    return caught.value.problems
-
-
 def load_problems(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load(Recipe, path, overrides)
@@ -204,9 +198,10 @@ def test_text_stays_text_where_text_is_allowed() -> None:
     ],
 )
 def test_one_mistake_is_one_line(change: dict[str, Any], line: str) -> None:
-    found = problems({"student": "vim"} | change)
-    assert len(found) == 1
-    assert line in found[0]
+    with pytest.raises(ConfigError) as caught:
+        parse(Recipe, {"student": "vim"} | change, "r.yaml")
+    (found,) = caught.value.problems
+    assert line in found and str(caught.value) == f"config error: r.yaml: {found}"
 
 
 def test_all_mistakes_at_once() -> None:
