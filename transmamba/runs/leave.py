@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def leave(folder: Path, pipeline: Pipeline, results: dict[str, Any], measured: M
     if card is not None and pipeline.parts.recipe.leaves == "all":
         write_model_card(folder / STUDENT_FOLDER, card, results=shown, config=config)
     write_results(folder, results, task.metrics, splits_of(task))
+
+
+def leave_numbers_alone(folder: Path) -> None:
+    """Of a finished run: what it had saved, to go on from, is needed no more."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def splits_of(task: Task) -> dict[str, str]:

@@ -66,7 +66,8 @@ class Recipe:
     seed: of everything that is drawn, but for what has a seed of its own
     teacher_recipe: path of a recipe whose run makes the teacher; run first where its results are missing
     scratch: also train the same student from labels alone, for comparison
-    leaves: all; or numbers, without student, adapter and report, for one of thousands that are compared
+    leaves: all; or numbers, without student, adapter, checkpoints and report, for one of thousands that are
+        compared
     """
 
     output_dir: str

@@ -19,7 +19,7 @@ from ..training.checkpoint import checkpoint_at
 from ..training.precision import float32_products
 from .build import assemble, make_accelerator
 from .folder import REPORT, claim_folder, sole
-from .leave import NumbersAlone, leave, splits_of
+from .leave import NumbersAlone, leave, leave_numbers_alone, splits_of
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch
 
@@ -84,9 +84,8 @@ class _Run:
         """Everything that is still to be done."""
         self.accelerator.wait_for_everyone()  # until the main process has claimed the folder
         if (self.folder / RESULTS_FILE).is_file():
-            reported = (self.folder / REPORT).is_file()
-            if self.accelerator.is_main_process and self._whole and not reported:  # killed between
-                write_report(self.folder)
+            if self.accelerator.is_main_process:
+                self._end(killed_between=True)
             return read_results(self.folder / RESULTS_FILE)
         taught = {} if self.recipe.teacher_recipe is None else self._teach()
         kind = Pipeline if self._whole else NumbersAlone
@@ -109,11 +108,17 @@ class _Run:
             results["adapter"] = pipeline.tuned.facts()
         if self.accelerator.is_main_process:
             leave(self.folder, pipeline, results, measured)
-            if self._whole:
-                write_report(self.folder)
+            self._end()
         self.accelerator.wait_for_everyone()
         task = pipeline.parts.task
         return as_saved(results, task.metrics, splits_of(task))
+
+    def _end(self, killed_between: bool = False) -> None:
+        """What is done once the results are there."""
+        if not self._whole:
+            leave_numbers_alone(self.folder)
+        elif not killed_between or not (self.folder / REPORT).is_file():
+            write_report(self.folder)
 
     def _measure(self, pipeline: Pipeline, student: Measured | None) -> Measured:
         """Student and teacher on the final split, in one pass; neither again where it was just measured
