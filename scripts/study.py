@@ -76,11 +76,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def chains_of(study: Study, cells: list[Cell], source: Path) -> list[list[Run]]:
-    """What each cell waits for, and the cell; options that overrides drop are said, each once."""
+    """What each cell waits for, and the cell; options that overrides drop are said, each once. Raises
+    ValueError for a recipe with mistakes."""
     chains = [study.chain(cell) for cell in cells]
     dropped = [line for chain in chains for each in chain for line in study.resolved(each)[1]]
     for line in dict.fromkeys(dropped):
         print(f"{source}: {line}", file=sys.stderr)
+    for run in dict.fromkeys(each for chain in chains for each in chain):
+        study.check(run)
     return chains
 
 

@@ -174,6 +174,18 @@ class Study:
             self._resolved[run] = run.resolved()
         return self._resolved[run]
 
+    def check(self, run: Run) -> None:
+        """Raises ValueError for a recipe with mistakes, which the run itself would be refused for."""
+        from transmamba.config import load as configs
+        from transmamba.errors import ConfigError
+        from transmamba.runs.recipe import Recipe
+
+        recipe, _ = self.resolved(run)
+        try:
+            configs.parse(Recipe, {**recipe, "output_dir": str(self.root / run.name)}, run.name)
+        except ConfigError as error:
+            raise ValueError(f"{run.name}: {'; '.join(error.problems)}") from None
+
     def _run(self, name: str, overrides: Iterable[str], cell: Cell) -> Run:
         filled = self._filled([*self.common, *overrides], cell)
         if moved := [item for item in filled if item.startswith(_FOLDER)]:

@@ -133,8 +133,9 @@ def test_common_is_of_every_run_and_every_cell_of_cells() -> None:
 
 
 def test_a_student_keeps_its_options_or_its_loss_is_said(
-    recipes: Path, capsys: pytest.CaptureFixture[str]
+    recipes: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(studies.Study, "check", lambda *_: None)  # the files there are no whole recipes
     axes = {"student": {"same": [{"student": {"model": "n"}}], "other": [{"student": {"name": "ssd_vit"}}]}}
     axes["seed"] = {"s0": [], "s1": []}
     report = {"metric": "top1", "rows": ["student"], "columns": "seed"}
@@ -310,6 +311,32 @@ def test_a_dry_run_lists_what_is_left_and_begins_nothing(
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["to run  teacher", "finished  full.s0"] and lines[-1] == "2 of 3 runs left"
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"full.s0"}
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ('stages=[{"losses": ["kl"], "steps": 6, "rates": {"mixer": 2}}]', "stages.0.rates.mixer: no group"),
+        ('stages=[{"losses": ["kl"], "steps": 6, "trainable": "hed"}]', "did you mean 'head'"),
+        ("stages.0.lrr=1", "stages.0.lrr: unknown key; did you mean 'lr'"),
+    ],
+)
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_recipes_with_mistakes_are_refused_before_the_first_is_run(
+    words: tuple[str, ...],
+    override: str,
+    said: str,
+    small: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = yaml.safe_load(small.read_text())
+    study["axes"]["arm"]["full"].append(override)
+    small.write_text(yaml.safe_dump(study))
+    assert studies.main([str(small), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "full.s0: " in error and said in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -23,6 +23,11 @@ PART = dict(losses=["cross_entropy"])
         (dict(stages=[PART | dict(percent=30)]), "one stage needs steps, epochs, samples or tokens"),
         (dict(stages=[PART | dict(percent=30), PART | dict(percent=60)]), "one stage needs steps"),
         (dict(stages=[PART | dict(steps=5), PART | dict(percent=50)] * 2), "one stage needs steps"),
+        (
+            dict(stages=[PART | dict(steps=1, rates={"mixer": 2})]),
+            "stages.0.rates.mixer: no group .*'mixers'",
+        ),
+        (dict(stages=[PART | dict(steps=1, trainable=["heads"])]), "stages.0.trainable: 'heads' is .*'head'"),
         (dict(seed=-1), "seed: -1; write a whole number from 0 to 4294967295"),
         (dict(seed=2**63), "seed: 9223372036854775808; write a whole number from 0"),
         (dict(scratch=dict(losses=[])), "scratch.losses: empty; name at least one"),

@@ -150,6 +150,7 @@ def test_groups_and_units_name_its_parameters(teacher: Teacher) -> None:
     names = {name for name, _ in student.named_parameters()}
     groups = {key: {name for name in names if test(name)} for key, test in student.groups().items()}
     assert groups["image"] | groups["text"] | groups["scale"] == names
+    assert groups.keys() == {*Clip.group_names}
     assert groups["mixers"] < groups["image"] and groups["head"] and groups["scale"] == {"logit_scale"}
     decayed = names - student.no_weight_decay()
     assert not any(name.endswith(("A_log", "A_b_log", ".D", "pos_embed")) for name in decayed)

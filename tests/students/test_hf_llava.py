@@ -215,6 +215,7 @@ def test_what_is_saved_is_transformers_own(llava: LlavaModel, tmp_path: Path) ->
 
 def test_each_parameter_is_of_one_group_and_reached(llava: LlavaModel) -> None:
     groups = llava.groups()
+    assert groups.keys() == {*HuggingFaceLlava.group_names}
     for name, _ in llava.named_parameters():
         assert sum(holds(name) for holds in groups.values()) == 1, name
     reads: Any = llava.reads

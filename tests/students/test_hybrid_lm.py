@@ -15,6 +15,7 @@ from transmamba.core.output import Capture, Context
 from transmamba.core.tower import Student, Tower
 from transmamba.distillation.distiller import Distiller
 from transmamba.students.hybrid_lm.model import HybridStudent
+from transmamba.students.hybrid_lm.names import HybridLM
 
 # teacher -> the class that `auto` chooses
 HELD = {
@@ -161,6 +162,7 @@ def test_groups_name_every_parameter() -> None:
     for name in ("SmolLM (tied)", "Qwen2 (QKV biases)", "Qwen3 (q/k norms)"):
         student = hybrid(make(name), 1)
         groups = student.groups()
+        assert groups.keys() == {*HybridLM().group_names}
         for each, _ in student.named_parameters():
             found = [group for group, holds in groups.items() if holds(each)]
             assert (

@@ -17,7 +17,7 @@ from transmamba.core.output import Capture
 from transmamba.core.tower import Student
 from transmamba.distillation.distiller import Distiller
 from transmamba.losses.mixer import Mixer
-from transmamba.students.llava.names import Cross, Decoder, ImageTower
+from transmamba.students.llava.names import Cross, Decoder, ImageTower, Llava
 from transmamba.subcloning.plan import Take
 from transmamba.views.sublayers import map_tensors
 
@@ -161,6 +161,7 @@ def test_groups_name_every_tensor_and_units_hold_every_layer() -> None:
     )
     names = [name for name, _ in student.named_parameters()]
     groups = {name: {each for each in names if test(each)} for name, test in student.groups().items()}
+    assert groups.keys() == {*Llava.group_names}
     whole = [groups[part] for part in ("image", "connector", "decoder", "cross")]
     assert set.union(*whole) == set(names) and sum(map(len, whole)) == len(names)
     assert groups["mixers"] == groups["image.mixers"] | groups["decoder.mixers"]

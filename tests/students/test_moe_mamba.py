@@ -193,6 +193,7 @@ def test_it_says_what_it_routes_and_trains() -> None:
     kept = made.run({"text": text()}, {"decoder": capture}).streams["decoder"].mixers[1]
     assert kept["router"].shape == (2, 24, 4) and kept["chosen"].shape == (2, 24, 1)
     groups, names = made.groups(), [name for name, _ in made.named_parameters()]
+    assert groups.keys() == {*MoeMamba.group_names}
     routed = [name for name in names if groups["router"](name)]
     assert routed == [f"model.layers.{k}.mlp.router.weight" for k in range(2)]
     assert sum(groups["mlp"](name) for name in names) == 6 and any(groups["mixers"](name) for name in names)

@@ -254,6 +254,7 @@ class TestEvery:
         model = made(**options)
         assert isinstance(model, Student) and isinstance(model.towers["points"], Tower)
         groups, names = model.groups(), [name for name, _ in model.named_parameters()]
+        assert groups.keys() == {*Sequence.group_names}
         of = {name: [group for group in groups if groups[group](name)] for name in names}
         assert all(len(found) == 1 for found in of.values()), "each parameter is in one group"
 

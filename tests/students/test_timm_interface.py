@@ -249,6 +249,7 @@ class TestEveryModel:
         model = make_student(name)
         named = set(dict(model.named_parameters()))
         found = {group: {n for n in named if test(n)} for group, test in model.groups().items()}
+        assert found.keys() == {*STUDENTS["ssd_vit" if name.startswith("ssd") else "vim"].group_names}
         assert found["head"] == {"head.weight", "head.bias"}
         assert found["mixers"] and not any(
             "norm" in n or "head" in n or "embed" in n for n in found["mixers"]

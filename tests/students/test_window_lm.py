@@ -19,6 +19,7 @@ from transmamba.core.output import Capture, Context
 from transmamba.core.tower import Student, Tower
 from transmamba.distillation.distiller import Distiller
 from transmamba.students.hybrid_lm.model import HybridStudent
+from transmamba.students.window_lm import WindowLM
 
 HELD = ("Llama 3 (llama3 RoPE)", "Llama, yarn RoPE", "Llama, biases, wide heads", "SmolLM (tied)", "Mistral")
 WINDOW, SINKS = 6, 2
@@ -189,6 +190,7 @@ def test_the_ceiling_keeps_all_attention() -> None:
 def test_groups_name_every_parameter_once() -> None:
     student = windowed(llama(), 1)
     groups = student.groups()
+    assert groups.keys() == {*WindowLM.group_names}
     for name, _ in student.named_parameters():
         assert sum(holds(name) for holds in groups.values()) == 1, name
     assert sum(groups["mixers"](name) for name, _ in student.named_parameters()) == 2 * 4

@@ -18,6 +18,7 @@ from transmamba.core.batch import Batch
 from transmamba.core.output import Capture, Context
 from transmamba.distillation.distiller import Distiller
 from transmamba.students.hybrid_lm.model import HybridStudent
+from transmamba.students.hybrid_lm.names import HybridLM
 from transmamba.students.hybrid_lm.nearby import Nearby
 from transmamba.students.hybrid_lm.swap import Swap
 from transmamba.subcloning.subclone import SubcloneConfig
@@ -196,6 +197,7 @@ def test_every_part_has_a_gradient_from_the_first_step(loss: str) -> None:
         student.set_grad_checkpointing(checkpointing)
         student.zero_grad()
         Distiller(student, adapt_teacher(model), [loss]).loss(batch_of(text))[0].backward()
+        assert student.groups().keys() == {*HybridLM(window=5).group_names}
         mixers = student.groups()["mixers"]
         trained = {n: p.grad for n, p in student.named_parameters() if loss == "kl" or mixers(n)}
         assert all(g is not None and bool(g.isfinite().all() and g.any()) for g in trained.values())

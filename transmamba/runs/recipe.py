@@ -10,7 +10,7 @@ from ..config.file import merged
 from ..config.load import Part
 from ..config.registry import LOSSES, STUDENTS, TASKS, TEACHERS
 from ..data.hashing import seed_problems
-from ..errors import ConfigError, refuse_all
+from ..errors import ConfigError, refuse_all, suggest
 from ..losses.cross_entropy import CrossEntropy
 from ..reporting.tracking import WandbConfig
 from ..subcloning.subclone import SubcloneConfig
@@ -97,7 +97,7 @@ class Recipe:
             problems += getattr(self.student, "problems_from_scratch", list)()
         problems += problems_of(self.adapter, self)
         for stage in range(len(self.stages)):
-            problems += self._task_problems(stage)
+            problems += [*self._task_problems(stage), *self._group_problems(stage)]
         if self.teacher_recipe is not None and self.teacher is None:
             problems.append(
                 "teacher_recipe is given, but no teacher; write teacher with its output_dir as "
@@ -116,6 +116,24 @@ class Recipe:
         values, _ = merged(configs.dump(self.task), changes, "task")
         values.pop("name", None)  # the class says it
         return configs.parse(type(self.task), values, f"stages.{stage}.task")
+
+    def _group_problems(self, stage: int) -> list[str]:
+        """Groups of parameters that no student of this kind has, where its configuration says which there
+        are; the others are looked for in the student itself."""
+        known = getattr(self.student, "group_names", None)
+        if known is None or self.adapter is not None:
+            return []
+        said, path, every = self.stages[stage], f"stages.{stage}", [*known, "all", "auto"]
+        unknown = [
+            f"{path}.trainable: {group!r} is no group of this student{suggest(group, every)}"
+            for group in said.groups
+            if group not in every
+        ]
+        return unknown + [
+            f"{path}.rates.{group}: no group of this student{suggest(group, known)}"
+            for group in said.rates
+            if group not in known
+        ]
 
     def _task_problems(self, stage: int) -> list[str]:
         changes, path = self.stages[stage].task, f"stages.{stage}.task"

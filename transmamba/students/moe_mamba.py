@@ -14,6 +14,7 @@ from ..ecosystems.byte_tokenizer import BYTES
 from ..ecosystems.language_tokenizer import HuggingFaceTokenizer
 from ..errors import UserError, refuse_all
 from ..layers.capacity import capacity_problems
+from .hybrid_lm.names import GROUP_NAMES
 from .saved import Saved
 
 Variant = Literal["sequential", "parallel", "inner"]
@@ -47,6 +48,7 @@ class MoeMamba(Saved):
 
     begins_anew: ClassVar[bool] = True  # it draws its weights, whatever the teacher
     made: ClassVar[tuple[str, str]] = ("hybrid_lm", "HybridStudent")
+    group_names: ClassVar[tuple[str, ...]] = GROUP_NAMES
 
     experts: int = 8
     blocks: int = 6

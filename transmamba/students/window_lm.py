@@ -10,7 +10,7 @@ from torch import nn
 from ..config.registry import STUDENTS
 from ..core.tower import StudentSpec
 from ..errors import UserError, refuse_all
-from .hybrid_lm.names import HybridLM, problems_of
+from .hybrid_lm.names import GROUP_NAMES, HybridLM, problems_of
 from .hybrid_lm.selected import LayersFile, Pattern
 from .saved import Saved
 
@@ -32,6 +32,7 @@ class WindowLM(Saved):
     """
 
     made: ClassVar[tuple[str, str]] = ("hybrid_lm", "HybridStudent")
+    group_names: ClassVar[tuple[str, ...]] = GROUP_NAMES
 
     attention_layers: tuple[int, ...] | Pattern | LayersFile = ()
     window: int = 92

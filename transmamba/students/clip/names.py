@@ -72,6 +72,8 @@ class Clip:
     text:  its text tower
     """
 
+    group_names: ClassVar[tuple[str, ...]] = ("image", "text", "mixers", "head", "scale")
+
     image: ImageTower = field(default_factory=ImageTower)
     text: TextTower = field(default_factory=TextTower)
 

@@ -35,6 +35,7 @@ class HuggingFaceLlava:
     """
 
     as_it_is: ClassVar[bool] = True  # it takes no teacher's weights
+    group_names: ClassVar[tuple[str, ...]] = ("image", "connector", "decoder", "head")
 
     model: str | None = None
     revision: str | None = None

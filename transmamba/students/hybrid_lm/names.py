@@ -20,6 +20,8 @@ from .upcycled import Upcycled
 
 # tokens: of a scan that has all to remember, and of one behind a window
 _HALF_LIFE, _BEHIND = 8.0, 1024.0
+# of `groups.groups_of`, without that which only a window has
+GROUP_NAMES = ("mixers", "attention", "mlp", "router", "embedding", "head", "norms")
 
 
 @STUDENTS.register("hybrid_lm")
@@ -99,6 +101,10 @@ class HybridLM(Saved):
                 "conv_tap out"
             )
         refuse_all([*problems, *self._window_problems(), *self._expert_problems()])
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        return (*GROUP_NAMES, "far") if self.window else GROUP_NAMES
 
     def _expert_problems(self) -> list[str]:
         """What of experts the architecture that is asked for does not hold."""

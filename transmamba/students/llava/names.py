@@ -126,6 +126,10 @@ class Llava(Saved):
     """
 
     made: ClassVar[tuple[str, str]] = ("llava", "LlavaStudent")
+    group_names: ClassVar[tuple[str, ...]] = (
+        *("image", "connector", "decoder", "image.mixers", "decoder.mixers", "mixers"),
+        *("attention", "mlp", "embedding", "head", "norms", "cross"),
+    )
 
     image: ImageTower = field(default_factory=ImageTower)
     decoder: Decoder = field(default_factory=Decoder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ...config.registry import STUDENTS
 from ...core.points import PointShape
@@ -49,6 +49,8 @@ class Sequence:
     conv:      taps of the convolution of M and S
     dropout:   of S, in what S4D makes; the paper's released code has 0.1, and none in any other architecture
     """
+
+    group_names: ClassVar[tuple[str, ...]] = ("mixers", "attention", "mlp", "embedding", "head", "norms")
 
     architecture: Architecture | None = None
     layers: int = 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -111,6 +111,8 @@ class SsdVit:
     attention_layers: blocks that keep attention, counted from 0
     kwargs: of its constructor; they go before all of that
     """
+
+    group_names: ClassVar[tuple[str, ...]] = ("mixers", "head")
 
     model: str | None = None
     attention_layers: tuple[int, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -101,6 +101,8 @@ class Vim:
         (16), expand (2), d_conv (4), gate_bias (false), proj_bias (false), global_pool (token, or avg),
         drop_rate (0), drop_path_rate (0)
     """
+
+    group_names: ClassVar[tuple[str, ...]] = ("mixers", "head")
 
     model: str | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
