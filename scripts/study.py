@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(planned(study, chains_of(study, choice.open(cells), arguments.study))))
             return 0
         status = 0 if arguments.table else run(study, choice, cells, arguments)
+        if line := choice.passed_over(cells):
+            print(f"{arguments.study}: {line}", file=sys.stderr)
         report(study, choice.told(cells), arguments)
     except (OSError, ValueError, yaml.YAMLError) as error:
         print(f"{arguments.study}: {' '.join(str(error).split())}", file=sys.stderr)

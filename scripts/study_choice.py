@@ -10,8 +10,8 @@ metric: of the choosing runs' results, by default the report's; the report's `be
 
 A cell of `for` is run only with the label whose choosing run is best: the run that agrees with it in all
 other axes, with those of `by` as written. Of equal ones it is the first label of the axis. A label whose
-choosing runs have not all finished is not chosen, and a cell without any is not run. Only cells of `for`
-stand in tables.
+choosing runs have not all finished is not chosen, which is said, and a cell without any is not run. Only
+cells of `for` stand in tables.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import Any
 
 from study_file import Cell, Study, grid, name_of
 from study_tables import read_score
+
+# of which labels are passed over that many are named
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,35 @@ class Choice:
         better = 1 if self.study.report["better"] == "up" else -1
         found: tuple[float, str] | None = None
         for label in self.study.axes[self.axis]:
-            value = self._mean([self.study.root / name_of(each) for each in self._choosing(cell, label)])
+            value = self._mean(self._runs(cell, label))
             if value is not None and (found is None or better * value > found[0]):
                 found = better * value, label
         return None if found is None else found[1]
+
+    def passed_over(self, cells: Iterable[Cell]) -> str:
+        """The labels of these cells that were not compared with the others, and why not, in a line; empty
+        where there are none."""
+        found: dict[tuple[str, str], list[str]] = {}  # by whom they were to be chosen for, and why not
+        seen = set()
+        for cell in filter(self._asks, cells):
+            runs, label = self._runs(cell, cell[self.axis]), cell[self.axis]
+            if runs[0] in seen:
+                continue
+            seen.add(runs[0])
+            if self._mean(runs) is not None:
+                continue
+            of = ".".join(said for axis, said in cell.items() if axis not in {self.axis, *self.by})
+            diverged = any(_is_null(run, self.metric) for run in runs)
+            found.setdefault((of, "diverged" if diverged else "not finished"), []).append(label)
+        said = [f"{', '.join(labels)} of {of or 'all'} ({why})" for (of, why), labels in found.items()]
+        if not said:
+            return ""
+        more = f"; and {len(said) - _NAMED} more" if len(said) > _NAMED else ""
+        return f"choose: {self.axis}: passed over: {'; '.join(said[:_NAMED])}{more}"
+
+    def _runs(self, cell: Cell, label: str) -> list[Path]:
+        """The folders of those by which a cell has this label, or another."""
+        return [self.study.root / name_of(each) for each in self._choosing(cell, label)]
 
     def _mean(self, runs: list[Path]) -> float | None:
         """None where one of them has not finished, or has diverged."""

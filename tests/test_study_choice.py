@@ -70,6 +70,35 @@ def test_a_rate_is_that_of_the_best_run_on_held_out_data_alone(tmp_path: Path) -
     assert names(choice.before(some)) == [f"held.y.{rate}.s0" for rate in ("low", "mid", "high")]
 
 
+def test_labels_that_are_passed_over_are_said_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = studies.Study(data(tmp_path / "out"))
+    for name, value in (("x.low", 50.0), ("x.mid", 60.0), ("x.high", None), ("y.low", 1.0)):
+        write(tmp_path / "out", f"held.{name}.s0", value)
+    choice = Choice.of(study)
+    said = "choose: rate: passed over: high of x (diverged); mid, high of y (not finished)"
+    assert choice.passed_over(study.cells) == said
+    some = [cell for cell in study.cells if (cell["task"], cell["rate"]) in {("x", "mid"), ("y", "low")}]
+    assert choice.passed_over(some) == "", "of those that are asked for"
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(data(tmp_path / "out"), sort_keys=False))
+    assert studies.main([str(path), "--table"]) == 0
+    assert capsys.readouterr().err == f"{path}: {said}\n"
+    for name in ("y.mid", "y.high"):
+        write(tmp_path / "out", f"held.{name}.s0", 1.0)
+    assert choice.passed_over(study.cells) == "choose: rate: passed over: high of x (diverged)"
+    many = data(tmp_path / "many", axes={**data(tmp_path)["axes"], "task": {f"t{n}": [] for n in range(9)}})
+    line = Choice.of(studies.Study(many)).passed_over(studies.Study(many).cells)
+    assert line.startswith("choose: rate: passed over: low, mid, high of t0 (not finished); ")
+    assert line.endswith("of t5 (not finished); and 3 more")
+
+
+def test_where_nothing_is_chosen_nothing_is_passed_over(tmp_path: Path) -> None:
+    study = studies.Study(data(tmp_path, choose=None))
+    assert Choice.of(study).passed_over(study.cells) == ""
+
+
 def test_a_lower_metric_may_choose(tmp_path: Path) -> None:
     report = {"metric": "nll", "better": "down", "rows": ["rate"], "columns": "task"}
     study = studies.Study(data(tmp_path, report=report))
