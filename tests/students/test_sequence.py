@@ -98,6 +98,11 @@ def test_the_architectures_are_the_paper_s() -> None:
             dict(pattern="MA", architecture="mamba"),
             "pattern is 'MA' beside architecture mamba; write one of them",
         ),
+        (
+            dict(pattern="M(AM)*3", layers=2),
+            r"layers is 2 beside pattern 'M\(AM\)\*3', whose 7 layers are 3 pairs; write 3, or leave it out",
+        ),
+        (dict(pattern="A", layers=1), "layers is 1 beside pattern 'A', whose 1 layers are 0 pairs; leave it"),
         (dict(pattern="M(A"), r"pattern 'M\(A': nothing is known"),
         (dict(architecture="mamba", dropout=0.1), "dropout is 0.1, but S alone has one; leave it out"),
         (dict(architecture="mamba", groups=2), "groups is given, but no layer is a mamba2; leave it out"),
@@ -112,6 +117,12 @@ def test_the_architectures_are_the_paper_s() -> None:
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(WrongValues, match=message):
         Sequence(**options)
+
+
+@pytest.mark.parametrize(("pattern", "layers"), [("M(AM)*3", 3), ("(AF)*4", 4), ("A", None), ("MAMAM", None)])
+def test_a_pattern_is_not_counted_otherwise(pattern: str, layers: int | None) -> None:
+    assert Sequence(pattern=pattern, layers=layers).letters == parsed(pattern)
+    assert Sequence().letters == "MAMAM", "of two pairs"
 
 
 @pytest.mark.parametrize(

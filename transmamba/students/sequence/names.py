@@ -27,7 +27,7 @@ class Sequence:
 
     architecture: transformer, "(AF)*layers"; mamba, "(MM)*layers"; s4_mamba, "(SS)*layers"; standard_hybrid,
         "(AM)*layers"; mambaformer, "M(AM)*layers" (arXiv 2402.04248). Left out: mambaformer
-    layers:    pairs of layers of an architecture
+    layers:    pairs of layers of an architecture; left out: 2
     pattern:   layers of one's own in its place: A attention, F an MLP, M Mamba, S Mamba with S4D, repeated by
         (AM)*6
     width:     channels of the stream; left out: the teacher's, or 128 without one
@@ -53,7 +53,7 @@ class Sequence:
     group_names: ClassVar[tuple[str, ...]] = ("mixers", "attention", "mlp", "embedding", "head", "norms")
 
     architecture: Architecture | None = None
-    layers: int = 2
+    layers: int | None = None
     pattern: str | None = None
     width: int | None = None
     heads: int | None = None
@@ -85,6 +85,7 @@ class Sequence:
             except UserError as error:
                 problems.append(str(error))
             else:
+                problems += self._count_problems(letters)
                 if self.dropout and "S" not in letters:
                     problems.append(f"dropout is {self.dropout}, but S alone has one; leave it out")
                 given = [name for name in ("groups", "head_size") if getattr(self, name) is not None]
@@ -93,12 +94,23 @@ class Sequence:
                     problems.append(f"{given[0]} is given, but no layer is a mamba2; leave it out")
         refuse_all(problems)
 
+    def _count_problems(self, letters: str) -> list[str]:
+        """Of pairs beside a pattern that has another number of them."""
+        pairs = len(letters) // 2  # mambaformer, too, has a layer before them
+        if self.pattern is None or self.layers in (None, pairs):
+            return []
+        instead = f"write {pairs}, or leave it out" if pairs else "leave it out"
+        return [
+            f"layers is {self.layers} beside pattern {self.pattern!r}, whose {len(letters)} layers are "
+            f"{pairs} pairs; {instead}"
+        ]
+
     @property
     def letters(self) -> str:
         """A letter for each layer."""
         written = self.pattern  # an empty one is not left out, but has no layers
         return parsed(
-            pattern_of(self.architecture or "mambaformer", self.layers) if written is None else written
+            pattern_of(self.architecture or "mambaformer", self.layers or 2) if written is None else written
         )
 
     @property
