@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from hybrids import relative
+from hybrids import hybrid, llama, qwen3, relative, texts
 from torch import Tensor
 
 from transmamba.core.output import Context
@@ -102,3 +105,32 @@ def test_no_mask_over_all_pairs_is_made(monkeypatch: pytest.MonkeyPatch) -> None
         reading.nearby[5].attend(*torch.zeros(3, ROWS, 1, LENGTH, 4))
     assert not asked
     assert reading.allowed is None and len(asked) == 1
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("make", [llama, qwen3])
+def test_a_mask_is_made_once_a_pass_and_changes_nothing(
+    make: Callable[..., Any], autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside masks of bool, which torch itself turns into what is added, in each layer anew. A Qwen3's
+    queries and keys are wider than its values under autocast."""
+    student = hybrid(make(), 1, window=5, sinks=2).train()
+    student = student if autocast else student.double()
+    wanted, text = torch.bfloat16 if autocast else torch.float64, texts(2, LENGTH)
+    made: list[torch.dtype] = []
+
+    def counted(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+        made.append(dtype)
+        return blocks_transmamba.added(allowed, dtype)
+
+    found = []
+    for added in (counted, lambda allowed, _: allowed):
+        monkeypatch.setattr(nearby, "added", added)
+        student.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = student(text)
+        logits.double().logsumexp(dim=-1).sum().backward()
+        found.append([logits, *(p.grad for p in student.parameters() if p.grad is not None)])
+    assert made == [wanted]
+    for mine, theirs in zip(*found, strict=True):
+        assert relative(mine, theirs) < (1e-2 if autocast else 1e-12)

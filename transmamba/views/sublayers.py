@@ -123,7 +123,8 @@ def attend(
 ) -> Tensor:
     """Softmax attention (B, H, L, P) of q (B, H, L, P) over k and v, of as many heads or fewer.
 
-    allowed: (B, 1, L, L) bool, as `readable` says it; None where `causal` alone does
+    allowed: (B, 1, L, L) bool, as `readable` says it, or what it adds to the logits, in v's type; None where
+        `causal` alone does
     scale:   None for 1 / sqrt(P)
     """
     shared = q.shape[1] // k.shape[1]

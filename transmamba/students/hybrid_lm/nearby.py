@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.output import Context
 from ...views.rope import Rope
 from ...views.sublayers import attend, readable
-from .own.blocks_transmamba import Blocks
+from .own.blocks_transmamba import Blocks, added
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,12 @@ class Nearby:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Softmax attention (B, H, L, P) of q over what is near, of k and v of as many heads or fewer."""
-        if self.blocks is not None:
-            return self.blocks.attend(q, k, v, attend)
-        return attend(q, k, v, self.allowed)
+        if self.blocks is None:
+            return attend(q, k, v, self.allowed)
+        blocks, dtype = self.blocks, v.dtype  # norms leave q and k wider under autocast
+        key = "near", self.window, self.sinks, dtype
+        mask = self.context.once(key, lambda: added(blocks.allowed, dtype))
+        return replace(blocks, allowed=mask).attend(q, k, v, attend)
 
 
 @dataclass(frozen=True)
