@@ -72,7 +72,12 @@ class Workload:
 
 
 def bench_adapters(
-    model: str, methods: Sequence[str], workload: Workload, *, device: str | None = None
+    model: str,
+    methods: Sequence[str],
+    workload: Workload,
+    *,
+    device: str | None = None,
+    ready: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """A row for full tuning, then one for each method, with the keys COLUMNS.
 
@@ -81,6 +86,7 @@ def bench_adapters(
     time:    of a step, in steps of full tuning; memory likewise, at the peak of a step; None on a CPU
     speed:   of writing, in the base's, which is not wrapped
     holds:   whether BARS do
+    ready:   called once, when the models are there and before they are timed
 
     Raises UserError for methods that there are not, or that the model cannot take, and where memory is small.
     """
@@ -90,6 +96,7 @@ def bench_adapters(
     if not methods:
         raise UserError("--methods is empty; write names, such as lora_x,conv1d")
     tried = _Tried(_made(model, where), {name: name.split("+") for name in methods}, workload, where)
+    ready()
     try:
         with patch_transformers():  # its own scans go step by step
             yield from tried.rows()

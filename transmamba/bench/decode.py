@@ -76,6 +76,7 @@ def bench_decode(
     kernels: Kernels = "transmamba",
     device: str | None = None,
     precision: str = "bf16",
+    ready: Callable[[Mapping[str, Any]], object] = lambda said: None,
 ) -> Iterator[dict[str, Any]]:
     """A row a phase, length, batch and model (`teacher`, `hybrid`): `milliseconds` of a token of each row of
     the batch, or of a prompt; `tokens_per_second` of all rows; `cache_mb`; `peak_memory_mb`, weights, cache
@@ -96,6 +97,7 @@ def bench_decode(
     compiled: a token goes through torch.compile
     kernels: Mamba-2 by `transmamba`'s kernels, or as `transformers` finds its own
     precision: of weights and caches: no (float32), bf16, fp16
+    ready:   given once, when the models are there and before they are timed, what is alike in all rows
 
     Raises UserError for what cannot be made, and where a token cannot be recorded.
     """
@@ -129,6 +131,7 @@ def bench_decode(
             "compiled": compiled,
             "precision": precision,
         }
+        ready(said)
         for phase in phases:
             for length in lengths:
                 for batch in batches:

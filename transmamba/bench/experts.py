@@ -59,6 +59,7 @@ def bench_experts(
     steps: int = 20,
     device: str | None = None,
     precision: str = "bf16",
+    ready: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """Four rows a number of experts: `dense`, an MLP of each * neurons; `grouped_mm`, the experts alone with
     routing that is given, by transformers' implementation; `grouped products`, the same as the layer runs
@@ -69,6 +70,7 @@ def bench_experts(
     width, neurons, each, gated: as of `layers.experts.ExpertsShape`; experts of several are normalised
     tokens:    of a batch; left out: 65,536 on a GPU, else 1,024
     precision: of autocast: no, bf16, fp16
+    ready:     called once, when all sizes are found to be possible and before the first is timed
 
     Raises UserError for sizes that no experts can have.
     """
@@ -79,6 +81,7 @@ def bench_experts(
     for key, value in (("width", width), ("neurons", neurons), ("tokens", tokens), ("steps", steps)):
         if value < 1:
             raise UserError(f"{key} is {value}; write at least 1")
+    shapes = []
     for count in counts:
         try:
             shape = ExpertsShape(
@@ -92,6 +95,9 @@ def bench_experts(
             )
         except WrongValues as error:
             raise UserError(f"experts {count}: {error}") from error
+        shapes.append(shape)
+    ready()
+    for shape in shapes:
         yield from _of_shape(shape, tokens, steps, where, precision)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..evaluation.cost import HALF, autocast, find_device, peak_memory_mb, reset_peak_memory
-from .models import Models, read_students
+from .models import Models, Timed, read_students
 from .step import interleaved
 
 # key -> what a table calls it, its width there, its format
@@ -41,6 +41,7 @@ def bench_inference(
     steps: int = 10,
     device: str | None = None,
     precision: str = "bf16",
+    ready: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """A row a size and model: `size` in pixels, the model's `tokens` of an image, `images` a batch, `seconds`
     a batch (median of `steps`), `milliseconds` an image, `peak_memory_mb` above weights and batch (None on a
@@ -56,6 +57,7 @@ def bench_inference(
     tokens:   of a batch of the teacher's: so many images as make them, from 1 to 1,024; left out: 65,536 on a
         GPU, else 1,024
     precision: of autocast: no, bf16, fp16
+    ready:    called once, when the first models are there and before they are timed
 
     Raises UserError for names or sizes that no model can be made of.
     """
@@ -67,15 +69,23 @@ def bench_inference(
         if value < 1:
             raise UserError(f"{key} is {value}; write at least 1")
     models = Models(teacher, read_students(students), options)
-    for size in sizes:
-        yield from _of_size(size, models, tokens, steps, where, precision)
+    for number, size in enumerate(sizes):
+        timed, shape = models.at(size)
+        if number == 0:
+            ready()
+        yield from _of_size(size, timed, shape, tokens, steps, where, precision)
 
 
 def _of_size(
-    size: int, models: Models, tokens: int, steps: int, device: torch.device, precision: str
+    size: int,
+    timed: Mapping[str, Timed],
+    shape: Sequence[int],
+    tokens: int,
+    steps: int,
+    device: torch.device,
+    precision: str,
 ) -> list[dict[str, Any]]:
     """The rows of images of `size` pixels."""
-    timed, shape = models.at(size)
     images = min(max(1, tokens // timed["teacher"].tokens), 1024)
     batch = torch.randn(images, *shape, device=device)
     kinds = {each: _forward(made.module.to(device).eval(), batch, precision) for each, made in timed.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from ..errors import UserError
 
@@ -131,6 +133,26 @@ def _pixels(words: list[str]) -> list[int]:
     return [int(word) for word in words]
 
 
+def _say(arguments: argparse.Namespace, line: str) -> None:
+    """Of a table, as soon as it is known: what is timed takes minutes."""
+    if not arguments.json:
+        print(line, flush=True)
+
+
+def _told(
+    arguments: argparse.Namespace,
+    rows: Iterable[Mapping[str, Any]],
+    line: Callable[[Mapping[str, Any]], str],
+) -> int:
+    """Rows as they come, or all of them as JSON."""
+    if arguments.json:
+        print(json.dumps(list(rows), indent=2))
+        return 0
+    for row in rows:
+        _say(arguments, line(row))
+    return 0
+
+
 def run_recipe(arguments: argparse.Namespace) -> int:
     from ..bench.step import bench_recipe, bench_table
     from ..runs.run import load_recipe
@@ -143,6 +165,7 @@ def run_recipe(arguments: argparse.Namespace) -> int:
 def run_inference(arguments: argparse.Namespace) -> int:
     from ..bench.inference import COLUMNS, bench_inference, inference_line
 
+    longest = max(map(len, arguments.students), default=0)
     rows = bench_inference(
         arguments.teacher,
         arguments.students,
@@ -151,19 +174,19 @@ def run_inference(arguments: argparse.Namespace) -> int:
         tokens=arguments.tokens,
         steps=arguments.steps,
         device=arguments.device,
+        ready=lambda: _say(arguments, inference_line(dict.fromkeys(COLUMNS), longest)),
     )
-    if arguments.json:
-        print(json.dumps(list(rows), indent=2))
-        return 0
-    longest = max(map(len, arguments.students), default=0)
-    print(inference_line(dict.fromkeys(COLUMNS), longest), flush=True)
-    for row in rows:
-        print(inference_line(row, longest), flush=True)
-    return 0
+    return _told(arguments, rows, lambda row: inference_line(row, longest))
 
 
 def run_decode(arguments: argparse.Namespace) -> int:
     from ..bench.decode import COLUMNS, OWN, bench_decode, decode_line
+
+    def ready(said: Mapping[str, Any]) -> None:
+        ways = [way for way in ("graphs", "compiled") if said[way]]
+        whose = "Hybrid" if said["kernels"] == OWN else "Mamba-2"
+        _say(arguments, f"{whose} by {said['kernels']}, {', '.join([said['precision'], *ways])}")
+        _say(arguments, decode_line(dict.fromkeys(COLUMNS)))
 
     rows = bench_decode(
         arguments.teacher,
@@ -181,18 +204,9 @@ def run_decode(arguments: argparse.Namespace) -> int:
         kernels=arguments.kernels,
         device=arguments.device,
         precision=arguments.precision,
+        ready=ready,
     )
-    if arguments.json:
-        print(json.dumps(list(rows), indent=2))
-        return 0
-    for number, row in enumerate(rows):
-        if number == 0:
-            ways = [way for way in ("graphs", "compiled") if row[way]]
-            whose = "Hybrid" if row["kernels"] == OWN else "Mamba-2"
-            print(f"{whose} by {row['kernels']}, {row['precision']}{''.join(f', {way}' for way in ways)}")
-            print(decode_line(dict.fromkeys(COLUMNS)), flush=True)
-        print(decode_line(row), flush=True)
-    return 0
+    return _told(arguments, rows, decode_line)
 
 
 def run_experts(arguments: argparse.Namespace) -> int:
@@ -208,14 +222,9 @@ def run_experts(arguments: argparse.Namespace) -> int:
         steps=arguments.steps,
         device=arguments.device,
         precision=arguments.precision,
+        ready=lambda: _say(arguments, experts_line(dict.fromkeys(COLUMNS))),
     )
-    if arguments.json:
-        print(json.dumps(list(rows), indent=2))
-        return 0
-    print(experts_line(dict.fromkeys(COLUMNS)), flush=True)
-    for row in rows:
-        print(experts_line(row), flush=True)
-    return 0
+    return _told(arguments, rows, experts_line)
 
 
 def run_adapters(arguments: argparse.Namespace) -> int:
@@ -223,17 +232,17 @@ def run_adapters(arguments: argparse.Namespace) -> int:
 
     given = {name: getattr(arguments, name) for name in Workload.__dataclass_fields__}
     workload = Workload(**given)
-    rows = list(bench_adapters(arguments.model, arguments.methods, workload, device=arguments.device))
-    if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    print(
-        f"{arguments.model}: {workload.batch} rows of {workload.length} tokens; {workload.written} tokens "
-        f"written after {workload.prompts} prompts; {workload.precision}"
-    )
-    for row in (dict.fromkeys(COLUMNS), *rows):
-        print(adapters_line(row))
-    return 0
+
+    def ready() -> None:
+        _say(
+            arguments,
+            f"{arguments.model}: {workload.batch} rows of {workload.length} tokens; {workload.written} "
+            f"tokens written after {workload.prompts} prompts; {workload.precision}",
+        )
+        _say(arguments, adapters_line(dict.fromkeys(COLUMNS)))
+
+    rows = bench_adapters(arguments.model, arguments.methods, workload, device=arguments.device, ready=ready)
+    return _told(arguments, rows, adapters_line)
 
 
 def run_kernels(arguments: argparse.Namespace) -> int:
