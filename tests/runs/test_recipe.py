@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from transmamba.config import load as configs
 from transmamba.errors import ConfigError, UserError
+from transmamba.runs.folder import UNTRAINED
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 
@@ -63,22 +65,62 @@ def test_what_is_of_a_teacher_needs_its_weights(asked: str, message: str, change
     configs.load(Recipe, path, [changes])
 
 
+TIMM = dict(name="timm", model="vit_tiny_patch16_224", kwargs=harness.TEACHER)
+
+
+def taught(place: Path, teaching: dict[str, Any], **changes: Any) -> Recipe:
+    """A recipe whose teacher is a ViT that another recipe trains in teacher_run."""
+    made = str(place / "teacher_run")
+    whole = dict(output_dir=made, teacher=None, init=None, student=TIMM, stages=[PART | dict(steps=2)])
+    configs.save_yaml(harness.tiny_recipe(place, **whole | teaching), place / "teaching.yaml")
+    return harness.tiny_recipe(
+        place, **dict(teacher__model=made, teacher_recipe=str(place / "teaching.yaml")) | changes
+    )
+
+
+HEADLESS = [dict(losses=["kl"], trainable="head", rates={"mixers": 2.0}, steps=1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(stages=[PART | dict(steps=1), dict(losses=["contrastive"], steps=1)]), "contrastive compares"),
+        (dict(stages=HEADLESS), "rates.mixers is 2.0, but the stage trains nothing of this group"),
+        (dict(student=dict(name="ssd_vit", kwargs=dict(depth=-1))), "depth"),
+    ],
+)
+@pytest.mark.parametrize("stored", [False, True])
+def test_stages_that_cannot_be_are_refused_before_the_teacher_is_trained(
+    changes: dict[str, Any], message: str, stored: bool, tmp_path: Path
+) -> None:
+    """And before anything of it is stored."""
+    if stored:
+        inner = dict(name="timm_vit", model=str(tmp_path / "teacher_run"))
+        changes = changes | dict(teacher=dict(name="stored", folder=str(tmp_path / "store"), teacher=inner))
+    with pytest.raises(UserError, match=message):
+        run(taught(tmp_path, {}, **changes), quiet=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "teacher", "teaching.yaml"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "environment.json"}
+
+
+def test_the_teacher_is_trained_as_it_is_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, and so is its student; what a launch was killed in while it checked is no hindrance."""
+    recipe = taught(tmp_path, dict(trainer__workers=0))
+    left = tmp_path / "run" / UNTRAINED / "config.json"
+    left.parent.mkdir(parents=True)
+    left.write_text("{}")
+    configs.save_yaml(recipe, tmp_path / "run" / "config.yaml")
+    found = harness.without_timing(harness.run_quietly(recipe))
+    assert not left.parent.exists()
+    monkeypatch.setattr("transmamba.runs.run.check_taught", lambda *_: None)
+    other = taught(tmp_path, dict(trainer__workers=0), output_dir=str(tmp_path / "again"))
+    shutil.rmtree(tmp_path / "teacher_run")
+    assert harness.without_timing(harness.run_quietly(other)) == found
+
+
 def test_a_teacher_s_recipe_is_divided_before_it_is_trained(tmp_path: Path) -> None:
     """As this launch would divide it: refused in the student's run, and no folder is left for the teacher."""
-    teaching = harness.tiny_recipe(
-        tmp_path,
-        output_dir=str(tmp_path / "teacher_run"),
-        teacher=None,
-        init=None,
-        stages=[PART | dict(steps=2)],
-        trainer__global_batch=9,
-    )
-    configs.save_yaml(teaching, tmp_path / "teaching.yaml")
-    recipe = harness.tiny_recipe(
-        tmp_path,
-        teacher__model=str(tmp_path / "teacher_run"),
-        teacher_recipe=str(tmp_path / "teaching.yaml"),
-    )
+    recipe = taught(tmp_path, dict(trainer__global_batch=9))
     with pytest.raises(UserError, match="global_batch is 9, which 1 process of 4 items at a time cannot"):
         run(recipe, quiet=True)
     assert not (tmp_path / "teacher_run").exists()

@@ -33,6 +33,8 @@ ENVIRONMENT = "environment.json"
 SUBCLONE, INDICES = "subclone.json", "train_indices.npy"
 # holds a run of each branch
 BRANCHES = "branches"
+# a teacher as it begins, while a recipe's stages are checked with it
+UNTRAINED = "untrained_teacher"
 _LOCK = ".lock"
 # what a run leaves in its folder, of any version; folders whole
 _WRITTEN = (
@@ -49,6 +51,7 @@ _WRITTEN = (
     "rotation.safetensors",
     "comparison.html",
     "checkpoints",
+    UNTRAINED,
     ADAPTER_FOLDER,
     "wandb",
 )

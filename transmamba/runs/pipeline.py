@@ -123,7 +123,7 @@ class Pipeline:
             self._initialise(folder, resumed, tracker)
             if self.tuned is not None:
                 tracker.say(begin_adapter(self, self.tuned, trainer.strategy.name, resumed))
-            self._check_stages()
+            self.check_stages()
             self.accelerator.wait_for_everyone()  # the main process has written what all now read
             trainer.run(self.distiller, self.stages)
             if self.accelerator.is_main_process:
@@ -136,7 +136,7 @@ class Pipeline:
             save_adapter(self.tuned, folder)
         save_model(self.parts.student, folder / STUDENT_FOLDER, self.parts.task.preprocessing)
 
-    def _check_stages(self) -> None:
+    def check_stages(self) -> None:
         """Raises UserError for every stage's mistakes, and the baseline's, before the first is trained."""
         parts = self.parts
         found = [(self.distiller(k), stage, parts.tasks[k]) for k, (stage, _) in enumerate(self.stages)]

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import load as configs
-from ..ecosystems.folders import STUDENT_FOLDER
-from ..errors import UserError
 from ..evaluation.measured import Measured
 from ..reporting.metrics import RESULTS_FILE, as_saved, read_results
 from ..reporting.progress import Display
@@ -22,6 +20,7 @@ from .folder import REPORT, claim_folder, sole
 from .leave import NumbersAlone, leave, leave_numbers_alone, splits_of
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch
+from .teaching import check_taught, check_teaching, said_of
 
 _SCRATCH = "from scratch"
 
@@ -159,34 +158,13 @@ class _Run:
         source = self.recipe.teacher_recipe
         assert source is not None, "the caller asked"
         teaching = load_recipe(source)
-        _check_teaching(teaching, self.recipe, source)
+        check_teaching(teaching, self.recipe, source)
         teaching.trainer.division(self.accelerator.num_processes)  # refused before anything is trained
-        try:
+        if not (Path(teaching.output_dir).expanduser() / RESULTS_FILE).is_file():
+            check_taught(self.recipe, teaching, source, self.accelerator)
+        with said_of(source):
             results = self._again(replace(teaching, wandb=None), "teacher")
-        except UserError as error:
-            raise UserError(
-                f"teacher_recipe {source}: {error} (of the teacher's own run: recipes/distill.py --config "
-                f"{source}); teacher_recipe=null takes the teacher that is there"
-            ) from error
         return {"minutes": results["student"]["minutes"]}
-
-
-def _check_teaching(teaching: Recipe, recipe: Recipe, source: str) -> None:
-    """Raises UserError for a teacher's recipe that does not serve this one, before it is trained."""
-    if teaching.trainer.precision != recipe.trainer.precision:
-        raise UserError(
-            f"{source} trains with precision {teaching.trainer.precision}, this recipe with "
-            f"{recipe.trainer.precision}; run it by itself first: recipes/distill.py --config {source}"
-        )
-    if teaching.leaves != "all":
-        raise UserError(f"{source} leaves {teaching.leaves} and no teacher; write leaves: all there")
-    model = getattr(recipe.teacher, "model", None)
-    made = Path(teaching.output_dir).expanduser().resolve()
-    if model is not None and Path(model).expanduser().resolve() not in (made, made / STUDENT_FOLDER):
-        raise UserError(
-            f"teacher_recipe {source} makes {teaching.output_dir}, but teacher.model is {model}; write the "
-            "same folder in both, or teacher_recipe=null for a teacher that is there already"
-        )
 
 
 def scratch_recipe(recipe: Recipe, steps: int) -> Recipe:
