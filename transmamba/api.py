@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .core.preprocessing import Preprocessing
+from .ecosystems import hub
 from .ecosystems.find import load_model, save_model
 from .ecosystems.folders import OPEN_CLIP_CONFIG, model_folder
 from .errors import UserError
@@ -119,8 +120,7 @@ def push_to_hub(path: str | Path, repo_id: str, *, private: bool = False, token:
     except (
         Exception
     ) as error:  # the HTTP library below, and so its errors, changes with the Hub client's version
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"upload of {folder} to {repo_id!r} failed: {first}") from error
+        raise UserError(f"upload of {folder} to {repo_id!r} failed: {hub.explain(error)}") from error
     return str(done)
 
 

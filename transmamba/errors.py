@@ -44,8 +44,10 @@ def refuse_all(problems: Sequence[str]) -> None:
 
 def near(path: Path, names: Iterable[str]) -> Path | None:
     """Of what lies beside a path that is not there, the one that was perhaps meant."""
-    close = difflib.get_close_matches(path.name, list(names), n=1)
-    return path.parent / close[0] if close else None
+    # without what all of them end in, by which any two of them would look alike
+    stems = {name.removesuffix(path.suffix): name for name in names}
+    close = difflib.get_close_matches(path.name.removesuffix(path.suffix), list(stems), n=1)
+    return path.parent / stems[close[0]] if close else None
 
 
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

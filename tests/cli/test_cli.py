@@ -378,7 +378,7 @@ def test_all_typos_of_a_recipe_at_once(command: Command, recipe: Path, tmp_path:
     typos = [
         "student.name=vimm",
         "stages.0.lrr=1",
-        "trainer.precision=fp61",
+        "trainer.precision=fp32",
         "stages.1.losses.1=kll",
         "sead=1",
     ]
@@ -387,7 +387,7 @@ def test_all_typos_of_a_recipe_at_once(command: Command, recipe: Path, tmp_path:
     for line in (
         "student: unknown student 'vimm'; did you mean 'vim'?",
         "stages.0.lrr: unknown key; did you mean 'lr'?",
-        "trainer.precision: unknown value 'fp61'; did you mean 'fp16'?",
+        "trainer.precision: unknown value 'fp32'; here that is 'no'",
         "stages.1.losses.1: unknown loss 'kll'; did you mean 'kl'?",
         "sead: unknown key; did you mean 'seed'?",
     ):

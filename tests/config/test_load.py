@@ -185,6 +185,7 @@ def test_text_stays_text_where_text_is_allowed() -> None:
         ({"compile": "1"}, "compile: '1' is text; write true or false"),
         ({"compile": 1}, "compile: 1 is a number; write true or false"),
         ({"precision": "bf61"}, "precision: unknown value 'bf61'; did you mean 'bf16'? known: bf16, fp32"),
+        ({"precision": "bfloat16"}, "precision: unknown value 'bfloat16'; here that is 'bf16'"),
         ({"precision": 16}, "precision: 16 is a number; write 'fp32' or 'bf16'"),
         ({"clip": "aut"}, "clip: 'aut' is text; write a number, such as 0.001 or 'auto'"),
         ({"size": [1, 2, 3]}, "size: [1, 2, 3]"),
@@ -376,6 +377,7 @@ def test_override_and_file_problems_together(recipe: Path) -> None:
 
 def test_missing_file_names_the_nearest(recipe: Path) -> None:
     assert load_problems(recipe.with_name("tinny.yaml")) == [f"no such file; did you mean {str(recipe)!r}?"]
+    assert load_problems(recipe.with_name("zo.yaml")) == ["no such file"]  # both end in .yaml, no more
     assert load_problems(recipe.parent / "none" / "a.yaml") == [
         f"no such file, nor the folder {recipe.parent / 'none'}"
     ]

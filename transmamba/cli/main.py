@@ -84,7 +84,7 @@ def _chosen(prog: str, text: str, verbs: Mapping[str, Verb | Verbs], words: Sequ
     parser = argparse.ArgumentParser(
         prog=prog,
         description=text,
-        epilog="\n".join(["verbs:", *(f"  {name:<13} {verb.text}" for name, verb in verbs.items())]),
+        epilog="\n".join(["verbs:", *(f"  {name:<14} {verb.text}" for name, verb in verbs.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("verb", metavar="VERB")

@@ -28,6 +28,8 @@ WANTED = {
     "dict": "a mapping (key: value)",
     "none": "null",
 }
+# What other libraries call a choice of ours.
+ELSEWHERE = {"fp32": "no", "float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,9 @@ class Problem:
             return "required, but missing"
         if kind == "literal_error" and isinstance(self.value, str):
             choices = re.findall(r"'([^']*)'", self.details["ctx"]["expected"])
+            ours = ELSEWHERE.get(self.value)
+            if ours in choices:
+                return f"unknown value {self.value!r}; here that is {ours!r}"
             return f"unknown value {self.value!r}{suggest(self.value, choices)}"
         text = self.details["msg"].replace("Input should", "it should")
         return f"{show(self.value)}: {text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -109,6 +110,8 @@ def explain(error: Exception) -> str:
             )
         if isinstance(link, HFValidationError):
             return "no id of a repository; those are OWNER/NAME"
+        if isinstance(link, socket.gaierror | ConnectionRefusedError):
+            return "the Hugging Face Hub cannot be reached"
     return _one_line(error)
 
 

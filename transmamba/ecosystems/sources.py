@@ -56,6 +56,8 @@ def read_source(text: str, architecture: str | None = None, revision: str | None
             raise UserError(f"{text!r} says its own architecture; leave out {architecture!r}")
         return Source(text=text, file=path, architecture=architecture)
     if architecture is not None:
+        if path.suffix in WEIGHTS and not path.exists():
+            raise UserError(f"{text!r}: no such file")
         raise UserError(f"{text!r} is no file of weights; an architecture goes with one, leave it out")
     if text and (model_folder(path) is not None or (path.is_dir() and "/" in text)):
         return _folder(text, path)
