@@ -449,7 +449,7 @@ def test_push_says_in_one_line_why_the_hub_refused(hub: Hub, run_folder: Path) -
 def test_push_says_in_one_line_that_nobody_answers(hub: Hub, run_folder: Path) -> None:
     hub.shutdown()
     hub.server_close()
-    with pytest.raises(transmamba.UserError, match="failed: the Hugging Face Hub cannot be reached$"):
+    with pytest.raises(transmamba.UserError, match=r"failed: the Hugging Face Hub cannot be reached$"):
         transmamba.push_to_hub(run_folder, "me/model", token="right")
 
 

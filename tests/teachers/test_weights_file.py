@@ -140,7 +140,7 @@ def test_an_unknown_architecture_or_one_too_many(tmp_path: Path) -> None:
         load_teacher(tmp_path / "m.pth", "test_vitt")
     with pytest.raises(UserError, match="no file of weights; an architecture goes with one"):
         load_teacher("vit_tiny_patch16_224", NAME)
-    with pytest.raises(UserError, match="absent.pth': no such file$"):
+    with pytest.raises(UserError, match=r"absent\.pth': no such file$"):
         load_teacher(tmp_path / "absent.pth", NAME)
     with pytest.raises(UserError, match="VisionTransformer and distilled DeiT"):
         load_teacher(tmp_path / "m.pth", "test_resnet")
