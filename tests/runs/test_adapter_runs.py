@@ -124,6 +124,7 @@ def test_a_killed_run_goes_on_exactly(place: Path, tmp_path: Path) -> None:
     [
         (dict(student=dict(name="vim", model="vim_micro_patch2_8")), "student vim begins anew"),
         (dict(student=dict(name="moe_mamba")), "student moe_mamba begins anew"),
+        (dict(student=dict(name="timm", model="vit_tiny_patch16_224")), "student timm begins anew"),
         (dict(adapter=dict(methods=["lora_w"])), "lora_w"),
         (dict(adapter=dict(methods=[])), "adapter.methods: empty"),
         (dict(adapter=dict(methods=["a", "a"])), "methods has 'a' twice"),

@@ -119,7 +119,8 @@ def problems_of(adapter: Adapter | None, recipe: Any) -> list[str]:
     if adapter is None:
         return []
     problems, student = [], recipe.student
-    if not getattr(student, "as_it_is", False):
+    # one of a library's may be trained from scratch: as it is, and yet nothing that could be adapted
+    if not getattr(student, "as_it_is", False) or not getattr(student, "pretrained", True):
         problems.append(
             f"adapter: student {student.name} begins anew, and an adapter is for one that is there; write "
             "student: {name: saved, model: RUN}"
