@@ -415,6 +415,18 @@ def test_mistake_in_a_recipe_claims_nothing(
     claim_folder(tmp_path / "run", configs.load(Recipe, recipe), overwrite=False)
 
 
+def test_a_run_without_a_student_is_told_from_no_model(
+    command: Command, recipe: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    claim_folder(run, configs.load(Recipe, recipe), overwrite=False)
+    for words in (["inspect", run], ["predict", run, "a.png"], ["convert", run, tmp_path / "out"]):
+        assert_mistake(command(*words), "this run has no student: it has not ended")
+    for path in run.iterdir():
+        path.unlink()
+    assert_mistake(command("inspect", run), "holds no config.json and no open_clip_config.json")
+
+
 @pytest.mark.usefixtures("no_report")
 def test_a_folder_that_holds_another_run(command: Command, recipe: Path, tmp_path: Path) -> None:
     short = ["stages.0.steps=1", "stages.1.steps=1"]

@@ -13,7 +13,7 @@ from ..errors import UserError
 from . import open_clip, open_clip_names, points, timm, transformers
 from .adapters import put_adapter_on
 from .ecosystem import Ecosystem
-from .folders import OPEN_CLIP_CONFIG, model_folder
+from .folders import model_folder, no_model_in
 from .sources import Source, read_source
 
 # who is asked, in this order; whoever brings a library of their own appends it
@@ -25,11 +25,8 @@ def ecosystem_of(source: Source) -> Ecosystem:
     for ecosystem in ECOSYSTEMS:
         if ecosystem.recognise(source):
             return ecosystem
-    if source.bare and Path(source.text).expanduser().is_dir():
-        raise UserError(
-            f"{source.text!r}: this folder holds no config.json and no {OPEN_CLIP_CONFIG}; write a run or "
-            "model folder"
-        )
+    if source.bare and (folder := Path(source.text).expanduser()).is_dir():
+        raise UserError(f"{source.text!r}: {no_model_in(folder)}")
     if source.bare:
         hint = timm.nearest(source.text) or open_clip_names.nearest(source.text)
         raise UserError(

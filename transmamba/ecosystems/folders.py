@@ -54,6 +54,16 @@ def model_folder(path: str | Path) -> Path | None:
     return None
 
 
+def no_model_in(folder: Path) -> str:
+    """What is there in place of a model, and what to write: a run has its recipe before its student."""
+    if (folder / "config.yaml").is_file():
+        return (
+            "this run has no student: it has not ended, and the same command goes on with it, or it leaves "
+            "numbers alone"
+        )
+    return f"holds no config.json and no {OPEN_CLIP_CONFIG}; write a run or model folder"
+
+
 def read_model_config(path: str | Path) -> dict[str, Any]:
     """config.json of a model folder; open_clip_config.json where there is none, or it names no library's
     model. Raises UserError if it is missing or no JSON object."""

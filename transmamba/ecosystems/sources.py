@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import UserError, near
 from . import hub, open_clip_names
-from .folders import OPEN_CLIP_CONFIG, model_folder, names_a_model, read_model_config
+from .folders import OPEN_CLIP_CONFIG, model_folder, names_a_model, no_model_in, read_model_config
 
 GGUF = ".gguf"
 WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", GGUF)
@@ -87,8 +87,9 @@ def read_source(text: str, architecture: str | None = None, revision: str | None
 def _folder(text: str, path: Path) -> Source:
     folder = model_folder(path)
     if folder is None:
-        there = "holds no config.json" if path.expanduser().is_dir() else "no such folder"
-        raise UserError(f"{text!r}: {there}; write a run or model folder")
+        here = path.expanduser()
+        said = no_model_in(here) if here.is_dir() else "no such folder; write a run or model folder"
+        raise UserError(f"{text!r}: {said}")
     return Source(text=text, folder=folder, config=read_model_config(folder))
 
 
