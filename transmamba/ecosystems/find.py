@@ -25,8 +25,8 @@ def ecosystem_of(source: Source) -> Ecosystem:
     for ecosystem in ECOSYSTEMS:
         if ecosystem.recognise(source):
             return ecosystem
-    if source.bare and (folder := Path(source.text).expanduser()).is_dir():
-        raise UserError(f"{source.text!r}: {no_model_in(folder)}")
+    if source.bare and (here := Path(source.text).expanduser()).is_dir():
+        raise UserError(f"{source.text!r}: {no_model_in(here)}")
     if source.bare:
         hint = timm.nearest(source.text) or open_clip_names.nearest(source.text)
         raise UserError(
