@@ -83,6 +83,9 @@ class Runner:
                             begun[run.name] = pool.submit(self._after, tuple(before), run)
                             runs[run.name] = run
                         before.append(begun[run.name])
+        except BaseException:  # Ctrl-C, say: the pool would go on
+            self.stop()
+            raise
         finally:
             self._end_kept()
         return [runs[name] for name, future in begun.items() if not future.result()]

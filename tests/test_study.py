@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 import study as studies  # noqa: E402
 import study_file  # noqa: E402
+import study_runner  # noqa: E402
 
 
 def plain(**changes: Any) -> dict[str, Any]:
@@ -182,6 +183,31 @@ def test_runs_wait_for_what_they_need_and_shared_ones_run_once(tmp_path: Path) -
             assert events.index(f"-{need}") < events.index(f"+{run}")
         if jobs == 1:
             assert events[0::2] == ["+t", "+h1", "+a", "+b", "+h2", "+c", "+broken"], "earlier chains first"
+
+
+def test_nothing_goes_on_behind_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, or a test's time limit: what runs is asked to end, and nothing new is begun."""
+    script = tmp_path / "recipe.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(study_runner, "RECIPE_SCRIPT", script)
+    runner = study_runner.Runner(tmp_path / "runs", 2, 1, [])
+    begun: list[subprocess.Popen[Any]] = []
+    begin = runner._begin
+
+    def watched(*arguments: Any, **pipes: Any) -> Any:
+        if (process := begin(*arguments, **pipes)) is not None:
+            begun.append(process)
+            if len(begun) == 2:
+                signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(runner, "_begin", watched)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            runner.run_all([[study_file.Run(f"run{k}", ("config=x",))] for k in range(5)])
+        assert [process.wait(20) for process in begun] == [-signal.SIGTERM] * 2
+    finally:
+        runner.stop()
 
 
 def test_blocks_of_cells_are_priorities() -> None:
