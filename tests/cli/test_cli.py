@@ -360,17 +360,19 @@ def test_mistake(words: list[str], says: str, command: Command, teacher: Path, t
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "VERB"),
-        (["convert", "teacher"], "out"),
+        ([], "VERB: missing; see transmamba --help"),
+        (["convert", "teacher"], "error: out: missing; see transmamba convert --help"),
         (["convert", "teacher", "out", "--layers", "most"], "'most' is neither all, half nor a number"),
-        (["evaluate", "model", "--batch-size", "many"], "many"),
+        (["evaluate", "model", "--batch-size", "many"], "--batch-size is 'many'; write a whole number"),
+        (["evaluate", "model", "--precision", "fp32"], "--precision is 'fp32'; write one of no, bf16, fp16"),
+        (["evaluate", "model", "--batch-size"], "--batch-size: expected one argument; see transmamba eval"),
         (["distill"], "--config"),
     ],
 )
-def test_wrong_usage_is_argparse_s_own_message(words: list[str], says: str, command: Command) -> None:
+def test_wrong_usage_is_one_line(words: list[str], says: str, command: Command) -> None:
     done = command(*words)
-    assert done.code == 2
-    assert done.err.startswith("usage:") and says in done.err
+    assert done.code == 2 and done.out == ""
+    assert done.err.startswith("error: ") and says in done.err and done.err.count("\n") == 1
 
 
 def test_all_typos_of_a_recipe_at_once(command: Command, recipe: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .mistakes import command_again, guarded
-from .words import parsed
+from .words import Parser, parsed
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None, description: str | None = None) -> int:
     """What `recipes/distill.py` is."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     add(parser)
     return guarded(lambda: run(parsed(parser, argv)))
 

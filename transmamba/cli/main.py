@@ -26,7 +26,7 @@ from . import (
     select_layers,
 )
 from .mistakes import guarded
-from .words import parsed
+from .words import Parser, parsed
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _chosen(prog: str, text: str, verbs: Mapping[str, Verb | Verbs], words: Sequence[str]) -> int:
     """Run the verb that `words` begin with on the rest of them."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=text,
         epilog="\n".join(["verbs:", *(f"  {name:<14} {verb.text}" for name, verb in verbs.items())]),
@@ -95,7 +95,7 @@ def _chosen(prog: str, text: str, verbs: Mapping[str, Verb | Verbs], words: Sequ
     prog, verb = f"{prog} {chosen.verb}", verbs[chosen.verb]
     if isinstance(verb, Verbs):
         return _chosen(prog, verb.text, verb.verbs, chosen.arguments)
-    own = argparse.ArgumentParser(prog=prog, description=verb.text, allow_abbrev=False)
+    own = Parser(prog=prog, description=verb.text, allow_abbrev=False)
     verb.add(own)
     return verb.run(parsed(own, chosen.arguments))
 

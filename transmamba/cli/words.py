@@ -6,9 +6,34 @@ import argparse
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..errors import UserError
+
+# what argparse calls the kinds of values that arguments here have
+_KINDS = {"int": "a whole number", "float": "a number"}
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose mistakes are a line, as all others are, and not a page of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(_in_a_line(message, self.prog))
+
+
+def _in_a_line(message: str, prog: str) -> str:
+    """argparse's message, with what to write instead."""
+    if found := re.fullmatch(r"argument (\S+): invalid choice: (.+?) \(choose from (.+)\)", message):
+        name, value, choices = found.groups()
+        return f"{name} is {value}; write one of {choices.replace(chr(39), '')}"
+    if found := re.fullmatch(r"argument (\S+): invalid (int|float) value: (.+)", message):
+        name, kind, value = found.groups()
+        return f"{name} is {value}; write {_KINDS[kind]}"
+    if found := re.fullmatch(r"the following arguments are required: (.+)", message):
+        # what may be left out is named beside what may not
+        missing = [name for name in found[1].split(", ") if name not in ("key=value", "...")]
+        return f"{', '.join(missing)}: missing; see {prog} --help"
+    return f"{message.removeprefix('argument ')}; see {prog} --help"
 
 
 def parsed(parser: argparse.ArgumentParser, words: Sequence[str] | None = None) -> argparse.Namespace:
