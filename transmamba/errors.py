@@ -50,7 +50,7 @@ def near(path: Path, names: Iterable[str]) -> Path | None:
     return path.parent / stems[close[0]] if close else None
 
 
-def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
+def suggest(name: str, known: Iterable[str], *, limit: int = 16) -> str:
     """`; did you mean 'vim'? known: ssd_vit, vim`, the tail of a message about an unknown name."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

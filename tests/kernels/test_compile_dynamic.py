@@ -113,9 +113,10 @@ def compiled(op: Callable[..., Any]) -> tuple[Callable[..., Any], CompileCounter
     return torch.compile(op, backend=counter, dynamic=True, fullgraph=True), counter
 
 
-# packed rows are cut by what they hold, not by their number
+# by numbers of rows: one of the scans that are cut by them; packed rows are cut by what they hold
+OFTEN = ("selective_scan", "bidirectional_ssd, scans")
 BY_BATCH = [
-    pytest.param(name, BATCHES, id=f"{name}-batches", marks=[pytest.mark.slow] * ("packed" in name))
+    pytest.param(name, BATCHES, id=f"{name}-batches", marks=[pytest.mark.slow] * (name not in OFTEN))
     for name in CASES
 ]
 

@@ -136,7 +136,7 @@ def test_seq_idx_from_cu_seqlens():
         seq_idx_from_cu_seqlens(torch.tensor([0]), 7)
 
 
-@pytest.mark.parametrize("marks", [(), ("seq_idx", "lengths")])
+@pytest.mark.parametrize("marks", [pytest.param((), marks=pytest.mark.slow), ("seq_idx", "lengths")])
 @pytest.mark.parametrize("name", CASES)
 def test_compiles_in_one_graph(agree, mark, compiled, name, marks):
     op, make, switches = CASES[name]
