@@ -48,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
         if not cells:
             raise ValueError(f"no cell has all of the labels {', '.join(arguments.only)}")
         choice = Choice.of(study)
+        if not arguments.table:
+            check_recipes(study, [*choice.before(cells), *cells])
         if arguments.dry_run:
             print("\n".join(planned(study, chains_of(study, choice.open(cells), arguments.study))))
             return 0
@@ -78,15 +80,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def chains_of(study: Study, cells: list[Cell], source: Path) -> list[list[Run]]:
-    """What each cell waits for, and the cell; options that overrides drop are said, each once. Raises
-    ValueError for a recipe with mistakes."""
+    """What each cell waits for, and the cell; options that overrides drop are said, each once."""
     chains = [study.chain(cell) for cell in cells]
     dropped = [line for chain in chains for each in chain for line in study.resolved(each)[1]]
     for line in dict.fromkeys(dropped):
         print(f"{source}: {line}", file=sys.stderr)
-    for run in dict.fromkeys(each for chain in chains for each in chain):
-        study.check(run)
     return chains
+
+
+def check_recipes(study: Study, cells: list[Cell]) -> None:
+    """Raises ValueError for a recipe with mistakes: of any label that may be chosen, for which one that will
+    be is known only after the runs that choose."""
+    for run in dict.fromkeys(each for cell in cells for each in study.chain(cell)):
+        study.check(run)
 
 
 def run(study: Study, choice: Choice, cells: list[Cell], arguments: argparse.Namespace) -> int:

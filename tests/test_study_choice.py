@@ -94,6 +94,27 @@ def test_labels_that_are_passed_over_are_said_in_a_line(
     assert line.endswith("of t5 (not finished); and 3 more")
 
 
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_a_mistake_of_what_will_be_chosen_is_found_before_what_chooses_is_run(
+    words: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr(Runner, "run_all", lambda _, chains: ran.append(chains) or [])
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(configs.dump(harness.tiny_recipe(tmp_path))))
+    axes = {"part": {"held": [], "test": ["stages.0.lrr=1"]}, "rate": {"low": [], "high": []}}
+    choose = {"axis": "rate", "by": {"part": "held"}, "for": {"part": "test"}}
+    report = {"metric": "top1", "better": "up", "rows": ["rate"], "columns": "part"}
+    given = data(tmp_path / "out", axes=axes, cells=None, choose=choose, report=report)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**given, "common": [f"config={tmp_path / 'c.yaml'}"]}))
+    assert studies.main([str(path), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "test." in error and "did you mean 'lr'" in error and not ran
+
+
 def test_where_nothing_is_chosen_nothing_is_passed_over(tmp_path: Path) -> None:
     study = studies.Study(data(tmp_path, choose=None))
     assert Choice.of(study).passed_over(study.cells) == ""
@@ -156,6 +177,7 @@ def test_choosing_runs_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return True
 
     monkeypatch.setattr(Runner, "_run", run)
+    monkeypatch.setattr(studies, "check_recipes", lambda *_: None)  # there is no recipe
     monkeypatch.setattr(
         studies, "chains_of", lambda study, cells, _: [[study.run_of(cell)] for cell in cells]
     )
