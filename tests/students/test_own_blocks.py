@@ -103,17 +103,20 @@ def test_what_is_remembered_of_blocks_is_what_later_tokens_read(
 
 @torch.no_grad()
 @pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("portion", [4, 12])
 @pytest.mark.parametrize("name", ["none", "left", "between"])
 @pytest.mark.parametrize("kind", NEAR)
 def test_later_tokens_too_are_read_some_at_a_time(
     saved: dict[str, tuple[HybridStudent, Path]],
     kind: str,
     name: str,
+    portion: int,
     fixed: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """No mask has more rows than a block, however many tokens come behind others; so it is of a first portion
-    with padding between its tokens, where something is remembered."""
+    """No mask has more rows than a portion, however many tokens come behind others; so it is of a first
+    portion with padding between its tokens, where something is remembered. One that is longer than a window
+    and a block is read in blocks where nothing lies before it."""
     stock, text = saved[kind][0].stock(), texts(2, 61)
     mask = torch.ones_like(text)
     mask[:, :31] = masks(31)[name]
@@ -126,6 +129,7 @@ def test_later_tokens_too_are_read_some_at_a_time(
         return ours(allowed, dtype)
 
     monkeypatch.setattr(blocks_transmamba, "BLOCK", 4)
+    monkeypatch.setattr(blocks_transmamba, "PORTION", portion)
     monkeypatch.setattr(layers_transmamba, "added", watched)
     cache: Any = stock.fixed_cache(61) if fixed else None
     first = stock(text[:, :31], attention_mask=mask[:, :31], past_key_values=cache, use_cache=True)
@@ -139,7 +143,7 @@ def test_later_tokens_too_are_read_some_at_a_time(
         past_key_values=cache,
         output_hidden_states=True,
     )
-    assert asked and max(asked) == 4
+    assert asked and max(asked) == portion
     real = mask.bool()
     logits = torch.cat([first.logits, later.logits], dim=1)
     assert relative(logits[real], wanted.logits[real]) < 1e-5
@@ -151,6 +155,24 @@ def test_later_tokens_too_are_read_some_at_a_time(
         with pytest.raises(ValueError, match="66 tokens do not fit"):
             stock(text[:, :5], past_key_values=cache)
         assert cache.read == before
+
+
+@torch.no_grad()
+def test_a_turn_of_a_chat_is_launched_a_few_times(saved: dict[str, tuple[HybridStudent, Path]]) -> None:
+    """A GPU waits for Python in such a layer: in portions of a block 2,000 tokens took 16 times as many
+    operations as the same tokens alone do."""
+    stock, layers = saved["window and scan"][0].stock(), 0
+
+    def called(*_: Any) -> None:
+        nonlocal layers
+        layers += 1
+
+    stock.model.layers[0].register_forward_hook(called)
+    read = stock(texts(1, 300), use_cache=True).past_key_values
+    for tokens, times in ((1, 1), (1024, 1), (2000, 2)):
+        layers = 0
+        stock(texts(1, tokens), past_key_values=read)
+        assert layers == times
 
 
 def test_blocks_have_the_gradient_of_the_whole_matrix(

@@ -15,6 +15,9 @@ from torch import Tensor
 
 # tokens of a block, C: wide enough for a kernel's tiles, and not much wider than windows are
 BLOCK = 128
+# tokens that are read at once behind others: under one mask, so no more; each portion launches every layer's
+# operations anew, so no fewer
+PORTION = 1024
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,8 @@ def added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def portions(tokens: int) -> list[slice]:
-    """A block's tokens each."""
-    return [slice(start, start + BLOCK) for start in range(0, tokens, BLOCK)]
+    """At most `PORTION` tokens each."""
+    return [slice(start, start + PORTION) for start in range(0, tokens, PORTION)]
 
 
 def _first(places: Tensor, sinks: int, real: Tensor | None, segments: Tensor | None) -> Tensor:
