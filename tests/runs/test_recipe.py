@@ -103,6 +103,61 @@ def test_stages_that_cannot_be_are_refused_before_the_teacher_is_trained(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "environment.json"}
 
 
+@pytest.mark.parametrize("written", ["{}/below/../teacher_run", "{}/link/teacher_run", "~/teacher_run"])
+def test_the_teacher_s_folder_may_be_written_in_another_way(
+    written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    odd = [PART | dict(steps=1, name="a\0b"), dict(losses=["contrastive"], steps=1, name="~nobody/x")]
+    with pytest.raises(UserError, match="contrastive compares"):
+        run(taught(tmp_path, {}, teacher__model=written.format(tmp_path), stages=odd), quiet=True)
+    assert not (tmp_path / "teacher_run").exists()
+
+
+@pytest.mark.parametrize(
+    ("losses", "hidden", "changes", "message"),
+    [
+        (["mixer"], {}, {}, "reads what is inside the teacher's layers, which is not stored"),
+        (["feature"], {"image": [1]}, {}, "after sublayers 3, which are not stored"),
+        (["kl"], {"image": [9]}, {}, "image has no sublayer 9"),
+        (["kl"], {}, dict(task__mixup=0.2), "the task mixes its batches"),
+        (["kl"], {"image": [1]}, dict(init=dict(fold=True)), "init.fold changes the tokens"),
+    ],
+)
+def test_what_a_store_will_not_have_is_refused_before_the_teacher_is_trained(
+    losses: list[str], hidden: dict[str, Any], changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    inner = dict(name="timm_vit", model=str(tmp_path / "teacher_run"))
+    stored = dict(name="stored", folder=str(tmp_path / "store"), teacher=inner, hidden=hidden)
+    stages = [dict(losses=losses, steps=1)]
+    with pytest.raises(UserError, match=message):
+        run(taught(tmp_path, {}, teacher=stored, stages=stages, **changes), quiet=True)
+    assert not (tmp_path / "teacher_run").exists() and not (tmp_path / "store").exists()
+
+
+def test_a_teacher_s_own_stored_teacher_is_not_stored_for_a_look(tmp_path: Path) -> None:
+    inner = dict(name="timm_vit", model=str(tmp_path / "teacher"))
+    stored = dict(name="stored", folder=str(tmp_path / "store"), teacher=inner)
+    teaching = dict(teacher=stored, stages=[dict(losses=["kl"], steps=1)])
+    with pytest.raises(UserError, match="contrastive compares"):
+        run(taught(tmp_path, teaching, stages=[dict(losses=["contrastive"], steps=1)]), quiet=True)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_launch_that_was_killed_while_it_checked_leaves_nothing_in_the_end(tmp_path: Path) -> None:
+    """Though its teacher was trained by itself since, and nothing is checked again."""
+    recipe = taught(tmp_path, dict(trainer__workers=0))
+    harness.run_quietly(configs.load(Recipe, tmp_path / "teaching.yaml"))
+    left = tmp_path / "run" / UNTRAINED
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{}")
+    configs.save_yaml(recipe, tmp_path / "run" / "config.yaml")
+    harness.run_quietly(recipe)
+    assert not left.exists()
+
+
 def test_the_teacher_is_trained_as_it_is_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, and so is its student; what a launch was killed in while it checked is no hindrance."""
     recipe = taught(tmp_path, dict(trainer__workers=0))

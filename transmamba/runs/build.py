@@ -58,9 +58,12 @@ class Parts:
     tasks: Sequence[Task]
 
 
-def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
+def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False, stores: bool = True) -> Parts:
     """Build what a recipe names, and write what a stored teacher lacks. Raises UserError for every mismatch
-    between its parts."""
+    between its parts.
+
+    stores: or, without, leave a stored teacher's folder alone: its parts are looked at and not trained
+    """
     torch.manual_seed(recipe.seed)
     teacher = None
     if recipe.teacher is not None:
@@ -71,7 +74,9 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False) -> Parts:
         tasks = stage_tasks(recipe, task, teacher, preprocessing)
     if teacher is not None:
         folded = recipe.init is not None and recipe.init.fold
-        teacher = with_store(teacher, task, recipe.trainer, accelerator, folded=folded, quiet=quiet)
+        teacher = with_store(
+            teacher, task, recipe.trainer, accelerator, folded=folded, quiet=quiet, writes=stores
+        )
         if folded:
             teacher = teacher.fold()  # here and not in subcloning, which a resumed run leaves out
     torch.manual_seed(recipe.seed)

@@ -80,7 +80,8 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         _refuse_what_is_no_run(folder)
         with sole(folder):
-            pass
+            # of a launch that was killed while it checked, and perhaps is not to check again
+            shutil.rmtree(folder / UNTRAINED, ignore_errors=True)
         if overwrite:
             _remove_run(folder)
         elif _has_begun(folder):

@@ -33,11 +33,13 @@ def with_store(
     *,
     folded: bool = False,
     quiet: bool = False,
+    writes: bool = True,
 ) -> Teacher:
     """A stored teacher that answers from its store, which is written first as far as it is missing, by all
     processes together; any other teacher as it is.
 
     folded: whether the teacher will be, whose token sequences are then others
+    writes: or, without, only whether it could be stored
 
     Raises UserError for a store of something else, for a damaged one, and for a task whose batches cannot be
     looked up.
@@ -51,6 +53,8 @@ def with_store(
         )
     source, folder = _source(task, teacher), Path(teacher.config.folder).expanduser()
     _refuse_mixing(task, source)
+    if not writes:
+        return teacher
     wanted = {
         "views": teacher.config.views,
         "dtype": teacher.config.dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,6 @@ from ..config import load as configs
 from ..ecosystems.find import save_model
 from ..ecosystems.folders import STUDENT_FOLDER
 from ..errors import UserError
-from ..teachers.stored import Stored
 from .build import assemble
 from .folder import UNTRAINED
 from .pipeline import Pipeline
@@ -52,7 +52,8 @@ def said_of(source: str) -> Iterator[None]:
 
 def check_taught(recipe: Recipe, teaching: Recipe, source: str, accelerator: Any) -> None:
     """Raises UserError for what of a recipe's own parts and stages cannot be, found with the teacher to come
-    as it is before its first step, which lies in the run's folder meanwhile.
+    as it is before its first step, which lies in the run's folder meanwhile. Nothing of either is stored: a
+    store takes as long as the training, and of a teacher that is not trained it would be another's.
 
     A teacher that is itself taught, or merged with an adapter in the end, is not made up: then all this is
     found when it is there.
@@ -64,7 +65,7 @@ def check_taught(recipe: Recipe, teaching: Recipe, source: str, accelerator: Any
     try:
         with said_of(source):
             _write_untrained(teaching, place, accelerator)
-        Pipeline(assemble(asked, accelerator, quiet=True)).check_stages()
+        Pipeline(assemble(asked, accelerator, quiet=True, stores=False)).check_stages()
         accelerator.wait_for_everyone()  # others may still be reading it
     finally:
         if accelerator.is_main_process:
@@ -72,27 +73,30 @@ def check_taught(recipe: Recipe, teaching: Recipe, source: str, accelerator: Any
 
 
 def _write_untrained(teaching: Recipe, place: Path, accelerator: Any) -> None:
-    parts = assemble(teaching, accelerator, quiet=True)
+    parts = assemble(teaching, accelerator, quiet=True, stores=False)
     if accelerator.is_main_process:
-        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed here
         save_model(parts.student, place, parts.task.preprocessing)
     accelerator.wait_for_everyone()
 
 
 def _read_from(recipe: Recipe, made: Path, place: Path) -> Recipe | None:
-    """The same with a teacher that is read from `place`, and from no store; None where it names no folder of
-    its teacher's run."""
-    teacher = recipe.teacher.teacher if isinstance(recipe.teacher, Stored) else recipe.teacher
-    folders = {folder.absolute() for folder in (made, made / STUDENT_FOLDER)}
+    """The same with a teacher that is read from `place`; None where it names no folder of its teacher's
+    run."""
+    folders = {_where(str(folder)) for folder in (made, made / STUDENT_FOLDER)}
 
     def moved(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: moved(each) for key, each in value.items()}
         if isinstance(value, list):
             return [moved(each) for each in value]
-        here = isinstance(value, str) and Path(value).absolute() in folders
-        return str(place) if here else value
+        return str(place) if isinstance(value, str) and _where(value) in folders else value
 
-    plain = configs.dump(replace(recipe, teacher=teacher, teacher_recipe=None))
+    plain = configs.dump(replace(recipe, teacher_recipe=None))
     values = moved(plain)
     return None if values == plain else configs.parse(Recipe, values, recipe.output_dir)
+
+
+def _where(text: str) -> str:
+    """Which file a text would name, however it is written: as `check_teaching` compares them. Most texts are
+    no paths, and nothing is too odd to be asked."""
+    return text if "\0" in text else os.path.realpath(os.path.expanduser(text))
