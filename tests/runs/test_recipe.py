@@ -103,6 +103,23 @@ def test_stages_that_cannot_be_are_refused_before_the_teacher_is_trained(
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "environment.json"}
 
 
+def test_a_folder_that_the_teacher_cannot_have_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transmamba.runs.teaching.assemble", lambda *_, **__: pytest.fail("models are made"))
+    recipe, made = taught(tmp_path, {}), tmp_path / "teacher_run"
+    made.mkdir()
+    (made / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"teaching\.yaml: .*teacher_run' holds something that is no run"):
+        run(recipe, quiet=True)
+    (made / "mine.txt").unlink()
+    other = harness.tiny_recipe(tmp_path, output_dir=str(made))
+    configs.save_yaml(other, made / "config.yaml")
+    (made / "metrics.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="holds another run"):
+        run(recipe, quiet=True)
+
+
 @pytest.mark.parametrize("written", ["{}/below/../teacher_run", "{}/link/teacher_run", "~/teacher_run"])
 def test_the_teacher_s_folder_may_be_written_in_another_way(
     written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

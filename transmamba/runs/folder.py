@@ -75,17 +75,11 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
     """Make `folder` this recipe's, or find that it already is. Another run's is refused, or with `overwrite`
     removed: what a run writes, and nothing else that lies there. Raises UserError naming the first
     differences."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output_dir {str(folder)!r} is a file; write a folder")
-    if folder.exists() and any(folder.iterdir()):
-        _refuse_what_is_no_run(folder)
-        with sole(folder):
-            # of a launch that was killed while it checked, and perhaps is not to check again
-            shutil.rmtree(folder / UNTRAINED, ignore_errors=True)
-        if overwrite:
-            _remove_run(folder)
-        elif _has_begun(folder):
-            _refuse_another_run(folder, recipe)
+    check_folder(folder, None if overwrite else recipe)
+    if overwrite and folder.exists():
+        _remove_run(folder)
+    # of a launch that was killed while it checked, and perhaps is not to check again
+    shutil.rmtree(folder / UNTRAINED, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         begun = _has_begun(folder)
@@ -95,6 +89,18 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
             (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
+
+
+def check_folder(folder: Path, recipe: Recipe | None) -> None:
+    """Raises UserError for a folder that cannot become this recipe's, or without one that of any run."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output_dir {str(folder)!r} is a file; write a folder")
+    if folder.exists() and any(folder.iterdir()):
+        _refuse_what_is_no_run(folder)
+        with sole(folder):
+            pass
+        if recipe is not None and _has_begun(folder):
+            _refuse_another_run(folder, recipe)
 
 
 def _remove_run(folder: Path) -> None:

@@ -16,7 +16,7 @@ from ..reporting.report import write_report
 from ..training.checkpoint import checkpoint_at
 from ..training.precision import float32_products
 from .build import assemble, make_accelerator
-from .folder import REPORT, claim_folder, sole
+from .folder import REPORT, check_folder, claim_folder, sole
 from .leave import NumbersAlone, leave, leave_numbers_alone, splits_of
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch
@@ -160,7 +160,13 @@ class _Run:
         teaching = load_recipe(source)
         check_teaching(teaching, self.recipe, source)
         teaching.trainer.division(self.accelerator.num_processes)  # refused before anything is trained
-        if not (Path(teaching.output_dir).expanduser() / RESULTS_FILE).is_file():
+        made = Path(teaching.output_dir).expanduser()
+        if not (made / RESULTS_FILE).is_file():
+            if self.accelerator.is_main_process:
+                with said_of(source):
+                    check_folder(
+                        made, teaching
+                    )  # at once, and not behind two models that are made for a look
             check_taught(self.recipe, teaching, source, self.accelerator)
         with said_of(source):
             results = self._again(replace(teaching, wandb=None), "teacher")

@@ -99,4 +99,5 @@ def _read_from(recipe: Recipe, made: Path, place: Path) -> Recipe | None:
 def _where(text: str) -> str:
     """Which file a text would name, however it is written: as `check_teaching` compares them. Most texts are
     no paths, and nothing is too odd to be asked."""
-    return text if "\0" in text else os.path.realpath(os.path.expanduser(text))
+    home = os.path.expanduser(text)  # noqa: PTH111 - Path's own raises for ~ and no user's name
+    return text if "\0" in text else os.path.realpath(home)
