@@ -424,8 +424,11 @@ def test_a_run_without_a_student_is_told_from_no_model(
     claim_folder(run, configs.load(Recipe, recipe), overwrite=False)
     for words in (["inspect", run], ["predict", run, "a.png"], ["convert", run, tmp_path / "out"]):
         assert_mistake(command(*words), "this run has no student: it has not ended")
+    (run / "results.json").write_text("{}")
+    assert_mistake(command("inspect", run), "this run has ended, and has no student: it left numbers alone")
     for path in run.iterdir():
         path.unlink()
+    (run / "config.yaml").write_text("of: another program\n")
     assert_mistake(command("inspect", run), "holds no config.json and no open_clip_config.json")
 
 

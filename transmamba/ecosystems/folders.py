@@ -56,11 +56,10 @@ def model_folder(path: str | Path) -> Path | None:
 
 def no_model_in(folder: Path) -> str:
     """What is there in place of a model, and what to write: a run has its recipe before its student."""
-    if (folder / "config.yaml").is_file():
-        return (
-            "this run has no student: it has not ended, and the same command goes on with it, or it leaves "
-            "numbers alone"
-        )
+    if all((folder / name).is_file() for name in ("config.yaml", "environment.json")):  # others' may have one
+        if (folder / "results.json").is_file():
+            return "this run has ended, and has no student: it left numbers alone, or its student was removed"
+        return "this run has no student: it has not ended, and the same command goes on with it"
     return f"holds no config.json and no {OPEN_CLIP_CONFIG}; write a run or model folder"
 
 
