@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,19 @@ def test_the_teacher_is_trained_as_it_is_by_itself(tmp_path: Path, monkeypatch: 
     other = taught(tmp_path, dict(trainer__workers=0), output_dir=str(tmp_path / "again"))
     shutil.rmtree(tmp_path / "teacher_run")
     assert harness.without_timing(harness.run_quietly(other)) == found
+
+
+def test_a_teacher_whose_training_has_begun_is_not_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models would be made, and one written, each time that a launch goes on."""
+    recipe, looked = taught(tmp_path, dict(trainer__workers=0)), []
+    monkeypatch.setattr("transmamba.runs.run.check_taught", lambda *_: looked.append(1))
+    harness.run_quietly(recipe)
+    assert looked == [1]
+    (tmp_path / "teacher_run" / "results.json").unlink()  # as if it had been killed after its last checkpoint
+    harness.run_quietly(dataclasses.replace(recipe, output_dir=str(tmp_path / "again")))
+    assert looked == [1]
 
 
 def test_a_teacher_s_recipe_is_divided_before_it_is_trained(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ..evaluation.measured import Measured
 from ..reporting.metrics import RESULTS_FILE, as_saved, read_results
 from ..reporting.progress import Display
 from ..reporting.report import write_report
-from ..training.checkpoint import checkpoint_at
+from ..training.checkpoint import checkpoint_at, list_checkpoints
 from ..training.precision import float32_products
 from .build import assemble, make_accelerator
 from .folder import REPORT, check_folder, claim_folder, sole
@@ -163,11 +163,10 @@ class _Run:
         made = Path(teaching.output_dir).expanduser()
         if not (made / RESULTS_FILE).is_file():
             if self.accelerator.is_main_process:
-                with said_of(source):
-                    check_folder(
-                        made, teaching
-                    )  # at once, and not behind two models that are made for a look
-            check_taught(self.recipe, teaching, source, self.accelerator)
+                with said_of(source):  # at once, and not behind two models that are made for a look
+                    check_folder(made, teaching)
+            if not list_checkpoints(made / "checkpoints"):  # else it was looked at before
+                check_taught(self.recipe, teaching, source, self.accelerator)
         with said_of(source):
             results = self._again(replace(teaching, wandb=None), "teacher")
         return {"minutes": results["student"]["minutes"]}
