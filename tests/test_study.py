@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,7 +199,8 @@ def test_nothing_goes_on_behind_an_interruption(tmp_path: Path, monkeypatch: pyt
         if (process := begin(*arguments, **pipes)) is not None:
             begun.append(process)
             if len(begun) == 2:
-                signal.raise_signal(signal.SIGINT)
+                # to the thread that waits for the runs, wherever it is
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         return process
 
     monkeypatch.setattr(runner, "_begin", watched)
