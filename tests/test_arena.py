@@ -142,6 +142,7 @@ def test_the_wider_window_has_the_memory_of_window_and_scan() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_arm_runs_on_a_cpu(shared_data: Path, tmp_path: Path) -> None:
     """The study itself, over stories260K and some thousand tokens: two of five layers keep attention."""
     teacher = tmp_path / "stories260k"

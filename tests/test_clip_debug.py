@@ -78,6 +78,7 @@ def test_a_clip_becomes_mamba(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_miniature_in_full(tmp_path: Path) -> None:
     """As it stands, from pictures alone too, and ahead of the same student from random weights."""
     whole = ran(tmp_path)
