@@ -118,14 +118,15 @@ def test_a_mask_is_made_once_a_pass_and_changes_nothing(
     student = student if autocast else student.double()
     wanted, text = torch.bfloat16 if autocast else torch.float64, texts(2, LENGTH)
     made: list[torch.dtype] = []
+    ours = blocks_transmamba.added
 
     def counted(allowed: Tensor, dtype: torch.dtype) -> Tensor:
         made.append(dtype)
-        return blocks_transmamba.added(allowed, dtype)
+        return ours(allowed, dtype)
 
     found = []
     for added in (counted, lambda allowed, _: allowed):
-        monkeypatch.setattr(nearby, "added", added)
+        monkeypatch.setattr(blocks_transmamba, "added", added)
         student.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = student(text)

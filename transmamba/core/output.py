@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import Layout
+
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -190,13 +193,14 @@ class Context:
     segments: Tensor | None = None
     positions: Tensor | None = None
 
-    def once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    def once(self, key: Hashable, make: Callable[[], _Made]) -> _Made:
         """What `make` makes of this context alone, made by the first layer that asks. It is no field: what
         `replace` makes begins anew."""
-        made: dict[Hashable, Tensor] = self.__dict__.setdefault("_made", {})
+        made: dict[Hashable, Any] = self.__dict__.setdefault("_made", {})
         if key not in made:
             made[key] = make()
-        return made[key]
+        found: _Made = made[key]
+        return found
 
     @classmethod
     def of(cls, inputs: Mapping[str, Tensor], reads: str = "text") -> Context:

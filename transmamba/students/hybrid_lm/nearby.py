@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.output import Context
 from ...views.rope import Rope
 from ...views.sublayers import attend, readable
-from .own.blocks_transmamba import Blocks, added
+from .own.blocks_transmamba import Blocks
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ class Nearby:
             return attend(q, k, v, self.allowed)
         blocks, dtype = self.blocks, v.dtype  # norms leave q and k wider under autocast
         key = "near", self.window, self.sinks, dtype
-        mask = self.context.once(key, lambda: added(blocks.allowed, dtype))
-        return replace(blocks, allowed=mask).attend(q, k, v, attend)
+        return self.context.once(key, lambda: blocks.added(dtype)).attend(q, k, v, attend)
 
 
 @dataclass(frozen=True)
