@@ -32,6 +32,7 @@ def llava_folder(
     strategy: str = "default",
     template: str | None = TEMPLATE,
     noise: float = 0.15,
+    layers: int = 2,
     **options: Any,
 ) -> Path:
     """A LLaVA of pictures of 16 x 16 pixels in 4 patches over a Llama, random, with its tokenizer."""
@@ -52,7 +53,7 @@ def llava_folder(
         vocab_size=words,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=context,

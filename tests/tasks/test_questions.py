@@ -422,3 +422,29 @@ def test_questions_without_reasons_are_asked_in_stages_too(
     else:
         with pytest.raises(UserError, match="no question of the test split has one, and writing is never"):
             task_of(teacher, **values, writing="never").evaluators("test")
+
+
+def test_what_is_drawn_of_a_split_is_a_fixed_choice_of_it(teacher: Any, tmp_path: Path) -> None:
+    """With reasons, of those questions that have some: no answer of another can be read."""
+    task = task_of(teacher, validation=0.5, final_split="test")
+    drawn: dict[str, list[int]] = {}
+    for split in ("train", "validation", "test"):
+        batches = list(task.drawn(split, 12, 5))
+        drawn[split] = [n for batch in batches for n in batch.index.tolist()]
+        assert [len(batch) for batch in batches] == [5, 5, 2] and len(set(drawn[split])) == 12
+        assert set(drawn[split]) <= set(task.indices(split).tolist()) and drawn[split] != sorted(drawn[split])
+        learned = EvalQuestions(task.source(split), task.asking)
+        assert all(same(batch, learned.batch(batch.index.numpy())) for batch in batches)
+        again = task_of(teacher, validation=0.5, final_split="test").drawn(split, 7, 7)
+        assert next(again).index.tolist() == drawn[split][:7], "fewer are the first of more"
+    assert not set(drawn["train"]) & set(drawn["validation"])
+    assert sum(len(batch) for batch in task.drawn("test", 99, 8)) == 20
+    rows = [dict(question=f"what comes after {n}?", answer=str(n + 1)) for n in range(9)]
+    for n in (1, 3, 4, 8):
+        rows[n] |= {"rationale": f"after {n} comes {n + 1}"}
+    data = dict(name="jsonl", test=write_jsonl(tmp_path / "q.jsonl", rows))
+    staged = task_of(teacher, rationales=True, data=data, controls=[], lookup=0)
+    found = [
+        set(batch.index.tolist()) for batch in (*staged.drawn("test", 3, 3), *staged.drawn("test", 9, 9))
+    ]
+    assert len(found[0]) == 3 and found[0] < found[1] == {1, 3, 4, 8}

@@ -60,7 +60,7 @@ VERBS: dict[str, Verb | Verbs] = {
     "distill": Verb("run a recipe on this process", launch.add, launch.run),
     "evaluate": Verb("measure a model, and its teacher beside it", evaluate.add, evaluate.run),
     "select-layers": Verb(
-        "which attention layers a hybrid language model keeps", select_layers.add, select_layers.run
+        "which attention layers a hybrid language model or LLaVA keeps", select_layers.add, select_layers.run
     ),
     "search-peft": Verb("which methods of an adapter, and how large", search_peft.add, search_peft.run),
     "generate-data": Verb(

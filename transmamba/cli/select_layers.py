@@ -1,4 +1,5 @@
-"""`transmamba select-layers`: which of the teacher's attention layers a hybrid language model keeps."""
+"""`transmamba select-layers`: which of the teacher's attention layers a hybrid language model, or a LLaVA's
+decoder, keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "student", help="RUN or STUDENT: a hybrid_lm without attention (attention_layers: []), aligned"
+        "student",
+        help="RUN or STUDENT, aligned: a hybrid_lm without attention (attention_layers: []), or a llava with "
+        "such a decoder",
     )
     parser.add_argument(
         "--keep", required=True, metavar="N,N", help="how many layers keep attention, such as 4,8,15"
@@ -25,7 +28,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="the JSON to write")
     parser.add_argument("--teacher", help="left out: the run's own")
     parser.add_argument(
-        "--data", help="a reader of texts, or a file that one knows; left out: what RUN was trained on"
+        "--data",
+        help="a reader of texts or of questions, or a file that one knows; left out: what RUN was trained on",
+    )
+    parser.add_argument(
+        "--task",
+        choices=("language", "questions"),
+        help="of --data; left out: language, or without --data the one of RUN",
     )
     parser.add_argument("--split", help="left out: the one that training was watched on")
     parser.add_argument(
@@ -35,9 +44,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="greedy: measured again beside those kept, n passes a layer that is kept; single: n passes, "
         "neighbours count half",
     )
-    parser.add_argument("--tokens", type=int, default=65536, help="of text that are read (65536)")
+    parser.add_argument("--tokens", type=int, help="of text that are read (65536)")
+    parser.add_argument("--questions", type=int, help="that are read, with their answers (512)")
     parser.add_argument(
-        "--recall-weight", type=float, default=1.0, help="of the KL on spans that come a second time (1)"
+        "--recall-weight", type=float, help="of the KL on spans of text that come a second time (1)"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="rows at a time (8)")
     parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
@@ -60,9 +70,9 @@ def run(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
     if output.exists() and not arguments.overwrite:
         raise UserError(f"-o {output} exists; write another file, or --overwrite")
-    given = arguments.data is not None or arguments.options
+    given = arguments.data is not None or arguments.options or arguments.task is not None
     student = Path(arguments.student)
-    kind = "language" if arguments.data else None
+    kind = arguments.task or ("language" if arguments.data else None)
     task: Any = task_of(arguments.data, arguments.options, kind, run=student) if given else None
     found = select_layers(
         arguments.student,
@@ -71,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
         task=task,
         split=arguments.split,
         tokens=arguments.tokens,
+        questions=arguments.questions,
         recall_weight=arguments.recall_weight,
         method=arguments.method,
         batch_size=arguments.batch_size,
@@ -99,16 +110,19 @@ def _numbers(text: str) -> list[int]:
 
 
 def table(found: Selection) -> str:
-    """Each layer alone, those in order beside the ones before them, and the choices."""
-    lines = [f"{'attention in':<24} {'KL':>9} {'recall KL':>10} {'recalled %':>11}"]
-    lines += [_line("no layer", found.none)]
-    lines += [_line(f"layer {layer}", score) for layer, score in found.single.items()]
-    lines += [
-        _line(f"{count}: and layer {layer}", score)
+    """Each layer alone, those in order beside the ones before them, and the choices; what is recalled where
+    that was asked."""
+    rows = [("no layer", found.none), *((f"layer {layer}", score) for layer, score in found.single.items())]
+    rows += [
+        (f"{count}: and layer {layer}", score)
         for count, (layer, score) in enumerate(zip(found.order, found.nested, strict=True), 1)
     ]
+    recalled = found.about["data"]["words"]["recall"] > 0
+    lines = [f"{'attention in':<24} {'KL':>9}" + recalled * f" {'recall KL':>10} {'recalled %':>11}"]
+    lines += [_line(what, score, recalled) for what, score in rows]
     return "\n".join([*lines, *(f"keep {count}: {layers}" for count, layers in found.chosen.items())])
 
 
-def _line(what: str, score: Score) -> str:
-    return f"{what:<24} {score.kl:>9.4f} {score.recall_kl:>10.4f} {score.recalled:>11.2f}"
+def _line(what: str, score: Score, recalled: bool) -> str:
+    line = f"{what:<24} {score.kl:>9.4f}"
+    return f"{line} {score.recall_kl:>10.4f} {score.recalled:>11.2f}" if recalled else line

@@ -22,10 +22,10 @@ Method = Literal["greedy", "single"]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Of a student, on text and on what is repeated in it.
+    """Of a student, on text and on what is repeated in it, or on answers to questions.
 
-    kl:        KL(teacher ‖ student) in nats a token of text
-    recall_kl: the same of words of a span that comes a second time
+    kl:        KL(teacher ‖ student) in nats a token of text, or of the answers
+    recall_kl: the same of words of a span that comes a second time; 0 where none is read
     recalled:  percent of those words that it finds likeliest
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,8 +56,9 @@ def _each(mask: Tensor | None, rows: int) -> Sequence[Any]:
 class Scores:
     """Scores of sets of layers; call it with several, for each batch the teacher reads once for all of them.
 
-    texts:    batches on the CPU, as the task makes them
+    texts:    batches on the CPU, as the task makes them, of texts or of questions
     recall:   whether repeated spans are read as well; without, their scores are 0
+    what:     how that is called which is predicted in `texts`
     autocast: makes the context that both compute in
     watch:    shows a pass to the user: (batches and sets, title) to the same
 
@@ -70,26 +72,28 @@ class Scores:
         texts: Sequence[Batch],
         *,
         recall: bool,
+        what: str = "text",
         device: torch.device,
         autocast: Callable[[], Any] = contextlib.nullcontext,
         watch: Watch = lambda pairs, title: pairs,
     ) -> None:
-        self.swap, self.texts, self.watch = swap, list(texts), watch
+        self.swap, self.texts, self.watch, self.what = swap, list(texts), watch, what
+        self.device, self.autocast = device, autocast
         self.spans = [again for batch in texts if len(again := repeated(batch))] if recall else []
         if recall and not self.spans:
             raise UserError(
                 f"no row of these texts has {2 * _LEAST} tokens to repeat; write a larger task.block, or "
                 "recall weight 0"
             )
-        self._student = ModelRunner(swap.student, device, autocast)
+        self._student = ModelRunner(swap.model, device, autocast)
         self._teacher = ModelRunner(teacher, device, autocast, kind="teacher")
 
     @property
     def words(self) -> dict[str, int]:
-        """How many are predicted: of `text`, and `recall`, of spans that come again."""
+        """How many are predicted: of what is read, by its name, and `recall`, of spans that come again."""
         return {
             name: sum(len(asked(batch)) for batch in batches)
-            for name, batches in (("text", self.texts), ("recall", self.spans))
+            for name, batches in ((self.what, self.texts), ("recall", self.spans))
         }
 
     def __call__(self, sets: Sequence[tuple[int, ...]]) -> list[Score]:
@@ -97,7 +101,7 @@ class Scores:
         sizes = {len(layers) for layers in sets}
         title = f"attention in {max(sizes)} of {len(self.swap.layers)} layers"
         with self._student, self._teacher:
-            text = self._means(self.texts, sets, f"{title}, text")
+            text = self._means(self.texts, sets, f"{title}, {self.what}")
             spans = self._means(self.spans, sets, f"{title}, recall")
         return [
             Score(kl=kl, recall_kl=recall, recalled=100 * right)
@@ -110,12 +114,13 @@ class Scores:
         if not batches:
             return sums
         for batch, n in self.watch([(batch, n) for batch in batches for n in range(len(sets))], title):
-            tokens = asked(batch)
-            wanted = batch.targets["tokens"].flatten()[tokens]
             if n == 0:
-                taught, count = self._teacher.logits(batch), count + len(tokens)
+                tokens, here = asked(batch), batch.to(self.device)
+                wanted = batch.targets["tokens"].flatten()[tokens]
+                taught, opened = self._teacher.logits(here), self._opened(here)
+                count += len(tokens)
             with self.swap.keeping(sets[n]):
-                made = self._student.logits(batch)
+                made = self._student.logits(opened)
             said = {"teacher": taught, "student": made}
             for part, logs in log_probabilities(said, tokens, batch.targets["tokens"].numel()):
                 student = logs["student"]
@@ -123,6 +128,11 @@ class Scores:
                 sums[n, 1] += likelihoods(student, wanted[part])[1].sum().cpu()
             self._refuse_trouble()
         return sums / max(count, 1)
+
+    def _opened(self, batch: Batch) -> Batch:
+        """With what is made of it before any of the layers, a picture's features say: once for all sets."""
+        with torch.no_grad(), self.autocast():
+            return replace(batch, inputs=self.swap.opened(batch.inputs))
 
     def _refuse_trouble(self) -> None:
         for name, runner in (("student", self._student), ("teacher", self._teacher)):

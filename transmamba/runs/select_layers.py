@@ -12,20 +12,17 @@ from typing import Any, get_args
 from torch import nn
 
 from ..config.file import read_yaml
-from ..config.registry import TASKS, TEACHERS
-from ..core.batch import Batch
+from ..config.registry import TEACHERS
 from ..ecosystems.find import load_model
 from ..errors import UserError
 from ..evaluation.cost import HALF, autocast, find_device
-from ..students.hybrid_lm.model import HybridStudent
 from ..students.hybrid_lm.selected import FORMAT
-from ..students.hybrid_lm.shape import teacher_shape
-from ..students.hybrid_lm.swap import Swap
+from ..students.hybrid_lm.swap import Swap, Swappable
 from ..subcloning.convert import as_teacher
-from ..tasks.language import Language, LanguageConfig
 from ..teachers.teacher import Teacher
 from .evaluate import described
 from .folder import CONFIG
+from .layer_data import reading_of, task_for
 from .layer_order import Method, Order, Score, ordered
 from .layer_scores import Scores, Watch
 from .saved import has_part, run_of, saved_part
@@ -85,8 +82,9 @@ def select_layers(
     teacher: nn.Module | Teacher | str | Path | None = None,
     task: Any = None,
     split: str | None = None,
-    tokens: int = 65536,
-    recall_weight: float = 1.0,
+    tokens: int | None = None,
+    questions: int | None = None,
+    recall_weight: float | None = None,
     method: Method = "greedy",
     batch_size: int = 8,
     device: str | None = None,
@@ -94,49 +92,58 @@ def select_layers(
     watch: Watch = lambda pairs, title: pairs,
 ) -> Selection:
     """Order the teacher's attention layers by what each does for its student without any: by KL to the
-    teacher on text, plus `recall_weight` times that on the second half of rows that repeat themselves
-    (runs/layer_order.py has the formulas).
+    teacher on text, plus `recall_weight` times that on the second half of rows that repeat themselves, or by
+    KL on the answers to questions (runs/layer_order.py has the formulas).
 
-    student: RUN, STUDENT or a module: a `hybrid_lm` without attention whose mixers were aligned
+    student: RUN, STUDENT or a module: a `hybrid_lm`, or a `llava`'s decoder, without attention whose mixers
+        were aligned
     keep:    numbers of layers; the largest is how many are put in order. `greedy` measures some n * keep
         students of n layers, `single` n + keep
     teacher, task: left out, those of the run that `student` is
-    split:   of the texts; left out, the one that training is watched on
-    tokens:  of text that are read, in whole rows, and about as many of repeated spans
+    split:   of the data; left out, the one that training is watched on
+    tokens:  of the task `language`: how many are read, in whole rows, and about as many of repeated spans;
+        65,536 if left out
+    questions: of the task `questions`: how many are read, with their pictures and answers; 512 if left out
+    recall_weight: 1 if left out; questions have no spans to repeat, theirs is 0
     batch_size: rows at a time
 
     Raises UserError where these do not fit each other.
     """
-    _check(keep, tokens, batch_size, recall_weight, method, precision)
+    amounts = {"tokens": tokens, "questions": questions}
+    _check(keep, {**amounts, "batch_size": batch_size}, recall_weight, method, precision)
     where = find_device(device)
     source = type(student).__name__ if isinstance(student, nn.Module) else str(student)
     run = None if isinstance(student, nn.Module) else run_of(student)
     taught = _teacher(teacher, run, source).to(where)
-    task = _task(task, run, source)
+    task = task_for(task, run, source)
+    reading = reading_of(task, amounts, recall_weight)
     model = student if isinstance(student, nn.Module) else load_model(student)
-    if not isinstance(model, HybridStudent):
-        raise UserError(f"{source} is a {type(model).__name__}; layers are selected of a hybrid_lm")
-    data: Language = task.build(taught.preprocessing)
+    if not isinstance(model, Swappable):
+        raise UserError(
+            f"{source} is a {type(model).__name__}; layers are selected of a hybrid_lm or a llava"
+        )
+    data = task.build(taught.preprocessing)
     for checked, who in ((taught, "teacher"), (model, "student")):
         data.check(checked, who)
-    swap = Swap(model.to(where), taught.view)
+    swap = model.to(where).swap(taught.view)
     if (most := max(keep)) >= len(swap.layers):
         raise UserError(f"keep has {most}, but the student has {len(swap.layers)} layers; write fewer")
     split = split or data.watched
     scores = Scores(
         swap,
         taught,
-        _texts(data, split, tokens, batch_size),
-        recall=recall_weight > 0,
+        reading.batches(data, split, batch_size),
+        recall=reading.recall_weight > 0,
+        what=reading.kind.what,
         device=where,
         autocast=functools.partial(autocast, where, precision),
         watch=watch,
     )
-    found = ordered(scores, range(len(swap.layers)), most, recall_weight, method)
-    options = dict(method=method, recall_weight=recall_weight, tokens=tokens, precision=precision)
+    found = ordered(scores, range(len(swap.layers)), most, reading.recall_weight, method)
+    options = dict(method=method, **reading.options, precision=precision)
     about = {
         "student": source,
-        "teacher": {"source": taught.source, **teacher_shape(taught.view)},
+        "teacher": {"source": taught.source, **swap.shape},
         "data": {"task": described(task), "split": split, "words": scores.words},
         "options": options,
     }
@@ -154,24 +161,19 @@ def _by_teacher(found: Order, swap: Swap, keep: tuple[int, ...], about: Mapping[
     )
 
 
-def _texts(data: Language, split: str, tokens: int, batch_size: int) -> list[Batch]:
-    """Rows of a split, drawn alike each time. Raises UserError where it has none."""
-    rows = -(-tokens // data.config.block)
-    found = list(data.drawn(split, rows, batch_size))
-    if not found:
-        raise UserError(f"the {split} split has no rows; name another")
-    return found
-
-
 def _check(
-    keep: Sequence[int], tokens: int, batch_size: int, recall_weight: float, method: str, precision: str
+    keep: Sequence[int],
+    counts: Mapping[str, int | None],
+    recall_weight: float | None,
+    method: str,
+    precision: str,
 ) -> None:
     if not keep or min(keep) < 1:
         raise UserError(f"keep is {list(keep)}; write numbers of layers, each at least 1, such as 4,8")
-    for name, value in (("tokens", tokens), ("batch_size", batch_size)):
-        if value < 1:
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise UserError(f"{name} is {value}; write at least 1")
-    if not 0 <= recall_weight < float("inf"):
+    if recall_weight is not None and not 0 <= recall_weight < float("inf"):
         raise UserError(f"recall_weight is {recall_weight}; write a number, 0 for text alone")
     if method not in get_args(Method):
         raise UserError(f"method is {method!r}; write {' or '.join(get_args(Method))}")
@@ -186,12 +188,3 @@ def _teacher(given: Any, run: Path | None, source: str) -> Teacher:
     teacher: Teacher = saved_part(run, "teacher", TEACHERS).build() if given is None else as_teacher(given)  # type: ignore[arg-type]
     init = None if run is None else read_yaml(run / CONFIG).get("init")
     return teacher.fold() if isinstance(init, dict) and init.get("fold") else teacher
-
-
-def _task(given: Any, run: Path | None, source: str) -> LanguageConfig:
-    if given is None and run is None:
-        raise UserError(f"{source}: no run there that says its data; name the data")
-    task = given if given is not None else saved_part(run, "task", TASKS)  # type: ignore[arg-type]
-    if not isinstance(task, LanguageConfig):
-        raise UserError(f"layers are selected on texts (the task language), not on {described(task)}")
-    return task

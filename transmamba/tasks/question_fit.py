@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from ..core.preprocessing import PicturesAndText
 from ..core.text import TextOnly
 from ..data.questions.asked import Asking, Style
 from ..data.questions.batches import naming
-from ..data.questions.source import MARK, Item
+from ..data.questions.source import MARK, Item, QuestionSource
 from ..ecosystems.language_tokenizer import HuggingFaceTokenizer
 from ..errors import UserError
 from .vocabulary import check_words
+
+Indices = npt.NDArray[np.int64]
 
 
 def asking_of(preprocessing: Any, style: Style, context: int | None) -> Asking:
@@ -59,6 +65,23 @@ def check_fits(model: Any, who: str, asking: Asking, apart: bool = False) -> Non
                     f"{who}'s {what}{theirs}, the data are made for {mine}; choose models that share a tower "
                     "and a tokenizer"
                 )
+
+
+def check_askable(asking: Asking, source: QuestionSource, room: int, number: int) -> None:
+    """Raises UserError, naming it, for an item that cannot be asked, with an answer of `room` tokens."""
+    with naming(number):
+        item = source.item(number)
+        if item.rationale is not None or not asking.style.rationales:
+            asking.example(item)
+        asking.prompt(item, room)
+        if asking.style.pictures and not getattr(source, "drawn", False):
+            item.images()
+
+
+def explained(source: QuestionSource, index: Indices, most: int | None = None) -> Indices:
+    """Those of the items `index` that have a rationale, the first `most` of them."""
+    reasoned = (number for number in index.tolist() if source.item(number).rationale is not None)
+    return np.fromiter(islice(reasoned, most), dtype=np.int64)
 
 
 def usable(asking: Asking, number: int, item: Item) -> tuple[list[int], int]:

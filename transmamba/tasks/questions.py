@@ -20,12 +20,12 @@ from ..data.images.decoding import refusals
 from ..data.pairs.bad import check_limit
 from ..data.questions.asked import Style
 from ..data.questions.bad import ForgivingQuestions
-from ..data.questions.batches import EvalQuestions, TrainQuestions, naming
+from ..data.questions.batches import EvalQuestions, TrainQuestions
 from ..data.questions.source import QuestionSource
 from ..data.stream import in_order, load, train_stream
 from ..data.subset import check_fraction, check_held_out, held_out_of, trained_and_held_out
 from ..errors import refuse_all
-from .question_fit import asking_of, check_fits, usable
+from .question_fit import asking_of, check_askable, check_fits, explained, usable
 from .splits import open_first, source_of
 
 if TYPE_CHECKING:
@@ -213,13 +213,9 @@ class Questions:
         """Those of them of which it is measured how likely their answer is, as it is to be written: with
         `rationales`, those that have one."""
         index = self.asked(split)
-        if not self.asking.style.rationales:
-            return index
-        if split not in self._with_reasons:
-            item = self.source(split).item
-            reasons = [item(number).rationale is not None for number in index.tolist()]
-            self._with_reasons[split] = index[np.array(reasons, dtype=bool)]
-        return self._with_reasons[split]
+        if self.asking.style.rationales and split not in self._with_reasons:
+            self._with_reasons[split] = explained(self.source(split), index)
+        return self._with_reasons.get(split, index)
 
     def train_batches(self, steps: Steps) -> Iterator[Batch]:
         """A rank's micro-batches, from step `start_step` on."""
@@ -248,6 +244,16 @@ class Questions:
         pairs = [np.stack([np.zeros_like(part), part], axis=1) for part in in_order(chosen, batch_size)]
         return load(self.train_source(0), pairs, batch_size)
 
+    def drawn(self, split: str, samples: int, batch_size: int) -> Iterator[Batch]:
+        """A fixed random choice of a split's questions with their answers (all if there are fewer)."""
+        if split == "train":  # of which bad ones are replaced
+            return self.calibration(samples, batch_size)
+        every, source = self.indices(split), self.source(split)
+        chosen = every[permutation(len(every), self.config.split_seed)]
+        if self.asking.style.rationales:
+            chosen = explained(source, chosen, samples)
+        return load(EvalQuestions(source, self.asking), in_order(chosen[:samples], batch_size), batch_size)
+
     def change(self, batch: Batch, seed: int) -> Batch:
         return batch
 
@@ -274,17 +280,8 @@ class Questions:
         """A line for each question of the evaluation splits that cannot be asked: a picture that does not
         decode, more tokens than are read."""
         for split in dict.fromkeys((self.watched, self.final)):
-            yield from refusals(self.asked(split), partial(self._look, split), f"checking {split} questions")
-
-    def _look(self, split: str, number: int) -> None:
-        source = self.source(split)
-        with naming(number):
-            item = source.item(number)
-            if item.rationale is not None or not self.asking.style.rationales:
-                self.asking.example(item)
-            self.asking.prompt(item, self.config.room)
-            if self.asking.style.pictures and not getattr(source, "drawn", False):
-                item.images()
+            look = partial(check_askable, self.asking, self.source(split), self.config.room)
+            yield from refusals(self.asked(split), look, f"checking {split} questions")
 
     @cached_property
     def _chosen(self) -> tuple[Indices, Indices]:

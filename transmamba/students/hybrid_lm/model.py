@@ -36,6 +36,7 @@ from .plan import plan
 from .shape import blocks_of
 from .start import Walk, calibrate
 from .stock import as_stock, save, write
+from .swap import Swap
 
 NOTHING = Capture()
 # parts of a mixer that it makes where a loss reads them alone
@@ -237,13 +238,13 @@ class HybridStudent(Adaptable, Carried, nn.Module):
     def narrower(self, theirs: Tower) -> bool:
         """Whether it has fewer channels, heads or neurons than a teacher's tower, so that some are chosen."""
         attention, mlp = blocks_of(theirs)[0]
-        mine = (self.width, self.config.num_attention_heads, self.config.num_key_value_heads)
-        return (*mine, self._layers[0].neurons) != (
-            theirs.width,
-            attention.heads,
-            attention.kv_heads or attention.heads,
-            len(mlp.up.weight),
-        )
+        heads = self.config.num_attention_heads, self.config.num_key_value_heads
+        shared = attention.kv_heads or attention.heads
+        wanted = (theirs.width, attention.heads, shared, len(mlp.up.weight))
+        return (self.width, *heads, self._layers[0].neurons) != wanted
+
+    def swap(self, view: View) -> Swap:
+        return Swap(self, view)
 
     def plan(self, view: View, select: Mapping[str, Selection] | None = None) -> Iterator[Take | Dropped]:
         """What takes which tensor of a teacher's decoder: all of them but positions in Mamba-2 layers. Raises

@@ -28,6 +28,7 @@ from ..after import After
 from ..carried import Carried
 from ..hybrid_lm.model import HybridStudent
 from ..hybrid_lm.stock import write
+from ..hybrid_lm.swap import Swap
 from ..image_part import ASKED
 from ..reading import take_affine
 from ..sizes import pair
@@ -35,7 +36,7 @@ from ..spread import is_spread
 from .crossing import Crossing, Prompts
 from .kept import KeptTower
 from .marks import rows_of_pictures
-from .parts import OURS, decoder_view, image_view, spliced_of
+from .parts import NONE_KEPT, OURS, decoder_view, image_view, spliced_of
 from .stock import as_stock, save
 
 IMAGE, CONNECTOR, DECODER = "vision_tower.", "multi_modal_projector.", "language_model."
@@ -47,7 +48,8 @@ _OF_DECODER = ("attention", "mlp", "embedding", "head", "norms")
 class LlavaStudent(Carried, nn.Module):
     """Reads `text` (B, L) with `text_mask` (B, L) and, with cross-Mamba, `prompt_mask` (B, L), and `image`
     (P, C, H, W) with `image_row` (P,), the row of each: all pictures of a batch, row by row, in the order of
-    their marks. Its streams are `image` and `decoder`.
+    their marks; or in place of pictures `words` (B, L, D), see `spliced`. Its streams are `image` and
+    `decoder`.
 
     config: transformers' LlavaConfig
     fresh:  whether a converted image tower starts from random weights
@@ -111,6 +113,19 @@ class LlavaStudent(Carried, nn.Module):
         if "text" not in inputs:
             self._see(inputs, None, captures, output)
             return output
+        x = inputs["words"] if "words" in inputs else self._words(inputs, captures, output)
+        made = self.language_model.read(x, Context.of(inputs), captures.get("decoder", NOTHING))
+        output.streams["decoder"], output.logits = made.streams["decoder"], made.logits
+        return output
+
+    def spliced(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same inputs with all that the decoder's layers read, `words` (B, L, D), in place of pictures:
+        for whoever runs them several times with other layers."""
+        rest = {name: tensor for name, tensor in inputs.items() if name not in ("image", "image_row")}
+        return {**rest, "words": self._words(inputs, {}, Output())}
+
+    def _words(self, inputs: Mapping[str, Tensor], captures: Captures, output: Output) -> Tensor:
+        """What the decoder's first layer reads, (B, L, D): words, and in their places what is seen."""
         rows = rows_of_pictures(inputs, self.config.image_token_id, self.tokens)  # before anything is made
         x = self.language_model.embed(inputs["text"])
         prompts = None
@@ -123,9 +138,7 @@ class LlavaStudent(Carried, nn.Module):
         elif self._trains_pictures() or is_spread(self.vision_tower):
             # every rank has the same gradients and calls the same units, of nothing where it has none
             x = x + self._nothing(inputs["text"]).to(x.dtype)
-        made = self.language_model.read(x, Context.of(inputs), captures.get("decoder", NOTHING))
-        output.streams["decoder"], output.logits = made.streams["decoder"], made.logits
-        return output
+        return x
 
     def _see(
         self, inputs: Mapping[str, Tensor], prompts: Prompts | None, captures: Captures, output: Output
@@ -213,6 +226,10 @@ class LlavaStudent(Carried, nn.Module):
                 yield Take(target=f"{CONNECTOR}linear_1.bias", source="connector.0.bias", tensor=first.bias)
         yield from take_affine(f"{CONNECTOR}linear_2", "connector.1", last)
         yield from _within(DECODER, self.language_model.plan(decoder_view(view), select), "decoder")
+
+    def swap(self, view: View) -> Swap:
+        """Of the decoder's layers: the teacher's pictures come by its own tower, the student's by its own."""
+        return Swap(self.language_model, decoder_view(view), self, NONE_KEPT)
 
     def groups(self) -> dict[str, Callable[[str], bool]]:
         image, decoder = self.vision_tower.groups(), self.language_model.groups()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # of a LLaVA's configuration, what a student's has as it is
 _AS_THEY_ARE = ("projector_hidden_act", "multimodal_projector_bias")
+# by which no layer of a student's decoder has attention
+NONE_KEPT = "student.decoder: {kind: hybrid, attention_layers: []}"
 
 
 def spliced_of(view: View) -> Spliced:
@@ -44,10 +46,11 @@ def image_view(view: View) -> View:
 
 
 def decoder_view(view: View) -> View:
-    """The decoder alone, as the language model that a hybrid may follow: pictures have no part in it."""
+    """The decoder alone, as the language model that a hybrid may follow: pictures have no part in it.
+    Raises UserError for a teacher that is no LLaVA."""
+    tokens, tower = spliced_of(view).tokens, view.towers["decoder"]
     assert view.config is not None, "spliced_of has looked"
-    tower = view.towers["decoder"]
-    words = replace(tower, embedding=spliced_of(view).tokens, layout=Sequence())
+    words = replace(tower, embedding=tokens, layout=Sequence())
     return View({"decoder": words}, {"decoder": view.heads["decoder"]}, config=view.config["text_config"])
 
 
