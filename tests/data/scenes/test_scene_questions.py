@@ -6,12 +6,12 @@ import hashlib
 import re
 import subprocess
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections import Counter
 from functools import cache
 
 import numpy as np
 import pytest
+from solver import answered, assert_is_clear, parsed, pattern, places_of_answers, shares_blind
 
 from transmamba.data.hashing import Draws
 from transmamba.data.scenes import Stock
@@ -23,7 +23,6 @@ from transmamba.data.scenes.programs import (
     HELD_STYLES,
     KINDS,
     MOST_OBJECTS,
-    Object,
     Pair,
 )
 from transmamba.data.scenes.question_words import HELD_WORDINGS, WORDINGS
@@ -42,118 +41,12 @@ def asked(split: str = "train", count: int = MANY) -> tuple[SceneQuestion, ...]:
     return tuple(map(questions.question, range(count)))
 
 
-# --- a solver that knows the words alone ---
-
-
-THING = rf"(?:an? )?(?:(?:{'|'.join(COLOURS)}) )?(?:{'|'.join((*KINDS, *HELD_KINDS, 'shape'))})(?:e?s)?"
-SLOTS = defaultdict(
-    lambda: THING,
-    colour="|".join(COLOURS),
-    relation="left of|right of|above|below",
-    superlative="leftmost|rightmost|topmost|lowest|largest|smallest",
-)
-
-
-def pattern(wording: str) -> str:
-    escaped = re.escape(wording).replace(r"\{", "{").replace(r"\}", "}")
-    return re.sub(r"\{(\w+)\}", lambda slot: f"(?P<{slot[1]}>{SLOTS[slot[1]]})", escaped)
-
-
-def parsed(question: SceneQuestion) -> dict[str, str]:
-    """What stands in the slots of the wording that the question is in."""
-    wordings = (*WORDINGS[question.form], *HELD_WORDINGS[question.form])
-    found = [match for text in wordings if (match := re.fullmatch(pattern(text), question.text))]
-    assert found, question.text
-    return found[0].groupdict()
-
-
-def meant(question: SceneQuestion, words: str) -> list[Object]:
-    """The objects that `red circles`, `a red shape` or `circle` names."""
-    words = re.sub(r"^an? ", "", words)
-    found = []
-    for thing in question.scene.objects:
-        colour, kind = thing.pair
-        plural = kind + ("es" if kind.endswith(("s", "x")) else "s")
-        names = {
-            f"{before}{after}".strip()
-            for before in ("", f"{colour} ")
-            for after in (kind, plural, "shape", "shapes")
-        }
-        if words in names:
-            found.append(thing)
-    return found
-
-
-def only(question: SceneQuestion, words: str) -> Object:
-    (thing,) = meant(question, words)
-    return thing
-
-
-FURTHEST = {
-    "leftmost": lambda thing: -thing.x,
-    "rightmost": lambda thing: thing.x,
-    "topmost": lambda thing: -thing.y,
-    "lowest": lambda thing: thing.y,
-    "largest": lambda thing: thing.size,
-    "smallest": lambda thing: -thing.size,
-}
-
-
-def relation_of(one: Object, two: Object) -> str:
-    right, down = one.x - two.x, one.y - two.y
-    if abs(right) > abs(down):
-        return "left" if right < 0 else "right"
-    return "above" if down < 0 else "below"
-
-
-def solved(question: SceneQuestion) -> str | bool:
-    """The answer, or whether what is said is so."""
-    form, slots = question.form.removesuffix("_stated"), parsed(question)
-    things, others = (meant(question, slots[key]) if key in slots else [] for key in ("things", "others"))
-    if form == "count":
-        return str(len(things))
-    if form == "exist":
-        return bool(meant(question, slots["a_thing"]))
-    if form == "colour":
-        return only(question, slots["thing"]).colour
-    if form == "shape":
-        return only(question, f"{slots['colour']} shape").kind
-    if form == "size":
-        width = only(question, slots["thing"]).size
-        assert not 0.15 < width < 0.25
-        return "large" if width > 0.2 else "small"
-    if form in ("extreme_colour", "extreme_shape"):
-        thing = max(question.scene.objects, key=FURTHEST[slots["superlative"]])
-        return thing.colour if form == "extreme_colour" else thing.kind
-    if form == "more":
-        return len(things) > len(others)
-    if form == "as_many":
-        return len(things) == len(others)
-    if form == "which_more":
-        assert len(things) != len(others)
-        return slots["things"] if len(things) > len(others) else slots["others"]
-    one, two = only(question, slots["one"]), only(question, slots["two"])
-    if form == "larger":
-        return one.size > two.size
-    assert form in ("relation", "direction")
-    return (
-        relation_of(one, two) == slots["relation"].split()[0]
-        if "relation" in slots
-        else relation_of(one, two)
-    )
-
-
 @pytest.mark.parametrize(
     "split", ["train", "unseen_pairs", "unseen_objects", "unseen_templates", "swapped_relations"]
 )
 def test_answers_are_those_of_a_solver_that_reads_the_words(split: str) -> None:
     for question in asked(split, MANY if split == "train" else SOME):
-        right = solved(question)
-        if isinstance(right, bool):
-            right = {("yes", "no"): ("no", "yes"), ("true", "false"): ("false", "true")}[question.options][
-                right
-            ]
-        assert question.answer == right, question
+        assert question.answer == answered(question), question
         assert question.answer in question.options and len(set(question.options)) == len(question.options)
         assert question.choices in ((), question.options) and len(question.choices) in (0, CHOICES)
         assert 1 <= len(question.scene.objects) <= MOST_OBJECTS
@@ -162,23 +55,7 @@ def test_answers_are_those_of_a_solver_that_reads_the_words(split: str) -> None:
 def test_what_is_asked_can_be_seen() -> None:
     """Extremes, sizes and relations are clear, objects large enough, and discs lie apart."""
     for question in asked():
-        things = question.scene.objects
-        assert all(thing.size >= 0.1 for thing in things)
-        for number, one in enumerate(things):
-            for two in things[:number]:
-                assert np.hypot(one.x - two.x, one.y - two.y) >= (one.size + two.size) / 2
-        if question.form.startswith("extreme"):
-            superlative = parsed(question)["superlative"]
-            first, second = sorted(map(FURTHEST[superlative], things), reverse=True)[:2]
-            ratio = max(first / second, second / first)
-            assert ratio >= 2 if superlative in ("largest", "smallest") else first - second >= 0.04
-        if question.type == "relation":
-            one, two = (only(question, parsed(question)[key]) for key in ("one", "two"))
-            right, down = abs(one.x - two.x), abs(one.y - two.y)
-            assert max(right, down) >= 0.08 and max(right, down) > 1.2 * min(right, down)
-        if question.form.startswith("larger"):
-            sizes = [only(question, parsed(question)[key]).size for key in ("one", "two")]
-            assert max(sizes) >= 2 * min(sizes)
+        assert_is_clear(question)
 
 
 def test_every_type_and_wording_is_used_and_there_are_enough() -> None:
@@ -198,32 +75,9 @@ def test_every_type_and_wording_is_used_and_there_are_enough() -> None:
 # --- what the words tell of the answer ---
 
 
-def table(known: tuple[SceneQuestion, ...]) -> dict[object, Counter[str]]:
-    counts: dict[object, Counter[str]] = defaultdict(Counter)
-    for question in known:
-        for key in keys(question):
-            counts[key][question.answer] += 1
-    return counts
-
-
-def keys(question: SceneQuestion) -> Iterator[object]:
-    yield question.text, tuple(sorted(question.choices))
-    yield question.text
-    yield question.form
-
-
 def test_a_table_of_training_questions_is_at_chance() -> None:
     """Written out here, so that it depends on nothing else; scripts/blind_answerer.py measures 10,000."""
-    counts, right, chance = table(asked(count=3000)), [], []
-    for question in asked("test", 2000):
-        best = ""
-        for key in keys(question):
-            fits = {a: n for a, n in counts[key].items() if a in (question.choices or counts[key])}
-            if fits:
-                best = max(fits, key=lambda answer: fits[answer])
-                break
-        right.append(best == question.answer)
-        chance.append(1 / len(question.options))
+    right, chance = shares_blind(asked(count=3000), asked("test", 2000))
     assert np.mean(right) < np.mean(chance) + 3 * np.sqrt(np.mean(chance) / 2000)
     assert 0.29 < np.mean(chance) < 0.33
 
@@ -232,13 +86,8 @@ def test_answers_are_balanced_within_each_form() -> None:
     """A chi-squared test for each form, of how often the answer is at which place among its options."""
     from scipy.stats import chisquare
 
-    groups: dict[tuple[str, int], list[int]] = defaultdict(list)
-    for question in (*asked(count=3000), *asked("test", 2000)):
-        groups[question.form, len(question.options)].append(question.options.index(question.answer))
-    for (form, options), places in groups.items():
-        if len(places) >= 10 * options:
-            counts = np.bincount(places, minlength=options)
-            assert chisquare(counts).pvalue > 1e-4, (form, counts)
+    for form, counts in places_of_answers((*asked(count=3000), *asked("test", 2000))).items():
+        assert chisquare(counts).pvalue > 1e-4, (form, counts)
 
 
 def test_half_of_what_stands_beside_is_like_what_is_asked() -> None:

@@ -13,7 +13,7 @@ from ...errors import UserError
 from ..images.source import check_split
 from ..pairs.scene_tiles import Tiles, stock
 from ..scenes.draw import render
-from ..scenes.programs import Scene
+from ..scenes.programs import MOST_OBJECTS, Scene
 from ..scenes.questions import TYPES, SceneQuestions
 from ..scenes.stock import Stock
 from .source import Item, QuestionSource
@@ -22,7 +22,7 @@ from .source import Item, QuestionSource
 @QUESTIONS.register("scenes")
 @dataclass(frozen=True, kw_only=True)
 class QuestionsOfScenes:
-    """Questions over scenes of up to eight coloured shapes, each a function of (seed, split, number), with
+    """Questions over scenes of one to twelve coloured shapes, each a function of (seed, split, number), with
     the reasons of their answers. Their words say nothing about the answer.
 
     side:        pixels a side
@@ -32,6 +32,8 @@ class QuestionsOfScenes:
     types:       what is asked, each as likely: count, exist, colour, shape, size, extreme, compare, relation
     seed:        of the drawing
     photographs: a pair reader of pictures that lie behind the objects of a third of the scenes
+    fewest, most: objects of a scene, 1 to 12, each number as likely; where `fewest` is not above that,
+        `size` is asked of up to 6, the largest and smallest of up to 4
     """
 
     side: int = 64
@@ -42,6 +44,8 @@ class QuestionsOfScenes:
     types: tuple[str, ...] = tuple(TYPES)
     seed: int = 0
     photographs: Annotated[Any, Part(PAIRS)] | None = None
+    fewest: int = 1
+    most: int = MOST_OBJECTS
 
     def __post_init__(self) -> None:
         if self.split_train == self.split_test:
@@ -61,7 +65,8 @@ class QuestionsOfScenes:
 
     def _questions(self, split: str, behind: Stock) -> SceneQuestions:
         own = {name: getattr(self, f"{name}_{split}") for name in ("split", "count")}
-        return SceneQuestions(**own, side=self.side, seed=self.seed, types=self.types, stock=behind)
+        own |= {name: getattr(self, name) for name in ("side", "seed", "types", "fewest", "most")}
+        return SceneQuestions(**own, stock=behind)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from typing import TypeVar
 from ..hashing import Draws
 from .captions import plural, the, where, with_article
 from .programs import MOST_OBJECTS, Object, Pair
-from .sampling import choose, place
+from .sampling import choose, draw_size, is_free, place
 
 T = TypeVar("T")
 Objects = Sequence[Object]
 
 # of the side: smaller shapes cannot be told apart in small pictures, and any may be asked about
 SMALLEST_ASKED = 0.1
+_TRIES = 100  # to find an object its place before a scene is begun anew
 
 YES_NO, TRUE_FALSE = ("yes", "no"), ("true", "false")
 
@@ -57,12 +58,20 @@ class Cast:
     others:   those of all further objects
     states:   whether (kind, relation, kind) may be asked
     twin:     whether the two that a relation is asked of change places
+    fewest, most: objects of a scene
     """
 
     subjects: tuple[Pair, ...]
     others: tuple[Pair, ...]
     states: Callable[[str, str, str], bool]
     twin: bool = False
+    fewest: int = 1
+    most: int = MOST_OBJECTS
+
+    def further(self, draws: Draws, there: int, least: int = 0, most: int | None = None) -> int:
+        """How many objects stand beside those that are there, `least` or more: of all together each number
+        that a scene may have (up to `most`, where that is given) is as likely."""
+        return number_from(draws, max(least, self.fewest - there), (most or self.most) - there)
 
     def parts(self, part: int, phrase: Phrase) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(answers, options): the colours (part 0) or kinds (1) of subjects that the phrase means, and of
@@ -114,7 +123,7 @@ def fillers(draws: Draws, cast: Cast, count: int, fits: Callable[[Pair], bool], 
     return [choose(draws, similar if similar and draws.below(2) else everyone) for _ in range(count)]
 
 
-def number_from(draws: Draws, low: int, high: int = MOST_OBJECTS) -> int:
+def number_from(draws: Draws, low: int, high: int) -> int:
     """A whole number from low to high, each as likely."""
     return low + draws.below(high - low + 1)
 
@@ -133,6 +142,35 @@ def arrange(
             )
             if holds is None or holds(objects):
                 return objects
+
+
+def arrange_sized(
+    draws: Draws, pairs: Sequence[Pair], size: float, others: tuple[float, float]
+) -> tuple[Object, ...]:
+    """An object for each pair, in their order: the first of that size, the others of sizes between two,
+    to the lesser of which they shrink where it is crowded."""
+    while True:
+        placed: list[Object] = []
+        while len(placed) < len(pairs):
+            wanted = draw_size(draws, *others) if placed else size
+            found = _found(draws, pairs[len(placed)], placed, wanted, others[0])
+            if found is None:
+                break
+            placed.append(found)
+        else:
+            return tuple(placed)
+
+
+def _found(draws: Draws, pair: Pair, placed: Objects, size: float, smallest: float) -> Object | None:
+    """An object apart from those that are placed; None where there seems to be no room."""
+    angle = draws.uniform(-0.2, 0.2)
+    for _ in range(_TRIES):
+        x, y = draws.uniform(size / 2, 1 - size / 2), draws.uniform(size / 2, 1 - size / 2)
+        candidate = Object(pair[1], pair[0], x, y, size, angle)
+        if is_free(candidate, placed):
+            return candidate
+        size = max(smallest, size * 0.9)
+    return None
 
 
 def share(thing: Object) -> str:

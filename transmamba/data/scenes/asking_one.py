@@ -9,11 +9,13 @@ from functools import partial
 
 from ..hashing import Draws
 from .asking import (
+    SMALLEST_ASKED,
     Cast,
     Objects,
     Phrase,
     Posed,
     arrange,
+    arrange_sized,
     fillers,
     number_from,
     placed,
@@ -21,10 +23,14 @@ from .asking import (
     verdict,
 )
 from .captions import listing, the, with_article
-from .programs import LARGER, MOST_OBJECTS, Object, Pair
-from .sampling import choose
+from .programs import LARGER, LARGEST, Object, Pair
+from .sampling import choose, draw_size, largest_of
 
 MOST_COUNTED = 5  # of those that a colour or a kind names
+# Of how many objects sizes are drawn as in any scene, until one has the size that is asked for, or is so much
+# larger than all others that it is so whatever their kinds: few scenes of more are such. Where all have more,
+# the size of that one is drawn first.
+MOST_WITH_SIZE, MOST_WITH_EXTREME = 6, 4
 SMALL, LARGE = 0.15, 0.25  # of the picture's side; a shape that is asked about is not in between
 STANDS_OUT = 0.04  # by how much of the side the leftmost is left of the next one, at the least
 
@@ -41,10 +47,13 @@ _OF_SIZE = ("largest", "smallest")
 
 
 def count(draws: Draws, cast: Cast) -> Posed:
-    """How many shapes there are (1 to 8), or how many of a colour, a kind or both (0 to 5)."""
+    """How many shapes there are (1 to 8, or as many as scenes have), or how many of a colour, a kind or both
+    (0 to 5). All are not counted where every scene has as many."""
     subject = choose(draws, cast.subjects)
-    phrase = choose(draws, (Phrase(), *_phrases(subject)))
-    options = tuple(map(str, range(1, MOST_OBJECTS + 1) if phrase == Phrase() else range(MOST_COUNTED + 1)))
+    everything = (Phrase(),) if cast.fewest < cast.most else ()
+    phrase = choose(draws, (*everything, *_phrases(subject)))
+    low, high = (cast.fewest, cast.most) if phrase == Phrase() else (0, min(MOST_COUNTED, cast.most))
+    options = tuple(map(str, range(low, high + 1)))
     answer = choose(draws, options)
     objects = arrange(draws, _some(draws, cast, subject, phrase, int(answer)))
     meant = phrase.among(objects)
@@ -61,7 +70,8 @@ def exist(draws: Draws, cast: Cast) -> Posed:
     phrase = choose(draws, _phrases(subject))
     there = draws.below(2) == 0
     form, options, answer = verdict(draws, "exist", there)
-    objects = arrange(draws, _some(draws, cast, subject, phrase, number_from(draws, 1, 3) if there else 0))
+    number = number_from(draws, 1, min(3, cast.most)) if there else 0
+    objects = arrange(draws, _some(draws, cast, subject, phrase, number))
     meant = phrase.among(objects)
     reasoning = f"among the shapes there is {listing(meant)}." if meant else ""
     reasoning = reasoning or f"none of the shapes is {phrase.indefinite}."
@@ -95,8 +105,13 @@ def size(draws: Draws, cast: Cast) -> Posed:
     """Whether one is large or small beside the picture."""
     subject, options = choose(draws, cast.subjects), ("large", "small")
     answer = choose(draws, options)
-    pairs = [subject, *fillers(draws, cast, number_from(draws, 0, 5), lambda pair: pair != subject, subject)]
-    objects = arrange(draws, pairs, partial(_is_sized, answer))
+    most = _most(cast, MOST_WITH_SIZE)
+    further = cast.further(draws, 1, most=most)
+    pairs = [subject, *fillers(draws, cast, further, lambda pair: pair != subject, subject)]
+    if most > MOST_WITH_SIZE:
+        objects = arrange_sized(draws, pairs, *_sizes(draws, answer, len(pairs)))
+    else:
+        objects = arrange(draws, pairs, partial(_is_sized, answer))
     asked = objects[0]
     reasoning = f"{placed(asked)} is about {share(asked)} of the picture wide, which is {answer}."
     slots = {"thing": Phrase(*subject).one}
@@ -110,10 +125,13 @@ def extreme(draws: Draws, cast: Cast) -> Posed:
     answers, options = cast.parts(part, Phrase())
     answer = choose(draws, answers)
     subject = choose(draws, tuple(pair for pair in cast.subjects if pair[part] == answer))
-    # few scenes of many have one so much larger than all others that it is so whatever their kinds
-    most = 4 if superlative in _OF_SIZE else MOST_OBJECTS
-    others = fillers(draws, cast, number_from(draws, 1, most - 1), lambda pair: True, subject)
-    objects = arrange(draws, [subject, *others], partial(_stands_out, superlative))
+    most = _most(cast, MOST_WITH_EXTREME) if superlative in _OF_SIZE else cast.most
+    further = cast.further(draws, 1, least=1, most=most)
+    pairs = [subject, *fillers(draws, cast, further, lambda pair: True, subject)]
+    if superlative in _OF_SIZE and most > MOST_WITH_EXTREME:
+        objects = arrange_sized(draws, pairs, *_sizes(draws, superlative, len(pairs)))
+    else:
+        objects = arrange(draws, pairs, partial(_stands_out, superlative))
     value, least, order = EXTREMES[superlative]
     told = sorted(objects, key=value, reverse=not least)
     reasoning = f"{order}: {', '.join(the(thing) for thing in told)}; the first is {the(told[0])}."
@@ -128,21 +146,39 @@ def _phrases(subject: Pair) -> tuple[Phrase, Phrase, Phrase]:
 
 def _some(draws: Draws, cast: Cast, subject: Pair, phrase: Phrase, number: int) -> list[Pair]:
     """Pairs of which `number` are meant by the phrase, one of them the subject, and further ones up to
-    MOST_OBJECTS."""
+    as many as a scene has."""
     meant = tuple(pair for pair in (*cast.subjects, *cast.others) if phrase.fits(pair))
     pairs = ([subject] + [choose(draws, meant) for _ in range(number - 1)])[:number]
     if phrase == Phrase():
         return pairs
-    further = number_from(draws, 0 if number else 1, MOST_OBJECTS - number)
+    further = cast.further(draws, number)
     return pairs + fillers(draws, cast, further, lambda pair: not phrase.fits(pair), subject)
 
 
 def _only(draws: Draws, cast: Cast, subject: Pair, phrase: Phrase) -> tuple[Object, ...]:
     """A scene with the subject, whom alone the phrase means; the subject first."""
-    further = number_from(draws, 1, MOST_OBJECTS - 1)
+    further = cast.further(draws, 1, least=1)
     return arrange(
         draws, [subject, *fillers(draws, cast, further, lambda pair: not phrase.fits(pair), subject)]
     )
+
+
+def _most(cast: Cast, by_chance: int) -> int:
+    """Objects of a scene in which sizes are asked for: no more than that where scenes may have so few."""
+    return min(by_chance, cast.most) if cast.fewest <= by_chance else cast.most
+
+
+def _sizes(draws: Draws, wanted: str, count: int) -> tuple[float, tuple[float, float]]:
+    """The size of the one of `count` objects that is asked about, and between which the others are."""
+    usual = largest_of(count)
+    if wanted == "largest":
+        size = draw_size(draws, 1.2 * LARGER * SMALLEST_ASKED, LARGEST)
+        return size, (SMALLEST_ASKED, min(usual, size / LARGER))
+    if wanted == "smallest":
+        size = draw_size(draws, SMALLEST_ASKED, usual / (1.2 * LARGER))
+        return size, (LARGER * size, usual)
+    between = (LARGE, max(usual, 1.2 * LARGE)) if wanted == "large" else (SMALLEST_ASKED, SMALL)
+    return draw_size(draws, *between), (SMALLEST_ASKED, usual)
 
 
 def _is_sized(wanted: str, objects: Objects) -> bool:

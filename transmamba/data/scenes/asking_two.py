@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import partial
 
 from ..hashing import Draws
-from .asking import Cast, Objects, Phrase, Posed, arrange, fillers, number_from, share, shuffled, verdict
+from .asking import Cast, Objects, Phrase, Posed, arrange, fillers, share, shuffled, verdict
 from .captions import the, where
-from .programs import MOST_OBJECTS, OPPOSITES, Object, Pair, between
+from .programs import OPPOSITES, Object, Pair, between
 from .sampling import choose
 
 MOST_COMPARED = 4  # of one sort
@@ -30,7 +30,7 @@ def more(draws: Draws, cast: Cast) -> Posed:
     """Whether there are more of one sort than of another; where not, there are as many in a quarter."""
     truly = draws.below(2) == 0
     form, options, answer = verdict(draws, "more", truly)
-    numbers = choose(draws, _MORE if truly else _AS_MANY if draws.below(4) == 0 else _FEWER)
+    numbers = _MORE if truly else _AS_MANY if draws.below(4) == 0 else _FEWER
     return _counted(draws, cast, form, options, answer, numbers)
 
 
@@ -38,28 +38,29 @@ def as_many(draws: Draws, cast: Cast) -> Posed:
     """Whether there are as many of one sort as of another."""
     truly = draws.below(2) == 0
     form, options, answer = verdict(draws, "as_many", truly)
-    numbers = choose(draws, _AS_MANY if truly else (*_MORE, *_FEWER))
+    numbers = _AS_MANY if truly else (*_MORE, *_FEWER)
     return _counted(draws, cast, form, options, answer, numbers)
 
 
 def which_more(draws: Draws, cast: Cast) -> Posed:
     """Of which of two sorts there are more; the answer is its name."""
     first = draws.below(2) == 0
-    numbers = choose(draws, _MORE if first else _FEWER)
-    return _counted(draws, cast, "which_more", (), "", numbers)
+    return _counted(draws, cast, "which_more", (), "", _MORE if first else _FEWER)
 
 
 def _counted(
-    draws: Draws, cast: Cast, form: str, options: Sequence[str], answer: str, numbers: Numbers
+    draws: Draws, cast: Cast, form: str, options: Sequence[str], answer: str, allowed: Sequence[Numbers]
 ) -> Posed:
-    """Two sorts, so many of each; where no answer is given, it is the name of the one that is more."""
+    """Two sorts, so many of each as is allowed and a scene may have; where no answer is given, it is the name
+    of the one that is more."""
+    numbers = choose(draws, [both for both in allowed if sum(both) <= cast.most])
     sorts = _two_sorts(draws, cast)
     names = sorts[0].several, sorts[1].several
     pairs: list[Pair] = []
     for sort, number in zip(sorts, numbers, strict=True):
         meant = tuple(pair for pair in (*cast.subjects, *cast.others) if sort.fits(pair))
         pairs += [choose(draws, meant) for _ in range(number)]
-    further = number_from(draws, 0, MOST_OBJECTS - len(pairs))
+    further = cast.further(draws, len(pairs))
     near = pairs[0]
     pairs += fillers(draws, cast, further, lambda pair: not any(sort.fits(pair) for sort in sorts), near)
     one, two = (
@@ -140,7 +141,7 @@ def _two_named(draws: Draws, cast: Cast, asked: Sequence[str]) -> tuple[Pair, Pa
 
 def _related(draws: Draws, cast: Cast, one: Pair, two: Pair, name: str) -> tuple[Object, ...]:
     """A scene in which the first object clearly is `name` the second; no other is called as they are."""
-    further = number_from(draws, 0, MOST_OBJECTS - 2)
+    further = cast.further(draws, 2)
     others = fillers(draws, cast, further, lambda pair: pair not in (one, two), choose(draws, (one, two)))
     return arrange(draws, [one, two, *others], partial(_is, name))
 

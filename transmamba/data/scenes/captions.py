@@ -59,8 +59,11 @@ _FILLED = (
 )
 _WHEN_FILLED = dict(zip((*TEMPLATES, *HELD_TEMPLATES), _FILLED, strict=True))
 
-_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
-_DIGITS = ("zero", *_COUNTS[1:], "nine")
+_COUNTS = (
+    *("no", "one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
+_DIGITS = ("zero", *_COUNTS[1:10])
 _PLURALS = {"deer": "deer", "sheep": "sheep", "fish": "fish", "aircraft": "aircraft"}
 
 

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 SMALLEST = 1 / 16
 LARGEST = 0.42
 GAP = 0.02  # between the discs of two objects
-MOST_OBJECTS = 8
+MOST_OBJECTS = 8  # of a scene unless a number is asked for
+MOST_THAT_FIT = 12  # where each has a tenth of the side, all but one even twice as much
 CLEARLY = 0.08  # by how much of the side an object is left of another, at the least
 LARGER = 2.0  # how many times the size of another has an object called larger: its area is larger then too
 
@@ -101,7 +102,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Scene:
-    """One to MOST_OBJECTS objects, their ground, how they are drawn, and the relation that captions state.
+    """One to MOST_THAT_FIT objects, their ground, how they are drawn, and the relation that captions state.
 
     relation is None for one object, and where none of those allowed holds between two that can be told by
     their names.

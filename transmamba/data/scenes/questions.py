@@ -12,7 +12,7 @@ commands, and the figures by type).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,7 +26,7 @@ from .asking import Cast, Posed, shuffled
 from .captions import ground_name, listing
 from .draw import render
 from .menus import is_held
-from .programs import OPPOSITES, Pair, Scene
+from .programs import MOST_OBJECTS, MOST_THAT_FIT, OPPOSITES, Pair, Scene
 from .question_words import HELD_WORDINGS, WORDINGS
 from .sampling import Groups, choose, draw_ground
 from .splits import Numbered
@@ -67,7 +67,7 @@ class SceneQuestion:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneQuestions(Numbered):
-    """Questions, each with a picture of its own, of up to eight objects.
+    """Questions, each with a picture of its own.
 
     split: as of Scenes: unseen_pairs, unseen_objects and unseen_style ask about what training never shows,
         unseen_templates in wordings that it never uses. In swapped_relations the questions 2 k and 2 k + 1
@@ -76,9 +76,13 @@ class SceneQuestions(Numbered):
     count, side, seed: as of Scenes
     stock: with photographs behind scenes; objects are drawn shapes
     types: those that are asked, each as likely
+    fewest, most: objects of a scene, 1 to 12, each number as likely; where `fewest` is not above that,
+        `size` has up to 6 objects, the largest and smallest are of up to 4
     """
 
     types: tuple[str, ...] = tuple(TYPES)
+    fewest: int = 1
+    most: int = MOST_OBJECTS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,10 +91,26 @@ class SceneQuestions(Numbered):
                 raise UserError(f"type of questions {name!r} is unknown{suggest(name, TYPES)}")
         if not self.types:
             raise UserError(f"types is empty; write some of {', '.join(TYPES)}")
+        self._check_numbers()
         if self.split == "swapped_relations" and "relation" not in self.types:
             raise UserError("split 'swapped_relations' asks for relations alone; write relation among types")
         if self.stock.kinds:
             raise UserError("questions are asked of drawn shapes; leave the stock's tiles out")
+
+    def _check_numbers(self) -> None:
+        """Raises UserError for numbers of objects that no scene can have, or too few to compare."""
+        if self.fewest < 1:
+            raise UserError(f"fewest {self.fewest}: write how many objects a scene has at least, from 1")
+        if not 2 <= self.most <= MOST_THAT_FIT:
+            raise UserError(
+                f"most {self.most}: write 2, to be compared, to {MOST_THAT_FIT}, that fit where each has at "
+                "least a tenth of the side"
+            )
+        if self.fewest > self.most:
+            raise UserError(
+                f"fewest {self.fewest} is above most {self.most}; write no more, or a larger most, up to "
+                f"{MOST_THAT_FIT}"
+            )
 
     def question(self, index: int) -> SceneQuestion:
         """Raises IndexError beyond the last one."""
@@ -121,11 +141,12 @@ class SceneQuestions(Numbered):
     def _cast(self) -> Cast:
         everyone = _flat(self._menu.groups)
         states = _is_contested if self.split == "swapped_relations" else _is_asked
-        return Cast(_flat(self._menu.first) or everyone, everyone, states)
+        subjects = _flat(self._menu.first) or everyone
+        return Cast(subjects, everyone, states, fewest=self.fewest, most=self.most)
 
     @cached_property
     def _twins(self) -> Cast:
-        return Cast(self._cast.subjects, self._cast.others, self._cast.states, twin=True)
+        return replace(self._cast, twin=True)
 
 
 def _choices(draws: Draws, posed: Posed) -> tuple[str, ...]:

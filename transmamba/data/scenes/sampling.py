@@ -111,10 +111,10 @@ def place(
     `smallest_tile`, of shapes from `smallest`, to which crowded ones of either sort shrink."""
     if len(pairs) == 1:
         return (_alone(draws, pairs[0], smallest_tile, smallest),)
-    largest = min(LARGEST, 0.85 / len(pairs) ** 0.5)
+    largest = largest_of(len(pairs))
     placed: list[Object] = []
     for pair in pairs:
-        size = _draw_size(draws, _smallest(pair, smallest_tile, smallest), largest)
+        size = draw_size(draws, _smallest(pair, smallest_tile, smallest), largest)
         angle = draws.uniform(-0.2, 0.2)
         while True:
             x, y = draws.uniform(size / 2, 1 - size / 2), draws.uniform(size / 2, 1 - size / 2)
@@ -124,6 +124,11 @@ def place(
             size = max(smallest, size * 0.9)
         placed.append(_numbered(draws, candidate))
     return tuple(placed)
+
+
+def largest_of(count: int) -> float:
+    """The largest size from which one of so many objects is drawn."""
+    return min(LARGEST, 0.85 / count**0.5)
 
 
 def is_free(candidate: Object, others: Sequence[Object]) -> bool:
@@ -139,7 +144,7 @@ def _alone(draws: Draws, pair: Pair, smallest_tile: float, smallest: float) -> O
     """A single object, well within one of the nine parts of the picture, which its captions name."""
     x, y = ((draws.below(3) + draws.uniform(0.3, 0.7)) / 3 for _ in range(2))
     largest = min(LARGEST, 2 * min(x, y, 1 - x, 1 - y))
-    size = _draw_size(draws, _smallest(pair, smallest_tile, smallest), largest)
+    size = draw_size(draws, _smallest(pair, smallest_tile, smallest), largest)
     return _numbered(draws, Object(pair[1], pair[0], x, y, size, draws.uniform(-0.2, 0.2)))
 
 
@@ -147,7 +152,8 @@ def _smallest(pair: Pair, of_tiles: float, of_shapes: float) -> float:
     return of_tiles if is_tile(pair[1]) else of_shapes
 
 
-def _draw_size(draws: Draws, smallest: float, largest: float) -> float:
+def draw_size(draws: Draws, smallest: float, largest: float) -> float:
+    """Log-uniform."""
     return smallest * (largest / smallest) ** draws.uniform()
 
 
