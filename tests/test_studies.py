@@ -188,6 +188,10 @@ def test_questions_fusion_asks_what_its_labels_say() -> None:
         )
         found.append(configs.dump(alike))
     assert all(each == found[0] for each in found)
+    data = alike.task.data
+    assert (data.side, data.fewest, data.most) == (112, 8, 10)
+    assert recipes_of(FUSION)["teacher"].task.data == data
+    assert recipes_of(FUSION)["tower"].task.data.side == 112
 
 
 def test_vqa_scenes_takes_equal_steps_and_its_shares_differ() -> None:

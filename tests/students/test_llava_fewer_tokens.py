@@ -219,6 +219,7 @@ def test_a_cell_of_the_study_trains_and_is_measured_again(
     )
     asked = [each for each in cell.overrides if not each.startswith("config=")]
     recipe = configs.load(Recipe, ROOT / cell.config, [*asked, *small])
+    assert (recipe.task.data.fewest, recipe.task.data.most) == (8, 10)
     results = run_quietly(recipe)
     assert set(results) >= {"student", "teacher"} and "accuracy" in results["student"]
     again = load_student(tmp_path / "run" / "student")

@@ -116,7 +116,7 @@ def answered(question: SceneQuestion) -> str:
     """The same in the words of the question's options."""
     right = solved(question)
     if isinstance(right, bool):
-        return {("yes", "no"): ("no", "yes"), ("true", "false"): ("false", "true")}[question.options][right]
+        return ("yes" if right else "no") if "yes" in question.options else ("true" if right else "false")
     return right
 
 

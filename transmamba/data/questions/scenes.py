@@ -32,8 +32,9 @@ class QuestionsOfScenes:
     types:       what is asked, each as likely: count, exist, colour, shape, size, extreme, compare, relation
     seed:        of the drawing
     photographs: a pair reader of pictures that lie behind the objects of a third of the scenes
-    fewest, most: objects of a scene, 1 to 12, each number as likely; where `fewest` is not above that,
-        `size` is asked of up to 6, the largest and smallest of up to 4
+    fewest:      objects of a scene at the least, from 1
+    most:        objects of a scene at the most, 2 to 12, each number between as likely; but `size` is asked
+        of up to 6, the largest and smallest of up to 4, where `fewest` allows so few
     """
 
     side: int = 64

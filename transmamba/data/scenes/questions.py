@@ -76,8 +76,8 @@ class SceneQuestions(Numbered):
     count, side, seed: as of Scenes
     stock: with photographs behind scenes; objects are drawn shapes
     types: those that are asked, each as likely
-    fewest, most: objects of a scene, 1 to 12, each number as likely; where `fewest` is not above that,
-        `size` has up to 6 objects, the largest and smallest are of up to 4
+    fewest, most: objects of a scene, 1 to 12, each number as likely; but `size` is asked of up to 6, the
+        largest and smallest of up to 4, where `fewest` allows so few
     """
 
     types: tuple[str, ...] = tuple(TYPES)
