@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ..errors import UserError
 from .families.mixer import Place
@@ -25,9 +25,10 @@ def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-
     losses: functions that run `model` on a batch and give its loss, one after the other
     rate:   of AdamW in these steps
 
-    In Mamba-2 the rows of B and C are tried, too: columns are chosen by what changed there. Raises UserError
-    where the adapter has no `sdt`, or one that is trained already, where no losses are given, and where no
-    gradient reaches what is tried, as under reentrant checkpoints.
+    In Mamba-2 the rows of B and C are tried, too: columns are chosen by what changed there. Processes that
+    train together (torch.distributed) all call it, with as many losses each: gradients are their mean, and
+    so all choose the same. Raises UserError where the adapter has no `sdt`, or one that is trained already,
+    where no losses are given, and where no gradient reaches what is tried, as under reentrant checkpoints.
     """
     chosen: list[tuple[MambaPeftLayer, str, SDT]] = []
     for layer in layers_of(model).values():
@@ -49,7 +50,7 @@ def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-
         optimizer, count = torch.optim.AdamW(list(trials.values()), lr=rate, weight_decay=0.0), 0
         for loss in losses:
             optimizer.zero_grad()
-            gradients = gradients_of(loss(), list(trials.values()))
+            gradients = averaged(gradients_of(loss(), list(trials.values())))
             for tensor, gradient in zip(trials.values(), gradients, strict=True):
                 tensor.grad = gradient
             optimizer.step()
@@ -58,6 +59,7 @@ def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-
             raise UserError("no losses were given to choose by; give one a step")
         for layer, name, method in chosen:
             _write(layer, name, method)
+            agree(layer, name, method)
     finally:
         for layer, _, _ in chosen:
             layer.trial.clear()
@@ -90,6 +92,30 @@ def gradients_of(loss: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
             "or give it use_reentrant=False; if it is off, write losses that run this model"
         )
     return reached
+
+
+def together() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def averaged(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Over the processes that train together: each has looked at batches of its own."""
+    if not together():
+        return gradients
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    parts = (flat / distributed.get_world_size()).split([gradient.numel() for gradient in gradients])
+    return [part.view_as(like) for part, like in zip(parts, gradients, strict=True)]
+
+
+def agree(layer: MambaPeftLayer, name: str, method: SDT) -> None:
+    """The first process's choice everywhere: equal sums may still round, or be tied, otherwise elsewhere, and
+    DDP is told to leave buffers alone."""
+    if not together():
+        return
+    for tensor in layer.transmamba_adapters[name].of(method).values():
+        if not tensor.is_floating_point():
+            distributed.broadcast(tensor, src=0)
 
 
 def tried(layer: MambaPeftLayer, method: SDT) -> list[Place]:

@@ -51,7 +51,7 @@ class Adapter:
     modules: ends of the mixers' names, or none for all of them
     layers: numbers of the layers whose mixers are adapted; none for all
     whole: modules that are trained whole beside them and saved with the adapter, such as `head`
-    choice: steps in which `sdt` finds what it trains
+    choice: steps in which `sdt` finds what it trains, by all processes' batches together
     stock: instead of methods PEFT's own LoRA or DoRA, on Transformers too, to compare with
     """
 
