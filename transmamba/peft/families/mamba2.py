@@ -15,7 +15,7 @@ from .cached import convolved, padded, states_of, steps
 from .family import Family, refuse_packed, shapes_of
 from .inside import Inside
 from .mixer import Mixer, Place
-from .starting import passed, started_heads, step_sizes, stilled
+from .starting import limited, passed, started_heads
 
 
 def places_of(inner: int, bc: int) -> dict[str, tuple[Place, ...]]:
@@ -104,7 +104,6 @@ class Mamba2(Family):
             states = inner, groups, module.ssm_state_size, heads
             projected = opened.place(projected, inside.widened(*states))
         _, xBC, delta = projected.split([inner, inner + 2 * bc, heads], dim=-1)
-        delta = stilled(inside, delta, attention_mask)
         xBC = convolved(module, xBC.transpose(1, 2), cache_params, conv_state, seq_idx).transpose(1, 2)
         x, B, C = padded(xBC, attention_mask).split([inner, bc, bc], dim=-1)
         x = x.unflatten(-1, (heads, -1))
@@ -117,21 +116,21 @@ class Mamba2(Family):
         else:
             if state is None and seq_idx is None:
                 state = inside.start_of(len(x), tuple(x.shape[2:]), B.shape[-1])
+            sizes: dict[str, Any] = dict(dt_bias=bias, dt_softplus=True, dt_limit=module.time_step_limit)
+            if inside.begins:
+                delta, sizes = limited(delta, bias, module.time_step_limit, attention_mask), {}
             made: Any = compat.mamba_chunk_scan_combined(
                 x, delta, A, B, C, module.chunk_size, D,
-                dt_bias=bias,
                 initial_states=state,
                 seq_idx=seq_idx,
-                dt_softplus=True,
-                dt_limit=module.time_step_limit,
                 return_final_states=True,
+                **sizes,
             )  # fmt: skip
             y, state = made
             if cache_params is not None:
                 cache_params.update_recurrent_state(state, module.layer_idx)
         if seq_idx is not None and inside.begins:
-            dt = step_sizes(delta, bias).clamp(*module.time_step_limit)
-            first = started_heads(inside, C, passed(dt, attention_mask, seq_idx), A)
+            first = started_heads(inside, C, passed(delta, attention_mask, seq_idx), A)
             y = y if first is None else y + first
         if opened is not None:
             y, C = opened.drop(y), opened.drop(C)

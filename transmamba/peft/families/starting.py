@@ -8,6 +8,8 @@ channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,6 +29,13 @@ def stilled(inside: Inside, delta: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or not inside.begins:
         return delta
     return delta.masked_fill(~mask.bool()[:, :, None], STILL)
+
+
+def limited(delta: Tensor, bias: Tensor | None, limit: Sequence[float], mask: Tensor | None) -> Tensor:
+    """Step sizes (B, L, ...) within a limit, and 0 in the padding: a least step would let it decay a state
+    that is there before."""
+    dt = step_sizes(delta, bias).clamp(*limit)
+    return dt if mask is None else dt.masked_fill(~mask.bool()[:, :, None], 0)
 
 
 def passed(
