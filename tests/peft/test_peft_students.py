@@ -10,12 +10,13 @@ from typing import Any
 import peft_models as tiny
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraModel, PeftModel, get_peft_model
 from randomised import randomise_
 from torch import Tensor, nn
 
 from transmamba.core.output import Capture
 from transmamba.peft import MambaPeftConfig
+from transmamba.peft.export import export_lora
 
 # no skip D; states are the heads' channels; no class token where the mean of all is read
 NOT_ON = {"vim": set(), "ssd_vit": {"d", "additional_scan", "cls_token"}}
@@ -201,3 +202,16 @@ def test_layers_of_a_student_are_chosen_by_number() -> None:
     model = get_peft_model(student("vim"), MambaPeftConfig(methods=["a"], layers_to_transform=[1]))
     adapted_ones = {name for name, p in model.named_parameters() if p.requires_grad}
     assert adapted_ones and all(".layers.1.mixer." in name for name in adapted_ones)
+
+
+@pytest.mark.parametrize("name", NOT_ON)
+@pytest.mark.parametrize("methods", [["lora_embed"], ["lora_embed", "lora_in", "lora_x", "lora_out"]])
+def test_stock_peft_loads_a_student_s_exported_lora(name: str, methods: list[str], tmp_path: Path) -> None:
+    """That of patches is a convolution's."""
+    model, x = adapted(name, [dict(name=method, r=3 + i) for i, method in enumerate(methods)]), images()
+    export_lora(model, tmp_path / "lora")
+    stock = PeftModel.from_pretrained(student(name), tmp_path / "lora").eval()
+    assert isinstance(stock.base_model, LoraModel)
+    with torch.no_grad():
+        torch.testing.assert_close(stock(x), model(x), atol=1e-5, rtol=0)
+        assert (stock(x) - student(name)(x)).abs().max() > 1e-3

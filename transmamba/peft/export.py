@@ -52,7 +52,7 @@ def export_lora(model: Any, folder: str | Path, adapter_name: str = "default") -
             whole = ".".join(filter(None, (name, module)))
             embeds = layer.mixer.table
             ends = ("lora_embedding_A", "lora_embedding_B") if embeds else ("lora_A.weight", "lora_B.weight")
-            pair = (up.mT, down.mT) if embeds else (down, up)
+            pair = (up.mT, down.mT) if embeds else convolved(layer, module, down, up)
             for end, tensor in zip(ends, pair, strict=True):
                 tensors[f"{ROOT}{whole}.{end}"] = tensor.contiguous()
             ranks[whole] = up.shape[1]
@@ -101,6 +101,14 @@ def factors(layer: MambaPeftLayer, adapter_name: str) -> Iterator[tuple[str, Ten
             pairs.setdefault(owner, []).append((whole, down))
     for owner, found in pairs.items():
         yield owner, torch.cat([up for up, _ in found], dim=1), torch.cat([down for _, down in found])
+
+
+def convolved(layer: MambaPeftLayer, module: str, down: Tensor, up: Tensor) -> Pair:
+    """Factors as stock PEFT has them: of a convolution (d, C, k, k) the first is one, too, the second one of
+    single pixels."""
+    shape = layer.mixer.shapes[".".join(filter(None, (module, "weight")))]
+    ones = [1] * (len(shape) - 2)
+    return down.view(-1, *shape[1:]), up.view(*up.shape, *ones)
 
 
 def trained_whole(model: Any, adapter_name: str) -> Iterator[tuple[str, Tensor]]:
