@@ -179,3 +179,32 @@ def test_an_adapter_that_is_not_run_is_refused_at_the_first_step() -> None:
         UserError, match=r"no gradient reaches .*layers.1.*a gradient reaches bias, lora_x_down"
     ):
         adapted(ids, labels=ids)
+
+
+def test_an_adapter_of_which_nothing_is_run_is_refused_at_the_first_step() -> None:
+    """Then no tensor that the model gives has a graph at all."""
+    adapted, ids = tiny.adapted("mamba", ["lora_x", "bias"]).train(), tiny.words()
+    for layer in adapted.base_model.model.backbone.layers:
+        layer.mixer.forward = layer.mixer.base_layer.forward
+    with pytest.raises(UserError, match=r"no gradient reaches .*layers.0.*; none reaches the adapter$"):
+        adapted(ids)
+    merged = tiny.adapted("mamba", ["lora_x", "bias"]).train()
+    merged.merge_adapter()
+    with pytest.raises(UserError, match="none reaches the adapter, which is merged: call unmerge_adapter"):
+        merged(ids)
+    merged.unmerge_adapter()
+    merged(ids)
+
+
+def test_reentrant_checkpoints_over_inputs_without_gradients_are_refused() -> None:
+    """PyTorch itself warns that nothing within will be trained, and goes on."""
+    model, ids = tiny.base("mamba"), tiny.words()
+    model.gradient_checkpointing_enable(dict(use_reentrant=True))
+    model.disable_input_require_grads()
+    model.add_adapter(MambaPeftConfig(methods=["lora_x"]))
+    model.train()
+    with pytest.raises(UserError, match=r"none reaches the adapter; .* call enable_input_require_grads"):
+        model(ids)
+    model.enable_input_require_grads()
+    with pytest.warns(UserWarning, match=r"reaches .*lora_x_down.* is not known: reentrant checkpoints"):
+        model(ids)

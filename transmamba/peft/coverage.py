@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -84,27 +85,52 @@ def flops(model: nn.Module) -> int:
 
 def refuse_dead(model: nn.Module, output: Any, mark: str = f".{CONTAINER}.") -> None:
     """Raises UserError where trained tensors of adapters reach none of the tensors in `output`, the names of
-    those that do beside theirs. Says nothing of models whose graph is hidden by reentrant checkpoints.
+    those that do beside theirs. Of those that reentrant checkpoints hide it warns, by name; of an output
+    without any tensor it says nothing.
 
     mark: what the names of an adapter's tensors have in them
     """
     trained = {p: name for name, p in adapter_parameters(model, mark) if p.requires_grad}
-    nodes: list[Any] = [leaf.grad_fn for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    reached, seen = set(), set()
+    made = [tensor for tensor in tensors_of(output) if tensor.is_floating_point()]
+    nodes: list[Any] = [tensor.grad_fn for tensor in made]
+    reached, seen, hidden = set(), set(), False
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "CheckpointFunctionBackward":
-            return
+        hidden |= node.name() == "CheckpointFunctionBackward"
         if hasattr(node, "variable"):
             reached.add(node.variable)
         nodes += [above for above, _ in node.next_functions]
     dead = [name for parameter, name in trained.items() if parameter not in reached]
-    if dead and seen:
-        alive = sorted({name.rpartition(".")[2] for p, name in trained.items() if p in reached})
-        raise UserError(
-            f"no gradient reaches {listed(dead)}: what they adapt is not run; "
-            + (f"a gradient reaches {', '.join(alive)}" if alive else "none of the adapter's is")
+    if not dead or not made:
+        return
+    if hidden:
+        warnings.warn(
+            f"whether a gradient reaches {listed(dead)} is not known: reentrant checkpoints hide it; "
+            "use_reentrant=False shows it",
+            stacklevel=2,
         )
+        return
+    alive = sorted({name.rpartition(".")[2] for p, name in trained.items() if p in reached})
+    raise UserError(
+        f"no gradient reaches {listed(dead)}: what they adapt is not run; "
+        + (f"a gradient reaches {', '.join(alive)}" if alive else f"none reaches the adapter{why(model)}")
+    )
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """All that a model gives, in whatever it gives them."""
+    leaves = tree_leaves(output)
+    inner = [vars(leaf) for leaf in leaves if is_dataclass(leaf) and not isinstance(leaf, type)]
+    return [leaf for leaf in leaves + tree_leaves(inner) if isinstance(leaf, Tensor)]
+
+
+def why(model: nn.Module) -> str:
+    """What may be the reason where nothing of an adapter has a graph; nothing where none is known."""
+    if any(isinstance(module, MambaPeftLayer) and module.merged for module in model.modules()):
+        return ", which is merged: call unmerge_adapter() before training"
+    if any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules()):
+        return "; reentrant checkpoints need inputs with gradients: call enable_input_require_grads()"
+    return ""
