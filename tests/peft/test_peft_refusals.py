@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hybrid_models
 import peft_models as tiny
 import pytest
 import torch
@@ -42,7 +43,58 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
         dict(methods=["a"], target_modules=["mixr"]),
         "'mixr' matches no mixer; mixers: backbone.layers.0.mixer",
     ),
-    "no such layer": ("mamba", dict(methods=["a"], layers_to_transform=[7]), "leave none of"),
+    "no such layer": (
+        "mamba",
+        dict(methods=["a"], layers_to_transform=[7]),
+        "layers_to_transform: 7 is no layer with a mixer; layers: 0, 1",
+    ),
+    "one such layer and another": (
+        "mamba",
+        dict(methods=["a"], layers_to_transform=[0, 99]),
+        "layers_to_transform: 99 is no layer with a mixer; layers: 0, 1",
+    ),
+    "a layer of attention": (
+        "bamba",
+        dict(methods=["a"], layers_to_transform=[0, 1]),
+        "layers_to_transform: 1 is no layer with a mixer; layers: 0$",
+    ),
+    "layers beside an expression": (
+        "mamba",
+        dict(methods=["a"], target_modules=".*mixer", layers_to_transform=[0]),
+        "is not read beside a regular expression",
+    ),
+    "a pattern alone": ("mamba", dict(methods=["a"], layers_pattern="layers"), "without layers_to_transform"),
+    "a pattern of nothing": (
+        "mamba",
+        dict(methods=["a"], layers_pattern=["layers", "blocks"], layers_to_transform=[0]),
+        "layers_pattern: 'blocks' stands before no number",
+    ),
+    "no targets": ("mamba", dict(methods=["a"], target_modules=[]), "target_modules is empty"),
+    "an exception of nothing": (
+        "mamba",
+        dict(methods=["a"], exclude_modules=["typo"]),
+        "exclude_modules: 'typo' matches no mixer; mixers: backbone.layers.0.mixer",
+    ),
+    "an expression of nothing": (
+        "mamba",
+        dict(methods=["a"], exclude_modules="typo.*"),
+        "exclude_modules: 'typo.*' matches no mixer",
+    ),
+    "nothing whole": (
+        "mamba",
+        dict(methods=["a"], modules_to_save=["lm_hed"]),
+        "modules_to_save: 'lm_hed' is no module of the model; did you mean 'lm_head'.* backbone, lm_head",
+    ),
+    "mixers for the embedding": (
+        "mamba",
+        dict(methods=["lora_embed", "prompt"], target_modules=["mixer"]),
+        r"target_modules: \['mixer'\] is of mixers, and lora_embed, prompt is of the embedding",
+    ),
+    "layers for the embedding": (
+        "mamba",
+        dict(methods=["prompt"], layers_to_transform=[0]),
+        "layers_to_transform: .* is of mixers, and prompt is of the embedding",
+    ),
     "all excluded": ("mamba", dict(methods=["a"], exclude_modules=["mixer"]), "leave none of"),
     "a ratio that divides nothing": (
         "mamba",
@@ -72,8 +124,30 @@ def test_a_model_without_mixers_names_those_that_adapters_know() -> None:
         layer.mixer.__class__ = type("Other", (type(layer.mixer),), {"forward": lambda self, x: x})
     with pytest.raises(UserError, match=r"no Mamba mixer of these: .*; it has Other"):
         get_peft_model(model, MambaPeftConfig(methods=["a"]))
-    with pytest.raises(UserError, match="Linear has no embedding"):
-        get_peft_model(nn.Linear(2, 2), MambaPeftConfig(methods=["lora_embed"]))
+
+
+@pytest.mark.parametrize("methods", [["lora_embed"], ["prompt"], ["lora_embed", "prompt"]])
+def test_a_transformer_s_embedding_is_left_to_peft_s_own_methods(methods: list[str]) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = dict(hidden_size=16, num_hidden_layers=2, **hybrid_models.ATTENTION)
+    model = LlamaForCausalLM(LlamaConfig(**hybrid_models.VOCABULARY, **sizes))
+    said = r"LlamaForCausalLM has no Mamba mixer of these: .*; use PEFT's own LoRA .*, or its prompt tuning"
+    with pytest.raises(UserError, match=said):
+        get_peft_model(model, MambaPeftConfig(methods=methods))
+    assert not any("lora" in name or "transmamba" in name for name, _ in model.named_parameters())
+
+
+def test_a_saved_layer_or_exception_of_nothing_is_loaded_still(tmp_path: Path) -> None:
+    """Such adapters were made before these were refused, and say by their tensors where they are."""
+    folder = saved(tmp_path, ["lora_x"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"layers_to_transform": [0, 1, 99], "exclude_modules": ["typo"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    adapted = PeftModel.from_pretrained(tiny.base("mamba"), folder)
+    wanted = tiny.adapted("mamba", ["lora_x"])
+    with torch.no_grad():
+        assert torch.equal(adapted(tiny.words()).logits, wanted(tiny.words()).logits)
 
 
 def saved(folder: Path, methods: list[Any]) -> Path:

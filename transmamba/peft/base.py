@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UserError
+from .asked import listed
 from .families.family import Family
 from .layer import CONTAINER, MambaPeftLayer
 from .methods.method import Method
@@ -99,8 +101,14 @@ def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
         raise
 
 
+# which PEFT adds for tasks of classes and of questions, whatever the model's head is called
+HEADS = ("classifier", "score", "qa_outputs")
+
+
 def check_saved(config: Any, targets: Mapping[str, Any], model: nn.Module) -> None:
-    """Raises UserError for a module that is to be trained whole, and is adapted or within one that is."""
+    """Raises UserError for a module that is to be trained whole, and is adapted or within one that is, or is
+    none of the model's."""
+    names = [key for key, _ in model.named_modules() if key and f".{CONTAINER}" not in key]
     for name in config.modules_to_save or ():
         for key in targets:
             inside = [key, *(f"{key}.{part}" for part, _ in model.get_submodule(key).named_modules() if part)]
@@ -110,3 +118,12 @@ def check_saved(config: Any, targets: Mapping[str, Any], model: nn.Module) -> No
                     f"modules_to_save: {name!r} is {hit}, which the adapter changes; leave it out, or "
                     "the methods that go there"
                 )
+        if any(key.endswith(name) for key in names) or (config.task_type and name in HEADS):
+            continue
+        free = [key for key in names if not any(f"{key}.".startswith(f"{one}.") for one in targets)]
+        near = difflib.get_close_matches(name, [key.rpartition(".")[2] for key in free], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        outer = [key for key in free if "." not in key]
+        raise UserError(
+            f"modules_to_save: {name!r} is no module of the model; {hint}outermost: {listed(outer, 8)}"
+        )

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import UserError
+from .asked import listed
 from .layer import CONTAINER, MambaPeftLayer
-from .targets import candidates, described, listed, strangers
+from .targets import candidates, described, strangers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 from torch import nn
 
 from ..config.registry import FAMILIES
 from ..errors import UserError
+from .asked import chosen, listed, refuse_vain
 from .config import MambaPeftConfig
 from .families.family import Family, family_of
 from .families.mixer import Mixer
@@ -45,13 +44,16 @@ def targets_of(config: MambaPeftConfig, model: nn.Module) -> dict[str, tuple[Met
     mixers = {name: pair for name, pair in found.items() if pair[1].on == "mixer"}
     targets: dict[str, tuple[Method, ...]] = {}
     on_mixers = tuple(method for method in config.parts if method.on == "mixer")
+    if not mixers:
+        others = sorted({type(module).__name__ for module in strangers(model).values()})
+        raise UserError(
+            f"{type(model).__name__} has no Mamba mixer of these: {known_classes()}"
+            + (f"; it has {', '.join(others)}" if others else "")
+            + ("" if on_mixers else "; use PEFT's own LoRA on its embedding, or its prompt tuning")
+        )
+    if config._trained_on is None:  # of an adapter that was saved they were looked at when it was made
+        refuse_vain(config, list(mixers), bool(on_mixers))
     if on_mixers:
-        if not mixers:
-            others = sorted({type(module).__name__ for module in strangers(model).values()})
-            raise UserError(
-                f"{type(model).__name__} has no Mamba mixer of these: {known_classes()}"
-                + (f"; it has {', '.join(others)}" if others else "")
-            )
         targets |= dict.fromkeys(chosen(config, list(mixers)), on_mixers)
     on_embedding = tuple(method for method in config.parts if method.on == "embedding")
     if on_embedding:
@@ -65,35 +67,6 @@ def targets_of(config: MambaPeftConfig, model: nn.Module) -> dict[str, tuple[Met
     return targets
 
 
-def chosen(config: MambaPeftConfig, names: list[str]) -> list[str]:
-    """Those of the mixers' names that the configuration asks for. Raises UserError where one asks in vain."""
-    wanted = config.target_modules
-    ends = sorted({name.rpartition(".")[2] for name in names})
-    asked: list[Any] = [[one] for one in wanted] if isinstance(wanted, list | set) else [wanted or ends]
-    result: list[str] = []
-    for one in asked:
-        rules = SimpleNamespace(
-            target_modules=one,
-            exclude_modules=config.exclude_modules,
-            layers_to_transform=config.layers_to_transform,
-            layers_pattern=config.layers_pattern,
-            modules_to_save=config.modules_to_save,
-            target_parameters=None,
-        )
-        # PEFT finds a layer's number behind two names, and a student's layers are its outermost modules
-        deep = {name: name if name.count(".") > 2 else f"model.{name}" for name in names}
-        called = deep if config.layers_to_transform is not None and not isinstance(one, str) else {}
-        answers = {name: check_target_module_exists(rules, called.get(name, name)) for name in names}
-        matched = [name for name, yes in answers.items() if yes and not isinstance(yes, _ExcludedModule)]
-        if not matched:
-            if wanted is None:
-                raise UserError(f"layers_to_transform and exclude_modules leave none of {listed(names)}")
-            what = one if isinstance(one, str) else one[0]
-            raise UserError(f"target_modules: {what!r} matches no mixer; mixers: {listed(names)}")
-        result += matched
-    return list(dict.fromkeys(result))
-
-
 def embedding_of(model: Any, found: dict[str, tuple[nn.Module, Family]], method: Method) -> str:
     """The name of the embedding that `model` says is its own, or of the only one."""
     tables = {name: module for name, (module, family) in found.items() if family.on == "embedding"}
@@ -103,10 +76,6 @@ def embedding_of(model: Any, found: dict[str, tuple[nn.Module, Family]], method:
         count = f"{len(named)} embeddings, and does not say which is its own" if named else "no embedding"
         raise UserError(f"method {method.name!r}: {type(model).__name__} has {count}; leave it out")
     return named[0]
-
-
-def listed(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" ... ({len(names)})" if len(names) > most else "")
 
 
 def known_classes() -> str:
