@@ -18,7 +18,7 @@ def mamba(**changes: Any) -> nn.Module:
     from transformers import MambaConfig, MambaForCausalLM
 
     sizes = dict(hidden_size=16, state_size=4, num_hidden_layers=2, time_step_rank=3, residual_in_fp32=False)
-    return MambaForCausalLM(MambaConfig(**VOCABULARY, **{**sizes, **changes}))
+    return MambaForCausalLM(MambaConfig(**{**VOCABULARY, **sizes, **changes}))
 
 
 def mamba2(**changes: Any) -> nn.Module:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from torch import nn
 from ..errors import UserError
 from .asked import listed
 from .families.family import Family
-from .layer import CONTAINER, MambaPeftLayer
-from .methods.method import Method
-from .stream import end
-from .targets import described
+from .layer import CONTAINER
+from .methods.method import Method, Start
+from .saved import Saved
+from .targets import described, strangers
 
-Shapes = Mapping[str, tuple[int, ...]]
 Targets = Mapping[str, tuple[Method, ...]]
 ROOT = "base_model.model."
 
@@ -43,62 +42,98 @@ def last_name(path: str) -> str:
     return parts[-1] if parts else ""
 
 
-def check_sizes(config: Any, targets: Targets, found: Mapping[str, tuple[nn.Module, Family]]) -> None:
-    """Raises UserError where what was adapted had other sizes; writes them into the configuration."""
+def check_base(
+    config: Any, model: nn.Module, targets: Targets, found: Mapping[str, tuple[nn.Module, Family]]
+) -> None:
+    """Raises UserError where the model was another one when the adapter was made; writes what it is into the
+    configuration. What was not written there yet, or is not known of a model, is not compared."""
     here = {name: described(*found[name]) for name in targets}
     mixers = [mixer for name, mixer in here.items() if found[name][1].on == "mixer"]
     sizes = {(mixer.width, mixer.inner, mixer.state, mixer.heads or 0) for mixer in mixers}
-    config.base = {"modules": len(here), "sizes": [list(size) for size in sorted(sizes)]}
-    if config._trained_on not in (None, config.base):
+    known = [name for name, (_, family) in found.items() if family.on == "mixer"]
+    config.base = {
+        "modules": len(here),
+        "sizes": [list(size) for size in sorted(sizes)],
+        "architecture": architecture(model),
+        "mixers": len(known) + len(strangers(model)),
+        "vocabulary": vocabulary(model, found),
+        "classes": getattr(model, "num_classes", None),
+    }
+    before = config._trained_on or {}
+    differ = [key for key in config.base if None not in (before.get(key), config.base[key])]
+    differ = [key for key in differ if before[key] != config.base[key]]
+    if differ:
         there, now = (
-            f"{base.get('modules')} modules of (width, channels, states, heads) {base.get('sizes')}"
-            for base in (config._trained_on, config.base)
+            ", ".join(WORDS[key].format(base[key]) for key in differ) for base in (before, config.base)
         )
         raise UserError(f"the adapter is for another base: it is on {there}, and here are {now}")
 
 
-def check_shapes(
-    config: Any, targets: Targets, found: Mapping[str, tuple[nn.Module, Family]], saved: Shapes | None = None
+WORDS = {
+    "modules": "{} modules",
+    "sizes": "mixers of (width, channels, states, heads) {}",
+    "architecture": "{}",
+    "mixers": "a model of {} mixers",
+    "vocabulary": "{} words",
+    "classes": "{} classes",
+}
+
+
+def architecture(model: Any) -> str:
+    """What a library calls it: a language student is transformers' model of the same tensors, too."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return kind if isinstance(kind, str) and kind else type(getattr(model, "_orig_mod", model)).__name__
+
+
+def vocabulary(model: Any, found: Mapping[str, tuple[nn.Module, Family]]) -> int | None:
+    """Rows of the table of words; None where it is not known which one that is."""
+    tables = {name: pair for name, pair in found.items() if described(*pair).table}
+    given = None
+    if hasattr(model, "get_input_embeddings"):
+        with suppress(NotImplementedError):
+            given = model.get_input_embeddings()
+    named = [pair for pair in tables.values() if given is None or pair[0] is given]
+    return described(*named[0]).shapes["weight"][0] if len(named) == 1 else None
+
+
+def check_tensors(
+    config: Any,
+    targets: Targets,
+    found: Mapping[str, tuple[nn.Module, Family]],
+    saved: Mapping[str, Saved] | None = None,
 ) -> None:
-    """Raises UserError where tensors that were saved are others than the adapter has on this model."""
+    """Raises UserError where tensors that were saved are others than the adapter has on this model, and where
+    what they hold cannot be right."""
     saved = config._saved if saved is None else saved
     if saved is None:
         return
-    wanted: dict[str, tuple[int, ...]] = {}
+    wanted: dict[str, Start] = {}
     for name, methods in targets.items():
         for method in methods:
             starts = method.tensors(described(*found[name]))
-            wanted |= {f"{name}.{CONTAINER}.{tensor}": start.shape for tensor, start in starts.items()}
-    given = {key.removeprefix(ROOT): shape for key, shape in saved.items() if f".{CONTAINER}." in key}
+            wanted |= {f"{name}.{CONTAINER}.{tensor}": start for tensor, start in starts.items()}
+    given = {key.removeprefix(ROOT): one for key, one in saved.items() if f".{CONTAINER}." in key}
     other = "it was saved for another base, or is damaged"
     for key in [*wanted, *given]:
         if key not in given:
             raise UserError(f"the adapter has no {key}, which this model needs: {other}")
         if key not in wanted:
             raise UserError(f"the adapter has {key}, for which this model has no place: {other}")
-        if given[key] != wanted[key]:
-            raise UserError(f"the adapter's {key} is {given[key]}, this model's {wanted[key]}: {other}")
-
-
-@contextmanager
-def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
-    """Where what is inside fails: the adapter is taken out of the model again, and what it had wrapped."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    try:
-        yield
-    except UserError:
-        for name, module in list(model.named_modules()):
-            if not isinstance(module, MambaPeftLayer) or adapter_name not in module.methods:
-                continue
-            module.delete_adapter(adapter_name)
-            if not module.methods:
-                end(module)
-                parent, _, child = name.rpartition(".")
-                setattr(model.get_submodule(parent), child, module.base_layer)
-        model.peft_config.pop(adapter_name, None)
-        if not inner.peft_config:
-            del inner.peft_config
-        raise
+        if given[key].shape != wanted[key].shape:
+            shapes = f"{given[key].shape}, this model's {wanted[key].shape}"
+            raise UserError(f"the adapter's {key} is {shapes}: {other}")
+        if given[key].floats == wanted[key].buffer:
+            kind = "whole numbers" if wanted[key].buffer else "numbers that can be trained"
+            raise UserError(f"the adapter's {key} is not of {kind}: the file is damaged")
+        below, (least, most) = wanted[key].below, given[key].span or (0, 0)
+        if below is not None and not 0 <= least <= most < below:
+            raise UserError(
+                f"the adapter's {key} has {least if least < 0 else most}, and this model's numbers are below "
+                f"{below}: {other}"
+            )
+    unfit = next((key for key, one in saved.items() if not one.finite), None)
+    if unfit is not None:
+        raise UserError(f"the adapter's {unfit} has numbers that are not finite: the file is damaged")
 
 
 # which PEFT adds for tasks of classes and of questions, whatever the model's head is called

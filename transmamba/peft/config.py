@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from ..config.registry import METHODS
 from ..errors import ConfigError, UserError
 from .methods.method import Method
 from .peft_type import member
-from .saved import saved_shapes
+from .saved import Saved, refuse_missing, saved_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,8 @@ class MambaPeftConfig(PeftConfig):
     layers_to_transform: numbers of the layers whose mixers are adapted; None: all
     layers_pattern:      what stands before the number of a layer in its name
     modules_to_save:     modules that are trained whole and saved with the adapter, such as a new head
-    base:                sizes of what was adapted, written when it is: another base is refused by them
+    base:                what was adapted, written when it is: sizes, architecture, how many mixers, words and
+                         classes; another base is refused by them
 
     Raises UserError for unknown methods, options and values, with the nearest name.
     """
@@ -47,13 +49,14 @@ class MambaPeftConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = member()
+        refuse_types(self)
         parts = read(self.methods)
         self.methods = [dump(part) for part in parts]
-        # no fields, so not saved: the methods themselves; by name of a module those that it takes; the shapes
-        # of the tensors in the folder that this comes from; the base that was written there
+        # no fields, so not saved: the methods themselves; by name of a module those that it takes; what the
+        # tensors are in the folder that this comes from; the base that was written there
         self._parts = parts
         self._targets: dict[str, tuple[Method, ...]] = {}
-        self._saved: dict[str, tuple[int, ...]] | None = None
+        self._saved: Mapping[str, Saved] | None = None
         self._trained_on = self.base
 
     @property
@@ -71,8 +74,47 @@ class MambaPeftConfig(PeftConfig):
     ) -> MambaPeftConfig:
         """As PEFT's. Raises UserError for an adapter whose tensors are damaged, before a model is changed."""
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
-        config._saved = saved_shapes(Path(pretrained_model_name_or_path, subfolder or ""))
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        if config.base is not None:  # that of no model yet may lie alone
+            refuse_missing(folder)
+        config._saved = saved_tensors(folder)
         return config
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> dict[str, Any]:
+        """As PEFT's. Raises UserError for a file that is damaged."""
+        try:
+            values: dict[str, Any] = super().from_json_file(path_json_file, **kwargs)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path_json_file} is damaged ({error})") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path_json_file} is damaged (it is no mapping)")
+        return values
+
+
+NAMES = ("target_modules", "exclude_modules", "layers_pattern")
+
+
+def refuse_types(config: MambaPeftConfig) -> None:
+    """UserError for fields of other types than they have, as a damaged file gives them."""
+
+    def of(value: Any, kind: type) -> bool:
+        return isinstance(value, kind) and not isinstance(value, bool)
+
+    def many(value: Any, kind: type) -> bool:
+        return isinstance(value, list | tuple | set) and all(of(each, kind) for each in value)
+
+    for key, value in vars(config).items():
+        if value is None:
+            continue
+        if key in NAMES and not (of(value, str) or many(value, str)):
+            raise UserError(f"{key}: {value!r}; write a regular expression, or a list of names")
+        if key == "layers_to_transform" and not (of(value, int) or many(value, int)):
+            raise UserError(f"{key}: {value!r}; write a number of a layer, or a list of them")
+        if key == "modules_to_save" and not many(value, str):
+            raise UserError(f"{key}: {value!r}; write a list of names")
+        if key == "base" and not (isinstance(value, dict) and many(value.get("sizes"), list)):
+            raise UserError(f"{key}: {value!r} says nothing of sizes: the configuration is damaged")
 
 
 def read(methods: Any) -> tuple[Method, ...]:

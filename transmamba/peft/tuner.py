@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -15,15 +15,17 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import UserError
-from .base import check_names, check_saved, check_shapes, check_sizes, withdraw
+from .base import check_base, check_names, check_saved, check_tensors
 from .coverage import Coverage, adapter_parameters, coverage, refuse_dead
 from .families.family import family_of
 from .groups import parameter_groups
 from .layer import MambaPeftLayer
 from .merge import check_merge, layers_of, note_state_size, note_untied
 from .peft_type import PREFIX
+from .saved import saved_of
 from .stream import begin, end
 from .targets import candidates, targets_of
+from .withdraw import withdraw
 
 
 class MambaPeftModel(BaseTuner):
@@ -74,7 +76,14 @@ class MambaPeftModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # what is found out of this model is written into it: the caller's may be another model's, too
         self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        there = any(adapter_name in layer.methods for layer in layers_of(model).values())
+        try:
+            with nullcontext() if there else withdraw(model, adapter_name):
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            if not there:
+                self.peft_config.pop(adapter_name, None)
+            raise
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -102,8 +111,8 @@ class MambaPeftModel(BaseTuner):
         """Finds out what goes where, and refuses what cannot, before anything is changed."""
         check_names(peft_config, model)
         targets, found = targets_of(peft_config, model), candidates(model)
-        check_sizes(peft_config, targets, found)
-        check_shapes(peft_config, targets, found)
+        check_base(peft_config, model, targets, found)
+        check_tensors(peft_config, targets, found)
         check_saved(peft_config, targets, model)
         peft_config._targets = targets
 
@@ -141,10 +150,10 @@ class MambaPeftModel(BaseTuner):
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         """Raises UserError for tensors of another base, and takes out what was put in for them."""
-        saved = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
+        saved = {key: saved_of(tensor) for key, tensor in state_dict.items()}
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         with withdraw(model, adapter_name):
-            check_shapes(config, config._targets, candidates(inner), saved)
+            check_tensors(config, config._targets, candidates(inner), saved)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     # --- merging ---

@@ -36,15 +36,20 @@ class Start:
     dtype: torch.dtype | None = None
     buffer: bool = False
 
+    @property
+    def below(self) -> int | None:
+        """What whole numbers stay below; None for others."""
+        return int(self.fill.split()[1]) if self.fill.startswith("spread") else None
+
     def make(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         tensor = torch.zeros(self.shape, device=device, dtype=self.dtype or dtype)
         if self.fill == "kaiming":
             nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
         elif self.fill == "normal":
             nn.init.normal_(tensor)
-        elif self.fill.startswith("spread"):
-            below, count = int(self.fill.split()[1]), self.shape[-1]
-            tensor.copy_((torch.arange(count, device=device) * below) // count)
+        elif self.below is not None:
+            count = self.shape[-1]
+            tensor.copy_((torch.arange(count, device=device) * self.below) // count)
         return tensor
 
 
