@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from torch import Tensor
 
+from transmamba.errors import UserError
 from transmamba.peft import MambaPeftConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "students"))
@@ -112,3 +113,30 @@ def test_an_embedding_merged_into_a_student_is_saved_beside_its_head(tmp_path: P
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
     with torch.no_grad():
         torch.testing.assert_close(saved(text).logits, wanted, atol=1e-4, rtol=0)
+
+
+def test_an_adapter_that_only_peft_knows_is_said_where_it_would_be_left_out(tmp_path: Path) -> None:
+    import transmamba
+    from transmamba.peft.student import tune
+
+    text, model = hybrids.texts(2, 5), adapted("stock", ["lora_x"])
+    student = model.get_base_model()
+    for call in (
+        lambda: student.generate({"text": text}, 3),
+        lambda: transmamba.save_student(student, tmp_path / "student"),
+    ):
+        with pytest.raises(UserError, match=r"adapter that PEFT put on it.* merge_and_unload\(\)") as refused:
+            call()
+        assert "\n" not in str(refused.value)
+    assert not (tmp_path / "student").exists()
+    wanted = logits(student, text)
+    merged = model.merge_and_unload()
+    written = merged.generate({"text": text}, 3)
+    transmamba.save_student(merged, tmp_path / "student")
+    torch.testing.assert_close(logits(transmamba.load_student(tmp_path / "student"), text), wanted)
+    tuned = copy.deepcopy(made("stock"))
+    tune(tuned, MambaPeftConfig(methods=["lora_x"]))
+    tiny.train_(tuned.eval(), size=0.1)
+    tuned.generate({"text": text}, 3)
+    transmamba.save_student(tuned, tmp_path / "tuned")
+    assert written.shape[1] == 3 and (tmp_path / "tuned").is_dir()

@@ -11,7 +11,7 @@ from ..core.card import Card
 from ..core.preprocessing import PicturesAndText, Preprocessing, of_pictures
 from ..errors import UserError
 from . import open_clip, open_clip_names, points, timm, transformers
-from .adapters import put_adapter_on
+from .adapters import put_adapter_on, tuned_of
 from .ecosystem import Ecosystem
 from .folders import model_folder, no_model_in
 from .sources import Source, read_source
@@ -72,7 +72,7 @@ def save_model(
     """Write a model as its own library does, with the preprocessing it was trained with. An adapter on it is
     in its weights where they can hold it; else its files lie beside them, and `load_model` puts it on."""
     pictures = None if preprocessing is None else of_pictures(preprocessing)  # its words are its own to save
-    tuned: Any = getattr(model, "tuned", None)
+    tuned = tuned_of(model)
     plain = model if tuned is None else tuned.plain()
     owner_of(plain).save(plain, Path(folder), pictures)
     if tuned is not None and not tuned.merges:

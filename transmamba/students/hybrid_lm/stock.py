@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...ecosystems import decoders
+from ...ecosystems.adapters import tuned_of
 from ...ecosystems.sources import Source
 from ...errors import UserError
 from ..spread import is_spread
@@ -28,7 +29,7 @@ SHARD = "5GB"
 def as_stock(student: HybridStudent) -> Any:
     """transformers' model, or that of our own class, of the same tensors, not copies, in the student's mode.
     Loaded strictly. An adapter on the student is on it, too."""
-    tuned: Any = getattr(student, "tuned", None)
+    tuned = tuned_of(student)
     if tuned is not None:
         return tuned.onto(_stock_of(student, tuned.base_state()))
     return _stock_of(student, student.state_dict(keep_vars=True))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ecosystems import decoders
+from ...ecosystems.adapters import tuned_of
 from ...ecosystems.sources import Source
 from ...ecosystems.vision_language import llava_preprocessing
 from ..hybrid_lm.own_class import write_code
@@ -42,7 +43,7 @@ def stock_name(name: str) -> str:
 def as_stock(student: LlavaStudent) -> Any:
     """transformers' model of the same tensors, not copies, in the student's mode. Loaded strictly. An adapter
     on the student is on it, too."""
-    tuned: Any = getattr(student, "tuned", None)
+    tuned = tuned_of(student)
     if tuned is not None:
         return tuned.onto(_stock_of(student, tuned.base_state()), lambda name: stock_name(f"{name}.")[:-1])
     return _stock_of(student, student.state_dict(keep_vars=True))
