@@ -148,7 +148,7 @@ def test_what_cannot_be_with_an_adapter(place: Path, changes: dict[str, Any], me
 def test_what_the_student_cannot_take_is_said_before_training(place: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'heads' is no module of the student"):
         harness.run_quietly(recipe(place, tmp_path / "a", [], adapter=dict(methods=["a"], whole=["heads"])))
-    with pytest.raises(UserError, match="leave none of"):
+    with pytest.raises(UserError, match="layers_to_transform: 9 is no layer with a mixer"):
         harness.run_quietly(recipe(place, tmp_path / "b", [], adapter=dict(methods=["a"], layers=[9])))
     with pytest.raises(UserError, match=r"no config.json|no such folder"):
         student = dict(name="saved", model=str(tmp_path / "nowhere"))
