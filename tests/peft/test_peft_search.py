@@ -14,7 +14,9 @@ import harness
 import pytest
 from optuna.trial import FixedTrial, TrialState
 
+import transmamba
 import transmamba.runs.search_peft as searching
+import transmamba.runs.search_trial as trying
 from transmamba.cli.main import main
 from transmamba.config import load as configs
 from transmamba.config.registry import METHODS
@@ -22,6 +24,7 @@ from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError
 from transmamba.peft.search import space
 from transmamba.peft.search.study import front
+from transmamba.runs import pipeline
 from transmamba.runs.recipe import Recipe
 from transmamba.runs.search_peft import Search, search_peft
 from transmamba.training.interrupted import Interrupted
@@ -122,8 +125,9 @@ def test_a_search_that_was_killed_goes_on_exactly(place: Path, tmp_path: Path) -
         time.sleep(0.005)
     assert harness.kill(process)
     assert len(tried(cut)) < len(tried(whole))
+    assert [path.name for path in cut.glob("trial-*")] == ["trial-2"]
     search_peft(asked, search, cut, quiet=True)
-    assert tried(cut) == tried(whole)
+    assert tried(cut) == tried(whole) and not list(cut.glob("trial-*"))
 
 
 @pytest.mark.slow
@@ -131,6 +135,81 @@ def test_several_workers_share_the_trials(place: Path, tmp_path: Path) -> None:
     search = Search(trials=4, methods=AMONG)
     found = search_peft(recipe(place), search, tmp_path / "search", workers=2, quiet=True)
     assert all(4 <= count <= 5 for count in found["trials"].values())
+
+
+def test_what_is_refused_untrained_does_not_count(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Where the parts are put together, and at a run's beginning; it is asked once."""
+    inner = {"assemble": trying.assemble, "begin": pipeline.begin_adapter}
+    asked: list[list[str]] = []
+
+    def refuses(recipe: Recipe) -> None:
+        asked.append([method.name for method in recipe.adapter.methods])  # type: ignore[union-attr]
+        if "lora_x" in asked[-1]:
+            raise UserError("not on this student")
+
+    def assemble(recipe: Recipe, *rest: Any, **more: Any) -> Any:
+        refuses(recipe)
+        return inner["assemble"](recipe, *rest, **more)
+
+    def begin(one: Any, *rest: Any) -> str:
+        refuses(one.parts.recipe)
+        return str(inner["begin"](one, *rest))
+
+    for where, name, stand_in in ((trying, "assemble", assemble), (pipeline, "begin_adapter", begin)):
+        asked.clear()
+        folder = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, stand_in)
+            search = Search(trials=3, methods=("lora_x", "conv1d", "a"), seed=1)
+            found = search_peft(recipe(place), search, folder, quiet=True)
+        assert found["trials"] == {"step 1": 3, "step 2": 3}
+        steps = searching.Steps(folder, "step 1", better="up", trials=0)
+        refused = [t for t in steps.finished if t.user_attrs.get("why") == "not on this student"]
+        assert refused and all(t.user_attrs["free"] for t in refused)
+        sets = [tuple(each) for each in asked if "lora_x" in each]
+        assert len(sets) == len(set(sets)), "the same set is not put together twice"
+
+
+def test_a_search_on_a_student_that_is_merged(tmp_path: Path, capsys: Any) -> None:
+    """What could not be saved with it is no part of the search, and said by name; every trial is trained."""
+    from small_llava import SIDE, llava_folder
+
+    llava = llava_folder(tmp_path / "llava", context=512)
+    student, _ = transmamba.convert(str(llava), "llava", decoder={"kind": "hybrid"})
+    save_model(student, tmp_path / "student")
+    values = dict(
+        output_dir=str(tmp_path / "run"),
+        task=dict(
+            name="questions",
+            data=dict(name="scenes", side=SIDE, count_train=24, count_test=4),
+            writing="never",
+        ),
+        teacher=dict(name="llava", model=str(llava)),
+        student=dict(name="saved", model=str(tmp_path / "student")),
+        init=None,
+        stages=[dict(losses=["kl"], steps=1, lr=1e-2)],
+        trainer=dict(global_batch=4, eval_every=0),
+    )
+    asked = configs.parse(Recipe, values, "questions")
+    search_peft(asked, Search(trials=2), tmp_path / "search")
+    said = capsys.readouterr().err
+    for name in ("affix", "state_offset_h", "parallel_adapter", "initial_state"):
+        assert f"{name} is not searched: adapter: {name} cannot be merged" in said
+    assert "cls_token is not searched: " in said and "lora_x is not searched" not in said
+    for step in ("step 1", "step 2"):
+        steps = searching.Steps(tmp_path / "search", step, better="up", trials=0)
+        assert not [t.user_attrs["why"] for t in steps.finished if "why" in t.user_attrs and step == "step 1"]
+        assert len(steps.trained) == 2 and all(t.value is not None for t in steps.trained)
+    with pytest.raises(UserError, match="affix cannot be merged"):
+        search_peft(asked, Search(trials=2, methods=("lora_x", "affix")), tmp_path / "named", quiet=True)
+
+
+def test_what_killed_trials_left_is_taken_away(place: Path, tmp_path: Path) -> None:
+    asked, search, folder = recipe(place), Search(trials=2, methods=AMONG), tmp_path / "search"
+    found = search_peft(asked, search, folder, quiet=True)
+    (folder / "trial-7" / "checkpoints").mkdir(parents=True)
+    assert search_peft(asked, search, folder, quiet=True) == found
+    assert [path.name for path in folder.glob("trial-*")] == []
 
 
 def test_parameters_are_counted_as_they_are_trained(place: Path, tmp_path: Path) -> None:

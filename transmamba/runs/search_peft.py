@@ -28,11 +28,12 @@ from ..reporting.progress import Display
 from ..reporting.search_page import write_search
 from ..training.interrupted import Interrupted
 from ..training.precision import float32_products
+from .adapter import refuse_apart
 from .build import assemble, make_accelerator
 from .folder import sole
 from .recipe import Recipe
 from .search_settings import SETTINGS, Search, claim
-from .search_trial import headline, held_out, methods_of, score, with_methods
+from .search_trial import clear, headline, held_out, methods_of, score, with_methods
 
 BEST = "best.yaml"
 _BETWEEN_LOOKS = 0.5
@@ -41,7 +42,8 @@ _BETWEEN_LOOKS = 0.5
 @dataclass
 class Plan:
     """What all workers know: the recipe on its held-out split, what is searched, how scores are read, and
-    what is adapted: mixers and embedding (`takers`), and how many parameters are trained whole."""
+    what is adapted: mixers and embedding (`takers`), how many parameters are trained whole, and which methods
+    the student does not take, and why (`refused`)."""
 
     recipe: Recipe
     search: Search
@@ -51,6 +53,7 @@ class Plan:
     metric: Any
     takers: dict[str, list[Mixer]]
     whole: int
+    refused: dict[str, str] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
 
     def parameters(self, recipe: Recipe) -> int:
@@ -100,8 +103,11 @@ def search_peft(
     with sole(folder, "the search's folder"):
         unlock(folder)
         accelerator = accelerator or make_accelerator(recipe)
-        plan = _plan(recipe, search, folder, accelerator)
         display = Display(quiet=quiet)
+        clear(folder)
+        plan = _plan(recipe, search, folder, accelerator)
+        for name, why in plan.refused.items():
+            display.say(f"{name} is not searched: {why}")
         for step in ("step 1", "step 2"):
             steps = plan.steps(step)
             steps.drop_unfinished()
@@ -129,7 +135,9 @@ def _plan(recipe: Recipe, search: Search, folder: Path, accelerator: Any) -> Pla
     student, names, why = parts.student, [], {}
     for name in wanted:
         try:
-            targets_of(MambaPeftConfig(methods=[REGISTRY[name]()]), student)
+            method = REGISTRY[name]()
+            targets_of(MambaPeftConfig(methods=[method]), student)
+            refuse_apart(student, [method])
             names.append(name)
         except UserError as error:
             why[name] = str(error)
@@ -148,7 +156,7 @@ def _plan(recipe: Recipe, search: Search, folder: Path, accelerator: Any) -> Pla
     kept = [m for path, m in student.named_modules() if path in ends or path.rpartition(".")[2] in ends]
     whole = sum(parameter.numel() for module in kept for parameter in module.parameters())
     limit, metric = search.limit(size), headline(parts.task)
-    return Plan(recipe, search, folder, names, limit, metric, takers, whole)
+    return Plan(recipe, search, folder, names, limit, metric, takers, whole, why)
 
 
 def _objective(plan: Plan, step: str, steps: Steps, accelerator: Any) -> Callable[[Any], float]:
@@ -219,6 +227,7 @@ def _in_processes(plan: Plan, step: str, workers: int, show: Callable[[], None])
             if process.exitcode is None:
                 process.terminate()
             process.join()
+        clear(plan.folder)  # of those that were killed
     codes = [process.exitcode for process in processes if process.exitcode]
     if codes:
         raise UserError(

@@ -61,6 +61,12 @@ class _Watched(Pipeline):
     trial: Any
     metric: Metric
     seen = 0
+    begun = False
+
+    def check_stages(self) -> None:
+        """The last that may refuse it before its first step."""
+        super().check_stages()
+        self.begun = True
 
     def _evaluate(self, student: nn.Module, tracker: Tracker) -> dict[str, float]:
         found = super()._evaluate(student, tracker)
@@ -85,13 +91,20 @@ def methods_of(recipe: Recipe) -> list[dict[str, Any]]:
     return [configs.dump(method) for method in recipe.adapter.methods]
 
 
+def clear(folder: Path) -> None:
+    """Take away what trials of a search left that was killed. Of the only process that is in the folder."""
+    for place in folder.glob("trial-*"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
 def score(trial: Any, recipe: Recipe, folder: Path, accelerator: Any) -> float:
     """Train the recipe in a folder that is gone afterwards. Raises Pruned where it is behind the others, and
-    where it cannot be trained."""
+    where it cannot be trained; free where that was found before its first step."""
     place = folder / f"trial-{trial.number}"
     shutil.rmtree(place, ignore_errors=True)
     trainer = replace(recipe.trainer, save_every=None)  # a search that is killed begins its trials anew
     recipe = replace(recipe, output_dir=str(place), trainer=trainer, wandb=None, teacher_recipe=None)
+    pipeline = None
     try:
         pipeline = _Watched(assemble(recipe, accelerator, quiet=True), "trial")
         pipeline.trial, pipeline.metric = trial, headline(pipeline.parts.task)
@@ -100,6 +113,6 @@ def score(trial: Any, recipe: Recipe, folder: Path, accelerator: Any) -> float:
     except Interrupted:
         raise
     except UserError as error:
-        raise Pruned(str(error)) from error
+        raise Pruned(str(error), free=pipeline is None or not pipeline.begun) from error
     finally:
         shutil.rmtree(place, ignore_errors=True)

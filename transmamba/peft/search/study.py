@@ -51,7 +51,7 @@ class Steps:
 
     known:   choices that are tried first
     trials:  how many there are to be that are trained, those that were pruned too; what is over the budget,
-        or was tried before, costs nothing and does not count
+        cannot be trained, or was tried before, costs nothing and does not count
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Steps:
         return [trial for trial in self.finished if FREE not in trial.user_attrs]
 
     def before(self, methods: Any) -> FrozenTrial | None:
-        """A finished trial of the same methods and options."""
-        return next((t for t in self.trained if t.user_attrs.get(METHODS) == methods), None)
+        """The first finished trial of the same methods and options, one that was refused untrained too."""
+        return next((t for t in self.finished if t.user_attrs.get(METHODS) == methods), None)
 
     @property
     def best(self) -> FrozenTrial | None:
