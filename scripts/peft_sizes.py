@@ -24,6 +24,7 @@ import torch
 # method -> the option that is its size, and the largest that is sensible: full rank, tokens that crowd others
 SIZED = {
     **{f"lora_{part}": ("r", 256) for part in ("in", "x", "z", "out", "x_proj", "dt", "d", "b", "c")},
+    "lora_embed": ("r", 256),
     "parallel_adapter": ("r", 256),
     "additional_scan": ("states", 32),
     "affix": ("tokens", 32),
@@ -81,12 +82,14 @@ class Counter:
 
     def nearest(self, method: str, share: float) -> Size | None:
         """The size whose count is nearest to a share of the base's parameters, if any is near."""
+        from transmamba.peft.config import read
+
         option, most = SIZED[method]
         wanted = share * self.parameters
         one, numbers = self.trained([{"name": method, option: 1}]), list(self.mixers)
         size = min(most, max(1, round(wanted / one)))
         found = [self._sized(method, {option: each}, ()) for each in {size, min(size + 1, most)}]
-        if one > wanted and method != "prompt":
+        if one > wanted and read([method])[0].on == "mixer":
             part = min(len(numbers), max(1, round(len(numbers) * wanted / one)))
             layers = tuple(numbers[len(numbers) * k // part] for k in range(part))
             found.append(self._sized(method, {option: 1}, layers if part < len(numbers) else ()))
