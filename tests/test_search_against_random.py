@@ -142,33 +142,14 @@ def test_all_of_it_and_again(tmp_path: Path, capsys: Any, monkeypatch: pytest.Mo
     )
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study, sort_keys=False))
-    words = [
-        str(path),
-        "--output",
-        str(tmp_path / "out"),
-        "--searched",
-        "t0",
-        "--trials",
-        "4",
-        "--budget",
-        "",
-    ]
-    words += [
-        "--methods",
-        "lora_x,conv1d,a",
-        "--single",
-        "lora_x 2%",
-        "--single",
-        "conv1d own",
-        "--seeds",
-        "2",
-    ]
+    options = f"--output {tmp_path}/out --searched t0 --trials 4 --methods lora_x,conv1d,a --seeds 1"
+    words = [str(path), *options.split(), "--budget", "", "--single", "lora_x 2%", "--single", "conv1d own"]
     assert against.main(words) == 0
     said = capsys.readouterr().out
     assert "t0.tpe: " in said and "t0.random: " in said and said.count("of 2 + 2 trials") == 2
     verdicts = [line for line in said.splitlines() if line.startswith("- **")]
     assert len(verdicts) == 2 and "not run yet" not in said and "t0_tpe against t0_random: " in verdicts[0]
-    assert {path.name for path in (tmp_path / "out" / "found").glob("test.*.s1")}
+    assert {path.name for path in (tmp_path / "out" / "found").glob("test.*.s0")}
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "found").glob("*/results.json")}
     assert against.main(words) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("- **")] == verdicts
