@@ -13,6 +13,7 @@ from torch import nn
 
 from ..config import load as configs
 from ..core.task import Metric
+from ..data.hashing import SEEDS
 from ..errors import UserError, WrongValues
 from ..peft.search.study import Pruned
 from ..reporting.tracking import Tracker
@@ -27,9 +28,11 @@ HELD_OUT = 0.2
 
 
 def held_out(task: Any) -> Any:
-    """The task, measured on a share of its training data alone: its test split is never opened. Raises
-    UserError for one that can hold nothing out."""
+    """The task, measured on a share of its training data alone, or where data are drawn on others than the
+    test's: its test split is never opened. Raises UserError for one that can hold nothing out."""
     fields = {field.name for field in dataclasses.fields(task)}
+    if "eval_seed" in fields:
+        return replace(task, eval_seed=(task.eval_seed + 1) % SEEDS)
     if "validation" not in fields:
         raise UserError(
             f"task {task.name} can hold no training data out (validation), and a search that looks at the "
