@@ -244,7 +244,7 @@ def test_a_student_that_writes_about_pictures(tmp_path: Path) -> None:
         teacher=dict(name="llava", model=str(llava)),
         student=dict(name="saved", model=str(tmp_path / "student")),
         init=None,
-        adapter=dict(methods=["lora_x", "a"]),
+        adapter=dict(methods=["lora_x", "a", "lora_embed"]),
         stages=[dict(losses=["kl"], steps=2, lr=1e-2)],
         trainer=dict(global_batch=4, eval_every=0),
     )

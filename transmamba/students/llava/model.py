@@ -98,6 +98,10 @@ class LlavaStudent(Carried, nn.Module):
     def vocabulary(self) -> int:
         return self.language_model.vocabulary
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Of words: what an adapter on the embedding adapts; pictures have one, too."""
+        return self.language_model.model["embed_tokens"]
+
     # --- the student's interface ---
 
     @property
