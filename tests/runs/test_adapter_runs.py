@@ -221,6 +221,9 @@ def test_a_clip_student(tmp_path: Path) -> None:
         trainer=dict(global_batch=8, eval_every=0),
     )
     results = harness.run_quietly(configs.parse(Recipe, values, "pairs"))
+    with pytest.raises(UserError, match="CustomTextCLIP has 2 embeddings, and does not say which is its own"):
+        both = {**values, "adapter": dict(methods=["lora_embed"]), "output_dir": str(tmp_path / "b")}
+        harness.run_quietly(configs.parse(Recipe, both, "pairs"))
     again: Any = load_model(tmp_path / "run")
     pictures = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
