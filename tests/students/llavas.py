@@ -18,7 +18,9 @@ __all__ = [
     "MARK",
     "TEACHERS",
     "batch",
+    "crossed",
     "llava",
+    "loud",
     "made_by",
     "make",
     "moved",
@@ -110,6 +112,22 @@ def llava(model: Any, **options: Any) -> LlavaStudent:
     return student
 
 
+def crossed(mode: str = "state", every: int | None = None, **options: Any) -> LlavaStudent:
+    """With cross-Mamba, or a rival of it."""
+    cross = dict(mode=mode, num_heads=2, state_size=4, every=every)
+    return llava(make(), cross=cross, decoder={"kind": "hybrid", "attention_layers": [1]}, **options)
+
+
+def loud(student: LlavaStudent) -> LlavaStudent:
+    """The same, what pictures have read so loud that words follow from it."""
+    for name, parameter in student.named_parameters():
+        if name.endswith(".scale"):
+            parameter.data.fill_(2)
+        if name.startswith("cross.") and name.endswith(".proj.weight"):
+            parameter.data.mul_(10)
+    return student
+
+
 def moved(student: LlavaStudent) -> LlavaStudent:
     """The same away from its start, where steps and skips are all alike and gates are shut."""
     found: LlavaStudent = away(student, 0.1)
@@ -186,10 +204,12 @@ def made_by(model: Any, inputs: dict[str, Tensor], **more: Any) -> Tensor:
     return found
 
 
-def seen(student: LlavaStudent, inputs: dict[str, Tensor]) -> Tensor:
-    """What the decoder reads of each picture, (P, N, D): the words at their marks."""
+def seen(model: Any, inputs: dict[str, Tensor], **more: Any) -> Tensor:
+    """What the decoder of a student, or of its class, reads of each picture, (P, N, D): the words at their
+    marks."""
     kept: list[Tensor] = []
-    hook = student.multi_modal_projector.register_forward_hook(lambda _, __, made: kept.append(made))
-    made_by(student, inputs)
+    connector = getattr(model, "model", model).multi_modal_projector
+    hook = connector.register_forward_hook(lambda _, __, made: kept.append(made))
+    made_by(model, inputs, **more)
     hook.remove()
     return kept[-1]

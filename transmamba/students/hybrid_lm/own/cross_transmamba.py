@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-Mamba: visual features that know the prompt, in time linear in both lengths. Shapes: P pictures,
-N visual tokens of D channels, L words of E channels, H heads of X channels and S states, K taps."""
+N visual tokens of D channels, L words of E channels, M of them the longest prompt, H heads of X channels and
+S states, K taps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .scan_transmamba import scan_by_token, wide
+
+
+def prompt_of(words: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The prompts of words (P, L, E), where mask (P, L), bool, is set: side by side at the end of (P, M, E),
+    and which of the M are real (P, M). M is the longest one's length: how much stands around them, such as
+    padding or what is written behind them, changes no bit of what is made of them."""
+    longest = max(1, int(mask.sum(dim=1).max())) if len(mask) else 1
+    order = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, -longest:]
+    return words.gather(1, order[..., None].expand(-1, -1, words.shape[2])), mask.gather(1, order)
 
 
 class CrossMamba(nn.Module):
@@ -53,11 +63,8 @@ class CrossMamba(nn.Module):
         if self.mode == "prefix":
             self.write_vision, self.dt_vision = nn.Linear(dim, channels), nn.Linear(dim, self.heads)
 
-    def forward(self, vision: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """vision (P, N, D), words (P, L, E), mask (P, L) bool, True on the prompt -> (P, N, D)"""
-        # the prompt side by side at the end, whatever stood between and behind it
-        order = mask.to(torch.uint8).argsort(dim=1, stable=True)
-        words, real = words.gather(1, order[..., None].expand_as(words)), mask.gather(1, order)
+    def forward(self, vision: Tensor, words: Tensor, real: Tensor) -> Tensor:
+        """vision (P, N, D), and of `prompt_of` words (P, M, E) and real (P, M) -> (P, N, D)"""
         words = _normed(self.norm_language, words).masked_fill(~real[..., None], 0)
         u = _normed(self.norm, vision)
         y = getattr(self, f"_{self.mode}")(u, words, real).flatten(2).to(u.dtype) * F.silu(self.gate(u))

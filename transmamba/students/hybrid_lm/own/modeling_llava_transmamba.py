@@ -22,7 +22,7 @@ from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutpu
 
 from .configuration_llava_transmamba import CrossLlavaConfig
 from .configuration_transmamba import HybridConfig
-from .cross_transmamba import CrossMamba
+from .cross_transmamba import CrossMamba, prompt_of
 from .modeling_transmamba import HybridModel
 
 # what a decoder of our own class takes, beside what it reads
@@ -73,6 +73,8 @@ class CrossLlavaModel(LlavaModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if pixel_values is not None:
             inputs_embeds = self._spliced(input_ids, pixel_values, inputs_embeds, prompt_mask)
+        elif input_ids is not None and not _begun(past_key_values):
+            self._rows(input_ids, 0, prompt_mask)
         if isinstance(self.language_model, HybridModel):
             kwargs = {name: value for name, value in kwargs.items() if name in _OF_OWN}
         made = self.language_model(
@@ -99,15 +101,7 @@ class CrossLlavaModel(LlavaModel):
                     "write prompt_mask, which words are the prompt, or labels: answers are not read"
                 )
             prompt = torch.ones_like(text)
-        places = text == self.config.image_token_id
-        places[:, prompt.shape[1] :] = False  # what is written behind a prompt stands for no picture
-        count, found = len(pixels) * self.config.image_seq_length, places.sum(dim=1)
-        if int(found.sum()) != count or bool((found % self.config.image_seq_length).any()):
-            raise ValueError(
-                f"the texts have {found.tolist()} image tokens, their {len(pixels)} pictures make {count}"
-            )
-        rows = torch.arange(len(text), device=text.device)
-        rows = rows.repeat_interleave(found // self.config.image_seq_length)
+        places, rows = self._rows(text, len(pixels), prompt)
         behind = text.shape[1] - prompt.shape[1]
         prompt = nn.functional.pad(prompt.to(text.device, torch.bool), (0, behind)) & ~places
         of = words
@@ -116,9 +110,25 @@ class CrossLlavaModel(LlavaModel):
         seen = self.see(pixels, of[rows], prompt[rows])
         return words.masked_scatter(places[..., None], seen.to(words.dtype))
 
+    def _rows(self, text: Tensor, count: int, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Where the tokens of `count` pictures stand (B, L), and the row (P,) of each. Raises ValueError
+        for a text with another number of them."""
+        places = text == self.config.image_token_id
+        if prompt is not None:
+            places[:, prompt.shape[1] :] = False  # what is written behind a prompt stands for no picture
+        each, found = self.config.image_seq_length, places.sum(dim=1)
+        if int(found.sum()) != count * each or bool((found % each).any()):
+            raise ValueError(
+                f"the texts have {found.tolist()} image tokens, their {count} pictures make {count * each}"
+            )
+        rows = torch.arange(len(text), device=text.device)
+        return places, rows.repeat_interleave(found // each)
+
     def see(self, pixels: Tensor, words: Tensor, prompt: Tensor) -> Tensor:
         """What the decoder reads of pictures (P, C, H, W): (P, N, E), of words (P, L, E) those of the prompt
         (P, L)."""
+        if self.cross is not None:
+            words, prompt = prompt_of(words, prompt)
         every = None if self.cross is None else self.cross.every
         modules: Any = () if self.cross is None else self.cross.modules_at
 
@@ -137,6 +147,11 @@ class CrossLlavaModel(LlavaModel):
             grid = seen.mT.unflatten(-1, (math.isqrt(seen.shape[1]), -1))
             seen = nn.functional.adaptive_avg_pool2d(grid, math.isqrt(tokens)).flatten(2).mT
         return self.multi_modal_projector(seen)
+
+
+def _begun(cache: Any) -> bool:
+    """Whether something was read before, which had its pictures then."""
+    return cache is not None and int(cache.get_seq_length()) > 0
 
 
 @contextlib.contextmanager
@@ -190,8 +205,10 @@ class CrossLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         """transformers', with `prompt_mask` (B, L) of the text or of its beginning, 1 for words of the
         prompt; image tokens are none."""
         if prompt_mask is None and labels is not None and input_ids is not None:
-            before = (labels == -100).long().cumprod(dim=1).bool()
-            prompt_mask = before if attention_mask is None else before & attention_mask.bool()
+            prompt_mask = (labels == -100).long().cumprod(dim=1).bool()
+            if attention_mask is not None:
+                prompt_mask &= attention_mask.bool()
+            self._check_asked(input_ids, prompt_mask)
         return super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -204,6 +221,15 @@ class CrossLlavaForConditionalGeneration(LlavaForConditionalGeneration):
             prompt_mask=prompt_mask,
             **kwargs,
         )
+
+    def _check_asked(self, text: Tensor, prompt: Tensor) -> None:
+        """Refuse labels on all of a text with pictures: they would read none of its words, without a sign."""
+        unasked = (text == self.config.image_token_id).any(dim=1) & ~prompt.any(dim=1)
+        if self.model.cross is not None and bool(unasked.any()):
+            raise ValueError(
+                f"labels ask for every word of row {int(unasked.nonzero()[0])}, so that its pictures have no "
+                "prompt to read; write -100 on the prompt, or prompt_mask"
+            )
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers'; what is given is the prompt, what is written is not."""
