@@ -14,6 +14,7 @@ from small_llava import llava_folder
 from transmamba.cli.main import main
 from transmamba.config.registry import QUESTIONS
 from transmamba.data.questions.answered import AnsweredQuestions
+from transmamba.data.text.appended import about_of
 from transmamba.ecosystems.find import load_model
 from transmamba.ecosystems.language_tokenizer import HuggingFaceTokenizer
 from transmamba.errors import UserError
@@ -133,6 +134,20 @@ def test_a_file_of_other_questions_is_refused(llava: Path, tmp_path: Path) -> No
         AnsweredQuestions(data=scenes(), answers=str(tmp_path / "none.jsonl")).build("train")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"index": "x"}, {"index": COUNT}, {"question": 3}, {"answer": None}, {"rationale": {"why": "so"}}],
+)
+def test_a_row_that_was_not_written_so_is_told_in_a_line(change: Any, tmp_path: Path) -> None:
+    data, out = scenes(), tmp_path / "answers.jsonl"
+    row = {"index": 0, "question": data.build("train").item(0).question, "answer": "red"}
+    out.write_text(json.dumps({**row, **change}))
+    about: dict[str, Any] = {"parts": 1, "bytes": 0, "finished": True, "counts": {"texts": 1}}
+    about_of(out).write_text(json.dumps({**about, "made": {"of": COUNT}}))
+    with pytest.raises(UserError, match=f"line 1: is no answer to one of {COUNT} questions"):
+        AnsweredQuestions(data=data, answers=str(out)).build("train")
+
+
 def test_reasons_are_learned_where_they_were_given(llava: Path, tmp_path: Path) -> None:
     """Of an answer in stages, each stage is kept; one without stages is left out."""
     said = "<SUMMARY> look </SUMMARY>\n\n<REASONING> it is red </REASONING>\n\n<CONCLUSION> red </CONCLUSION>"
@@ -205,3 +220,44 @@ def test_questions_without_room_are_refused_first_or_left_out(
     assert (found.texts, found.left_out) == (whole.texts - 1, whole.left_out + 1)
     wanted = [row for row in rows_of(tmp_path / "whole.jsonl") if row["index"] != long]
     assert rows_of(out) == wanted
+
+
+def test_a_question_whose_picture_does_not_decode_is_left_out(
+    llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Counted, as training bears it; the others are answered as without it, whoever is stopped between."""
+    images = tmp_path / "images"
+    images.mkdir()
+    lines = []
+    for number, item in enumerate(map(scenes().build("train").item, range(COUNT))):
+        item.images()[0].save(images / f"{number}.png")
+        row = {"question": item.question, "answers": item.answers, "choices": item.choices}
+        lines.append({**row, "image": f"{number}.png"})
+    table = tmp_path / "questions.jsonl"
+    table.write_text("\n".join(map(json.dumps, lines)))
+    data = QUESTIONS["jsonl"](train=str(table), images=str(images))
+    whole = generate_answers(llava, tmp_path / "whole.jsonl", data, Answering(batch_size=4))
+    rows = rows_of(tmp_path / "whole.jsonl")
+    answered = {row["index"] for row in rows}
+    bad = max(answered)
+    (images / f"{bad}.png").write_bytes((images / f"{bad}.png").read_bytes()[:40])
+
+    out, torn = tmp_path / "bad.jsonl", tmp_path / "torn.jsonl"
+    found = generate_answers(llava, out, data, Answering(batch_size=4))
+    assert (found.texts, found.left_out) == (whole.texts - 1, whole.left_out + 1)
+    assert rows_of(out) == [row for row in rows if row["index"] != bad]
+    assert f"question {bad} is left out: " in caplog.text and f"{bad}.png" in caplog.text
+
+    def stop(starts: Any, title: str) -> Any:
+        for number, start in enumerate(starts):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield start
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_answers(llava, torn, data, Answering(batch_size=4), watch=stop)
+    again = generate_answers(llava, torn, data, Answering(batch_size=4))
+    assert (again.texts, again.left_out) == (found.texts, found.left_out)
+    assert torn.read_bytes() == out.read_bytes()
+    alone = generate_answers(llava, tmp_path / "one.jsonl", data, Answering(batch_size=1))
+    assert (alone.texts, alone.left_out) == (found.texts, found.left_out), "a batch of it alone"

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from ..teachers.teacher import Teacher
 from .evaluate import as_run
 from .generate_data import Written
 
+logger = logging.getLogger("transmamba.runs")
 # questions that are looked at before any is answered
 _TRIED = 256
 Watch = Callable[[Iterable[int], str], Iterator[int]]
@@ -88,8 +90,8 @@ def generate_answers(
 
     An interrupted call is gone on with by the same call, to the same bytes; what is whole is left as it is.
     Left out, and counted, are questions that leave no room for an answer (refused where the first ones do
-    not), and answers that do not end, say nothing or none of the choices, or, with
-    `rationales`, have no stages. Raises UserError as `generate_data.generate_data` does.
+    not) or whose picture does not decode, and answers that do not end, say nothing or none of the choices,
+    or, with `rationales`, have no stages. Raises UserError as `generate_data.generate_data` does.
     """
     answering, path = answering or Answering(), Path(out).expanduser()
     check_place(path)
@@ -164,20 +166,30 @@ class _Prompts:
     def batch(self, numbers: Sequence[int]) -> tuple[list[int], Batch | None]:
         """(those of `numbers` that can be asked, their batch or None where there are none); their prompts are
         forgotten."""
-        rows = {}
+        rows, pictures = {}, []
         for number in numbers:
-            with contextlib.suppress(UserError):  # few that cannot, among many, are left out
-                rows[number] = self.of(number)
+            # few that leave no room or whose picture does not decode, among many, are left out
+            with contextlib.suppress(UserError):
+                prompt = self.of(number)
+                with _told(number):
+                    pictures.append(self.source.item(number).images())
+                rows[number] = prompt
             self.kept.pop(number, None)
         if not rows:
             return [], None
-        pictures = []
-        for number in rows:
-            with naming(number):
-                pictures.append(self.source.item(number).images())
         index = np.array(list(rows), dtype=np.int64)
         shown = Shown(self.asking).of(pictures)
         return list(rows), asked_batch(list(rows.values()), index, shown, self.asking)
+
+
+@contextlib.contextmanager
+def _told(number: int) -> Iterator[None]:
+    """Within it a picture that does not decode is named in the log: its file may be mended."""
+    try:
+        yield
+    except UserError as error:
+        logger.warning("question %d is left out: %s", number, error)
+        raise
 
 
 @dataclass(frozen=True)

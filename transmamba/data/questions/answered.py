@@ -58,10 +58,30 @@ class AnsweredQuestions:
             raise UserError(
                 f"answers: {str(path)!r} holds none; none of the model's answers had an end and words"
             )
-        rows = {int(row["index"]): row for _, row in table_rows(str(path), ("index", "question", "answer"))}
+        rows = {}
+        for where, row in table_rows(str(path), ("index", "question", "answer")):
+            _check(row, len(source), where)
+            rows[row["index"]] = row
         made = Answered(source, np.array(sorted(rows), dtype=np.int64), rows, str(path))
         made.item(0)
         return made
+
+
+def _check(row: Mapping[str, Any], count: int, where: str) -> None:
+    """Raises UserError for a row that generate-data has not written."""
+    number, reasons = row.get("index"), row.get("rationale")
+    texts = [row.get("question"), row.get("answer")]
+    if isinstance(reasons, dict):
+        texts += reasons.values()
+        known = "reasoning" in reasons and reasons.keys() <= Rationale.__dataclass_fields__.keys()
+    else:
+        known = reasons is None
+    counted = type(number) is int and 0 <= number < count
+    if not counted or not known or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"answers: {where}: is no answer to one of {count} questions; write the file anew by transmamba "
+            "generate-data --questions"
+        )
 
 
 @dataclass(frozen=True)
