@@ -81,6 +81,8 @@ def test_another_file_or_another_folder_is_told(annotated: dict[str, Any]) -> No
         ({"annotations": {}}, "no list 'annotations', only images, annotations"),
         ({"images": [{"id": 0}]}, "images 0 has no 'file_name', only id"),
         ({"images": [{"id": 0, "file_name": "a"}] * 2}, "several images have one id"),
+        ({"images": [{"id": [0], "file_name": "a"}]}, r"images 0 has id \[0\], no number or text"),
+        ({"annotations": [{"image_id": {}, "caption": "a"}]}, r"annotations 0 has image_id \{\}, no number"),
         ({"annotations": [{"image_id": 0, "caption": 3}]}, "annotation 0: 3 is no caption"),
         ({"annotations": []}, r"holds no pairs: 6 without a caption \(first: p0.png\)"),
     ):
@@ -98,6 +100,25 @@ def test_another_file_or_another_folder_is_told(annotated: dict[str, Any]) -> No
 
 
 # --- Karpathy's splits ---
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("sentences", 3, "sentences is 3; write a list of objects with 'raw'"),
+        ("sentences", ["a"], r"sentences is \['a'\]; write a list of objects"),
+        ("filename", 3, "filename is 3; write text"),
+        ("filepath", ["a"], r"filepath is \['a'\]; write text"),
+    ],
+)
+def test_karpathy_s_record_of_another_form_is_told(name: str, value: Any, says: str, tmp_path: Path) -> None:
+    options = karpathy(tmp_path, {"train": plain("train", 2)})
+    path = Path(options["captions"])
+    found = json.loads(path.read_text())
+    found["images"][1][name] = value
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=f"image 1: {says}"):
+        Flickr(**options).build("train")
 
 
 def test_karpathy_s_splits_are_chosen_by_name(tmp_path: Path) -> None:

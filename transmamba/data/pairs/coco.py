@@ -51,8 +51,8 @@ class Coco:
         pictures = Folder(existing(str(root / folder), f"a folder of pictures; the layout is {LAYOUT}"))
         found = read_json(path)
         return _gather(
-            records(found, "images", ("id", "file_name"), path, EXPECTED),
-            records(found, "annotations", ("image_id", "caption"), path, EXPECTED),
+            records(found, "images", ("id", "file_name"), path, EXPECTED, known_by="id"),
+            records(found, "annotations", ("image_id", "caption"), path, EXPECTED, known_by="image_id"),
             path,
         ).build(pictures)
 
@@ -76,15 +76,22 @@ def _gather(images: list[Any], annotations: list[Any], path: Path) -> Gathered:
     return gathered
 
 
-def records(found: Any, key: str, fields: tuple[str, ...], path: Path, expected: str) -> list[Any]:
-    """The list `key` of a caption file; each record has the `fields`. Raises UserError otherwise, saying what
-    is expected."""
+def records(
+    found: Any, key: str, fields: tuple[str, ...], path: Path, expected: str, *, known_by: str | None = None
+) -> list[Any]:
+    """The list `key` of a caption file; each record has the `fields`, and in `known_by` a number or a text.
+    Raises UserError otherwise, saying what is expected."""
     listed = found.get(key) if isinstance(found, Mapping) else None
     if not isinstance(listed, list):
         what = ", ".join(map(str, found)) if isinstance(found, Mapping) else f"a {type(found).__name__}"
         raise UserError(f"{path}: no list {key!r}, only {what}; expected {expected}")
     for number, record in enumerate(listed):
         need_fields(record, fields, f"{path}: {key} {number}", expected)
+        if known_by is not None and isinstance(record[known_by], list | dict):
+            raise UserError(
+                f"{path}: {key} {number} has {known_by} {record[known_by]!r:.60}, no number or text; "
+                f"expected {expected}"
+            )
     return listed
 
 

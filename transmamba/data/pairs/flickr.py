@@ -101,6 +101,7 @@ def _karpathy(found: Any, wanted: tuple[str, ...], path: Path) -> Iterator[Pair]
                     f"{path}: image {number} has no {field!r}, only {', '.join(record)}; expected Karpathy's "
                     "file, such as dataset_flickr30k.json (COCO's own are read by {name: coco})"
                 )
+        _check(record, f"{path}: image {number}")
     splits = Counter(str(record["split"]) for record in images)
     if not any(name in splits for name in wanted):
         raise UserError(f"{path}: no split {wanted[0] if wanted else ''!r}{suggest(str(wanted), splits)}")
@@ -108,6 +109,16 @@ def _karpathy(found: Any, wanted: tuple[str, ...], path: Path) -> Iterator[Pair]
         if record["split"] in wanted:
             picture = "/".join(filter(None, (record.get("filepath"), record["filename"])))
             yield f"image {number}", picture, [sentence.get("raw") for sentence in record["sentences"]]
+
+
+def _check(record: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for an image of another form."""
+    for field in ("filepath", "filename"):
+        if not isinstance(record.get(field), str | None):
+            raise UserError(f"{where}: {field} is {record[field]!r:.60}; write text")
+    sentences = record["sentences"]
+    if not isinstance(sentences, list) or not all(isinstance(each, Mapping) for each in sentences):
+        raise UserError(f"{where}: sentences is {sentences!r:.60}; write a list of objects with 'raw'")
 
 
 def _lines(path: Path, gathered: Gathered) -> Iterator[Pair]:

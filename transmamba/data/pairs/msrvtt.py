@@ -81,7 +81,9 @@ class Msrvtt:
         chosen = self._chosen(split, splits, files[0])
         found: Captioned = {video: [] for video in splits if video in chosen}
         for path in files:
-            sentences = records(read_json(path), "sentences", ("video_id", "caption"), path, EXPECTED)
+            sentences = records(
+                read_json(path), "sentences", ("video_id", "caption"), path, EXPECTED, known_by="video_id"
+            )
             for number, record in enumerate(sentences):
                 if record["video_id"] in found:
                     found[record["video_id"]].append((f"sentence {number}", record["caption"]))

@@ -41,7 +41,10 @@ class Folder:
         return str(self.root)
 
     def has(self, name: str) -> bool:
-        return (self.root / name).is_file()
+        try:
+            return (self.root / name).is_file()
+        except OSError:  # a name that no file can have, such as a picture written as text
+            return False
 
     def image(self, name: str) -> Image.Image:
         path = self.root / name

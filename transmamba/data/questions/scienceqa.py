@@ -11,6 +11,7 @@ from typing import Any
 from ...config.registry import QUESTIONS
 from ...errors import UserError, suggest
 from ..images.source import check_split, existing
+from ..pairs.captions import texts
 from ..pairs.coco import need_fields, read_json
 from ..staged import Rationale
 from .source import QuestionSource
@@ -49,8 +50,12 @@ class ScienceQa:
         name = self.train_split if split == "train" else self.test_split
         if name not in splits:
             raise UserError(f"{root}/pid_splits.json: no split {name!r}{suggest(name, splits)}")
-        gathered = Gathered(str(root / "problems.json"))
-        for pid in splits[name]:
+        gathered, pids = Gathered(str(root / "problems.json")), splits[name]
+        if not isinstance(pids, list):
+            raise UserError(
+                f"{root}/pid_splits.json: split {name!r} is {pids!r:.60}, no list; expected {EXPECTED}"
+            )
+        for pid in pids:
             if str(pid) not in problems:
                 raise UserError(f"{gathered.where}: no problem {pid}, which pid_splits.json names")
             _add(gathered, str(pid), problems[str(pid)])
@@ -72,7 +77,10 @@ def _add(gathered: Gathered, pid: str, problem: Any) -> None:
     if type(answer) is not int or not 0 <= answer < len(choices):
         gathered.left_out.add(UNANSWERED, f"problem {pid}")
         return
-    reasons = "\n".join(text for key in ("lecture", "solution") if (text := problem.get(key)))
+    where = f"{gathered.where}: problem {pid}: "
+    reasons = "\n".join(
+        text for key in ("lecture", "solution") for text in texts(problem.get(key), where + key, "text")
+    )
     name = problem.get("image")
     gathered.add(
         f"problem {pid}",

@@ -52,7 +52,7 @@ class VqaV2:
     def __post_init__(self) -> None:
         try:
             self.picture.format(id=1, subset="val2014")
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise UserError(
                 f"picture {self.picture!r} cannot be filled in ({error!r}); write such as "
                 "COCO_{subset}_{id:012d}.jpg"
@@ -68,13 +68,14 @@ class VqaV2:
         }
         found = read_json(paths["questions"])
         needed = ("image_id", "question", "question_id")
-        asked = records(found, "questions", needed, paths["questions"], EXPECTED)
+        asked = records(found, "questions", needed, paths["questions"], EXPECTED, known_by="question_id")
         answered = records(
             read_json(paths["annotations"]),
             "annotations",
             ("question_id", "answers"),
             paths["annotations"],
             EXPECTED,
+            known_by="question_id",
         )
         gathered = Gathered(str(paths["questions"]))
         self._join(gathered, asked, answered, str(found.get("data_subtype", "")), paths["annotations"])
@@ -93,7 +94,7 @@ class VqaV2:
             known = said.pop(record["question_id"], {})
             try:
                 name = self.picture.format(id=record["image_id"], subset=subset)
-            except ValueError:
+            except (ValueError, TypeError):  # format's, of a text or of nothing
                 raise UserError(
                     f"{gathered.where}: question {number} has the image_id {record['image_id']!r}, which "
                     f"picture: {self.picture} cannot name"
