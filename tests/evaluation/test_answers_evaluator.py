@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,12 @@ from torch import Tensor
 
 from transmamba.core.batch import Batch
 from transmamba.core.task import Evaluator, Pass
+from transmamba.data.pairs.stored import Folder
+from transmamba.data.questions.scenes import DrawnPicture
 from transmamba.data.questions.source import Item
+from transmamba.data.questions.stored import StoredPicture
+from transmamba.data.scenes.programs import Ground, Object, Scene
+from transmamba.data.scenes.stock import Stock
 from transmamba.data.stream import in_order
 from transmamba.evaluation.blind import LookupAnswerer
 from transmamba.evaluation.control import other_pictures, other_questions
@@ -189,6 +195,44 @@ def test_another_question_is_one_of_its_type_in_other_words() -> None:
     blank = [Item(question="x?", answers=(answer,)) for answer in "ab"]
     assert not len(other_questions(blank, 0)[0]) and not len(other_pictures(blank, 0)[0])
     assert other_questions(ITEMS, 1)[1].tolist() != others.tolist()
+
+
+def scene(*places: int) -> Scene:
+    """A circle at each."""
+    return Scene(tuple(Object("circle", "red", 0.2 * n, 0.5, 0.1) for n in places), Ground("grey"))
+
+
+def test_an_item_is_never_shown_its_own_picture(tmp_path: Path) -> None:
+    """Five questions of each of four pictures, in files and drawn; two pictures of which one is its own."""
+    stock = Stock()
+    kinds: list[Callable[[int], Any]] = [
+        lambda k: StoredPicture(Folder(tmp_path), f"{k // 5}.png"),
+        lambda k: DrawnPicture(scene(0, k // 5), 32, stock),
+    ]
+    for kind in kinds:
+        items = [Item(question=f"{k}?", answers=("a",), pictures=(kind(k),)) for k in range(20)]
+        for seed in range(5):
+            index, others = other_pictures(items, seed)
+            assert index.tolist() == list(range(20)) and not (index // 5 == others // 5).any()
+        several = [
+            Item(question="?", answers=("a",), pictures=(kind(5 * a), kind(5 * b)))
+            for a, b in ((0, 1), (1, 0), (1, 2), (2, 3))
+        ]
+        index, others = other_pictures(several, 0)
+        assert dict(zip(index.tolist(), others.tolist(), strict=True)) == {0: 3, 1: 3, 3: others[2]}
+        assert others[2] in (0, 1)
+
+
+def test_another_question_is_not_the_same_in_other_letters_or_with_its_choices_in_another_order() -> None:
+    def pairs(*items: tuple[str, tuple[str, ...]]) -> list[int]:
+        made = [Item(question=text, answers=("a",), choices=choices) for text, choices in items]
+        return [int(place) for place in other_questions(made, 0)[0]]
+
+    assert not pairs(("Why so?", ()), ("why  so?", ()))
+    assert not pairs(("which?", ("a", "b")), ("which?", ("b", "a")))
+    assert not pairs(("which?", ("a", "b")), ("Which?", ("a", "c")))
+    assert pairs(("which?", ("a", "b")), ("which?", ("c", "d"))) == [0, 1]
+    assert pairs(("which?", ("a", "b")), ("who?", ("a", "b"))) == [0, 1]
 
 
 def test_twins_are_one_cluster_where_both_are_asked() -> None:

@@ -20,16 +20,24 @@ _TRIES = 64
 
 def other_questions(items: Sequence[Item], seed: int) -> tuple[Ints, Ints]:
     """((K,) places of items, (K,) whose question each is asked): of the same type, with as many pictures, and
-    in other words. Items of which there is no such other are left out."""
-    return _others(items, seed, lambda a, b: (a.question, a.choices) != (b.question, b.choices))
+    in other words, or in the same ones with none of its choices. Items of which there is no such other are
+    left out."""
+    return _others(items, seed, _ask_apart)
 
 
 def other_pictures(items: Sequence[Item], seed: int) -> tuple[Ints, Ints]:
-    """((K,) places of items with pictures, (K,) whose pictures each is shown): of the same type, as many.
-    Items of which there is no such other are left out."""
-    index, others = _others(items, seed, lambda a, b: True)
+    """((K,) places of items with pictures, (K,) whose pictures each is shown): of the same type, as many, and
+    none of them its own. Items of which there is no such other are left out."""
+    index, others = _others(items, seed, lambda a, b: not any(each in b.pictures for each in a.pictures))
     seen = np.array([bool(items[place].pictures) for place in index], dtype=bool)
     return index[seen], others[seen]
+
+
+def _ask_apart(a: Item, b: Item) -> bool:
+    """Whether two questions differ in more than letters' cases, spaces and the order of what is offered."""
+    if a.question.casefold().split() != b.question.casefold().split():
+        return True
+    return bool(a.choices) and bool(b.choices) and set(a.choices).isdisjoint(b.choices)
 
 
 def _others(items: Sequence[Item], seed: int, differ: Callable[[Item, Item], bool]) -> tuple[Ints, Ints]:

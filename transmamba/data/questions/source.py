@@ -18,7 +18,8 @@ MARK = "<image>"
 
 
 class Picture(Protocol):
-    """A picture that is not decoded yet. Picklable."""
+    """A picture that is not decoded yet. Picklable. Within a source it equals another that has the same
+    name, or is drawn of the same scene, which is asked without decoding."""
 
     def image(self) -> Image.Image:
         """As stored, upright. Raises UserError naming it when it does not decode."""
