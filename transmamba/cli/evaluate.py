@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+from ..errors import UserError
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -32,6 +34,13 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", help="cuda, cpu; left out: a GPU where there is one")
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="also write a page: numbers, and items with their pictures and answers; of a folder report.html "
+        "in it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the page")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument(
         "options",
@@ -44,11 +53,17 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from ..reporting.evaluation_page import place_of_page
     from ..reporting.progress import Display
     from ..reporting.table import results_table
     from ..runs.evaluate import prepare
     from .arguments import task_of
 
+    page = None
+    if arguments.report is not None:
+        page = place_of_page(arguments.report, overwrite=arguments.overwrite)
+    elif arguments.overwrite:
+        raise UserError("--overwrite goes with --report FILE, which it replaces; leave it out")
     prepared = prepare(
         arguments.model,
         task_of(
@@ -68,10 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
     )
     print(prepared, file=sys.stderr, flush=True)
-    results = prepared.measure(watch=Display().watch).results()
+    measured = prepared.measure(watch=Display().watch)
+    results = measured.results()
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
         name = "student" if arguments.teacher else "model"
         print(results_table(results, prepared.task.metrics, student=name))
+    if page is not None:
+        print(f"report: {prepared.report(measured, page)}", file=sys.stderr)
     return 0

@@ -24,15 +24,15 @@ def render_template(template: str, /, *, html: bool, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-def write_page(path: Path, text: str) -> Path:
-    """Raises UserError where nothing can be written there."""
+def write_page(path: Path, text: str, option: str = "--output") -> Path:
+    """Raises UserError where nothing can be written there; `option` says where else."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise UserError(
             f"{path.parent}: {path.name} cannot be written there ({reason}); "
-            f"write it elsewhere: --output {path.name}"
+            f"write it elsewhere: {option} {path.name}"
         ) from None
     return path
 

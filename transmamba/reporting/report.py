@@ -11,6 +11,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,18 @@ def render(run: RunData) -> str:
         "config.yaml": not run.config,
         "environment.json (date, commit, machine)": not run.environment,
     }
+    if not run.trained:
+        absent = {}
     return render_template(
         "report.html.jinja",
         html=True,
         name=run.name,
         teacher=part_label(run.config.get("teacher"), "" if run.config else "teacher"),
         student=part_label(run.config.get("student"), "student"),
-        tiles=_tiles(run.results, run.metrics),
+        tiles=_tiles(run.results, run.metrics, run.called.capitalize()),
         table=_table(run.results, run.metrics),
-        examples=_examples(run.samples),
+        examples=_examples(run.samples, run.called),
+        called={"student": run.called, "scratch": "from scratch"},
         cost=_cost(run.rows),
         provenance=provenance(run.environment),
         split=run.final_split,
@@ -101,7 +105,9 @@ def _curves(run: RunData) -> list[tuple[str, Any]]:
 # --- numbers ---
 
 
-def _tiles(results: Mapping[str, Any], metrics: Sequence[Metric]) -> list[tuple[str, str, str]]:
+def _tiles(
+    results: Mapping[str, Any], metrics: Sequence[Metric], who: str = "Student"
+) -> list[tuple[str, str, str]]:
     """(label, value, small print) of the few numbers that a run is about."""
     student, teacher = results.get("student") or {}, results.get("teacher") or {}
     metric, tiles = headline(metrics), []
@@ -111,7 +117,7 @@ def _tiles(results: Mapping[str, Any], metrics: Sequence[Metric]) -> list[tuple[
             gap = f"{change(metric, student[metric.key] - teacher[metric.key])} to the teacher"
             if apart := (results.get(DIFFERENCE) or {}).get(metric.key):
                 gap += f" ({change(metric, apart['low'])} to {change(metric, apart['high'])})"
-        tiles.append((f"Student {metric.label}", written(metric, student[metric.key]), gap))
+        tiles.append((f"{who} {metric.label}", written(metric, student[metric.key]), gap))
     if metric is not None and metric.key in teacher:
         tiles.append((f"Teacher {metric.label}", written(metric, teacher[metric.key]), ""))
     for agreed in metrics:
@@ -120,7 +126,7 @@ def _tiles(results: Mapping[str, Any], metrics: Sequence[Metric]) -> list[tuple[
     if "params" in student:
         share = f"{100 * student['params'] / teacher['params']:.0f} %" if teacher.get("params") else ""
         note = f"{share} of the teacher" if share else ""
-        tiles.append(("Student parameters", count(student["params"]), note))
+        tiles.append((f"{who} parameters", count(student["params"]), note))
     if "minutes" in student:
         tiles.append(("Training", f"{student['minutes']:.1f} min", ""))
     return tiles
@@ -175,14 +181,15 @@ def _exhibits(shown: Sequence[Matrix | Listing], model: str) -> list[dict[str, A
     return found
 
 
-def _examples(samples: Sequence[Sample]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _examples(samples: Sequence[Sample], called: str = "student") -> list[tuple[str, list[dict[str, Any]]]]:
     """(heading, cards), in the order in which the groups come."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for sample in samples:
-        card: dict[str, Any] = {"label": sample.label, "text": sample.text, "answers": sample.answers}
+        said = [replace(each, who=called) if each.who == "student" else each for each in sample.answers]
+        card: dict[str, Any] = {"label": sample.label, "text": sample.text, "answers": said}
         if sample.picture is not None:
             card |= {"uri": _data_uri(sample.picture), "small": sample.picture.shape[0] < 96}
-        groups.setdefault(sample.group, []).append(card)
+        groups.setdefault(re.sub(r"\bstudent\b", called, sample.group), []).append(card)
     return [(title[:1].upper() + title[1:], cards) for title, cards in groups.items()]
 
 

@@ -27,6 +27,8 @@ class RunData:
     rows, scratch_rows: of metrics.jsonl, of the run and of the one from scratch
     exhibits: by model
     items:    of each evaluator that scored items
+    trained:  whether it is a run's; else that of an evaluation alone, which has no training to show
+    called:   what the page calls its student
     """
 
     name: str
@@ -39,6 +41,8 @@ class RunData:
     items: Sequence[Items] = ()
     subclone: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trained: bool = True
+    called: str = "student"
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -38,12 +38,18 @@ class Items:
 
 def write_samples(folder: Path, measured: Measured, count: int) -> None:
     """Writes items.npz, and samples.npz with at most `count` samples of each evaluator and all exhibits."""
-    exhibits: dict[str, list[Matrix | Listing]] = {}
+    shown = exhibits_of(measured)
+    _save(Path(folder) / SAMPLES_FILE, packed(measured.samples(count), shown))
+    _save(Path(folder) / ITEMS_FILE, _scores(measured.outcomes))
+
+
+def exhibits_of(measured: Measured) -> dict[str, list[Matrix | Listing]]:
+    """All exhibits, by model."""
+    found: dict[str, list[Matrix | Listing]] = {}
     for outcomes in measured.outcomes:
         for name, outcome in outcomes.items():
-            exhibits.setdefault(name, []).extend(outcome.exhibits)
-    _save(Path(folder) / SAMPLES_FILE, packed(measured.samples(count), exhibits))
-    _save(Path(folder) / ITEMS_FILE, _scores(measured.outcomes))
+            found.setdefault(name, []).extend(outcome.exhibits)
+    return found
 
 
 def read_items(path: Path) -> list[Items]:

@@ -70,6 +70,25 @@ class Evaluation:
         measured = measure(self.task.evaluators(self.split), mine, self.passing, watch=watch)
         return measured.joined(measure(self.theirs.evaluators(self.split), beside, self.passing, watch=watch))
 
+    def report(self, measured: Measured, page: Path) -> Path:
+        """Writes what was measured as a page. Raises UserError where nothing can be written there."""
+        from ..reporting.evaluation_page import write_evaluation
+        from .folder import environment
+
+        models = {"student": self.source}
+        if self.teacher is not None:
+            models["teacher"] = str(self.teacher.source)
+        data = described(getattr(self.data, "data", self.data))
+        return write_evaluation(
+            page,
+            measured,
+            self.task.metrics,
+            models=models,
+            data=data,
+            split=self.split,
+            environment=environment(),
+        )
+
 
 def prepare(
     model: nn.Module | str | Path,
