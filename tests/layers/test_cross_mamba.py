@@ -197,6 +197,7 @@ def test_padding_changes_no_bit(any_mode: str, make: Callable[..., CrossMamba]) 
         padded = torch.nn.functional.pad(language, (0, 0, left, right), value=7.0)
         mask = torch.nn.functional.pad(whole, (left, right))
         assert torch.equal(before, module(vision, padded, mask)), (left, right)
+        assert torch.equal(before, module(vision, Prompt.of(padded, mask))), "cut out before"
     bound = module(vision, padded, mask, longest=20)  # keeps padding of its own
     torch.testing.assert_close(bound, before, rtol=1e-5, atol=1e-5)
     with pytest.raises(RuntimeError, match="a prompt is longer than longest=8"):

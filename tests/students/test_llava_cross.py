@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from llavas import ALONE, MARK, batch, crossed, llava, loud, made_by, make, moved, relative, seen, together
 from small_llava import llava_folder
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from transmamba import UserError, load_student, load_teacher, save_student
@@ -62,6 +64,33 @@ def test_a_row_s_pictures_read_its_own_prompt() -> None:
     text[2] = torch.where(inputs["prompt_mask"][2], (text[2] + 11) % MARK, text[2])
     changed = (seen(student, {**inputs, "text": text}) != seen(student, inputs)).flatten(1).any(dim=1)
     assert changed.tolist() == [False, True, True]
+
+
+class Asked(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_batch_s_prompts_are_cut_out_once() -> None:
+    """By a student of two modules and by its class, which ask the device no oftener than of one."""
+    inputs, found = together(), []
+    for every in (2, 1):
+        student = moved(crossed(every=every))
+        assert student.cross is not None and len(student.cross.modules_at) == 2 // every
+        for model in (student, student.stock()):
+            more = {} if model is student else {"prompt_mask": inputs["prompt_mask"]}
+            with Asked() as asked:
+                made_by(model, inputs, **more)
+            counts = asked.counts["sort"], asked.counts["_local_scalar_dense"], asked.counts["item"]
+            found.append(counts)
+    assert found[0] == found[2] and found[1] == found[3] and found[0][0] == found[1][0] == 1
 
 
 def test_a_batch_that_does_not_say_its_prompt_is_refused() -> None:

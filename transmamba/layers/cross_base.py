@@ -25,11 +25,12 @@ Mode = Literal["state", "prefix", "reported", "film", "attention"]
 
 @dataclass(frozen=True, kw_only=True)
 class CrossMambaConfig:
-    """mode: `state`, language writes a state, in both directions, and every visual token reads it; `prefix`,
-        one scan over the prompt and then the visual tokens, which write too; `reported`, visual tokens
-        scanned in both directions, in steps whose size the prompt sets. Two rivals to measure these by:
-        `film`, the prompt's mean scales and shifts the visual channels; `attention`, visual tokens attend to
-        the prompt's words
+    """mode: `state` [proposal], language writes a state, in both directions, and every visual token reads it;
+        `prefix` [proposal], one scan over the prompt and then the visual tokens, which write too; `reported`
+        [reported, at second hand: only Q, K, V and delta from the other modality], visual tokens scanned in
+        both directions, in steps whose size the prompt sets. Two rivals to measure these by: `film`, the
+        prompt's mean scales and shifts the visual channels; `attention`, visual tokens attend to the prompt's
+        words
     num_heads:   each with its own decays, B and C; of `attention` its heads
     state_size:  states a channel, S
     width:       channels of the scan, a multiple of num_heads; null is the visual stream's. Of `film` and
@@ -82,17 +83,27 @@ class Crossed(nn.Module):
         self.scale = nn.Parameter(torch.zeros(1))  # g; not a scalar, which FSDP2 does not shard
 
     def forward(
-        self, vision: Tensor, language: Tensor, mask: Tensor, *, longest: int | None = None
+        self,
+        vision: Tensor,
+        language: Tensor | Prompt,
+        mask: Tensor | None = None,
+        *,
+        longest: int | None = None,
     ) -> Tensor:
-        """vision (B, N, D), language (B, L, E), mask (B, L) bool, True on the prompt -> (B, N, D).
+        """vision (B, N, D), language (B, L, E), mask (B, L) bool, True on the prompt -> (B, N, D). Or, in the
+        place of both, their `Prompt`: several modules that read one have it cut out once.
 
         Only the prompt is read: answers and padding have no part in the result. `longest`, a bound on the
         prompts' lengths, saves asking the device for it. A row without a prompt: `state` leaves it as it is.
 
         Raises UserError for shapes or dtypes that do not fit.
         """
-        self._check(vision, language)
-        prompt = Prompt.of(language, mask, longest=longest)
+        self._check(vision, language.tokens if isinstance(language, Prompt) else language)
+        if isinstance(language, Prompt):
+            prompt = language
+        else:
+            assert mask is not None, "which words of the language are the prompt"
+            prompt = Prompt.of(language, mask, longest=longest)
         if not vision.numel():
             return vision
         prompt = Prompt(tokens=normed(self.norm_language, prompt.tokens), lengths=prompt.lengths)

@@ -6,38 +6,33 @@ Shapes: B rows, L tokens, E channels of the decoder; P pictures, N tokens of eac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...errors import UserError
 from ...layers.cross_mamba import CrossMambaConfig, cross_mamba
+from ...layers.prompt import Prompt
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Of each picture its row's words (P, L, E), and which of them may be read (P, L), bool."""
+def prompts_of(
+    inputs: Mapping[str, Tensor], words: Tensor, rows: Tensor, token: int, *, shuffled: bool = False
+) -> Prompt:
+    """Of each picture its row's prompt, P of them, for all modules of a batch: of a batch's words (B, L, E)
+    and the row (P,) of each; `token` stands for pictures, and is no word; `shuffled` gives each the words of
+    the row before its own, and none where there is one row. Asks the device once, for the longest.
 
-    words: Tensor
-    mask: Tensor
-
-    @classmethod
-    def of(
-        cls, inputs: Mapping[str, Tensor], words: Tensor, rows: Tensor, token: int, *, shuffled: bool = False
-    ) -> Prompts:
-        """Of a batch's words (B, L, E) and the row (P,) of each picture; `token` stands for pictures, and is
-        no word; `shuffled` gives each the words of the row before its own, and none where there is one row.
-        Raises UserError without a `prompt_mask`: a text holds its answer, which no picture may read."""
-        if "prompt_mask" not in inputs:
-            raise UserError(
-                "cross-Mamba reads the prompt, but the batch has no prompt_mask that says which words it is; "
-                "train and measure with the task questions"
-            )
-        mask = inputs["prompt_mask"] & (inputs["text"] != token)
-        if shuffled:
-            words, mask = words.roll(1, 0), mask.roll(1, 0) & (len(words) > 1)
-        return cls(words[rows], mask[rows])
+    Raises UserError without a `prompt_mask`: a text holds its answer, which no picture may read.
+    """
+    if "prompt_mask" not in inputs:
+        raise UserError(
+            "cross-Mamba reads the prompt, but the batch has no prompt_mask that says which words it is; "
+            "train and measure with the task questions"
+        )
+    mask = inputs["prompt_mask"] & (inputs["text"] != token)
+    if shuffled:
+        words, mask = words.roll(1, 0), mask.roll(1, 0) & (len(words) > 1)
+    return Prompt.of(words[rows], mask[rows])
 
 
 class Crossing(nn.Module):
@@ -62,11 +57,11 @@ class Crossing(nn.Module):
         except UserError as error:  # of what a configuration alone does not tell
             raise UserError(f"student.cross: {error}") from error
 
-    def forward(self, number: int, prompts: Prompts, x: Tensor) -> Tensor:
+    def forward(self, number: int, prompts: Prompt, x: Tensor) -> Tensor:
         """Tokens (P, N, D) of pictures that know their prompts."""
-        return self.modules_at[number](x, prompts.words, prompts.mask)
+        return self.modules_at[number](x, prompts)
 
-    def behind(self, prompts: Prompts, k: int, x: Tensor) -> Tensor:
+    def behind(self, prompts: Prompt, k: int, x: Tensor) -> Tensor:
         """The tower's stream (P, N, D) behind its layer k."""
         assert self.every is not None, "those before the connector are called themselves"
         number, rest = divmod(k + 1, self.every)

@@ -21,6 +21,7 @@ from ...core.layout import Spliced
 from ...core.output import Capture, Captures, Context, Output
 from ...ecosystems.fewer_tokens import tokens_told
 from ...layers.cell_means import CellMeans
+from ...layers.prompt import Prompt
 from ...subcloning.plan import Dropped, Take
 from ...subcloning.selection import Selection, multiplicity
 from ...views.view import View
@@ -33,7 +34,7 @@ from ..image_part import ASKED
 from ..reading import take_affine
 from ..sizes import pair
 from ..spread import is_spread
-from .crossing import Crossing, Prompts
+from .crossing import Crossing, prompts_of
 from .kept import KeptTower
 from .marks import rows_of_pictures
 from .parts import NONE_KEPT, OURS, decoder_view, image_view, spliced_of
@@ -134,7 +135,7 @@ class LlavaStudent(Carried, nn.Module):
         x = self.language_model.embed(inputs["text"])
         prompts = None
         if self.cross is not None and rows is not None:
-            prompts = Prompts.of(inputs, x, rows, self.config.image_token_id, shuffled=self.cross.shuffled)
+            prompts = prompts_of(inputs, x, rows, self.config.image_token_id, shuffled=self.cross.shuffled)
         seen = self._see(inputs, prompts, captures, output)
         if seen is not None:
             places = (inputs["text"] == self.config.image_token_id)[..., None]
@@ -145,7 +146,7 @@ class LlavaStudent(Carried, nn.Module):
         return x
 
     def _see(
-        self, inputs: Mapping[str, Tensor], prompts: Prompts | None, captures: Captures, output: Output
+        self, inputs: Mapping[str, Tensor], prompts: Prompt | None, captures: Captures, output: Output
     ) -> Tensor | None:
         """What the decoder reads of the pictures, (P, N, D); None without any."""
         if "image" not in inputs or not len(inputs["image"]):
@@ -157,7 +158,7 @@ class LlavaStudent(Carried, nn.Module):
         seen = before(self._read(made.logits.hidden))
         return self.multi_modal_projector(seen if self.means is None else self.means(seen))
 
-    def _crossing(self, prompts: Prompts | None) -> tuple[After | None, Callable[[Tensor], Tensor]]:
+    def _crossing(self, prompts: Prompt | None) -> tuple[After | None, Callable[[Tensor], Tensor]]:
         """What stands behind the tower's layers, and what before the connector."""
         if self.cross is None or prompts is None:
             return None, lambda x: x
@@ -183,7 +184,8 @@ class LlavaStudent(Carried, nn.Module):
         prompts = None
         if self.cross is not None:
             words = self.language_model.embed(text[:1])
-            prompts = Prompts(words, torch.ones_like(text[:1], dtype=torch.bool))
+            every = torch.ones_like(text[:1], dtype=torch.bool)
+            prompts = Prompt.of(words, every, longest=text.shape[1])
         seen = self._see(image, prompts, {}, Output())
         assert seen is not None, "there is one"
         return 0.0 * seen.sum()
