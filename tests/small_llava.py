@@ -27,6 +27,7 @@ def llava_folder(
     folder: Path,
     *,
     vision: str = "CLIP",
+    language: str = "Llama",
     context: int = 160,
     seed: int = 1,
     strategy: str = "default",
@@ -35,7 +36,7 @@ def llava_folder(
     layers: int = 2,
     **options: Any,
 ) -> Path:
-    """A LLaVA of pictures of 16 x 16 pixels in 4 patches over a Llama, random, with its tokenizer."""
+    """A LLaVA of pictures of 16 x 16 pixels in 4 patches, over a Llama, random, with its tokenizer."""
     import torch
     import transformers
 
@@ -64,7 +65,7 @@ def llava_folder(
     )
     config = transformers.LlavaConfig(
         vision_config=getattr(transformers, f"{vision}VisionConfig")(**tower),
-        text_config=transformers.LlamaConfig(**decoder),
+        text_config=getattr(transformers, f"{language}Config")(**decoder),
         image_token_index=place,
         vision_feature_select_strategy=strategy,
     )

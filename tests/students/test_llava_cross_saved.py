@@ -3,13 +3,19 @@ refuses."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from llavas import MARK, crossed, loud, made_by, moved, seen, together
+from llavas import MARK, crossed, llava, loud, made_by, moved, seen, together
+from PIL import Image
+from small_llava import IMAGE, llava_folder
 from torch import Tensor
+
+from transmamba import load_teacher, save_student
 
 ALL = ("state", "prefix", "reported", "film", "attention")
 TOWERS: dict[str, dict[str, Any]] = {
@@ -60,6 +66,39 @@ def test_without_a_cache_pictures_are_read_alike_with_each_word(mode: str, place
     assert len(kept) == 6 and all(torch.equal(each, kept[0]) for each in kept)
 
 
+@pytest.mark.parametrize("mode", ["prefix", "reported"])
+def test_a_saved_folder_writes_what_the_student_writes(mode: str, tmp_path: Path) -> None:
+    """Of a SigLIP over a Qwen2; with its own processor, a cache or none, other rows or none."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    other: Any = dict(vision="Siglip", language="Qwen2", strategy="full")
+    teacher = load_teacher(llava_folder(tmp_path / "teacher", **other))
+    cross = dict(mode=mode, num_heads=2, state_size=4)
+    student, folder = loud(moved(llava(teacher, cross=cross, decoder={"kind": "hybrid"}))), tmp_path / "made"
+    save_student(student, folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True).eval()
+    model.generation_config.eos_token_id = None
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    drawn = np.random.default_rng(0).integers(0, 256, (3, 20, 24, 3), dtype=np.uint8)
+    images = list(map(Image.fromarray, drawn))
+    texts = [f"a {IMAGE} cat sat", "no picture", f"{IMAGE} one {IMAGE} two on"]
+    shown = [images[:1], [], images[1:]]
+    more: dict[str, Any] = dict(return_tensors="pt", padding=True)
+    given = dict(processor(text=texts, images=shown, **more))
+    options: dict[str, Any] = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
+    written = model.generate(**given, **options)
+    assert torch.equal(written, model.generate(**given, **options, use_cache=False))
+    for row in range(3):
+        alone = dict(processor(text=[texts[row]], images=[shown[row]] if shown[row] else None, **more))
+        assert torch.equal(model.generate(**alone, **options)[:, -8:], written[row : row + 1, -8:])
+    real = given["attention_mask"].bool()
+    prompt = real & (given["input_ids"] != student.config.image_token_id)
+    inputs = {"text": given["input_ids"], "text_mask": real, "prompt_mask": prompt}
+    ours = student.generate({**inputs, "image": given["pixel_values"]}, 8)  # which stops where a text ends
+    going = (ours == student.reads.text.eos).long().cumsum(dim=1) == 0
+    assert torch.equal(ours[going], written[:, -8:][:, : ours.shape[1]][going])
+
+
 def test_image_tokens_without_pictures_are_refused() -> None:
     """Also before writing; but not those that are written, of which there is no picture."""
     inputs = together()
@@ -78,6 +117,7 @@ def test_image_tokens_without_pictures_are_refused() -> None:
             call()
     words = {name: x[1:2] for name, x in bare.items()}
     assert made_by(stock, words).isfinite().all()
+    stock.generation_config.suppress_tokens = None
     only: Any = lambda _, __: [MARK]  # noqa: E731
     for cache in (True, False):
         written = stock.generate(

@@ -43,6 +43,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "kept, pure": dict(decoder=HYBRID),
     "vim, pure": dict(image={"kind": "vim"}, decoder=HYBRID),
     "ssd_vit": dict(image={"kind": "ssd_vit"}),
+    "kept SigLIP, Qwen2": {},
+    "kept SigLIP, Qwen2, hybrid": dict(decoder={**HYBRID, "attention_layers": [1]}),
+    "kept SigLIP, Qwen2, pure": dict(decoder=HYBRID),
 }
 TEXTS = (f"a {IMAGE} cat sat", "no picture", f"{IMAGE} one {IMAGE} two on")
 Saved = dict[str, tuple[LlavaStudent, Path]]
@@ -56,16 +59,19 @@ def pictures() -> list[list[Image.Image]]:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return llava_folder(tmp_path_factory.mktemp("teacher"))
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """By whether it is a SigLIP over a Qwen2."""
+    folder = tmp_path_factory.mktemp("teachers")
+    other: Any = dict(vision="Siglip", language="Qwen2", strategy="full")
+    return {False: llava_folder(folder / "plain"), True: llava_folder(folder / "other", **other)}
 
 
 @pytest.fixture(scope="module")
-def saved(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+def saved(teachers: dict[bool, Path], tmp_path_factory: pytest.TempPathFactory) -> Saved:
     found = {}
     for kind, options in KINDS.items():
         student, folder = (
-            convert(load_teacher(teacher), "llava", **options)[0],
+            convert(load_teacher(teachers["SigLIP" in kind]), "llava", **options)[0],
             tmp_path_factory.mktemp("student"),
         )
         save_student(moved(student), folder)  # type: ignore[arg-type]
@@ -109,7 +115,7 @@ def test_a_fresh_process_loads_the_same_model(saved: Saved, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_comes_back_as_ours(saved: Saved, kind: str, teacher: Path, tmp_path: Path) -> None:
+def test_it_comes_back_as_ours(saved: Saved, kind: str, teachers: dict[bool, Path], tmp_path: Path) -> None:
     student, folder = saved[kind]
     again = load_student(folder)
     assert isinstance(again, LlavaStudent) and not again.training
@@ -120,7 +126,9 @@ def test_it_comes_back_as_ours(saved: Saved, kind: str, teacher: Path, tmp_path:
     for file in sorted(folder.iterdir()):
         assert _said(tmp_path / file.name) == _said(file), file.name
     said = preprocessing_of(again)
-    assert isinstance(said, PicturesAndText) and said == load_teacher(teacher).preprocessing
+    assert (
+        isinstance(said, PicturesAndText) and said == load_teacher(teachers["SigLIP" in kind]).preprocessing
+    )
     assert preprocessing_of(student) == said
 
 
@@ -152,6 +160,28 @@ def test_it_writes_alike_with_and_without_cache_padding_and_other_rows(saved: Sa
     ours = student.generate(inputs_of(made), 8)  # which stops where a text ends
     ends = (ours == student.reads.text.eos).long().cumsum(dim=1) == 0
     assert torch.equal(ours[ends], written[:, : ours.shape[1]][ends])
+
+
+def test_it_never_writes_an_image_token(saved: Saved) -> None:
+    """Which transformers' own class, reading all again without a cache, takes for a picture's."""
+    from transformers import AutoModelForImageTextToText
+
+    student, folder = saved["kept, hybrid"]
+    model, mark = AutoModelForImageTextToText.from_pretrained(folder).eval(), student.config.image_token_id
+    assert json.loads((folder / "generation_config.json").read_text())["suppress_tokens"] == [mark]
+    model.generation_config.eos_token_id = None
+    made = processed(folder)
+    with torch.no_grad():
+        first = model(**made).logits[:, -1].argmax(dim=-1)[0]
+        model.lm_head.weight[mark] = 9 * model.lm_head.weight[first]  # what it would write first
+        assert model(**made).logits[0, -1].argmax() == mark
+    options: Any = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
+    written = model.generate(**made, **options)[:, made["input_ids"].shape[1] :]
+    again = model.generate(**made, **options, use_cache=False)[:, made["input_ids"].shape[1] :]
+    assert torch.equal(written, again) and not (written == mark).any() and written[0, 0] == first
+    model.generation_config.suppress_tokens = None
+    with pytest.raises(ValueError, match="do not match"):
+        model.generate(**made, **options, use_cache=False)
 
 
 @pytest.mark.parametrize("kind", ["kept", "vim, pure"])

@@ -6,7 +6,18 @@ import pytest
 import torch
 from llavas import MARK, together
 
+from transmamba import UserError
 from transmamba.students.llava import marks
+
+
+def test_pictures_that_do_not_come_row_by_row_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would stand in each other's places."""
+    other = {**together(), "image_row": torch.tensor([2, 0, 2])}
+    with pytest.raises(UserError, match=r"image_row is \[2, 0, 2\]; pictures stand row by row"):
+        marks.rows_of_pictures(other, MARK, 4)
+    monkeypatch.setattr(marks, "_on_the_device", lambda text: True)
+    with pytest.raises(RuntimeError, match="pictures do not come row by row"):
+        marks.rows_of_pictures(other, MARK, 4)
 
 
 def test_a_step_on_a_gpu_asks_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

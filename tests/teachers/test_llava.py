@@ -47,6 +47,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         dict(vision_feature_layer=-1, vision_feature_select_strategy="full"),
     ),
     "LLaVA, first layer": ("CLIP", "Llama", dict(vision_feature_layer=1)),
+    "LLaVA, one layer in a list": ("CLIP", "Llama", dict(vision_feature_layer=[1])),
     "LLaVA (SigLIP, Qwen2)": ("Siglip", "Qwen2", dict(vision_feature_select_strategy="full")),
     "LLaVA, no bias": ("CLIP", "Qwen3", dict(multimodal_projector_bias=False)),
 }
@@ -197,6 +198,32 @@ def test_no_image_student_is_made_of_it_and_other_towers_are_refused(tmp_path: P
     )
     LlavaConfig(vision_config=tower).save_pretrained(tmp_path)
     assert "model_type=pixtral" in str(inspect(tmp_path).refused)
+
+
+def test_a_stock_timm_tower_is_refused_by_name_for_transformers_does_not_run_it(tmp_path: Path) -> None:
+    """Its maps (P, D, H, W) go to a connector that reads (P, N, D)."""
+    import transformers
+
+    tower = transformers.TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", do_pooling=False, hidden_size=192, num_labels=0,
+        model_args=dict(img_size=32, depth=2),
+    )  # fmt: skip
+    config = transformers.LlavaConfig(
+        vision_config=tower,
+        text_config=transformers.LlamaConfig(**DECODER),
+        image_token_index=PLACE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model: Any = transformers.LlavaForConditionalGeneration(config).eval()
+    text = torch.cat([words(2, 1), torch.full((4,), PLACE)])[None]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        model(input_ids=text, pixel_values=torch.randn(1, 3, 32, 32))
+    with pytest.raises(UserError, match=r"image tower.*known: .*model_type=timm_wrapper"):
+        adapt_teacher(model)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="timm_wrapper"):
+        load_teacher(tmp_path)
 
 
 def test_places_and_pictures_that_disagree_are_told() -> None:

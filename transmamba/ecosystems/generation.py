@@ -4,6 +4,7 @@ row."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def generate(
     ends:    tokens that end a text beside those that the model's own configuration names
     drawing: how words are drawn; without one the likeliest is taken
 
-    Nothing else that a generation_config.json says is followed (temperatures, penalties, top_k).
+    Nothing else that a generation_config.json says is followed (temperatures, penalties, top_k) but which
+    tokens are never written (`suppress_tokens`).
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -105,6 +107,7 @@ def generate(
         eos_token_id=ended or None,
         pad_token_id=ended[0] if ended else 0,
         use_cache=True,
+        suppress_tokens=getattr(model.generation_config, "suppress_tokens", None),
     )
     seen = {"pixel_values": inputs["image"].to(model.dtype)} if "image" in inputs else {}
     if "prompt_mask" in inputs and "prompt_mask" in inspect.signature(model.forward).parameters:
@@ -119,6 +122,14 @@ def generate(
             logits_processor=LogitsProcessorList(draws),
         )
     return made[:, text.shape[1] :]
+
+
+def never_writing(model: Any, token: int) -> None:
+    """Let transformers' `generate` of a model never write a token, such as the one that stands for parts of
+    pictures: read again without a cache, one that was written asks for a picture that is not there."""
+    settings = copy.deepcopy(model.generation_config)
+    settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), token})
+    model.generation_config = settings
 
 
 def ends_of(model: Any) -> list[int]:

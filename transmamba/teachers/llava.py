@@ -218,6 +218,8 @@ def _vision(model: Any) -> Any:
 def _blocks_read(model: Any) -> int:
     """How many blocks of the tower the connector's tokens have gone through."""
     layer, count = model.config.vision_feature_layer, len(_vision(model).encoder.layers)
+    if isinstance(layer, list | tuple) and len(layer) == 1:
+        (layer,) = layer  # which transformers reads as that one
     if not isinstance(layer, int):
         raise refuse("connector", "it reads several layers at once", vision_feature_layer=layer)
     # hidden_states: before the first block, and after each

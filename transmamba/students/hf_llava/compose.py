@@ -9,6 +9,7 @@ import torch
 
 from ...core.preprocessing import PicturesAndText, Preprocessing, of_pictures
 from ...ecosystems import decoders
+from ...ecosystems.generation import never_writing
 from ...ecosystems.language_tokenizer import HuggingFaceTokenizer
 from ...ecosystems.origin import origin_of
 from ...ecosystems.processor import hugging_face_preprocessing
@@ -57,6 +58,7 @@ def compose(config: HuggingFaceLlava) -> LlavaModel:
     model.lm_head.load_state_dict(words.get_output_embeddings().state_dict(), strict=True)
     if words.generation_config is not None:
         model.generation_config = words.generation_config
+    never_writing(model, place)
     reads = PicturesAndText(pictures, tokenizer, place, places_of(whole))
     return LlavaModel(model, tokenizer.library, reads, origin_of(source))
 

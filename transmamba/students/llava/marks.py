@@ -16,7 +16,8 @@ def rows_of_pictures(inputs: Mapping[str, Tensor], token: int, tokens: int) -> T
 
     token:  the number that stands for a picture's tokens
     tokens: of a picture, N
-    Raises UserError for a row whose text has another number of them than its pictures make. A step on a GPU
+    Raises UserError for a row whose text has another number of them than its pictures make, and for pictures
+    that do not come row by row. A step on a GPU
     ends there, with an error of CUDA's: batches of the task have been looked at before. A recorded step, in
     which nothing can be asked, too.
     """
@@ -35,9 +36,15 @@ def rows_of_pictures(inputs: Mapping[str, Tensor], token: int, tokens: int) -> T
         each = marks // tokens
         return torch.arange(len(text), device=text.device).repeat_interleave(each) if count else None
     wanted = tokens * torch.zeros_like(marks).index_add_(0, rows, torch.ones_like(rows))
+    ordered = (rows[1:] >= rows[:-1]).all()
     if _on_the_device(text):
+        torch._assert_async(ordered, "pictures do not come row by row")
         torch._assert_async((wanted == marks).all(), "image tokens of a row are not those of its pictures")
         return rows
+    if not ordered:
+        raise UserError(
+            f"image_row is {rows.tolist()}; pictures stand row by row, in the order of their marks: sort them"
+        )
     if not torch.equal(wanted, marks):
         row = int((wanted != marks).nonzero()[0])
         raise UserError(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...ecosystems import decoders
 from ...ecosystems.adapters import tuned_of
+from ...ecosystems.generation import never_writing
 from ...ecosystems.sources import Source
 from ...ecosystems.vision_language import llava_preprocessing
 from ..hybrid_lm.own_class import write_code
@@ -62,6 +63,7 @@ def _stock_of(student: LlavaStudent, tensors: Mapping[str, Tensor]) -> Any:
     model.to(next(student.parameters()).device)  # what it computes from its configuration
     if student.beside.generation is not None:
         model.generation_config = student.beside.generation
+    never_writing(model, student.config.image_token_id)
     return model.train(student.training)
 
 
