@@ -18,7 +18,14 @@ from transmamba.runs.run import load_recipe
 
 ROOT = Path(__file__).parents[1]
 DATA = "task.data={name: scenes, side: 32, count_train: 300, count_test: 12}"
-QUICK = (DATA, "task.lookup=100", "trainer.log_every=1", "trainer.global_batch=8")
+QUICK = (
+    DATA,
+    "task.lookup=100",
+    "task.controls=[picture]",
+    "task.answer_tokens=6",
+    "trainer.log_every=1",
+    "trainer.global_batch=8",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def folder(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = fresh_process.run_script(script, shared_data / "stories260k", made / "stories260k")
     assert done.returncode == 0, done.stderr[-2000:]
     decoder = f"student.decoder={made / 'stories260k'}"
-    transmamba.distill(recipe("llava_debug_vit", made / "teacher", decoder, "stages.0.steps=25"))
+    transmamba.distill(recipe("llava_debug_vit", made / "teacher", decoder, "stages.0.steps=15"))
     return made
 
 
@@ -52,7 +59,7 @@ def losses(run: Path, name: str) -> list[float]:
 def test_a_llava_becomes_mamba(folder: Path) -> None:
     learnt = losses(folder / "teacher", "cross_entropy")
     assert np.mean(learnt[-5:]) < 0.6 * learnt[0]
-    results = converted(folder, "run", "stages.0.steps=8", "stages.1.steps=20", "stages.2.steps=2")
+    results = converted(folder, "run", "stages.0.steps=6", "stages.1.steps=16", "stages.2.steps=2")
     run = folder / "run"
     for name in ("mixer/image", "mixer/decoder", "kl"):
         found = losses(run, name)
