@@ -179,6 +179,12 @@ def test_it_never_writes_an_image_token(saved: Saved) -> None:
     written = model.generate(**made, **options)[:, made["input_ids"].shape[1] :]
     again = model.generate(**made, **options, use_cache=False)[:, made["input_ids"].shape[1] :]
     assert torch.equal(written, again) and not (written == mark).any() and written[0, 0] == first
+    ours = load_student(folder)
+    with torch.no_grad():
+        ours.language_model.lm_head.weight.copy_(model.lm_head.weight)  # type: ignore[union-attr]
+    mine = ours.generate(inputs_of(made), 6)  # type: ignore[operator]  # which stops where a text ends
+    going = (mine == student.reads.text.eos).long().cumsum(dim=1) == 0
+    assert torch.equal(mine[going], written[:, : mine.shape[1]][going]) and going.any()
     model.generation_config.suppress_tokens = None
     with pytest.raises(ValueError, match="do not match"):
         model.generate(**made, **options, use_cache=False)

@@ -92,8 +92,8 @@ def generate(
     ends:    tokens that end a text beside those that the model's own configuration names
     drawing: how words are drawn; without one the likeliest is taken
 
-    Nothing else that a generation_config.json says is followed (temperatures, penalties, top_k) but which
-    tokens are never written (`suppress_tokens`).
+    Nothing else that a generation_config.json says is followed (temperatures, penalties, top_k), but that a
+    model never writes its image token (`never_writing`).
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -107,7 +107,7 @@ def generate(
         eos_token_id=ended or None,
         pad_token_id=ended[0] if ended else 0,
         use_cache=True,
-        suppress_tokens=getattr(model.generation_config, "suppress_tokens", None),
+        suppress_tokens=_marks_suppressed(model),
     )
     seen = {"pixel_values": inputs["image"].to(model.dtype)} if "image" in inputs else {}
     if "prompt_mask" in inputs and "prompt_mask" in inspect.signature(model.forward).parameters:
@@ -130,6 +130,12 @@ def never_writing(model: Any, token: int) -> None:
     settings = copy.deepcopy(model.generation_config)
     settings.suppress_tokens = sorted({*(settings.suppress_tokens or ()), token})
     model.generation_config = settings
+
+
+def _marks_suppressed(model: Any) -> list[int] | None:
+    """Its image token where `never_writing` was told that, as whoever loads the folder has it."""
+    said, mark = model.generation_config.suppress_tokens or (), getattr(model.config, "image_token_id", None)
+    return [mark] if mark in said else None
 
 
 def ends_of(model: Any) -> list[int]:
