@@ -135,7 +135,7 @@ def never_writing(model: Any, token: int) -> None:
 def _marks_suppressed(model: Any) -> list[int] | None:
     """Its image token where `never_writing` was told that, as whoever loads the folder has it."""
     said, mark = model.generation_config.suppress_tokens or (), getattr(model.config, "image_token_id", None)
-    return [mark] if mark in said else None
+    return [int(mark)] if mark is not None and mark in said else None
 
 
 def ends_of(model: Any) -> list[int]:
