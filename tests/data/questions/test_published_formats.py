@@ -140,26 +140,6 @@ def test_vqa_in_another_form_is_refused(tmp_path: Path) -> None:
         built("vqav2", **options)
 
 
-@pytest.mark.parametrize(
-    ("part", "name", "value", "says"),
-    [
-        ("questions", "question_id", [1], r"questions 0 has question_id \[1\], no number or text"),
-        ("questions", "image_id", None, "question 0 has the image_id None, which picture"),
-        ("questions", "image_id", {"a": 1}, "question 0 has the image_id .*, which picture"),
-        ("annotations", "question_id", {}, r"annotations 0 has question_id \{\}, no number or text"),
-        ("annotations", "answers", [{"answer": {}}], r"answers: \{\} is no answer"),
-    ],
-)
-def test_vqa_s_numbers_of_another_kind_are_told_in_a_line(
-    part: str, name: str, value: Any, says: str, tmp_path: Path
-) -> None:
-    options = vqav2(tmp_path, DATA)
-    (path,) = tmp_path.glob(f"v2*train2014_{part}.json")
-    change(path, lambda found: found[part][0].update({name: value}))
-    with pytest.raises(UserError, match=says):
-        built("vqav2", **options)
-
-
 # --- GQA ---
 
 
@@ -219,25 +199,6 @@ def test_scienceqa_s_splits_are_those_of_its_file(tmp_path: Path) -> None:
     change(tmp_path / "pid_splits.json", lambda found: found.update(minitest=["4"]))
     (item,) = items(built("scienceqa", "test", **options, test_split="minitest"))
     assert item.question == DATA["train"][3].question
-
-
-@pytest.mark.parametrize(
-    ("value", "says"),
-    [(None, "split 'train' is None, no list"), ({"1": 2}, r"split 'train' is \{'1': 2\}, no list")],
-)
-def test_scienceqa_s_split_that_is_no_list_is_told_in_a_line(value: Any, says: str, tmp_path: Path) -> None:
-    options = scienceqa(tmp_path, DATA)
-    change(tmp_path / "pid_splits.json", lambda found: found.update(train=value))
-    with pytest.raises(UserError, match=says):
-        built("scienceqa", **options)
-
-
-@pytest.mark.parametrize("name", ["lecture", "solution", "hint", "question"])
-def test_scienceqa_s_texts_of_another_kind_are_told_in_a_line(name: str, tmp_path: Path) -> None:
-    options = scienceqa(tmp_path, DATA)
-    change(tmp_path / "problems.json", lambda found: found["2"].update({name: 3}))
-    with pytest.raises(UserError, match=r"problem 2: .*: 3 is no text; write text"):
-        built("scienceqa", **options)
 
 
 # --- LLaVA ---
