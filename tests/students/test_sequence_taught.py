@@ -152,6 +152,47 @@ def test_with_half_of_it_scans_the_rest_is_the_teacher_s(tmp_path: Path) -> None
     assert 0.5 < report.covered <= 1
 
 
+@pytest.mark.parametrize("mixers", ["attention", "mamba2"])
+def test_a_larger_state_takes_keys_and_queries_into_its_first_numbers(mixers: str, tmp_path: Path) -> None:
+    model = transformer()
+    student = student_of(
+        teacher_of(tmp_path, model), pattern="AFMFAF", mixer="mamba2", mixers=mixers, state=12
+    )
+    mixer, attention = student.layers[2].mixer, model.layers[2].mixer
+    before = {part: mixer.rows(part).detach().clone().unflatten(0, (4, 12)) for part in "BC"}
+    report, _ = subclone(student, load_teacher(tmp_path), SubcloneConfig(importance="uniform"))
+    assert [each.source for each in report.dropped] == ["blocks.1.attention.o.bias"]
+    for part, name, scale in (("B", "k", 1.0), ("C", "q", 8**-0.5)):
+        rows = mixer.rows(part).unflatten(0, (4, 12))
+        bias = mixer.conv1d.bias[32 + 48 * "BC".index(part) :][:48].unflatten(0, (4, 12))
+        linear = getattr(attention, f"{name}_proj")
+        for head in range(4):  # the third and fourth are the first ones again
+            theirs = slice(8 * (head % 2), 8 * (head % 2) + 8)
+            torch.testing.assert_close(rows[head, :8], linear.weight[theirs] * scale)
+            torch.testing.assert_close(bias[head, :8], linear.bias[theirs] * scale * mixer.tap)
+        assert torch.equal(rows[:, 8:], before[part][:, 8:])
+        assert bool(rows[:, 8:].any()) == (mixers == "mamba2" or part == "B")
+
+
+def test_what_a_larger_state_has_more_does_nothing_at_the_start_and_learns(tmp_path: Path) -> None:
+    """Like attention, 8 and 12 numbers for heads of 8 channels are the same function to float64's rounding,
+    gates and scales as found on prompts included."""
+    from transmamba.core.batch import Batch
+
+    x = points(16).double()
+    batch = Batch({"points": x}, {}, torch.arange(16), {"samples": 16, "tokens": 16 * 12, "answers": 16})
+    teacher, made, grads = teacher_of(tmp_path, transformer().double()), [], []
+    for state in (8, 12):
+        student = student_of(teacher, pattern="MFMFMF", mixer="mamba2", mixers="attention", state=state)
+        subclone(student.double(), teacher, SubcloneConfig(), [batch])
+        made.append(student(x))
+        made[-1].square().sum().backward()
+        mixer = student.layers[0].mixer
+        grads.append(mixer.in_proj.weight.grad[mixer.slice_of("C")].unflatten(0, (4, state)))
+    torch.testing.assert_close(made[1], made[0], rtol=1e-9, atol=1e-12)
+    assert grads[1][:2, 8:].abs().amax(-1).all()
+
+
 @pytest.mark.parametrize(
     "options", [dict(mixer="mamba1"), dict(mixer="mamba2", state=4), dict(mixer="mamba2", mixers="random")]
 )

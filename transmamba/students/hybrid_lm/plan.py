@@ -148,7 +148,8 @@ def plan_mixer(
     k: int,
 ) -> Items:
     """Heads beyond the attention's begin as the first ones again, and out_proj reads nothing of them: they
-    have a gradient, and no effect yet."""
+    have a gradient, and no effect yet. Of a state larger than a head of attention, the first numbers take the
+    keys and queries; the others stay as they began."""
     own = heads.flatten()[torch.arange(mixer.heads) % heads.numel()]
     shared = own // (attention.heads // (attention.kv_heads or attention.heads))
     at = mixer.inner  # where in the convolution's channels x begins: its rows lack z
@@ -158,27 +159,28 @@ def plan_mixer(
         ("B", "k", shared, 1.0),
         ("C", "q", own, 1.0 if mixer.normed else root),  # the norm's weight has it where there is one
     ):
-        affine, rows = getattr(attention, name), mixer.slice_of(part)
-        channels = channels_of(chosen, attention.head_width)
-        yield Take(
-            target=f"{into}.in_proj.weight",
-            source=f"{source}.{name}.weight",
-            tensor=affine.weight,
-            index=(channels, keep),
-            into=rows,
-            scale=scale,
-            layer=k,
-        )
-        if affine.bias is not None:
+        affine = getattr(attention, name)
+        for which, rows in _places(mixer, part, chosen, attention.head_width):
+            channels = channels_of(which, attention.head_width)
             yield Take(
-                target=f"{into}.conv1d.bias",
-                source=f"{source}.{name}.bias",
-                tensor=affine.bias,
-                index=(channels,),
-                into=slice(rows.start - at, rows.stop - at),
-                scale=mixer.tap * scale,
+                target=f"{into}.in_proj.weight",
+                source=f"{source}.{name}.weight",
+                tensor=affine.weight,
+                index=(channels, keep),
+                into=rows,
+                scale=scale,
                 layer=k,
             )
+            if affine.bias is not None:
+                yield Take(
+                    target=f"{into}.conv1d.bias",
+                    source=f"{source}.{name}.bias",
+                    tensor=affine.bias,
+                    index=(channels,),
+                    into=slice(rows.start - at, rows.stop - at),
+                    scale=mixer.tap * scale,
+                    layer=k,
+                )
     for part, norm, scale in (("B", attention.k_norm, 1.0), ("C", attention.q_norm, root)):
         if norm is not None:
             target, of = f"{into}.{part}_norm", f"{source}.{'q' if part == 'C' else 'k'}_norm"
@@ -195,6 +197,20 @@ def plan_mixer(
     if attention.o.bias is not None:
         yield Dropped(source=f"{source}.o.bias", why="a stock Mamba-2 layer's output has no bias", layer=k)
     yield from rope_dropped(attention, source, k)
+
+
+def _places(
+    mixer: HybridMixer, part: str, heads: torch.Tensor, size: int
+) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Which of attention's heads, each `size` channels, which rows of in_proj take: all of a part's at once,
+    or where its states are more than these channels each head's first ones."""
+    rows = mixer.slice_of(part)
+    if part == "x" or mixer.states == size:
+        yield heads, rows
+        return
+    for place, head in enumerate(heads.split(1)):
+        start = rows.start + place * mixer.states
+        yield head, slice(start, start + size)
 
 
 def _random(source: str, attention: Attention, k: int) -> Items:

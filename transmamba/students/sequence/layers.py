@@ -121,7 +121,9 @@ class Mlp(nn.Module):
 
 
 class Mamba2(HybridMixer):
-    """As Mamba-2's own code draws it, or `after_attention` as hybrid_lm's begins."""
+    """As Mamba-2's own code draws it, or `after_attention` as hybrid_lm's begins: there C reads 0 of the
+    numbers of a state beyond a head's channels, which attention has no queries for, so that they have a
+    gradient (of C, by the keys that are drawn) and no effect yet."""
 
     def __init__(self, shape: SequenceShape, after_attention: bool) -> None:
         config = SimpleNamespace(
@@ -139,6 +141,9 @@ class Mamba2(HybridMixer):
         super().__init__(config, half_life=8.0, tap=0.1)
         if not after_attention:
             self.drawn_()
+        elif self.states > self.head_dim:
+            with torch.no_grad():
+                self.rows("C").unflatten(0, (self.groups, self.states))[:, self.head_dim :].zero_()
 
     def forward(self, x: Tensor, context: Context = NO_CONTEXT, by_head: bool = False) -> Mixed:
         return super().forward(x, context, by_head)

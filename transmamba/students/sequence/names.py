@@ -42,7 +42,8 @@ class Sequence:
         projections are drawn, too
     expand:    inner channels of M and S for each of the stream's
     state:     numbers of the state of each of their channels; left out: 16. Of mamba2 after a teacher: a
-        head's channels, so that keys and queries fit in B and C
+        head's channels, so that keys and queries fit in B and C; a larger one has more beside them, a
+        smaller one takes nothing of attention
     groups:    of mamba2: heads share B and C in so many; left out: 1. After a teacher: as many as it has
         heads
     head_size: of mamba2: channels of a head; left out: those of attention

@@ -2,8 +2,8 @@
 
 What reads points and says values, norms, and attention and MLPs that are kept, as they are. A Mamba-2 layer
 in attention's place takes its projections as those of hybrid_lm do [proposal; the roles of MambaInLlama,
-arXiv 2408.15237]. Without MLPs of its own a model has layers that scan in their place [proposal]: they take
-the norm.
+arXiv 2408.15237]; a larger state than a head of it has channels takes them into its first numbers. Without
+MLPs of its own a model has layers that scan in their place [proposal]: they take the norm.
 """
 
 from __future__ import annotations
@@ -130,10 +130,11 @@ def unlike(mixer: torch.nn.Module, attention: Attention, mixers: str) -> str:
     if not isinstance(mixer, Mamba2):
         return "only mamba2 has heads, keys and queries as attention has them"
     size = attention.head_width
-    mine = (mixer.head_dim, mixer.states, mixer.groups)
-    if mine != (size, size, mixer.heads) or mixer.heads < attention.heads:
+    fits = mixer.head_dim == size and mixer.states >= size and mixer.groups == mixer.heads
+    if not fits or mixer.heads < attention.heads:
+        mine = (mixer.head_dim, mixer.states, mixer.groups)
         return (
             f"mamba2 with (head_size, state, groups) {mine} has no place for {attention.heads} heads of "
-            f"{size}; leave these out"
+            f"{size}; leave these out, or write a larger state"
         )
     return ""
