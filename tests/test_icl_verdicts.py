@@ -121,34 +121,6 @@ def test_the_paper_taught_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert rows(capsys.readouterr().out)["mqar", "mamba"][-2:] == ["", ""]
 
 
-def test_the_untaught_students_are_the_taught_ones() -> None:
-    """Of the same sizes, though these follow from a teacher and those are written down."""
-    from study import Study
-
-    from transmamba.config import load as configs
-    from transmamba.core.tower import StudentSpec
-    from transmamba.runs.recipe import Recipe
-    from transmamba.teachers.sequence import view_of
-
-    found = Study(yaml.safe_load((ROOT / "recipes" / "studies" / "icl.yaml").read_text()))
-    shapes: dict[str, list[Any]] = {"mqar_taught": [], "mqar_untaught": []}
-    for cell in found.cells:
-        if cell["task"] not in shapes or cell["seed"] != "s0":
-            continue
-        run = found.run_of(cell)
-        rest = [item for item in run.overrides if not item.startswith("config=")]
-        recipe = configs.load(Recipe, ROOT / run.config, rest)
-        points, view = recipe.task.build(None).points, None
-        if recipe.teacher is not None:
-            first = found.chain(cell)[0]
-            own = [item for item in first.overrides if not item.startswith("config=")]
-            teaching = configs.load(Recipe, ROOT / first.config, own)
-            teacher = teaching.student.build(StudentSpec(points=points))
-            view = view_of(teacher.shape.written(), teacher.state_dict())
-        shapes[cell["task"]].append(recipe.student.build(StudentSpec(view=view, points=points)).shape)
-    assert len(shapes["mqar_taught"]) == 3 and shapes["mqar_taught"] == shapes["mqar_untaught"]
-
-
 def test_every_function_has_the_paper_s_verdicts() -> None:
     assert set(verdicts.PAPER) == set(FUNCTIONS)
 

@@ -72,17 +72,26 @@ def test_every_cell_loads(path: Path) -> None:
     assert f"python scripts/study.py recipes/studies/{path.name}" in path.read_text()
 
 
-def test_students_of_recall_differ_by_their_teacher_alone(tmp_path: Path) -> None:
-    """Of icl.yaml, mqar_taught and mqar_untaught: the same layers, as many steps, the last stage's pace."""
+TAUGHT = [("mqar", 15), ("tree", 15), ("parity", 9)]
+
+
+@pytest.mark.parametrize(("function", "runs"), TAUGHT)
+def test_students_in_context_differ_by_their_teacher_alone(function: str, runs: int, tmp_path: Path) -> None:
+    """Of icl.yaml, those of a teacher and their counterparts without: the same layers, as many steps, the
+    last stage's pace."""
     recipes = recipes_of(ICL)
-    points = InContext(recipes["teacher.mqar"].task, None).points
-    save_model(recipes["teacher.mqar"].student.build(StudentSpec(points=points)), tmp_path / "student")
-    spec = StudentSpec(view=load_teacher(tmp_path).view, preprocessing=points, points=points)
-    taught = [name for name in recipes if name.startswith("mqar_taught.")]
-    assert len(taught) == 9
+    first = recipes[f"teacher.{function}"]
+    save_model(
+        first.student.build(StudentSpec(points=InContext(first.task, None).points)), tmp_path / "student"
+    )
+    taught = [name for name in recipes if name.startswith(f"{function}_taught.") and ".256." not in name]
+    assert len(taught) == runs
     for name in taught:
-        one, other = recipes[name], recipes[name.replace("mqar_taught", "mqar_untaught")]
+        one, other = recipes[name], recipes[name.replace("_taught", "_untaught")]
+        points = InContext(one.task, None).points
+        spec = StudentSpec(view=load_teacher(tmp_path).view, preprocessing=points, points=points)
         assert (one.task, one.trainer, one.seed) == (other.task, other.trainer, other.seed)
+        assert str(one.teacher.model).endswith(f"/teacher.{function}") and other.teacher is None
         (stage,), last = other.stages, one.stages[-1]
         assert stage.steps == sum(each.steps or 0 for each in one.stages)
         alike = dict(losses=last.losses, name=last.name, steps=last.steps)
@@ -93,6 +102,20 @@ def test_students_of_recall_differ_by_their_teacher_alone(tmp_path: Path) -> Non
             for recipe, each in ((one, spec), (other, StudentSpec(points=points)))
         ]
         assert shapes[0] == shapes[1]
+
+
+def test_who_is_said_to_fail_in_context_had_three_rates() -> None:
+    """Of icl.yaml, each with three seeds."""
+    cells = study_of(ICL).cells
+    for task in ("mqar", "tree", "mqar_untaught", "tree_untaught", "parity"):
+        for architecture in ("mamba", "mambaformer"):
+            rates = {
+                (each["rate"], each["seed"])
+                for each in cells
+                if (each["task"], each["architecture"]) == (task, architecture)
+                and each["state"] in ("auto", "16")
+            }
+            assert len(rates) == 9, (task, architecture)
 
 
 def test_every_arm_takes_the_same_steps() -> None:
