@@ -91,7 +91,8 @@ def _with_items(value: float, path: Path, name: str) -> Score:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     if items.shape != index.shape or items.ndim != 1 or not items.size:
         raise ValueError(f"{path}: {name} has shape {items.shape}, index {index.shape}; they are (N,) both")
-    if not math.isclose(items.mean(), value, rel_tol=MISMATCH, abs_tol=MISMATCH):
+    diverged = math.isnan(items.mean()) and math.isnan(value)
+    if not diverged and not math.isclose(items.mean(), value, rel_tol=MISMATCH, abs_tol=MISMATCH):
         raise ValueError(f"{path}: the mean of {name} is {items.mean():g}, results.json says {value:g}")
     order = np.argsort(index, kind="stable")
     return Score(value, index[order].astype(np.int64), items[order])
