@@ -227,6 +227,9 @@ class SwitchLinear(nn.Module):
     """One projection of E, by the raw probability of the likeliest: of the inner variants of MoE-Mamba. A
     loop over experts [nothing of transformers' holds a single projection]."""
 
+    # for the device, in each pass, so that no step with it can be recorded
+    waits = "the loop over experts of student.variant inner waits for how many tokens chose each"
+
     def __init__(self, width: int, outputs: int, count: int, capacity: float | None = None) -> None:
         super().__init__()
         refuse_all(capacity_problems(capacity))

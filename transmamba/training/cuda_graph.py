@@ -45,6 +45,17 @@ def first_error(error: BaseException) -> str:
     return " ".join([f"{type(error).__name__}:", *str(error).strip().splitlines()[:1]])
 
 
+def refuse_waiting(model: nn.Module) -> None:
+    """Raises UserError where a part of it says that it `waits` for the device: known before the first step,
+    where a recording would fail after some."""
+    for module in model.modules():
+        if why := getattr(module, "waits", ""):
+            raise UserError(
+                f"trainer.cuda_graphs is true, but {why}, which a recorded step cannot; write "
+                "trainer.cuda_graphs=false"
+            )
+
+
 class Recording(Generic[Result]):
     """`body(*inputs, constants)` as a CUDA graph. Calling it copies new values in, replays, and returns the
     same result object, whose tensors hold until the next call."""

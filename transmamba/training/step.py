@@ -20,7 +20,7 @@ from ..core.output import Term
 from ..data.hashing import hash_of
 from ..distillation.coupled import Coupling, couple
 from ..distillation.distiller import weighted
-from .cuda_graph import GraphedStep
+from .cuda_graph import GraphedStep, refuse_waiting
 from .seeding import seed_generators
 from .strategies import Strategy
 
@@ -50,6 +50,8 @@ class Stepper:
     change: what the task does to a batch on its device, drawn from a seed
     graphed: record forward and backward of a micro-batch once, and replay them
     recordable: whether `change` may be recorded with them (`core.task.Task`)
+
+    Raises UserError where a part of what is recorded waits for the device.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class Stepper:
         self.strategy, self.accelerator = strategy, strategy.accelerator
         self.model, self.distiller, self.optimizer = strategy.model, strategy.distiller, strategy.optimizer
         self.seed, self.change, self.recordable = seed, change, recordable
+        if graphed:
+            refuse_waiting(self.distiller)
         self.graphed = GraphedStep(self._graph_body, self.distiller.parameters()) if graphed else None
         self._shape: tuple[Batch, list[str], list[str]] | None = None
 

@@ -6,7 +6,8 @@ leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -126,7 +127,12 @@ class NumberedRows:
     def make(self, numbers: Tensor) -> Prompts:
         """Prompts of these rows (B, 6), on their device; candidates where there is one function. Of several
         functions the rows must follow one another, as those of a micro-batch do: then it is known how many
-        are of each, whatever the numbers are."""
+        are of each, whatever the numbers are. Their products are of float32, whatever a run's are: labels of
+        fewer bits would be another task."""
+        with _exact():
+            return self._make(numbers)
+
+    def _make(self, numbers: Tensor) -> Prompts:
         if len(self.functions) == 1:
             return self._padded(_made(numbers, self.functions[0]))
         shape, device, turns = self.points, numbers.device, -(-len(numbers) // len(self.functions))
@@ -150,7 +156,8 @@ class NumberedRows:
 
     def make_alone(self, number: int, numbers: Tensor) -> Prompts:
         """Prompts of rows that are all of function `number`."""
-        return self._padded(_made(numbers, self.functions[number]))
+        with _exact():
+            return self._padded(_made(numbers, self.functions[number]))
 
     def _padded(self, prompts: Prompts) -> Prompts:
         shape = self.points
@@ -166,6 +173,17 @@ class NumberedRows:
             filled(prompts.asked, shape.outputs, shape.length),
             None if among is None else filled(among, shape.outputs, among.shape[1]),
         )
+
+
+@contextlib.contextmanager
+def _exact() -> Iterator[None]:
+    """Products of float32 as float32 has them, also where `trainer.precision` is tf32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def numbered(
