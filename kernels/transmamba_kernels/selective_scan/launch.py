@@ -134,11 +134,11 @@ def run_backward(
         )  # fmt: skip
         g_B, g_C = room(*scan.B.shape, dtype=scan.B.dtype), room(*scan.C.shape, dtype=scan.C.dtype)
         g_A, g_D, g_bias = room(channels, states), room(channels), room(channels)
-        count = batch * length * groups
+        count, at_once = batch * length * groups, _rows_at_once(cut, 8)
         launch(
-            reduce_kernel, (cdiv(count, 8) + cdiv(channels, 64) * (states + 2),),
+            reduce_kernel, (cdiv(count, at_once) + cdiv(channels, 64) * (states + 2),),
             g_rows, small, g_B, g_C, g_A, g_D, g_bias, count, cut.blocks, batch * cut.segments, channels,
-            states, N=cut.states, BT=8, LOADS=8, BP=16, BD=64, warps=1,
+            states, N=cut.states, BT=at_once, LOADS=8, BP=16, BD=64, warps=1,
         )  # fmt: skip
     return Gradients(g_u, g_delta, g_A, g_B, g_C, g_D, g_z, g_bias, g_state)
 
@@ -146,15 +146,15 @@ def run_backward(
 def _pack(scan: Scan, cut: Cut) -> tuple[Tensor, Tensor]:
     """A log2 e (N, D), and B with C (B, G, PAD + L + PAD, 2, N) in scan order; both in float32."""
     (batch, length, groups, states), channels = scan.B.shape, scan.u.shape[2]
-    steps = length + 2 * PAD
-    blocks = cdiv(max(steps, channels), 64)
+    steps, at_once = length + 2 * PAD, _rows_at_once(cut, 64)
+    blocks = cdiv(max(steps, channels), at_once)
     A = torch.empty(states, channels, device=scan.A.device)
     packed = torch.empty(batch, groups, steps, 2, cut.states, device=scan.B.device)
     launch(
         pack_kernel, (blocks * (batch * groups + 1),),
         scan.A, scan.B, scan.C, A, packed, length, batch, groups, blocks, channels, states, steps,
         *scan.A.stride(), *scan.B.stride(), *scan.C.stride(),
-        REVERSE=scan.reverse, N=cut.states, BT=64, PAD=PAD, warps=4,
+        REVERSE=scan.reverse, N=cut.states, BT=at_once, PAD=PAD, warps=4,
     )  # fmt: skip
     return A, packed
 
@@ -204,6 +204,11 @@ def _or(tensor: Tensor | None, instead: Tensor) -> Tensor:
 
 def _stride(tensor: Tensor | None, dim: int) -> int:
     return 0 if tensor is None else tensor.stride(dim)
+
+
+def _rows_at_once(cut: Cut, most: int) -> int:
+    """Of B and C that one program copies or adds up: fewer where states are many, or registers spill."""
+    return max(1, most * 64 // max(64, cut.states))
 
 
 def _registers(cut: Cut, most: int) -> int | None:

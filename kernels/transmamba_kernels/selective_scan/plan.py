@@ -79,7 +79,7 @@ class Cut(NamedTuple):
         groups = scan.B.shape[2]
         states = padded_states(scan.A)
         block = 32 if states == 16 else 16
-        warps = 1 if states <= 32 else 4
+        warps = 1 if states <= 32 else 4 if states <= 128 else 8  # 16 channels at least: a tensor core's
         blocks = cdiv(channels // groups, block)
         programs = batch * groups * blocks
         wanted = processors(scan.u.device) * WARPS_PER_PROCESSOR // warps

@@ -1,4 +1,5 @@
-"""The scans' kernels, with the types that they are launched with: Vim-S, few warps, segments, float32."""
+"""The scans' kernels, with the types that they are launched with: Vim-S, few warps, segments, float32, large
+states."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from transmamba_kernels.selective_scan.plan import Scan
 
 from .case import Case, case
 
-# Registers are capped for three warps where two would fit; what spills lies outside the loop over the steps,
-# and without the cap the kernel is a third slower.
+# With 16 states registers are capped for three warps where two would fit; what spills lies outside the loop
+# over the steps, and without the cap the kernel is a third slower.
 SPILLS = {"backward_kernel": 256}
 # Of the forward's kernel where warps are few: no smaller group of steps is as quick.
 FAR_SPILLS = 32
@@ -56,7 +57,8 @@ def launched(given: Scan, merge: bool = False) -> list[Case]:
     ) -> None:
         values = {**dict(zip(kernel.arg_names, arguments, strict=False)), **rest}
         options = {} if registers is None else {"maxnreg": registers}
-        spills = FAR_SPILLS if values.get("FAR") else SPILLS.get(kernel.__name__, 0)
+        capped = SPILLS if values["N"] == 16 else {}
+        spills = FAR_SPILLS if values.get("FAR") else capped.get(kernel.__name__, 0)
         found.append(case(kernel, values, warps, 1, spills, **options))
 
     with mock.patch.object(launch, "launch", record):
@@ -73,6 +75,9 @@ def one_way() -> list[Case]:
         *launched(of_shape(1, 16384, 1024, 16, torch.bfloat16)),
         *launched(of_shape(64, 197, 768, 16, torch.float32, z=False)),
         *launched(of_shape(8, 2048, 768, 16, torch.bfloat16, packed=True)),
+        *launched(of_shape(64, 40, 128, 64, torch.float32)),
+        *launched(of_shape(64, 40, 128, 256, torch.float32)),
+        *launched(of_shape(1, 4096, 128, 256, torch.bfloat16)),
     ]
 
 
