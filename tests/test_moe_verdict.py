@@ -125,6 +125,18 @@ def test_the_study_s_own_table_has_intervals_over_seeds(name: str, tmp_path: Pat
     assert all(f"({len(seeds)}); " in line and " to " in line for line in compared), compared
 
 
+def test_upcycled_experts_differ_by_how_they_begin_and_route_alone() -> None:
+    """None has a capacity, which would drop tokens of one and not of others."""
+    study = Study(yaml.safe_load((ROOT / "recipes" / "studies" / "moe_upcycled.yaml").read_text()))
+    recipes = {cell["model"]: study.run_of(cell).resolved()[0] for cell in study.cells}
+    experts = {model: recipe["student"].pop("experts", {}) for model, recipe in recipes.items()}
+    assert {model: each.get("capacity") for model, each in experts.items()} == dict.fromkeys(experts)
+    assert {each["count"] for model, each in experts.items() if model != "dense"} == {8}
+    for recipe in recipes.values():
+        recipe["stages"][1].pop("losses")
+    assert all(recipe == recipes["dense"] for recipe in recipes.values())
+
+
 def test_an_empty_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
