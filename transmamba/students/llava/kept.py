@@ -151,3 +151,12 @@ def _first(made: Any) -> Tensor:
     """The stream, which older versions give with other things."""
     found: Tensor = made if isinstance(made, torch.Tensor) else made[0]
     return found
+
+
+def image_tower(config: Any) -> nn.Module:
+    """The teacher's own of its config, or the `vim` or `ssd_vit` that a timm wrapper names."""
+    if config.model_type != "timm_wrapper":
+        return KeptTower(config)
+    from ...ecosystems.timm import create_timm
+
+    return create_timm(config.architecture, pretrained=False, num_classes=0, **config.model_args)

@@ -35,7 +35,7 @@ from ..reading import take_affine
 from ..sizes import pair
 from ..spread import is_spread
 from .crossing import Crossing, prompts_of
-from .kept import KeptTower
+from .kept import KeptTower, image_tower
 from .marks import rows_of_pictures
 from .parts import NONE_KEPT, OURS, decoder_view, image_view, spliced_of
 from .stock import as_stock, save
@@ -65,7 +65,7 @@ class LlavaStudent(Carried, nn.Module):
         from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
         self.config, self.fresh = config, fresh
-        self.vision_tower: Any = _image_tower(config.vision_config)
+        self.vision_tower: Any = image_tower(config.vision_config)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
         for linear in (self.multi_modal_projector.linear_1, self.multi_modal_projector.linear_2):
             nn.init.normal_(linear.weight, std=config.text_config.initializer_range)
@@ -277,14 +277,6 @@ class LlavaStudent(Carried, nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """config.json, safetensors, generation_config.json, and the processor where there is a tokenizer."""
         save(self, Path(folder))
-
-
-def _image_tower(config: Any) -> nn.Module:
-    if config.model_type != "timm_wrapper":
-        return KeptTower(config)
-    from ...ecosystems.timm import create_timm
-
-    return create_timm(config.architecture, pretrained=False, num_classes=0, **config.model_args)
 
 
 def _within(prefix: str, items: Iterator[Take | Dropped], tower: str) -> Iterator[Take | Dropped]:
