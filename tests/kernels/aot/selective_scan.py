@@ -76,6 +76,7 @@ def one_way() -> list[Case]:
         *launched(of_shape(64, 197, 768, 16, torch.float32, z=False)),
         *launched(of_shape(8, 2048, 768, 16, torch.bfloat16, packed=True)),
         *launched(of_shape(64, 40, 128, 64, torch.float32)),
+        *launched(of_shape(64, 40, 128, 128, torch.float32)),
         *launched(of_shape(64, 40, 128, 256, torch.float32)),
         *launched(of_shape(1, 4096, 128, 256, torch.bfloat16)),
     ]
