@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from pathlib import Path
@@ -12,6 +13,7 @@ from pair_files import coco, karpathy, plain, write_pictures
 
 from transmamba.data.pairs.coco import Coco
 from transmamba.data.pairs.flickr import Flickr
+from transmamba.data.pairs.stored import Folder
 from transmamba.errors import UserError
 
 CONTENT = {"train": plain("train"), "test": plain("test", 3)}
@@ -19,6 +21,26 @@ CONTENT = {"train": plain("train"), "test": plain("test", 3)}
 
 def captions(source: Any) -> dict[str, tuple[str, ...]]:
     return {source.name(n): source.captions(n) for n in range(len(source))}
+
+
+# --- the folder ---
+
+
+def test_a_folder_that_cannot_be_asked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no file is called is absent, as what is not there; of a share that fails nothing is known."""
+    (tmp_path / "a.png").touch()
+    folder = Folder(tmp_path)
+    assert folder.has("a.png")
+    assert not any(map(folder.has, ("b.png", "a.png/b.png", "x" * 5000, "")))
+    for code in (errno.EIO, errno.EACCES, errno.ESTALE):
+
+        def failing(self: Path, *, follow_symlinks: bool = True, code: int = code) -> Any:
+            raise OSError(code, "it failed", str(self))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "stat", failing)
+            with pytest.raises(UserError, match=r"a\.png cannot be looked up .*it failed"):
+                folder.has("a.png")
 
 
 # --- COCO ---

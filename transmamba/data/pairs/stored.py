@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 import zipfile
@@ -25,7 +26,8 @@ UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, l
 class Place(Protocol):
     """Where pictures lie, each under its name."""
 
-    def has(self, name: str) -> bool: ...
+    def has(self, name: str) -> bool:
+        """Raises UserError naming it when that cannot be told, which is not to say that it is absent."""
 
     def image(self, name: str) -> Image.Image:
         """Raises UserError naming it when it cannot be read or does not decode."""
@@ -41,10 +43,13 @@ class Folder:
         return str(self.root)
 
     def has(self, name: str) -> bool:
+        path = self.root / name
         try:
-            return (self.root / name).is_file()
-        except OSError:  # a name that no file can have, such as a picture written as text
-            return False
+            return path.is_file()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no file can have it, such as a picture written as text
+                return False
+            raise UserError(f"{path} cannot be looked up ({error}); mend the folder's place") from None
 
     def image(self, name: str) -> Image.Image:
         path = self.root / name
