@@ -47,6 +47,20 @@ def scenes(**more: Any) -> Any:
     return QUESTIONS["scenes"](side=32, count_train=COUNT, count_test=4, **more)
 
 
+def on_disk(folder: Path) -> Any:
+    """The training questions, their pictures in `images`."""
+    images = folder / "images"
+    images.mkdir()
+    lines = []
+    for number, item in enumerate(map(scenes().build("train").item, range(COUNT))):
+        item.images()[0].save(images / f"{number}.png")
+        row = {"question": item.question, "answers": item.answers, "choices": item.choices}
+        lines.append({**row, "image": f"{number}.png"})
+    table = folder / "questions.jsonl"
+    table.write_text("\n".join(map(json.dumps, lines)))
+    return QUESTIONS["jsonl"](train=str(table), images=str(images))
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -226,16 +240,7 @@ def test_a_question_whose_picture_does_not_decode_is_left_out(
     llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Counted, as training bears it; the others are answered as without it, whoever is stopped between."""
-    images = tmp_path / "images"
-    images.mkdir()
-    lines = []
-    for number, item in enumerate(map(scenes().build("train").item, range(COUNT))):
-        item.images()[0].save(images / f"{number}.png")
-        row = {"question": item.question, "answers": item.answers, "choices": item.choices}
-        lines.append({**row, "image": f"{number}.png"})
-    table = tmp_path / "questions.jsonl"
-    table.write_text("\n".join(map(json.dumps, lines)))
-    data = QUESTIONS["jsonl"](train=str(table), images=str(images))
+    images, data = tmp_path / "images", on_disk(tmp_path)
     whole = generate_answers(llava, tmp_path / "whole.jsonl", data, Answering(batch_size=4))
     rows = rows_of(tmp_path / "whole.jsonl")
     answered = {row["index"] for row in rows}
@@ -261,3 +266,24 @@ def test_a_question_whose_picture_does_not_decode_is_left_out(
     assert torn.read_bytes() == out.read_bytes()
     alone = generate_answers(llava, tmp_path / "one.jsonl", data, Answering(batch_size=1))
     assert (alone.texts, alone.left_out) == (found.texts, found.left_out), "a batch of it alone"
+
+
+def test_pictures_none_of_which_decodes_are_refused_and_many_are_not_named_each(
+    llava: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = on_disk(tmp_path), tmp_path / "out" / "answers.jsonl"
+    out.parent.mkdir()
+    files = sorted((tmp_path / "images").iterdir())
+    for path in files[1:]:
+        path.write_bytes(path.read_bytes()[:40])
+    monkeypatch.setattr(generate_answers_module, "_NAMED", 3)
+    written = generate_answers(llava, out, data, Answering(batch_size=4))
+    assert written.left_out >= COUNT - 1
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(said) == 4 and all(line.startswith("question ") for line in said[:3])
+    assert said[3] == f"{COUNT - 4} more questions are left out: their pictures do not decode"
+
+    files[0].write_bytes(files[0].read_bytes()[:40])
+    with pytest.raises(UserError, match=rf"of the first {COUNT} questions no picture decodes; .*\.png"):
+        generate_answers(llava, out.parent / "none.jsonl", data, Answering(batch_size=4))
+    assert not list(out.parent.glob("none*"))

@@ -39,6 +39,10 @@ from .generate_data import Written
 logger = logging.getLogger("transmamba.runs")
 # questions that are looked at before any is answered
 _TRIED = 256
+# of these, whose pictures are read, too
+_LOOKED = 16
+# pictures that do not decode, named in the log one by one
+_NAMED = 10
 Watch = Callable[[Iterable[int], str], Iterator[int]]
 
 
@@ -90,8 +94,9 @@ def generate_answers(
 
     An interrupted call is gone on with by the same call, to the same bytes; what is whole is left as it is.
     Left out, and counted, are questions that leave no room for an answer (refused where the first ones do
-    not) or whose picture does not decode, and answers that do not end, say nothing or none of the choices,
-    or, with `rationales`, have no stages. Raises UserError as `generate_data.generate_data` does.
+    not) or whose picture does not decode (refused where of the first ones none does), and answers that do
+    not end, say nothing or none of the choices, or, with `rationales`, have no stages. Raises UserError as
+    `generate_data.generate_data` does.
     """
     answering, path = answering or Answering(), Path(out).expanduser()
     check_place(path)
@@ -109,6 +114,7 @@ def generate_answers(
     prompts = _Prompts(asked, built.asking, task.room)
     for number in chosen_ones[:_TRIED].tolist():  # before anything is written
         prompts.of(number)
+    prompts.look(chosen_ones[:_LOOKED].tolist())
     made = {
         "teacher": fingerprint(module),
         "questions": _identity(prompts, chosen_ones),
@@ -137,10 +143,31 @@ def generate_answers(
 def _write(file: Appended, writer: _Writer, numbers: Any, answering: Answering, watch: Watch | None) -> None:
     size = answering.batch_size
     starts = range(0, len(numbers), size)[file.parts :]
-    with file.writing() as add, torch.no_grad():
+    with writer.prompts.unread.told(), file.writing() as add, torch.no_grad():
         for start in starts if watch is None else watch(starts, "answering"):
             add(*writer.write(numbers[start : start + size]))
     file.finish()
+
+
+@dataclass
+class _Unread:
+    """Pictures that did not decode: the first ones are named in the log, for their files may be mended."""
+
+    count: int = 0
+
+    def add(self, number: int, error: UserError) -> None:
+        self.count += 1
+        if self.count <= _NAMED:
+            logger.warning("question %d is left out: %s", number, error)
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Behind it the log says how many more there were."""
+        try:
+            yield
+        finally:
+            if (more := self.count - _NAMED) > 0:
+                logger.warning("%d more questions are left out: their pictures do not decode", more)
 
 
 @dataclass(frozen=True)
@@ -155,6 +182,19 @@ class _Prompts:
     asking: Asking
     room: int
     kept: dict[int, list[int]] = field(default_factory=dict)
+    unread: _Unread = field(default_factory=_Unread)
+
+    def look(self, numbers: Sequence[int]) -> None:
+        """Raises UserError where no picture of these items decodes: more is wrong than a file."""
+        first: UserError | None = None
+        for number in numbers:
+            try:
+                self.source.item(number).images()
+                return
+            except UserError as error:
+                first = first or error
+        if first is not None:
+            raise UserError(f"of the first {len(numbers)} questions no picture decodes; the first: {first}")
 
     def of(self, number: int) -> list[int]:
         """Raises UserError, naming it, for an item that cannot be asked."""
@@ -171,8 +211,12 @@ class _Prompts:
             # few that leave no room or whose picture does not decode, among many, are left out
             with contextlib.suppress(UserError):
                 prompt = self.of(number)
-                with _told(number):
-                    pictures.append(self.source.item(number).images())
+                item = self.source.item(number)
+                try:
+                    pictures.append(item.images())
+                except UserError as error:
+                    self.unread.add(number, error)
+                    raise
                 rows[number] = prompt
             self.kept.pop(number, None)
         if not rows:
@@ -180,16 +224,6 @@ class _Prompts:
         index = np.array(list(rows), dtype=np.int64)
         shown = Shown(self.asking).of(pictures)
         return list(rows), asked_batch(list(rows.values()), index, shown, self.asking)
-
-
-@contextlib.contextmanager
-def _told(number: int) -> Iterator[None]:
-    """Within it a picture that does not decode is named in the log: its file may be mended."""
-    try:
-        yield
-    except UserError as error:
-        logger.warning("question %d is left out: %s", number, error)
-        raise
 
 
 @dataclass(frozen=True)
