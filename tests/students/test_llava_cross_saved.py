@@ -138,3 +138,25 @@ def test_labels_on_the_prompt_are_refused() -> None:
     assert torch.equal(told, made_by(stock, inputs, prompt_mask=inputs["prompt_mask"]))
     words = {name: inputs[name][1:2] for name in ("text", "text_mask")}
     assert made_by(stock, words, labels=labels[1:2]).isfinite().all(), "without pictures nothing reads it"
+
+
+def test_a_compiled_step_asks_no_device() -> None:
+    """One graph, which a number that is asked for would break; what does not fit ends it all the same."""
+    inputs = together()
+    stock, text, pixels = moved(crossed()).stock(), inputs["text"], inputs["image"]
+    labels = text.masked_fill(~inputs["prompt_mask"], -100)
+
+    def check(text: Tensor, prompt: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        stock._check_asked(text, prompt)
+        found: tuple[Tensor, Tensor] = stock.model._rows(text, count, None)
+        return found
+
+    compiled = torch.compile(check, backend="aot_eager", fullgraph=True)
+    prompt = labels == -100
+    for rows, count in ((slice(None), len(pixels)), (slice(1, 2), 0)):
+        made, wanted = (call(text[rows], prompt[rows], count) for call in (compiled, check))
+        assert all(map(torch.equal, made, wanted))
+    with pytest.raises(RuntimeError, match="other image tokens than their pictures make"):
+        compiled(text, prompt, 0)
+    with pytest.raises(RuntimeError, match="labels ask for every word of a row"):
+        compiled(text, torch.zeros_like(prompt), len(pixels))

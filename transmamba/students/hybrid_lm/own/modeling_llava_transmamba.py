@@ -112,17 +112,18 @@ class CrossLlavaModel(LlavaModel):
 
     def _rows(self, text: Tensor, count: int, prompt: Tensor | None) -> tuple[Tensor, Tensor]:
         """Where the tokens of `count` pictures stand (B, L), and the row (P,) of each. Raises ValueError
-        for a text with another number of them."""
+        for a text with another number of them, as `_fits` has it."""
         places = text == self.config.image_token_id
         if prompt is not None:
             places[:, prompt.shape[1] :] = False  # what is written behind a prompt stands for no picture
         each, found = self.config.image_seq_length, places.sum(dim=1)
-        if int(found.sum()) != count * each or bool((found % each).any()):
+        whole = (found.sum() == count * each) & (found % each == 0).all()
+        if not _fits(whole, "the texts have other image tokens than their pictures make"):
             raise ValueError(
                 f"the texts have {found.tolist()} image tokens, their {count} pictures make {count * each}"
             )
         rows = torch.arange(len(text), device=text.device)
-        return places, rows.repeat_interleave(found // each)
+        return places, rows.repeat_interleave(found // each, output_size=count)
 
     def see(self, pixels: Tensor, words: Tensor, prompt: Tensor) -> Tensor:
         """What the decoder reads of pictures (P, C, H, W): (P, N, E), of words (P, L, E) those of the prompt
@@ -152,6 +153,15 @@ class CrossLlavaModel(LlavaModel):
 def _begun(cache: Any) -> bool:
     """Whether something was read before, which had its pictures then."""
     return cache is not None and int(cache.get_seq_length()) > 0
+
+
+def _fits(whole: Tensor, otherwise: str) -> bool:
+    """Whether `whole` (), which on a GPU a step of training does not wait for: there, and in what is
+    compiled, it ends with an error of torch's, in the words `otherwise`: numbers the device alone knows."""
+    if torch.compiler.is_compiling() or (whole.is_cuda and torch.is_grad_enabled()):
+        torch._assert_async(whole, otherwise)
+        return True
+    return bool(whole)
 
 
 @contextlib.contextmanager
@@ -224,12 +234,12 @@ class CrossLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
     def _check_asked(self, text: Tensor, prompt: Tensor) -> None:
         """Refuse labels on all of a text with pictures: they would read none of its words, without a sign."""
+        if self.model.cross is None:
+            return
         unasked = (text == self.config.image_token_id).any(dim=1) & ~prompt.any(dim=1)
-        if self.model.cross is not None and bool(unasked.any()):
-            raise ValueError(
-                f"labels ask for every word of row {int(unasked.nonzero()[0])}, so that its pictures have no "
-                "prompt to read; write -100 on the prompt, or prompt_mask"
-            )
+        mend = "so that its pictures have no prompt to read; write -100 on the prompt, or prompt_mask"
+        if not _fits(~unasked.any(), f"labels ask for every word of a row, {mend}"):
+            raise ValueError(f"labels ask for every word of row {int(unasked.nonzero()[0])}, {mend}")
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers'; what is given is the prompt, what is written is not."""
