@@ -57,11 +57,24 @@ def recipe_of(study: Study, task: str, row: str) -> dict[str, Any]:
     return recipe
 
 
+def based_on(study: Study, rows: Sequence[str]) -> str:
+    """The first of the --single rows that names a share of the study: a size of its own has no recipe there.
+    Raises ValueError without one."""
+    shares = study.axes["share"]
+    row = next((row for row in rows if row.partition(" ")[2] in shares), None)
+    if row is None:
+        raise ValueError(
+            f"--single {', '.join(map(repr, rows))}: one names a share of the study ({', '.join(shares)}), "
+            "whose recipe is searched"
+        )
+    return row
+
+
 def search(recipe: Mapping[str, Any], folder: Path, sampler: str, arguments: argparse.Namespace) -> None:
     """By `transmamba search-peft`, which says on the standard error stream how far it is."""
-    path = folder.with_suffix(".yaml")
+    path = folder.with_name(f"{folder.name}.yaml")  # in a folder's name the sampler is behind a dot
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**recipe, "output_dir": str(folder.with_suffix(".run"))}))
+    path.write_text(yaml.safe_dump({**recipe, "output_dir": str(folder.with_name(f"{folder.name}.run"))}))
     options = {"trials": arguments.trials // 2, "workers": arguments.workers, "seed": arguments.seed}
     options |= {"budget": arguments.budget} if arguments.budget else {}
     options |= {"methods": arguments.methods} if arguments.methods else {}
@@ -125,7 +138,7 @@ def found_study(
     """The study of what was found beside single methods. Raises ValueError for what does not fit."""
     root, arms = Path(arguments.output), dict[str, Any]()
     for task in searched:
-        rate = recipe_of(study, task, arguments.single[0])["stages"][0]["lr"]
+        rate = recipe_of(study, task, based_on(study, arguments.single))["stages"][0]["lr"]
         for sampler in SAMPLERS:
             adapter = json.dumps(adapter_of(root / f"{task}.{sampler}"))
             arms[f"{task}_{sampler}"] = {"set": [f"adapter={adapter}"], "let": {RATE: f"{rate:e}"}}
@@ -184,10 +197,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--searched: {task!r} is no task of the study")
     for row in arguments.single:
         single(study, row)
-    root = Path(arguments.output)
+    based, root = based_on(study, arguments.single), Path(arguments.output)
     for task in searched:
         for sampler in SAMPLERS:
-            recipe = recipe_of(study, task, arguments.single[0])
+            recipe = recipe_of(study, task, based)
             search(recipe, root / f"{task}.{sampler}", sampler, arguments)
     path = root / "found.yaml"
     path.write_text(

@@ -42,6 +42,31 @@ def test_what_is_searched_sees_held_out_data_alone(monkeypatch: pytest.MonkeyPat
     assert recipe["stages"][0]["lr"] == 1e-2 and recipe["adapter"]["whole"] == ["head"]
 
 
+def test_a_size_of_its_own_may_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is searched is the first row's that has a recipe; each search has a recipe's file of its own."""
+    monkeypatch.chdir(ROOT)
+    seen: list[tuple[Path, Any]] = []
+
+    def called(words: list[str], devices: str = "", heard: bool = False) -> str:
+        if "search-peft" not in words:
+            raise against.Failed(7)
+        path = Path(next(word for word in words if word.startswith("--config=")).partition("=")[2])
+        output = next(word for word in words if word.startswith("--output=")).partition("=")[2]
+        Path(output).mkdir()
+        (Path(output) / "best.yaml").write_text(yaml.safe_dump({"adapter": {"methods": ["conv1d"]}}))
+        seen.append((path, yaml.safe_load(path.read_text())))
+        return '{"trials": {"fixed": 2}, "methods": [], "score": 1.0, "parameters": 1}'
+
+    monkeypatch.setattr(against, "called", called)
+    words = ["--single", "lora_x r=48", "--single", "lora_x 2%", "--output", str(tmp_path)]
+    assert against.main(["recipes/studies/peft_images.yaml", *words]) == 7
+    names = [f"{task}.{sampler}" for task in ("count", "mnist") for sampler in against.SAMPLERS]
+    assert [path.name for path, _ in seen] == [f"{name}.yaml" for name in names]
+    assert [Path(recipe["output_dir"]).name for _, recipe in seen] == [f"{name}.run" for name in names]
+    wanted = against.recipe_of(Study(images()), "count", "lora_x 2%")
+    assert seen[0][1] == {**wanted, "output_dir": str(tmp_path / "count.tpe.run")}
+
+
 def test_the_study_of_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that no search saw; whose rate is chosen, on which tasks; the adapters as they were found."""
     monkeypatch.chdir(ROOT)
@@ -90,6 +115,7 @@ def test_the_study_of_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--searched", "count,letters"], "'letters' is no task of the study"),
         (["--single", "lora_w 2%"], "'lora_w' is no method of the study"),
         (["--single", "lora_x 3%"], "write METHOD SHARE, such as lora_x 2%"),
+        (["--single", "lora_x r=48"], "--single 'lora_x r=48': one names a share of the study"),
         (["--trials", "5"], "write an even number"),
     ],
 )
