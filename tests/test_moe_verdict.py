@@ -80,6 +80,53 @@ def test_eight_experts_are_judged_and_parallel_is_shown(tmp_path: Path) -> None:
     assert any("behind; theirs equal: no (" in line for line in table)
 
 
+def test_seeds_that_never_come_to_mamba_s_loss_are_counted(tmp_path: Path) -> None:
+    """In the ratio by their number, and in the judgement of 32 experts with all of their steps."""
+    for n, (e16, e32) in enumerate(
+        [((3.0, 1.0), (2.0, 1.0)), ((3.0, 2.5), (3.0, 2.9)), ((3.0, 2.9), (2.0, 1.0))]
+    ):
+        write(tmp_path / f"mamba.s{n}", 3.0, 2.5, 2.2, 2.0)
+        write(tmp_path / f"e1.s{n}", 4.0, 3.9)
+        write(tmp_path / f"e16.s{n}", *e16)
+        write(tmp_path / f"e32.s{n}", *e32)
+    table = moe_verdict.verdict(moe_verdict.curves(tmp_path, ("mamba", "e1", "e16", "e32")))
+    assert "Mamba's steps over those of e1: never" in table
+    assert "Mamba's steps over those of e16: 2.67 (1 of 3 seeds); theirs 1.79" in table
+    mean = (0.25 + 1 + 0.25) / 3
+    assert f"e32 needs {mean:.2f} [0.25 to 1.00; 3 seeds, runs alone] of Mamba's steps; " in "\n".join(table)
+    assert any(line.endswith("at most 0.6 as theirs: open") for line in table)
+    for share, judged in ((0.5, "yes"), (0.75, "no")):
+        folder = tmp_path / judged
+        for n in range(2):
+            write(folder / f"mamba.s{n}", 3.0, 2.5, 2.2, 2.0)
+            write(folder / f"e32.s{n}", *[2.5] * int(4 * share - 1), 2.0)
+        table = moe_verdict.verdict(moe_verdict.curves(folder, ("mamba", "e32")))
+        assert (
+            f"e32 needs {share:.2f} [{share:.2f} to {share:.2f}; 2 seeds, runs alone] of Mamba's steps; "
+            + (f"at most 0.6 as theirs: {judged}")
+            in table
+        )
+    one = moe_verdict.verdict(
+        {model: {"s0": moe_verdict.curves(tmp_path, (model,))[model]["s0"]} for model in ("mamba", "e32")}
+    )
+    assert "e32 needs 0.25 of Mamba's steps [one seed]: open" in one
+    assert not any("needs" in line for line in moe_verdict.verdict(moe_verdict.curves(tmp_path, ("e32",))))
+
+
+def test_a_model_of_two_folders_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "e8.s0", 3.0, 2.0)
+        write(tmp_path / folder / f"{'mamba' if folder == 'a' else 'dense'}.s0", 3.0, 2.0)
+    monkeypatch.setattr(sys, "argv", ["moe_verdict.py", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert moe_verdict.main() == 2
+    told = capsys.readouterr()
+    assert (
+        told.err.startswith(f"error: {tmp_path / 'b'}: has runs of e8, as a folder before") and not told.out
+    )
+
+
 def test_who_starves_late_is_said(tmp_path: Path) -> None:
     """Of two routers of four experts: in the last tenth of twenty lines one expert has 1 % of an even share,
     which it had not before."""
