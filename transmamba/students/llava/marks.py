@@ -17,9 +17,8 @@ def rows_of_pictures(inputs: Mapping[str, Tensor], token: int, tokens: int) -> T
     token:  the number that stands for a picture's tokens
     tokens: of a picture, N
     Raises UserError for a row whose text has another number of them than its pictures make, and for pictures
-    that do not come row by row. A step on a GPU
-    ends there, with an error of CUDA's: batches of the task have been looked at before. A recorded step, in
-    which nothing can be asked, too.
+    that do not come row by row. A step on a GPU ends there, with an error of CUDA's: batches of the task have
+    been looked at before. In a recorded step nothing can be asked, and nothing is.
     """
     text, images, rows = inputs["text"], inputs.get("image"), inputs.get("image_row")
     count = 0 if images is None else len(images)
