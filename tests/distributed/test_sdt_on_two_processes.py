@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import harness
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transmamba.ecosystems.find import save_model
+from transmamba.errors import UserError
 from transmamba.runs.recipe import Recipe
 
 METHODS = [{"name": "sdt", "channels": 0.2, "states": 0.4}]
@@ -69,3 +71,30 @@ def test_they_are_those_of_one_process(held: list[dict[str, Tensor]]) -> None:
     assert chosen and [key for key in chosen if not torch.equal(first[key], one[key])] == []
     for key in one:
         torch.testing.assert_close(first[key], one[key], atol=1e-4, rtol=2e-3)
+
+
+def failing(folder: Path) -> None:
+    """Rank 1 has no gradient in its second loss; each writes what it was told."""
+    import peft_models as tiny
+
+    from transmamba.peft.sdt import choose
+
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    rank = torch.distributed.get_rank()
+    adapted, ids = tiny.adapted("mamba", ["sdt"], trained=False), tiny.words(seed=rank)
+
+    def good() -> Tensor:
+        return adapted(ids, labels=ids, use_cache=False).loss
+
+    try:
+        choose(adapted, [good, (lambda: torch.zeros(())) if rank else good, good])
+    except UserError as error:
+        (folder / f"said{rank}").write_text(str(error))
+    torch.distributed.destroy_process_group()
+
+
+def test_one_that_fails_ends_the_others(tmp_path: Path) -> None:
+    harness.in_ranks(2, failing, tmp_path)
+    first, second = [(tmp_path / f"said{rank}").read_text() for rank in (0, 1)]
+    assert first.startswith("sdt cannot choose: another process failed at its loss")
+    assert second.startswith("sdt cannot choose: no gradient of a loss reaches")

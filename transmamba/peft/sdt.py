@@ -50,8 +50,8 @@ def choose(model: Any, losses: Iterable[Callable[[], Tensor]], rate: float = 1e-
         optimizer, count = torch.optim.AdamW(list(trials.values()), lr=rate, weight_decay=0.0), 0
         for loss in losses:
             optimizer.zero_grad()
-            gradients = averaged(gradients_of(loss(), list(trials.values())))
-            for tensor, gradient in zip(trials.values(), gradients, strict=True):
+            gradients = everywhere(loss, list(trials.values()))
+            for tensor, gradient in zip(trials.values(), averaged(gradients), strict=True):
                 tensor.grad = gradient
             optimizer.step()
             count += 1
@@ -96,6 +96,28 @@ def gradients_of(loss: Tensor, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
 
 def together() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def everywhere(loss: Callable[[], Tensor], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+    """`gradients_of` its loss. Raises UserError, too, where another process has none: it will not be there
+    when these are added up."""
+    try:
+        made = gradients_of(loss(), tensors)
+    except Exception:
+        all_well(False, tensors[0].device)
+        raise
+    if not all_well(True, tensors[0].device):
+        raise UserError("sdt cannot choose: another process failed at its loss; its own message says why")
+    return made
+
+
+def all_well(well: bool, device: torch.device) -> bool:
+    """Whether it goes well in all processes that train together."""
+    if not together():
+        return well
+    flag = torch.tensor(int(well), device=device)
+    distributed.all_reduce(flag, distributed.ReduceOp.MIN)
+    return bool(flag)
 
 
 def averaged(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
