@@ -14,9 +14,12 @@ from peft import LoraModel, PeftModel, get_peft_model
 from randomised import randomise_
 from torch import Tensor, nn
 
+import transmamba
 from transmamba.core.output import Capture
+from transmamba.errors import UserError
 from transmamba.peft import MambaPeftConfig
 from transmamba.peft.export import export_lora
+from transmamba.peft.student import tune
 
 # no skip D; states are the heads' channels; no class token where the mean of all is read
 NOT_ON = {"vim": set(), "ssd_vit": {"d", "additional_scan", "cls_token"}}
@@ -215,3 +218,15 @@ def test_stock_peft_loads_a_student_s_exported_lora(name: str, methods: list[str
     with torch.no_grad():
         torch.testing.assert_close(stock(x), model(x), atol=1e-5, rtol=0)
         assert (stock(x) - student(name)(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("method", ["prompt", "affix"])
+def test_a_student_that_is_saved_merged_takes_what_merges(method: str, tmp_path: Path) -> None:
+    """The files of others would lie beside it, and fit none of its names."""
+    from small_llava import llava_folder
+
+    llava, _ = transmamba.convert(str(llava_folder(tmp_path / "llava")), "llava", decoder={"kind": "hybrid"})
+    before = [*llava.state_dict()]
+    with pytest.raises(UserError, match=f"{method} cannot be merged, .* some that merge, such as lora_x"):
+        tune(llava, MambaPeftConfig(methods=["lora_x", method]))
+    assert [*llava.state_dict()] == before and not hasattr(llava, "tuned")

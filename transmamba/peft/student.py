@@ -8,7 +8,7 @@ import copy
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from .config import MambaPeftConfig
 from .coverage import Coverage, refuse_dead
 from .layer import CONTAINER
 from .merge import layers_of
+from .methods.method import Method
 from .peft_type import NAME
 from .sdt import choose
 from .seed import bake
@@ -141,11 +142,22 @@ def scales_of(model: Any) -> dict[str, tuple[float, float] | None]:
     return {name: multipliers.get(id(p)) for name, p in student.named_parameters() if p.requires_grad}
 
 
+def refuse_apart(student: nn.Module, methods: Sequence[Method]) -> None:
+    """Raises UserError for methods that stay beside the weights, on a student that is saved without them."""
+    stuck = [method.name for method in methods if not method.merges]
+    if stuck and getattr(student, "merged_alone", False):
+        raise UserError(
+            f"adapter: {', '.join(stuck)} cannot be merged, and this student is saved under names of "
+            "transformers' that an adapter beside it would not fit; write some that merge, such as lora_x"
+        )
+
+
 def tune(student: Any, config: MambaPeftConfig, base: str | None = None) -> Tuned:
     """Adapt a student in place. Raises UserError for one that cannot take it.
 
     base: where it was loaded from, which the adapter's files name
     """
+    refuse_apart(student, config.parts)
     model: Any = get_peft_model(student, config)
     config.base_model_name_or_path = base
     student.tuned = Tuned(model)
@@ -174,4 +186,4 @@ def is_adapter(folder: Path) -> bool:
         raise UserError(f"{path} is damaged ({error})") from None
 
 
-__all__ = ["Tuned", "is_adapter", "put_on", "tune"]
+__all__ = ["Tuned", "is_adapter", "put_on", "refuse_apart", "tune"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -106,18 +105,7 @@ class Adapter:
             tune_stock(student, self.stock, self.whole, base)
             return
         config = self.config([dump(method) for method in self.methods])
-        refuse_apart(student, self.methods)
         tune(student, config, base)
-
-
-def refuse_apart(student: nn.Module, methods: Sequence[Any]) -> None:
-    """Raises UserError for methods that stay beside the weights, on a student that is saved without them."""
-    stuck = [method.name for method in methods if not method.merges]
-    if stuck and getattr(student, "merged_alone", False):
-        raise UserError(
-            f"adapter: {', '.join(stuck)} cannot be merged, and this student is saved under names of "
-            "transformers' that an adapter beside it would not fit; write some that merge, such as lora_x"
-        )
 
 
 def problems_of(adapter: Adapter | None, recipe: Any) -> list[str]:

@@ -23,12 +23,12 @@ from ..peft import MambaPeftConfig
 from ..peft.families.mixer import Mixer
 from ..peft.search.space import SIZES, Parts, as_first, first, known_sets, names_of, second
 from ..peft.search.study import FREE, METHODS, PARAMETERS, WHY, Pruned, Steps, finished, unlock
+from ..peft.student import refuse_apart
 from ..peft.targets import candidates, described, targets_of
 from ..reporting.progress import Display
 from ..reporting.search_page import write_search
 from ..training.interrupted import Interrupted
 from ..training.precision import float32_products
-from .adapter import refuse_apart
 from .build import assemble, make_accelerator
 from .folder import sole
 from .recipe import Recipe
