@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import peft_models as tiny
 import pytest
+import timm
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from test_peft_students import student
 from torch import Tensor, nn
 
+from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError
 from transmamba.peft import MambaPeftConfig
-from transmamba.peft.student import put_on
+from transmamba.peft.student import put_on, tune
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -142,6 +146,97 @@ def test_fields_of_other_types_are_refused(key: str, value: Any, said: str, tmp_
     refused(lambda: model.load_adapter(folder), model, said)
 
 
+def test_a_refused_reload_leaves_the_adapter_that_is_there(tmp_path: Path) -> None:
+    """With what it had learned, however its weights are put in again; then others are."""
+    folder = saved(tmp_path, ["lora_x"], modules_to_save=["lm_head"])
+    good, wanted = load_file(folder / WEIGHTS), tiny.adapted("mamba", ["lora_x"], modules_to_save=["lm_head"])
+    bad = {name: tensor * torch.nan if "lora_x_up" in name else tensor for name, tensor in good.items()}
+    fresh = get_peft_model(
+        tiny.base("mamba"), MambaPeftConfig(methods=["lora_x"], modules_to_save=["lm_head"])
+    )
+    loaded = PeftModel.from_pretrained(tiny.base("mamba"), folder, is_trainable=True)
+    save_file(bad, folder / WEIGHTS)
+    for model in (fresh, loaded):
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        said = "lora_x_up has numbers .* not finite"
+        for load in (
+            lambda model=model: set_peft_model_state_dict(model, bad),
+            lambda model=model: model.load_adapter(folder, "default", is_trainable=True),  # a Trainer's
+            lambda model=model: set_peft_model_state_dict(model, bad),
+        ):
+            refused(load, model, said)
+            after = model.state_dict()
+            assert after.keys() == state.keys() and all(torch.equal(after[key], state[key]) for key in state)
+        set_peft_model_state_dict(model, good)
+        with torch.no_grad():
+            assert torch.equal(model.eval()(tiny.words()).logits, wanted(tiny.words()).logits)
+
+
+def test_a_config_of_a_folder_without_tensors_is_read(tmp_path: Path) -> None:
+    folder = saved(tmp_path, ["lora_x"])
+    (folder / WEIGHTS).unlink()
+    config = MambaPeftConfig.from_pretrained(folder)
+    assert [method.name for method in config.parts] == ["lora_x"]
+    get_peft_model(tiny.base("mamba"), config)  # to be trained anew
+    model = tiny.base("mamba")
+    refused(lambda: PeftModel.from_pretrained(model, folder, config=config), model, f"has no {WEIGHTS}")
+
+
+def test_words_are_compared_where_the_adapter_has_them_alone(tmp_path: Path) -> None:
+    """A table that is padded to a multiple is nothing to an adapter of mixers."""
+    model, wanted = tiny.base("mamba"), tiny.adapted("mamba", ["lora_x"])
+    model.resize_token_embeddings(40, mean_resizing=False)
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(model, saved(tmp_path / "mixers", ["lora_x"]))
+        logits = adapted(tiny.words()).logits[..., : tiny.WORDS]
+        torch.testing.assert_close(logits, wanted(tiny.words()).logits)
+    adapted.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / CONFIG).read_text())["base"]["vocabulary"] == 40
+    for options in (
+        dict(methods=["lora_embed"]),
+        dict(methods=["prompt"]),
+        dict(methods=["lora_x"], modules_to_save=["embeddings"]),
+        dict(methods=["lora_x"], modules_to_save=["lm_head"]),
+    ):
+        folder, model = saved(tmp_path / "words", **options), tiny.base("mamba")
+        model.resize_token_embeddings(40, mean_resizing=False)
+        load = functools.partial(PeftModel.from_pretrained, model, folder)
+        refused(load, model, "31 words, and here are 40 words")
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_saved_student_is_made_without_its_head_or_with_another(head: bool, tmp_path: Path) -> None:
+    """Its adapter is nothing to other classes, unless it brings the head."""
+    made, pictures = harness.tiny_student(), torch.randn(2, 3, 8, 8)
+    options: dict[str, Any] = dict(modules_to_save=["head"]) if head else {}
+    tune(made, MambaPeftConfig(methods=["prompt"], **options))
+    tiny.train_(made)
+    save_model(made.eval(), tmp_path / "student")
+
+    def by_timm(**asked: Any) -> Any:
+        return timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True, **asked).eval()
+
+    with torch.no_grad():
+        seen = made.forward_head(made.forward_features(pictures), pre_logits=True)
+        torch.testing.assert_close(by_timm(num_classes=0)(pictures), seen)
+        torch.testing.assert_close(by_timm()(pictures), made(pictures))
+        if not head:
+            assert by_timm(num_classes=7)(pictures).shape == (2, 7)
+            return
+    with pytest.raises(UserError, match="another base: it is on 3 classes, and here are 7 classes"):
+        by_timm(num_classes=7)
+
+
+def test_a_module_that_an_old_adapter_names_in_vain_is_passed_over(tmp_path: Path) -> None:
+    """Stock PEFT takes such names, and so did this library."""
+    folder = saved(tmp_path, ["lora_x"])
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps(config | {"modules_to_save": ["classifier", "score"]}))
+    adapted, wanted = PeftModel.from_pretrained(tiny.base("mamba"), folder), tiny.adapted("mamba", ["lora_x"])
+    with torch.no_grad():
+        assert torch.equal(adapted(tiny.words()).logits, wanted(tiny.words()).logits)
+
+
 def more_classes() -> nn.Module:
     model = student("vim")
     model.reset_classifier(7)
@@ -160,14 +255,14 @@ OTHERS: dict[str, tuple[Callable[[Path], Any], Callable[[], nn.Module], str]] = 
         "it is on mamba, and here are mamba2",
     ),
     "more words": (
-        lambda folder: saved(folder, ["lora_x"]),
+        lambda folder: saved(folder, ["prompt"]),
         lambda: tiny.mamba(vocab_size=40),
         "it is on 31 words, and here are 40 words",
     ),
     "more classes": (
-        lambda folder: get_peft_model(student("vim"), MambaPeftConfig(methods=["lora_x"])).save_pretrained(
-            folder
-        ),
+        lambda folder: get_peft_model(
+            student("vim"), MambaPeftConfig(methods=["lora_x"], modules_to_save=["head"])
+        ).save_pretrained(folder),
         more_classes,
         "it is on 5 classes, and here are 7 classes",
     ),
@@ -184,7 +279,8 @@ def test_another_base_of_the_same_sizes_is_refused(case: str, tmp_path: Path) ->
     for key in ("architecture", "mixers", "vocabulary", "classes"):  # as adapters were saved before
         del config["base"][key]
     (tmp_path / CONFIG).write_text(json.dumps(config))
-    PeftModel.from_pretrained(model, tmp_path)
+    if case != "more classes":  # there PEFT itself refuses the head's shapes
+        PeftModel.from_pretrained(model, tmp_path)
 
 
 @pytest.mark.parametrize("first", ["add_adapter", "load_adapter"])

@@ -80,6 +80,21 @@ UNFIT: dict[str, tuple[str, dict[str, Any], str]] = {
         dict(methods=["a"], exclude_modules="typo.*"),
         "exclude_modules: 'typo.*' matches no mixer",
     ),
+    "a broken expression": (
+        "mamba",
+        dict(methods=["a"], target_modules="*.mixer"),
+        r"target_modules: '\*.mixer' is no regular expression \(nothing to repeat",
+    ),
+    "a broken exception": (
+        "mamba",
+        dict(methods=["a"], exclude_modules="layers.(0"),
+        r"exclude_modules: 'layers.\(0' is no regular expression",
+    ),
+    "a broken pattern": (
+        "mamba",
+        dict(methods=["a"], layers_pattern=["layers", "h["], layers_to_transform=[0]),
+        r"layers_pattern: 'h\[' is no regular expression",
+    ),
     "nothing whole": (
         "mamba",
         dict(methods=["a"], modules_to_save=["lm_hed"]),

@@ -9,7 +9,7 @@ from typing import Any
 from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
 
 from ..errors import UserError
-from .config import MambaPeftConfig
+from .config import MambaPeftConfig, in_front
 
 ON_MIXERS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 
@@ -87,7 +87,7 @@ def refuse_layers(config: MambaPeftConfig, names: list[str]) -> None:
     if patterns and layers is None:
         raise UserError(f"layers_pattern: {patterns!r} is not read without layers_to_transform; leave it out")
     for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
-        if not any(re.match(rf"(?:^|.*?\.){pattern}\.\d+\.", name) for name in names):
+        if not any(re.match(in_front(pattern), name) for name in names):
             raise UserError(
                 f"layers_pattern: {pattern!r} stands before no number of a layer; mixers: {listed(names)}"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .saved import Saved
 from .targets import described, strangers
 
 Targets = Mapping[str, tuple[Method, ...]]
+Found = Mapping[str, tuple[nn.Module, Family]]
 ROOT = "base_model.model."
 
 
@@ -42,9 +43,7 @@ def last_name(path: str) -> str:
     return parts[-1] if parts else ""
 
 
-def check_base(
-    config: Any, model: nn.Module, targets: Targets, found: Mapping[str, tuple[nn.Module, Family]]
-) -> None:
+def check_base(config: Any, model: nn.Module, targets: Targets, found: Found) -> None:
     """Raises UserError where the model was another one when the adapter was made; writes what it is into the
     configuration. What was not written there yet, or is not known of a model, is not compared."""
     here = {name: described(*found[name]) for name in targets}
@@ -57,9 +56,12 @@ def check_base(
         "architecture": architecture(model),
         "mixers": len(known) + len(strangers(model)),
         "vocabulary": vocabulary(model, found),
-        "classes": getattr(model, "num_classes", None),
+        "classes": getattr(model, "num_classes", None) or None,  # 0: it gives what it sees
     }
-    before = config._trained_on or {}
+    before = dict(config._trained_on or {})
+    for key, held in (("vocabulary", holds_words), ("classes", holds_classes)):
+        if before.get(key) is not None and not held(config, model, targets, found):
+            before[key] = None
     differ = [key for key in config.base if None not in (before.get(key), config.base[key])]
     differ = [key for key in differ if before[key] != config.base[key]]
     if differ:
@@ -94,6 +96,36 @@ def vocabulary(model: Any, found: Mapping[str, tuple[nn.Module, Family]]) -> int
             given = model.get_input_embeddings()
     named = [pair for pair in tables.values() if given is None or pair[0] is given]
     return described(*named[0]).shapes["weight"][0] if len(named) == 1 else None
+
+
+def holds_words(config: Any, model: Any, targets: Targets, found: Found) -> bool:
+    """Whether an adapter has something of the table of words or of the head over them, so that a table of
+    another size is another base; mixers alone know nothing of it."""
+    if any(found[name][1].on == "embedding" for name in targets):
+        return True
+    parts = []
+    for ask in ("get_input_embeddings", "get_output_embeddings"):
+        with suppress(NotImplementedError, AttributeError):
+            parts.append(getattr(model, ask)())
+    tables = [module for module, family in found.values() if described(module, family).table]
+    return whole(config, model, [*parts, *tables])
+
+
+def holds_classes(config: Any, model: Any, targets: Targets, found: Found) -> bool:
+    """Whether an adapter brings the head whose classes are counted."""
+    if not (config._trained_on or {}).get("classes") or not config.modules_to_save:
+        return False
+    return not hasattr(model, "get_classifier") or whole(config, model, [model.get_classifier()])
+
+
+def whole(config: Any, model: nn.Module, parts: Sequence[Any]) -> bool:
+    """Whether any of these modules is trained whole: it, what is in it, or what it is in."""
+    ends = tuple(config.modules_to_save or ())
+    wanted = {id(module) for part in parts if isinstance(part, nn.Module) for module in part.modules()}
+    chosen = (
+        [module for name, module in model.named_modules() if name and name.endswith(ends)] if ends else []
+    )
+    return any(id(inner) in wanted for module in chosen for inner in module.modules())
 
 
 def check_tensors(
@@ -153,6 +185,8 @@ def check_saved(config: Any, targets: Mapping[str, Any], model: nn.Module) -> No
                     f"modules_to_save: {name!r} is {hit}, which the adapter changes; leave it out, or "
                     "the methods that go there"
                 )
+        if config._trained_on is not None:  # it was looked at when the adapter was made, or not at all
+            continue
         if any(key.endswith(name) for key in names) or (config.task_type and name in HEADS):
             continue
         free = [key for key in names if not any(f"{key}.".startswith(f"{one}.") for one in targets)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from ..config.registry import METHODS
 from ..errors import ConfigError, UserError
 from .methods.method import Method
 from .peft_type import member
-from .saved import Saved, refuse_missing, saved_tensors
+from .saved import Saved, is_empty, saved_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +51,18 @@ class MambaPeftConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = member()
         refuse_types(self)
+        refuse_broken(self)
         parts = read(self.methods)
         self.methods = [dump(part) for part in parts]
         # no fields, so not saved: the methods themselves; by name of a module those that it takes; what the
-        # tensors are in the folder that this comes from; the base that was written there
+        # tensors are in the folder that this comes from; the base that was written there; that folder, where
+        # it has none; whether a call that put it in loads its weights yet
         self._parts = parts
         self._targets: dict[str, tuple[Method, ...]] = {}
         self._saved: Mapping[str, Saved] | None = None
         self._trained_on = self.base
+        self._empty: Path | None = None
+        self._awaits = False
 
     @property
     def parts(self) -> tuple[Method, ...]:
@@ -75,8 +80,8 @@ class MambaPeftConfig(PeftConfig):
         """As PEFT's. Raises UserError for an adapter whose tensors are damaged, before a model is changed."""
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         folder = Path(pretrained_model_name_or_path, subfolder or "")
-        if config.base is not None:  # that of no model yet may lie alone
-            refuse_missing(folder)
+        # it may be read alone: refused where its weights are loaded, if it is of a model already
+        config._empty = folder if config.base is not None and is_empty(folder) else None
         config._saved = saved_tensors(folder)
         return config
 
@@ -115,6 +120,25 @@ def refuse_types(config: MambaPeftConfig) -> None:
             raise UserError(f"{key}: {value!r}; write a list of names")
         if key == "base" and not (isinstance(value, dict) and many(value.get("sizes"), list)):
             raise UserError(f"{key}: {value!r} says nothing of sizes: the configuration is damaged")
+
+
+def refuse_broken(config: MambaPeftConfig) -> None:
+    """UserError for what is read as a regular expression and is none."""
+    for key in NAMES:
+        value = getattr(config, key)
+        names = key == "layers_pattern"  # of which a list's are expressions, too
+        if names and config.layers_to_transform is None:  # then it is not read
+            continue
+        for one in [value] if isinstance(value, str) else (names and value) or ():
+            try:
+                re.compile(in_front(one) if names else one)
+            except re.error as error:
+                raise UserError(f"{key}: {one!r} is no regular expression ({error})") from None
+
+
+def in_front(pattern: str) -> str:
+    """The expression of a name whose layer's number stands behind this one."""
+    return rf"(?:^|.*?\.){pattern}\.\d+\."
 
 
 def read(methods: Any) -> tuple[Method, ...]:

@@ -47,7 +47,11 @@ def saved_tensors(folder: Path) -> Mapping[str, Saved] | None:
         raise UserError(f"{file} is damaged ({error}); take it from where it was saved again") from None
 
 
-def refuse_missing(folder: Path) -> None:
-    """UserError for a folder here whose configuration says that an adapter was saved, without its tensors."""
-    if folder.is_dir() and not any((folder / name).is_file() for name in (WEIGHTS, "adapter_model.bin")):
-        raise UserError(f"{folder} has no {WEIGHTS}; take it from where the adapter was saved again")
+def is_empty(folder: Path) -> bool:
+    """Whether a folder here has no tensors of an adapter."""
+    return folder.is_dir() and not any((folder / name).is_file() for name in (WEIGHTS, "adapter_model.bin"))
+
+
+def refuse_empty(folder: Path) -> None:
+    """UserError: its adapter is to be loaded."""
+    raise UserError(f"{folder} has no {WEIGHTS}; take it from where the adapter was saved again")

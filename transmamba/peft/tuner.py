@@ -22,10 +22,10 @@ from .groups import parameter_groups
 from .layer import MambaPeftLayer
 from .merge import check_merge, layers_of, note_state_size, note_untied
 from .peft_type import PREFIX
-from .saved import saved_of
+from .saved import refuse_empty, saved_of
 from .stream import begin, end
 from .targets import candidates, targets_of
-from .withdraw import withdraw
+from .withdraw import loading, withdraw
 
 
 class MambaPeftModel(BaseTuner):
@@ -75,7 +75,8 @@ class MambaPeftModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # what is found out of this model is written into it: the caller's may be another model's, too
-        self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        config = self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        config._awaits = loading()
         there = any(adapter_name in layer.methods for layer in layers_of(model).values())
         try:
             with nullcontext() if there else withdraw(model, adapter_name):
@@ -109,6 +110,8 @@ class MambaPeftModel(BaseTuner):
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Finds out what goes where, and refuses what cannot, before anything is changed."""
+        if peft_config._empty is not None and loading():
+            refuse_empty(peft_config._empty)
         check_names(peft_config, model)
         targets, found = targets_of(peft_config, model), candidates(model)
         check_base(peft_config, model, targets, found)
@@ -149,10 +152,12 @@ class MambaPeftModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Raises UserError for tensors of another base, and takes out what was put in for them."""
+        """Raises UserError for tensors of another base, and takes out what was put in for them; an adapter
+        that was there before stays as it was."""
         saved = {key: saved_of(tensor) for key, tensor in state_dict.items()}
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        with withdraw(model, adapter_name):
+        awaited, config._awaits = config._awaits, False
+        with withdraw(model, adapter_name) if awaited else nullcontext():
             check_tensors(config, config._targets, candidates(inner), saved)
         return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 

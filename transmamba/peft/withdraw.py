@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,16 @@ def withdraw(model: Any, adapter_name: str) -> Iterator[None]:
                 setattr(model.get_submodule(parent), child, _inner(module))
         _forget(model, adapter_name)
         raise
+
+
+def loading() -> bool:
+    """Whether a call of PEFT's is under way that loads an adapter's weights when it has put it in. It says so
+    by no argument, and what it puts in is taken out where the weights are refused."""
+    return any(
+        frame.f_code.co_name in ("from_pretrained", "load_adapter")
+        and frame.f_globals.get("__name__", "").partition(".")[0] == "peft"
+        for frame, _ in traceback.walk_stack(None)
+    )
 
 
 def _left(module: nn.Module, adapter_name: str) -> bool:
