@@ -231,10 +231,18 @@ def test_a_module_that_an_old_adapter_names_in_vain_is_passed_over(tmp_path: Pat
     """Stock PEFT takes such names, and so did this library."""
     folder = saved(tmp_path, ["lora_x"])
     config = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps(config | {"modules_to_save": ["classifier", "score"]}))
+    (folder / CONFIG).write_text(json.dumps(config | {"modules_to_save": ["score", "pooler"]}))
     adapted, wanted = PeftModel.from_pretrained(tiny.base("mamba"), folder), tiny.adapted("mamba", ["lora_x"])
     with torch.no_grad():
         assert torch.equal(adapted(tiny.words()).logits, wanted(tiny.words()).logits)
+
+
+def test_a_module_that_a_saved_adapter_brings_has_a_place(tmp_path: Path) -> None:
+    config, model = MambaPeftConfig(methods=["lora_x"], modules_to_save=["norm_f"]), student("vim")
+    get_peft_model(student("vim"), config).save_pretrained(tmp_path)
+    model.norm = model.norm_f
+    del model.norm_f
+    refused(lambda: PeftModel.from_pretrained(model, tmp_path), model, "'norm_f' is no module of the model")
 
 
 def more_classes() -> nn.Module:

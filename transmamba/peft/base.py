@@ -185,7 +185,8 @@ def check_saved(config: Any, targets: Mapping[str, Any], model: nn.Module) -> No
                     f"modules_to_save: {name!r} is {hit}, which the adapter changes; leave it out, or "
                     "the methods that go there"
                 )
-        if config._trained_on is not None:  # it was looked at when the adapter was made, or not at all
+        # of an adapter that was saved it was looked at when it was made, or not at all: then nothing is lost
+        if config._trained_on is not None and not any(f"{name}." in key for key in config._saved or ()):
             continue
         if any(key.endswith(name) for key in names) or (config.task_type and name in HEADS):
             continue
