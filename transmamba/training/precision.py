@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
-import torch
+from ..core.products import float32_matmul
 
 Precision = Literal["no", "tf32", "bf16", "fp16"]
 
@@ -18,15 +18,6 @@ def autocast_of(precision: Precision) -> str:
 
 @contextlib.contextmanager
 def float32_products(precision: Precision) -> Iterator[None]:
-    """With tf32 products of float32 may read what they multiply with 10 bits of mantissa, and add up in
-    float32 (torch's `high`). It is one setting for the whole process, put back afterwards; with another
-    precision it stays as whoever called has it."""
-    if precision != "tf32":
+    """With tf32 `core.products`' `high`; with another precision it stays as whoever called has it."""
+    with float32_matmul("high") if precision == "tf32" else contextlib.nullcontext():
         yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -6,8 +6,7 @@ leaves.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.points import PointShape
+from ...core.products import float32_matmul
 from ...errors import refuse_all
 from .draws import RowDraws
 from .prompts import Drawn, Function, Prompts
@@ -129,7 +129,7 @@ class NumberedRows:
         functions the rows must follow one another, as those of a micro-batch do: then it is known how many
         are of each, whatever the numbers are. Their products are of float32, whatever a run's are: labels of
         fewer bits would be another task."""
-        with _exact():
+        with float32_matmul("highest"):
             return self._make(numbers)
 
     def _make(self, numbers: Tensor) -> Prompts:
@@ -156,7 +156,7 @@ class NumberedRows:
 
     def make_alone(self, number: int, numbers: Tensor) -> Prompts:
         """Prompts of rows that are all of function `number`."""
-        with _exact():
+        with float32_matmul("highest"):
             return self._padded(_made(numbers, self.functions[number]))
 
     def _padded(self, prompts: Prompts) -> Prompts:
@@ -173,17 +173,6 @@ class NumberedRows:
             filled(prompts.asked, shape.outputs, shape.length),
             None if among is None else filled(among, shape.outputs, among.shape[1]),
         )
-
-
-@contextlib.contextmanager
-def _exact() -> Iterator[None]:
-    """Products of float32 as float32 has them, also where `trainer.precision` is tf32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def numbered(

@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..hashing import Draws
 from .captions import plural, the, where, with_article
 from .programs import MOST_OBJECTS, Object, Pair
-from .sampling import choose, draw_size, is_free, place
+from .sampling import choose, draw_size, free_spot, place
 
 T = TypeVar("T")
 Objects = Sequence[Object]
@@ -153,24 +153,12 @@ def arrange_sized(
         placed: list[Object] = []
         while len(placed) < len(pairs):
             wanted = draw_size(draws, *others) if placed else size
-            found = _found(draws, pairs[len(placed)], placed, wanted, others[0])
+            found = free_spot(draws, pairs[len(placed)], placed, wanted, others[0], _TRIES)
             if found is None:
                 break
             placed.append(found)
         else:
             return tuple(placed)
-
-
-def _found(draws: Draws, pair: Pair, placed: Objects, size: float, smallest: float) -> Object | None:
-    """An object apart from those that are placed; None where there seems to be no room."""
-    angle = draws.uniform(-0.2, 0.2)
-    for _ in range(_TRIES):
-        x, y = draws.uniform(size / 2, 1 - size / 2), draws.uniform(size / 2, 1 - size / 2)
-        candidate = Object(pair[1], pair[0], x, y, size, angle)
-        if is_free(candidate, placed):
-            return candidate
-        size = max(smallest, size * 0.9)
-    return None
 
 
 def share(thing: Object) -> str:

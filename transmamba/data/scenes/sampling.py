@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -115,15 +116,25 @@ def place(
     placed: list[Object] = []
     for pair in pairs:
         size = draw_size(draws, _smallest(pair, smallest_tile, smallest), largest)
-        angle = draws.uniform(-0.2, 0.2)
-        while True:
-            x, y = draws.uniform(size / 2, 1 - size / 2), draws.uniform(size / 2, 1 - size / 2)
-            candidate = Object(pair[1], pair[0], x, y, size, angle)
-            if is_free(candidate, placed):
-                break
-            size = max(smallest, size * 0.9)
-        placed.append(_numbered(draws, candidate))
+        found = free_spot(draws, pair, placed, size, smallest)
+        assert found is not None, "tried until there is room"
+        placed.append(_numbered(draws, found))
     return tuple(placed)
+
+
+def free_spot(
+    draws: Draws, pair: Pair, placed: Sequence[Object], size: float, smallest: float, tries: int | None = None
+) -> Object | None:
+    """An object apart from those that are placed, which shrinks where it is crowded; None after so many
+    `tries`, where there are any to count."""
+    angle = draws.uniform(-0.2, 0.2)
+    for _ in itertools.count() if tries is None else range(tries):
+        x, y = draws.uniform(size / 2, 1 - size / 2), draws.uniform(size / 2, 1 - size / 2)
+        candidate = Object(pair[1], pair[0], x, y, size, angle)
+        if is_free(candidate, placed):
+            return candidate
+        size = max(smallest, size * 0.9)
+    return None
 
 
 def largest_of(count: int) -> float:

@@ -14,7 +14,7 @@ from ...layers.insertion import Insertion
 from ...layers.mixed import Mixed
 from .family import Family, shapes_of
 from .inside import Inside
-from .mamba1 import places_of
+from .mamba1 import places_of, projections_of
 from .mixer import Mixer, Place
 from .starting import both, passed, started, step_sizes
 
@@ -41,11 +41,8 @@ class Bidirectional(Family):
             taps=module.conv1d.kernel_size[0],
             directions=DIRECTIONS,
             places={what: ahead[what] + back[what] for what in ahead}
+            | projections_of(inner)
             | {
-                "in": (Place("in_proj.weight"),),
-                "x": (Place("in_proj.weight", 0, inner),),
-                "z": (Place("in_proj.weight", inner),),
-                "out": (Place("out_proj.weight"),),
                 "a": (Place("A_log"), Place("A_b_log", suffix="_b")),
                 "skip": (Place("D"), Place("D_b", suffix="_b")),
             },

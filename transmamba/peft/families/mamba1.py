@@ -33,6 +33,16 @@ def places_of(inner: int, rank: int, state: int, suffix: str = "") -> dict[str, 
     }
 
 
+def projections_of(inner: int) -> dict[str, tuple[Place, ...]]:
+    """What is read of the stream into x and z, `inner` channels each, and written to it."""
+    return {
+        "in": (Place("in_proj.weight"),),
+        "x": (Place("in_proj.weight", 0, inner),),
+        "z": (Place("in_proj.weight", inner),),
+        "out": (Place("out_proj.weight"),),
+    }
+
+
 @FAMILIES.register("mamba")
 @dataclass(frozen=True)
 class Mamba(Family):
@@ -52,11 +62,8 @@ class Mamba(Family):
             rank=rank,
             taps=module.conv_kernel_size,
             places=places
+            | projections_of(inner)
             | {
-                "in": (Place("in_proj.weight"),),
-                "x": (Place("in_proj.weight", 0, inner),),
-                "z": (Place("in_proj.weight", inner),),
-                "out": (Place("out_proj.weight"),),
                 "a": (Place("A_log"),),
                 "skip": (Place("D"),),
             },

@@ -17,7 +17,7 @@ from ...layers.mixed import Mixed
 from .family import Family, shapes_of
 from .hybrid import Hybrid
 from .inside import Inside
-from .mamba1 import places_of
+from .mamba1 import places_of, projections_of
 from .mixer import Mixer, Place
 
 NO_CONTEXT = Context()
@@ -60,11 +60,8 @@ class SequenceMamba(Family):
             rank=module.rank,
             taps=module.conv1d.kernel_size[0],
             places=places_of(inner, module.rank, module.d_state)
+            | projections_of(inner)
             | {
-                "in": (Place("in_proj.weight"),),
-                "x": (Place("in_proj.weight", 0, inner),),
-                "z": (Place("in_proj.weight", inner),),
-                "out": (Place("out_proj.weight"),),
                 "a": (Place("A_log"),),
                 "skip": (Place("D"),),
             },
