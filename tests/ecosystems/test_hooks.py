@@ -22,6 +22,11 @@ PROGRAMS = {
         "from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS as known\nimport transmamba\n"
         "assert 'transmamba' in known\n"
     ),
+    "a mixer, then transmamba": (
+        "from transformers.models.bamba import modeling_bamba as m\nimport transmamba\n"
+        "from transmamba.ecosystems.gated_norms import mend\n"
+        "assert not mend(m.BambaMixer, m.BambaRMSNormGated)\n"
+    ),
     "a part of timm": (
         "import transmamba\nfrom timm.models import create_model\ncreate_model('vim_micro_patch2_8')\n"
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,25 @@ from transmamba.students.hybrid_lm.model import HybridStudent
 sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
 from decoders_made import SHAPE, WORDS, make
 
-__all__ = ["WORDS", "hybrid", "llama", "make", "moved", "quiet_texts", "qwen3", "relative", "texts"]
+__all__ = [
+    "WORDS",
+    "hybrid",
+    "llama",
+    "make",
+    "moved",
+    "quiet_texts",
+    "qwen3",
+    "relative",
+    "texts",
+    "with_us",
+]
+
+
+def with_us() -> bool:
+    """Whether the installed transformers needs us for Mamba-2's norms: its class knows no groups."""
+    from transformers.models.bamba.modeling_bamba import BambaRMSNormGated
+
+    return "group_size" not in inspect.signature(BambaRMSNormGated.__init__).parameters
 
 
 def llama(**changes: Any) -> Any:

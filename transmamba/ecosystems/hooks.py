@@ -23,6 +23,10 @@ REGISTER_IN = {
     "open_clip": ("transmamba.students.text_mamba.hook",),
     "transformers.integrations.moe": ("transmamba.layers.grouped",),
     "peft": ("transmamba.peft.registration",),
+    **{
+        f"transformers.models.{model}.modeling_{model}": ("transmamba.ecosystems.gated_norms",)
+        for model in ("bamba", "granitemoehybrid", "mamba2")
+    },
 }
 
 

@@ -96,7 +96,9 @@ def _processor(source: Source) -> Any:
         return None
 
 
-_SNIPPET = """from transformers import AutoModelForCausalLM, AutoTokenizer
+# above the snippet of a student with Mamba-2's norms in several groups
+_SINCE = "# transformers 5.23 or newer: an older one, without `import transmamba`, norms all heads together\n"
+_SNIPPET = """{since}from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("OWNER/NAME"{also})
 model = AutoModelForCausalLM.from_pretrained("OWNER/NAME"{also}).eval()
@@ -104,12 +106,21 @@ print(tokenizer.decode(model.generate(**tokenizer("Once", return_tensors="pt"), 
 """
 
 
-def card(origin: Origin, own_code: bool = False) -> Card:
-    """Of a language model of transformers; with `own_code` one whose class lies beside it."""
+def card(origin: Origin, own_code: bool = False, since: str = "") -> Card:
+    """Of a language model of transformers; with `own_code` one whose class lies beside it. since: a line on
+    versions, as `versions_of` says it"""
     return Card(
         library="transformers",
         pipeline_tag="text-generation",
-        snippet=_SNIPPET.format(also=", trust_remote_code=True" if own_code else ""),
+        snippet=_SNIPPET.format(also=", trust_remote_code=True" if own_code else "", since=since),
         licence=origin.licence,
         base_model=origin.base_model,
     )
+
+
+def versions_of(config: Any) -> str:
+    """A line of comment on which transformers runs a language model's configuration; none where each does."""
+    kinds = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None) or ()
+    own_code = hasattr(config, "auto_map")  # its norms are its own
+    mixes = any("mamba" in kind or "linear" in kind for kind in kinds)
+    return _SINCE if mixes and not own_code and getattr(config, "mamba_n_groups", 1) > 1 else ""

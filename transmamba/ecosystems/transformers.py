@@ -255,7 +255,8 @@ def card(model: nn.Module) -> Card:
         return llava_card(built.config, found, getattr(built, "chats", True))
     own_code = hasattr(built.config, "auto_map") and hasattr(built.config, "transmamba")  # a student of ours
     if own_code or decoders.is_language(built.config.model_type):
-        return texts.card(getattr(built, "origin", None) or origin(built), own_code)
+        found = getattr(built, "origin", None) or origin(built)
+        return texts.card(found, own_code, texts.versions_of(built.config))
     classifies = "ForImageClassification" in type(model).__name__
     dual = built.config.model_type in DUAL_ENCODERS
     loader = "AutoModelForImageClassification" if classifies else "AutoModel"

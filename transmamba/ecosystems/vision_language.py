@@ -18,6 +18,7 @@ from .language_tokenizer import language_preprocessing
 from .origin import Origin
 from .processor import hugging_face_preprocessing
 from .sources import Source
+from .texts import versions_of
 
 LLAVA = "llava"
 # of which towers the first token is no patch
@@ -94,11 +95,12 @@ def llava_card(config: Any, origin: Origin, chats: bool = True) -> Card:
     chats: whether its tokenizer has a chat template
     """
     ours = str(getattr(config.vision_config, "architecture", "")).startswith("llava_")
+    since = "" if hasattr(config, "auto_map") else versions_of(config.text_config)
     return Card(
         library="transformers",
         pipeline_tag="image-text-to-text",
         snippet=(_LOADED + (_CHAT if chats else _PLAIN) + _SAID).format(
-            first="import transmamba  # its image tower\n" if ours else "",
+            first="import transmamba  # its image tower\n" if ours else since,
             also=", trust_remote_code=True" if hasattr(config, "auto_map") else "",
         ),
         licence=origin.licence,
