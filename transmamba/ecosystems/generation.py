@@ -98,8 +98,6 @@ def generate(
     from transformers import GenerationConfig, LogitsProcessorList
 
     text = inputs["text"]
-    mask = inputs.get("text_mask", torch.ones_like(text))
-    assert bool(mask[:, -1].all()), "padding lies before a text that is gone on with"
     ended = list(dict.fromkeys([*ends_of(model), *ends]))
     settings = GenerationConfig(
         max_new_tokens=limit,
@@ -109,19 +107,35 @@ def generate(
         use_cache=True,
         suppress_tokens=_marks_suppressed(model),
     )
-    seen = {"pixel_values": inputs["image"].to(model.dtype)} if "image" in inputs else {}
-    if "prompt_mask" in inputs and "prompt_mask" in inspect.signature(model.forward).parameters:
-        seen["prompt_mask"] = inputs["prompt_mask"]
     draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
     with torch.no_grad(), _evaluating(model), _plainly(model), on_our_kernels(model):
         made: Tensor = model.generate(
-            input_ids=text,
-            attention_mask=mask.long(),
-            **seen,
+            **_given(model, inputs),
             generation_config=settings,
             logits_processor=LogitsProcessorList(draws),
         )
     return made[:, text.shape[1] :]
+
+
+def next_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(B, V): what a model of transformers foretells after `text`, by one pass as `generate`'s first; inputs
+    as there."""
+    with torch.no_grad(), _evaluating(model), on_our_kernels(model):
+        logits: Tensor = model(**_given(model, inputs), use_cache=False, logits_to_keep=1).logits
+    return logits[:, -1]
+
+
+def _given(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch by transformers' names."""
+    text = inputs["text"]
+    mask = inputs.get("text_mask", torch.ones_like(text))
+    assert bool(mask[:, -1].all()), "padding lies before a text that is gone on with"
+    given = {"input_ids": text, "attention_mask": mask.long()}
+    if "image" in inputs:
+        given["pixel_values"] = inputs["image"].to(model.dtype)
+    if "prompt_mask" in inputs and "prompt_mask" in inspect.signature(model.forward).parameters:
+        given["prompt_mask"] = inputs["prompt_mask"]
+    return given
 
 
 def never_writing(model: Any, token: int) -> None:

@@ -17,6 +17,7 @@ from ...errors import UserError
 from ..spread import is_spread
 from .architectures import OURS, OWN
 from .own_class import own_config, own_model, write_code
+from .same_writer import check_same
 
 if TYPE_CHECKING:
     from .model import HybridStudent
@@ -54,7 +55,8 @@ def _stock_of(student: HybridStudent, tensors: Mapping[str, Tensor]) -> Any:
 
 def write(student: Any, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
     """What transformers' model of a student (its `stock`) writes, (B, at most limit) tokens: see
-    `ecosystems.generation.generate`. Raises UserError for a student that is sharded over processes."""
+    `ecosystems.generation.generate`. Raises UserError for a student that is sharded over processes, and where
+    the installed transformers makes another model of it."""
     from ...ecosystems.generation import generate
 
     if is_spread(student):
@@ -65,19 +67,21 @@ def write(student: Any, inputs: Mapping[str, Tensor], limit: int) -> Tensor:
         )
     words, made = student.beside.tokenizer, getattr(student.reads, "text", None)
     end = made.eos if made is not None else getattr(words, "eos_token_id", None)
-    return generate(_written_by(student), inputs, limit, ends=() if end is None else (end,))
+    return generate(_written_by(student, inputs), inputs, limit, ends=() if end is None else (end,))
 
 
 # what writes for each student, with what it was made of: making it takes as long as writing several words
 _WRITERS: weakref.WeakKeyDictionary[Any, tuple[dict[str, Any], Any]] = weakref.WeakKeyDictionary()
 
 
-def _written_by(student: Any) -> Any:
-    """The student's `stock`, made anew where a tensor of it is another one than it was."""
+def _written_by(student: Any, inputs: Mapping[str, Tensor]) -> Any:
+    """The student's `stock`, made anew where a tensor of it is another one than it was, and then held against
+    the student on the first rows. Raises UserError where it is another model."""
     made_of = {**student.state_dict(keep_vars=True), "beside": student.beside}
     known, model = _WRITERS.get(student, ({}, None))
     if known.keys() != made_of.keys() or any(known[name] is not each for name, each in made_of.items()):
-        model = student.stock()
+        model = student.stock().to(next(student.parameters()).device)
+        check_same(student, model, inputs)
         _WRITERS[student] = made_of, model
     return model.to(next(student.parameters()).device)
 
