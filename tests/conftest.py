@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import torch
 from randomised import randomise_
 from torch import Tensor, nn
 
+# while files are collected little becomes garbage, and there is ever more to search for it
+gc.disable()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SHARED_DATA = Path(os.environ.get("TRANSMAMBA_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -35,8 +38,28 @@ def imports_are_no_garbage() -> None:
     gc.freeze()
 
 
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
 def pytest_sessionfinish() -> None:
     gc.unfreeze()  # extensions complain of what is left at exit
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_report() -> None:
+    """A run in this process draws no report, which takes longer than its training; see `report_of_a_run`."""
+    if "transmamba.runs.run" in sys.modules:
+        sys.modules["transmamba.runs.run"].write_report = lambda folder: None  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def report_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their report, as users' do."""
+    import transmamba.runs.run
+    from transmamba.reporting.report import write_report
+
+    monkeypatch.setattr(transmamba.runs.run, "write_report", write_report)
 
 
 def timm_vit(seed: int = 0, name: str = "vit_tiny_patch16_224", **kwargs: Any) -> nn.Module:

@@ -75,9 +75,15 @@ _PARTS = (
     "students.ssd_vit",
     "teachers.auto",
     "tasks.image_classification",
+    "evaluation.classification",
+    "evaluation.once",
+    "training.strategies.fsdp2",
 )
-# the last is DeepSpeed's, which may be absent
-_OTHERS = ["accelerate", "torch._dynamo", "torchvision.transforms.v2", "torch._inductor.compile_fx"]
+# this file's own, and what a run imports of others once it draws, saves and writes its card; the last is
+# DeepSpeed's, which may be absent
+_OTHERS = ["pytest", "jinja2", "numpy.ctypeslib", "PIL.ImageFile", "rich._emoji_codes", "encodings.idna"]
+_OTHERS += ["torch.utils.serialization.config", "accelerate", "torch._dynamo", "torchvision.transforms.v2"]
+_OTHERS += ["torch._inductor.compile_fx"]
 _context.set_forkserver_preload(
     [*(f"transmamba.{name}" for name in _PARTS), *_OTHERS[: None if find_spec("deepspeed") else -1]]
 )
@@ -169,7 +175,7 @@ def tiny_recipe(folder: Path, **changes: Any) -> Recipe:
 
 
 def run_quietly(recipe: Recipe, **options: Any) -> dict[str, Any]:
-    """`transmamba.runs.run.run` without drawing the report, which takes longer than the training."""
+    """`transmamba.runs.run.run` without drawing the report, in a process of its own too."""
     drawn = transmamba.runs.run.write_report
     transmamba.runs.run.write_report = lambda folder: None  # type: ignore[assignment]
     try:

@@ -284,8 +284,7 @@ def test_evaluate_takes_a_hugging_face_id(
 # --- runs and folders ---
 
 
-def test_distill_takes_a_recipe_or_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transmamba.runs.run.write_report", lambda folder: None)
+def test_distill_takes_a_recipe_or_its_file(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path, trainer__eval_every=0)
     save_yaml(recipe, tmp_path / "recipe.yaml")
     short = ["stages.0.steps=1", "stages.1.steps=1"]

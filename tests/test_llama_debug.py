@@ -67,6 +67,7 @@ def test_the_tokenizer_is_llama2_c_s(shared_data: Path, teacher: Path) -> None:
     assert made.decode(made(text).input_ids, skip_special_tokens=True) == text
 
 
+@pytest.mark.usefixtures("report_of_a_run")
 def test_a_language_model_becomes_a_hybrid(shared_data: Path, teacher: Path) -> None:
     """Shorter than the recipe as it stands. The folder is read by a process that never imports transmamba."""
     text = shared_data / "text" / "tinystories_head.txt"

@@ -56,6 +56,7 @@ def losses(run: Path, name: str) -> list[float]:
     return [row[f"loss/{name}"] for row in rows if f"loss/{name}" in row]
 
 
+@pytest.mark.usefixtures("report_of_a_run")
 def test_a_llava_becomes_mamba(folder: Path) -> None:
     learnt = losses(folder / "teacher", "cross_entropy")
     assert np.mean(learnt[-5:]) < 0.6 * learnt[0]

@@ -484,9 +484,8 @@ SHORT += (
 
 
 @pytest.mark.slow
-def test_digits_crossval(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digits_crossval(script: Script, tmp_path: Path) -> None:
     """Two folds of single steps: every image is tested once, and a second call trains nothing."""
-    monkeypatch.setattr("transmamba.runs.run.write_report", lambda folder: None)
     small = [
         f"--{vim} student.kwargs.{size}"
         for vim in ("student", "scratch", "kl")

@@ -13,7 +13,6 @@ import harness
 import pytest
 import yaml
 
-import transmamba.runs.run
 from transmamba.config import load as configs
 
 ROOT = Path(__file__).parents[1]
@@ -189,11 +188,8 @@ def test_choosing_runs_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "| mid | 3.000 " in table and "low" not in table and "high" not in table
 
 
-def test_a_process_that_goes_on_gives_each_run_what_a_new_one_would(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_goes_on_gives_each_run_what_a_new_one_would(tmp_path: Path) -> None:
     """The same recipe after another of another precision and seed."""
-    monkeypatch.setattr(transmamba.runs.run, "write_report", lambda folder: None)  # longer than training
     short = ["stages.0.steps=1", "stages.1.steps=2", "trainer.eval_every=0", "trainer.save_every=0"]
 
     def results(name: str, *overrides: str) -> dict[str, Any]:

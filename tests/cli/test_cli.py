@@ -31,7 +31,6 @@ from transmamba.config.registry import STUDENTS
 from transmamba.ecosystems.find import save_model
 from transmamba.errors import UserError
 from transmamba.evaluation.classification import ClassificationEvaluator
-from transmamba.reporting.report import write_report
 from transmamba.reporting.table import results_table
 from transmamba.runs.folder import claim_folder
 from transmamba.runs.recipe import Recipe
@@ -67,12 +66,6 @@ def command(capfd: pytest.CaptureFixture[str]) -> Command:
         return Done(code, out, err)
 
     return run
-
-
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing it takes longer than the runs here."""
-    monkeypatch.setattr("transmamba.runs.run.write_report", lambda folder: None)
 
 
 def assert_mistake(done: Done, *says: str) -> None:
@@ -154,7 +147,7 @@ def test_convert_gives_the_reader_its_options(command: Command, teacher: Path, t
 
 
 def test_convert_starts_as_a_recipe_s_init_would(
-    command: Command, teacher: Path, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+    command: Command, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More images than the 256 that rank and average: both look at the first of them."""
     build = STUDENTS["vim"].build
@@ -193,12 +186,8 @@ def test_convert_script_is_the_verb(teacher: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_distil_evaluate_and_report(
-    command: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "transmamba.runs.run.write_report", write_report
-    )  # which other tests may have replaced
+@pytest.mark.usefixtures("report_of_a_run")
+def test_distil_evaluate_and_report(command: Command, recipe: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     done = command("distill", "--config", recipe, "stages.0.steps=1", "stages.1.steps=2")
     assert done.code == 0, done.err
@@ -432,7 +421,6 @@ def test_a_run_without_a_student_is_told_from_no_model(
     assert_mistake(command("inspect", run), "holds no config.json and no open_clip_config.json")
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_folder_that_holds_another_run(command: Command, recipe: Path, tmp_path: Path) -> None:
     short = ["stages.0.steps=1", "stages.1.steps=1"]
     assert command("--config", recipe, *short, recipe=True).code == 0
@@ -479,7 +467,6 @@ def test_weights_of_another_architecture(command: Command, teacher: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_checkpoint_of_another_architecture(command: Command, recipe: Path, tmp_path: Path) -> None:
     """Resuming is refused: the student in checkpoints/ is not the recipe's."""
     short = ["stages.0.steps=1", "stages.1.steps=1"]
@@ -620,7 +607,6 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-@pytest.mark.usefixtures("no_report")
 def test_an_image_that_does_not_decode(
     command: Command, recipe: Path, images: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -263,6 +263,7 @@ def test_a_student_that_writes_about_pictures(tmp_path: Path) -> None:
     assert measured["student"]["perplexity"] == pytest.approx(results["perplexity"], rel=1e-4)
 
 
+@pytest.mark.usefixtures("report_of_a_run")
 def test_a_run_may_leave_its_numbers_alone(place: Path, tmp_path: Path) -> None:
     """The same as those of one that leaves everything."""
     changes: dict[str, Any] = dict(trainer__eval_every=2)

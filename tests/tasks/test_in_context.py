@@ -516,6 +516,7 @@ def recipe_of(folder: Path, dropout: float = 0.0, **trainer: Any) -> Recipe:
     return configs.parse(Recipe, values, "recipe")
 
 
+@pytest.mark.usefixtures("report_of_a_run")
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from threading import Event
 
@@ -523,6 +524,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path, monkeypatch: pyt
     from transmamba.training.step import Stepper
 
     whole = run(recipe_of(tmp_path / "whole", 0.2), quiet=True)
+    monkeypatch.setattr("transmamba.runs.run.write_report", lambda folder: None)
     assert {"error", "sparse_parity_accuracy"} <= whole["student"].keys()
     page = (tmp_path / "whole" / "report.html").read_text()
     assert "many_outlier: error by example" in page and "sparse_parity: accuracy by example" in page

@@ -14,6 +14,7 @@ from transmamba.runs.recipe import Recipe
 from transmamba.runs.run import run
 
 
+@pytest.mark.usefixtures("report_of_a_run")
 def test_a_run_learns_watches_measures_and_is_measured_again(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,7 @@ def test_answers_are_measured_at_the_end_alone(tmp_path: Path, monkeypatch: pyte
     assert "perplexity" in watched(tmp_path) and "accuracy" not in watched(tmp_path)
 
 
+@pytest.mark.usefixtures("report_of_a_run")
 def test_answers_are_never_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Plain, "whole", False)
     results = run(recipe(tmp_path, writing="never"), quiet=True)
