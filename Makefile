@@ -12,6 +12,8 @@ WORKERS ?= 2
 # Whole files, so that what a file's tests share is made once; in their order, for the longest is one of few tests.
 SHARES := --dist loadfile --no-loadscope-reorder
 PYTEST_ARGS ?=
+# Where Python is told to keep no compiled files, each process that a test starts compiles our own anew.
+TESTING := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1
 
 BIN := $(VENV)/bin
 
@@ -25,10 +27,10 @@ demo: $(VENV)/.installed-demo
 		scripts/demo.py $(if $(OVERWRITE),--overwrite)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(SHARES) -m "not slow" $(PYTEST_ARGS)
+	$(TESTING) $(BIN)/python -m pytest -n $(WORKERS) $(SHARES) -m "not slow" $(PYTEST_ARGS)
 
 test-all: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(SHARES) $(PYTEST_ARGS)
+	$(TESTING) $(BIN)/python -m pytest -n $(WORKERS) $(SHARES) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
