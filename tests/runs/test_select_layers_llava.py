@@ -76,16 +76,15 @@ def test_a_swap_scores_as_the_llava_made_anew(name: str) -> None:
     scores = scores_of(student, adapt_teacher(model), *data)
     sets = [(), (0,), (1,), (2,), (0, 2)]
     found = scores(sets)
-    model = model.double()
+    model, rows = model.double(), []
+    for inputs, read, row in [(*pair, row) for pair in zip(several, data, strict=True) for row in range(3)]:
+        given, asked = alone(inputs, row), read.targets["tokens"][row][inputs["text_mask"][row]] >= 0
+        plain = {name: given[name] for name in given if name != "prompt_mask"}
+        rows.append((given, asked, torch.log_softmax(made_by(model, plain), -1)[0]))
     for layers, score in zip(sets, found, strict=True):
         made, each = built(model, student, layers, parts), []
-        for inputs, read, row in [
-            (*pair, row) for pair in zip(several, data, strict=True) for row in range(3)
-        ]:
-            given, asked = alone(inputs, row), read.targets["tokens"][row][inputs["text_mask"][row]] >= 0
-            plain = {name: given[name] for name in given if name != "prompt_mask"}
-            logs = [made_by(model, plain), made_by(made, given)]
-            teacher, mine = (torch.log_softmax(logits, -1)[0] for logits in logs)
+        for given, asked, teacher in rows:
+            mine = torch.log_softmax(made_by(made, given), -1)[0]
             each.append((teacher.exp() * (teacher - mine)).sum(-1)[asked])
         assert score.kl == pytest.approx(float(torch.cat(each).mean()), rel=2e-4)
         assert (score.recall_kl, score.recalled) == (0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -28,6 +29,12 @@ from transmamba.errors import UserError
 
 MANY = 3000
 SOME = 300
+
+
+@cache
+def drawn(split: str = "train", count: int = MANY) -> tuple[Scene, ...]:
+    scenes = Scenes(split=split)
+    return tuple(map(scenes.program, range(count)))
 
 
 def pairs_of(scene: Scene) -> set[tuple[str, str]]:
@@ -72,8 +79,8 @@ def test_another_process_draws_the_same() -> None:
 
 @pytest.mark.parametrize("split", ["train", "val", "test", "unseen_templates"])
 def test_ordinary_splits_hold_nothing_back(split: str) -> None:
-    scenes, clips = Scenes(split=split), Clips(split=split)
-    assert all(holds_back(scenes.program(i)) == set() for i in range(MANY))
+    clips = Clips(split=split)
+    assert all(holds_back(scene) == set() for scene in drawn(split))
     assert all(holds_back(clips.program(i).scene) == set() for i in range(SOME))
 
 
@@ -85,7 +92,7 @@ def test_special_splits_hold_theirs_and_no_other(split: str) -> None:
 
 
 def test_training_sees_every_colour_kind_and_pair_that_is_not_held() -> None:
-    seen = set().union(*(pairs_of(Scenes().program(i)) for i in range(MANY)))
+    seen = set().union(*map(pairs_of, drawn()))
     assert seen == set(TRAIN_PAIRS)
     assert {colour for colour, _ in seen} == set(COLOURS) and {kind for _, kind in seen} == set(KINDS)
     assert len(HELD_PAIRS) == 12
@@ -103,7 +110,7 @@ def test_twins_have_the_same_objects_and_the_opposite_relation() -> None:
 
 
 def test_splits_draw_different_scenes() -> None:
-    programs = {split: {Scenes(split=split).program(i) for i in range(200)} for split in SPLITS}
+    programs = {split: set(drawn(split, 200)) for split in SPLITS}
     assert len(set().union(*programs.values())) == sum(len(found) for found in programs.values())
 
 
@@ -121,13 +128,12 @@ def test_templates_are_many_and_held_ones_stay_out_of_training() -> None:
 
 def test_captions_identify() -> None:
     """Few of two thousand scenes share the words of another: R@1 can be near 100 %."""
-    scenes = [Scenes(split="test").program(i) for i in range(2000)]
-    told = [words.caption(scene, words.TEMPLATES[0]) for scene in scenes]
+    told = [words.caption(scene, words.TEMPLATES[0]) for scene in drawn("test")[:2000]]
     assert len(set(told)) > 0.97 * len(told)
 
 
 def test_sizes_and_numbers_cover_their_range() -> None:
-    scenes = [Scenes().program(i) for i in range(MANY)]
+    scenes = drawn()
     assert {len(scene.objects) for scene in scenes} == set(range(1, 9))
     sizes = np.array([thing.size for scene in scenes for thing in scene.objects])
     assert sizes.min() >= SMALLEST and (sizes < 0.08).mean() > 0.1 and (sizes > 0.25).mean() > 0.03
