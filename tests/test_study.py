@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -298,12 +299,17 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
-def start(path: Path, jobs: int = 2) -> subprocess.Popen[bytes]:
-    """In a process group of its own, so that a kill reaches the cells as a job scheduler's does."""
-    command = [sys.executable, str(ROOT / "scripts" / "study.py"), str(path), "--jobs", str(jobs)]
-    return subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def start(path: Path, jobs: int = 2) -> BaseProcess:
+    """The script in a process that has imported already, its cells in processes of their own. In a process
+    group of its own, so that a kill reaches the cells as a job scheduler's does."""
+    return harness.start(_study, str(path), "--jobs", str(jobs))
+
+
+def _study(*words: str) -> None:
+    os.setsid()
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    assert studies.main([*words]) == 0
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
@@ -372,13 +378,13 @@ def test_recipes_with_mistakes_are_refused_before_the_first_is_run(
 def test_a_killed_study_goes_on_and_a_cell_rebuilds_from_its_config(small: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start(small, jobs=1)
-    wait_for(lambda: len(finished(out)) >= 2 or process.poll() is not None)
-    assert process.poll() is None
+    wait_for(lambda: len(finished(out)) >= 2 or process.exitcode is not None)
+    assert process.exitcode is None
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     before = finished(out)
     assert len(before) == 2, "the teacher and one cell"
-    assert start(small).wait(timeout=240) == 0
+    harness.finish(start(small), timeout=240)
     after = finished(out)
     assert set(after) == {"teacher", "full.s0", "scratch.s0"}
     assert {name: after[name] for name in before} == before, "no finished run is repeated"
@@ -409,7 +415,7 @@ def test_a_cell_that_another_process_is_in_is_left_alone(small: Path, tmp_path: 
         harness.run_quietly(recipe, overwrite=True)
     wait_for((running / "results.json").exists)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     assert (running / "results.json").exists()
 
 
@@ -418,7 +424,7 @@ def test_sigterm_saves_the_cells_and_begins_no_other(small: Path, tmp_path: Path
     process = start(small)
     wait_for(lambda: list(out.glob("*/metrics.jsonl")))
     process.terminate()
-    process.wait(timeout=120)
+    process.join(timeout=120)
     time.sleep(0.5)
     running = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, text=True).stdout
     assert not running.strip(), "every cell has ended"
