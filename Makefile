@@ -16,6 +16,8 @@ PYTEST_ARGS ?=
 TESTING := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1
 
 BIN := $(VENV)/bin
+# pip compiles what it installs on one core, a minute for torch and transformers; this is on all of them.
+COMPILED = $(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
 
 .PHONY: help demo test test-all lint format types docker clean
 
@@ -58,9 +60,11 @@ $(BIN)/python:
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing torch, timm, transformers, scikit-learn and what they need into $(VENV), once:"
 	@echo "on Linux torch brings CUDA along, 6 GB on disk: two minutes on a fast line, in which pip says nothing"
-	$(BIN)/python -m pip install --quiet -e ".[data]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[data]" -c constraints.txt
+	@$(COMPILED)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-compile -e ".[dev]" -c constraints.txt
+	@$(COMPILED)
 	@touch $@
