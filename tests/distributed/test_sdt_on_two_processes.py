@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def test_they_are_those_of_one_process(held: list[dict[str, Tensor]]) -> None:
 
 def failing(folder: Path) -> None:
     """Rank 1 has no gradient in its second loss; each writes what it was told."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "peft"))
     import peft_models as tiny
 
     from transmamba.peft.sdt import choose
