@@ -12,6 +12,7 @@ import fresh_process
 import pytest
 import torch
 from safetensors.torch import load_file
+from students.hybrids import with_us
 from teachers.test_real_decoders import stories
 
 import transmamba
@@ -81,6 +82,7 @@ def test_a_language_model_becomes_a_hybrid(shared_data: Path, teacher: Path) -> 
     shown_everywhere(teacher.parent / "run", results)
     code = f"""
 import sys, json, torch
+{"import transmamba" if with_us() else ""}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = {str(teacher.parent / "run" / "student")!r}
 model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
@@ -89,7 +91,7 @@ with torch.no_grad():
     logits = model(**given).logits
 options = dict(max_new_tokens=12, do_sample=False)
 written, slowly = (model.generate(**given, **options, use_cache=use)[0].tolist() for use in (True, False))
-assert written == slowly and "transmamba" not in sys.modules
+assert written == slowly and ("transmamba" in sys.modules) == {with_us()}
 print(json.dumps([type(model).__name__, logits[0, -1].tolist()]))
 """
     done = fresh_process.run(code)

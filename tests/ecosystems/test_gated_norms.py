@@ -69,9 +69,12 @@ def test_an_older_mixer_norms_each_group(gated: bool, dtype: torch.dtype) -> Non
     x, z = drawn(2, 5, CHANNELS).to(dtype), drawn(2, 5, CHANNELS).to(dtype) if gated else None
     eps, weight = before.norm.variance_epsilon, before.norm.weight
     expected = by_group(x, z, weight, GROUPS, eps)
+    after = Mixer()
+    after.load_state_dict(before.state_dict())
+    close = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(after.norm(x, z).double(), expected, rtol=close, atol=close)  # by itself
     for mixer in (before, copy.deepcopy(before)):  # one that was there before, too
         found = mixer(x, z)
-        close = 1e-5 if dtype == torch.float32 else 2e-2
         torch.testing.assert_close(found.double(), expected, rtol=close, atol=close)
     assert (by_group(x, z, weight, 1, eps) - expected).abs().max() > 0.1
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from PIL import Image
 from transformers import AutoImageProcessor, ViTConfig
 
@@ -89,6 +90,10 @@ def test_pixels_are_those_of_the_library_s_own_processor(case: str, tmp_path: Pa
 @pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "P", "1", "CMYK"])
 @pytest.mark.parametrize("kind", ["CLIP", "Bit", "Siglip"])
 def test_every_mode_is_converted_alike(kind: str, mode: str, tmp_path: Path) -> None:
+    if mode.endswith("A") and Version(transformers.__version__) < Version("5.21"):
+        pytest.skip(
+            "transformers before 5.21 drops what is transparent; we put it on white, as newer ones do"
+        )
     ours, pil, _ = read(tmp_path, *CASES[kind])
     for height, width in SHAPES[:4]:
         image = picture(height, width, mode)

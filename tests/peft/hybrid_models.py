@@ -30,7 +30,8 @@ def jamba() -> nn.Module:
 def granite() -> nn.Module:
     from transformers import GraniteMoeHybridConfig, GraniteMoeHybridForCausalLM
 
-    sizes = dict(hidden_size=16, num_hidden_layers=2, layers_block_type=["mamba", "attention"])
+    kinds = ["linear_attention", "full_attention"]
+    sizes: dict[str, Any] = dict(hidden_size=16, num_hidden_layers=2, layer_types=kinds)
     sizes |= dict(shared_intermediate_size=16, num_local_experts=0, mamba_expand=2)
     return GraniteMoeHybridForCausalLM(GraniteMoeHybridConfig(**VOCABULARY, **ATTENTION, **MAMBA2, **sizes))
 

@@ -76,5 +76,5 @@ def test_a_least_step_size_lets_no_padding_decay_the_initial_state(name: str, me
 def state(output: Any, layer: int) -> Tensor:
     cache = output.get("cache_params")
     cache = output.past_key_values if cache is None else cache
-    found: Tensor = cache.get_recurrent_state(layer, state_idx=0)
+    found: Tensor = cache.layers[layer].recurrent_states[0]
     return found

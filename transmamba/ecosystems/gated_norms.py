@@ -30,7 +30,7 @@ def mend(mixer: Any, norm: Any) -> bool:
     Whether there was anything to mend: not where the norm's class knows groups, or was mended before."""
     if _GROUP in inspect.signature(norm.__init__).parameters or hasattr(norm.forward, "by_group"):
         return False
-    whole, forward = norm.forward, mixer.forward
+    whole, forward, made = norm.forward, mixer.forward, mixer.__init__
 
     @functools.wraps(whole)
     def by_group(self: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
@@ -43,13 +43,21 @@ def mend(mixer: Any, norm: Any) -> bool:
 
     by_group.by_group = True  # type: ignore[attr-defined]
 
-    @functools.wraps(forward)
-    def grouped(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def told(self: Any) -> None:
         if not hasattr(self.norm, _GROUP):
             setattr(self.norm, _GROUP, self.intermediate_size // self.n_groups)
+
+    @functools.wraps(made)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        told(self)  # an adapter may call the norm alone
+
+    @functools.wraps(forward)
+    def grouped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        told(self)  # one that was there before
         return forward(self, *args, **kwargs)
 
-    norm.forward, mixer.forward = by_group, grouped
+    norm.forward, mixer.forward, mixer.__init__ = by_group, grouped, init
     return True
 
 

@@ -152,4 +152,8 @@ class FalconH1(Mamba2):
         return module.in_proj(hidden * module.ssm_in_multiplier) * module.mup_vector
 
     def gate(self, module: Any, y: Tensor, z: Tensor) -> Tensor:
-        return module.norm(y, z) if module.mamba_rms_norm else y * F.silu(z)
+        if not module.mamba_rms_norm:
+            return y * F.silu(z)
+        # transformers before 5.23 mixes the rows of a batch where each has one token
+        normed: Tensor = module.norm(y.flatten(0, 1), z.flatten(0, 1))
+        return normed.view_as(y)
