@@ -172,6 +172,11 @@ def _arguments(source: Source) -> tuple[str, dict[str, Any]]:
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"{source.text!r}: GGUF files need the package gguf; pip install 'transmamba[gguf]'")
     assert source.file is not None, "it is one"
+    if source.file.suffix != GGUF:
+        raise UserError(
+            f"{source.text!r}: transformers knows a GGUF file by the ending {GGUF}; rename it to "
+            f"{source.file.stem}{GGUF}"
+        )
     return str(source.file.parent), {"gguf_file": source.file.name}
 
 

@@ -10,7 +10,9 @@ from torch import nn
 from ..config.registry import STUDENTS
 from ..core.batch import Batch
 from ..core.preprocessing import Preprocessing
+from ..ecosystems.decoders import is_gguf
 from ..ecosystems.find import card_of, save_model
+from ..ecosystems.sources import read_source
 from ..ecosystems.timm import create_timm
 from ..ecosystems.weights import read_weights
 from ..errors import UserError
@@ -97,7 +99,8 @@ def _teacher(name: str, architecture: str | None, student: str) -> Teacher:
 def _is_vim(teacher: str, architecture: str | None) -> bool:
     """Whether it is a checkpoint of hustvl/Vim. Raises UserError for a file that is no checkpoint."""
     path = Path(teacher).expanduser()
-    if architecture is not None or not path.is_file():
+    # a GGUF says whose its weights are, and torch does not read it
+    if architecture is not None or not path.is_file() or is_gguf(read_source(teacher)):
         return False
     return "layers.0.mixer.A_b_log" in read_weights(path)
 
