@@ -90,7 +90,7 @@ def _cut(folder: Path) -> None:
 
 SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no weights": (lambda f: (f / WEIGHTS).unlink(), f"holds no weights ({WEIGHTS}): half written?"),
-    "cut off": (_cut, "its weights are damaged or cut off"),
+    "cut off": (_cut, f"{WEIGHTS}' is cut off or damaged: it has "),
     "no config": (
         lambda f: (f / OPEN_CLIP_CONFIG).unlink(),
         "holds no config.json",

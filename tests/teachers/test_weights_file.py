@@ -120,7 +120,7 @@ def test_what_is_no_checkpoint_is_one_line(kind: str, tmp_path: Path) -> None:
     said = {
         "text": "neither what torch.save writes nor safetensors",
         "list": "holds no weights by name",
-        "empty": "neither what torch.save writes nor safetensors",
+        "empty": "is empty; copy or download it again",
         "class": r"would run code \(collections.UserList\)",
         "no safetensors": "neither what torch.save writes nor safetensors",
         "absent": "no such file",

@@ -15,11 +15,13 @@ from torch import nn
 
 from ..errors import UserError
 from . import hub
+from .damaged import damage_of
 from .sources import GGUF, Source
 
 # tensors that older versions saved and newer ones compute
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 _NAMED = 3
+_LOADED = "loaded"
 # model_type of several parts -> where its config.json says what each of them is
 _PARTS = dict.fromkeys(("clip", "siglip", "llava"), ("text_config", "vision_config"))
 
@@ -218,9 +220,9 @@ def _quiet_gguf() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained(name: str, tried: str = "loaded") -> Iterator[None]:
-    """Within it an error of transformers is a UserError in one line, a Hub that is not there is not waited
-    for, and transformers says nothing itself.
+def explained(name: str, tried: str = _LOADED) -> Iterator[None]:
+    """Within it an error of transformers is a UserError in one line, that of a file of weights which is not
+    whole where that is why, a Hub that is not there is not waited for, and transformers says nothing itself.
 
     tried: what could not be done with the model of that name
     """
@@ -230,5 +232,7 @@ def explained(name: str, tried: str = "loaded") -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
+        if tried == _LOADED and (whole := damage_of(name)) is not None:
+            raise UserError(whole) from error
         said = hub.explain(error)
         raise UserError(f"Hugging Face model {name!r} could not be {tried}: {said}") from error

@@ -18,6 +18,7 @@ from ..core.card import Card
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError, suggest
 from . import hooks, hub
+from .damaged import damage_of
 from .folders import OPEN_CLIP_CONFIG
 from .open_clip_looks import looks_of, preprocess_cfg
 from .open_clip_names import names, require, split
@@ -99,7 +100,9 @@ def create_open_clip(
     except UserError:
         raise
     except Exception as error:
-        said = unfitting(error) or _damaged(error) or unknown_option(error) or hub.explain(error)
+        if pretrained and (damaged := damage_of(source.text)) is not None:
+            raise UserError(damaged) from error
+        said = unfitting(error) or unknown_option(error) or hub.explain(error)
         raise UserError(f"open_clip model {source.text!r} could not be made: {said}") from error
     if image_size is not None:
         cfg = {**cfg, "vision_cfg": {**cfg["vision_cfg"], "image_size": image_size}}
@@ -228,15 +231,6 @@ def _quietly() -> Iterator[None]:
     finally:
         logging.disable(before)
         root.removeHandler(handler)
-
-
-def _damaged(error: Exception) -> str | None:
-    """A file of weights that is not whole."""
-    from safetensors import SafetensorError
-
-    if not isinstance(error, SafetensorError):
-        return None
-    return f"its weights are damaged or cut off ({error}); write or fetch them again"
 
 
 def preprocessing(model: nn.Module) -> Preprocessing:

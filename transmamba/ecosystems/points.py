@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -13,6 +14,7 @@ from ..config.registry import STUDENTS
 from ..core.card import Card
 from ..core.points import PointShape
 from ..errors import UserError
+from .damaged import damage_of
 from .origin import origin_in_hand
 from .sources import Source
 
@@ -36,7 +38,9 @@ def load(source: Source) -> nn.Module:
     try:
         state = load_file(source.folder / WEIGHTS)
         model.load_state_dict(state)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        if (damaged := damage_of(str(source.folder))) is not None:
+            raise UserError(damaged) from error
         said = " ".join(str(error).split())[:200]
         raise UserError(
             f"{source.text!r}: {WEIGHTS} does not hold this model ({said}); train it again"

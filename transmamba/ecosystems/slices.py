@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import UserError
 from . import hub
+from .damaged import damage
 from .sources import Source
 
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -39,8 +42,6 @@ class Slices:
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """These tensors, mapped from their files: they take memory for the pages that are read, and none once
         they are forgotten. Raises UserError for a name or a file that is not there."""
-        from safetensors import safe_open
-
         wanted: dict[str, list[str]] = {}
         for name in names:
             if name not in self._files:
@@ -48,14 +49,12 @@ class Slices:
             wanted.setdefault(self._files[name], []).append(name)
         found = {}
         for file, inside in wanted.items():
-            with safe_open(self._path(file), framework="pt") as opened:
+            with self._opened(file) as opened:
                 found.update({name: opened.get_tensor(name) for name in inside})
         return found
 
     def _index(self) -> Mapping[str, str]:
         """Tensor -> file."""
-        from safetensors import safe_open
-
         repo = self._source.repo
         # a repository's whole file that is here already: no need to ask for an index
         whole = repo is not None and hub.cached(repo, _WHOLE, self._source.revision) is not None
@@ -63,12 +62,24 @@ class Slices:
         if index is not None:
             try:
                 return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{self.text!r}: {_INDEX} cannot be read ({error})") from error
         if self._find(_WHOLE) is None:
             raise NotByName(f"{self.text!r} has no safetensors")
-        with safe_open(self._path(_WHOLE), framework="pt") as opened:
+        with self._opened(_WHOLE) as opened:
             return dict.fromkeys(opened.keys(), _WHOLE)
+
+    @contextlib.contextmanager
+    def _opened(self, file: str) -> Iterator[Any]:
+        """Raises UserError for a file that is not whole, and for one without what the index says."""
+        from safetensors import SafetensorError, safe_open
+
+        path = self._path(file)
+        try:
+            with safe_open(path, framework="pt") as opened:
+                yield opened
+        except (SafetensorError, OSError) as error:
+            raise UserError(damage(path) or f"{str(path)!r} cannot be read ({error})") from error
 
     def _path(self, file: str) -> Path:
         found = self._find(file)

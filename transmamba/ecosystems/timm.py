@@ -16,6 +16,7 @@ from ..core.card import Card
 from ..core.preprocessing import Preprocessing
 from ..errors import UserError, suggest
 from . import hooks, hub
+from .damaged import damage_of
 from .folders import read_model_config
 from .origin import Origin, origin_of
 from .sources import Source, read_source
@@ -119,8 +120,9 @@ def _create(source: Source, pretrained: bool, kwargs: dict[str, Any]) -> nn.Modu
     except UserError:
         raise
     except Exception as error:
+        said = damage_of(source.text) if pretrained else None
         raise UserError(
-            f"timm model {source.text!r} could not be made: {explained(error, kwargs)}"
+            said or f"timm model {source.text!r} could not be made: {explained(error, kwargs)}"
         ) from error
 
 

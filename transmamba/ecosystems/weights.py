@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .damaged import damage
 
 # where training scripts keep a model's tensors, in the order in which timm looks
 _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -46,20 +47,29 @@ def read_checkpoint(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {str(path)!r} does not exist") from None
-    except OSError as error:
+    except (PermissionError, IsADirectoryError) as error:
         raise UserError(f"checkpoint {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # of pickle, zip, torch and safetensors: each has its own
-        raise UserError(f"checkpoint {str(path)!r} is refused: {_why(error)}") from error
+    except Exception as error:  # of pickle, zip, torch, safetensors and the system: each has its own
+        raise UserError(f"checkpoint {_why(path, error)}") from error
 
 
-def _why(error: Exception) -> str:
+def _why(path: Path, error: Exception) -> str:
+    code = _runs_code(error)
+    if code is None and (damaged := damage(path)) is not None:
+        return damaged
+    if isinstance(error, OSError):
+        return f"{str(path)!r} cannot be read: {error.strerror or error}"
+    return f"{str(path)!r} is refused: {code or 'it is neither what torch.save writes nor safetensors'}"
+
+
+def _runs_code(error: Exception) -> str | None:
     unknown = re.search(
         r"GLOBAL ([\w.]+) was not an allowed global|Unsupported (?:class|global) ([\w.]+)", str(error)
     )
     if unknown is not None:
         named = unknown[1] or unknown[2]
         return f"reading it would run code ({named}); save the model's state_dict() alone"
-    return "it is neither what torch.save writes nor safetensors"
+    return None
 
 
 def _unwrapped(name: str) -> str:

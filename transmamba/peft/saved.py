@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..ecosystems.damaged import damage
 from ..errors import UserError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -44,7 +45,8 @@ def saved_tensors(folder: Path) -> Mapping[str, Saved] | None:
         with safe_open(file, "pt") as tensors:
             return {name: saved_of(tensors.get_tensor(name)) for name in tensors.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged ({error}); take it from where it was saved again") from None
+        said = damage(file) or f"{file} is damaged ({error}); take it from where it was saved again"
+        raise UserError(said) from None
 
 
 def is_empty(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from ..config.registry import TEACHERS
 from ..core.layout import Sequence as Text
 from ..core.points import PointShape
 from ..ecosystems import points as library
+from ..ecosystems.damaged import damage_of
 from ..ecosystems.origin import origin_of_folder
 from ..ecosystems.sources import Source, read_source
 from ..errors import UserError
@@ -57,8 +58,9 @@ class SequenceTeacher:
             state = load_file(source.folder / library.WEIGHTS)
             view = view_of(said, state)
         except (OSError, KeyError, SafetensorError) as error:
+            damaged = damage_of(str(source.folder))
             raise UserError(
-                f"teacher {self.model!r}: {library.WEIGHTS} lacks {error}; train it again"
+                damaged or f"teacher {self.model!r}: {library.WEIGHTS} lacks {error}; train it again"
             ) from error
         return Teacher(
             view,
