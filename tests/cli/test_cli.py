@@ -403,6 +403,7 @@ def test_mistake_in_a_recipe_claims_nothing(
 ) -> None:
     """The mended recipe must not be told that its folder holds another run."""
     assert_mistake(command("--config", recipe, override, recipe=True), says)
+    assert not (tmp_path / "run").exists()
     claim_folder(tmp_path / "run", configs.load(Recipe, recipe), overwrite=False)
 
 

@@ -139,7 +139,7 @@ def test_whole_files_are_not_blamed(tmp_path: Path) -> None:
     tensors = load_file(file)
     del tensors["model.norm.weight"]
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="lacks model.norm.weight"):
+    with pytest.raises(UserError, match=r"lacks model\.norm\.weight"):
         load_teacher(tmp_path / "m")
     (tmp_path / "t.safetensors").write_text("hello, world")
     assert damage(tmp_path / "t.safetensors") is None

@@ -295,6 +295,7 @@ def test_mistakes(place: Path, tmp_path: Path, capsys: Any) -> None:
         search_peft(
             recipe(place, student=fresh, adapter=None), Search(trials=2), tmp_path / "new", quiet=True
         )
+    assert not (tmp_path / "new").exists() and (folder / "search.json").is_file()
 
 
 def test_the_command(place: Path, tmp_path: Path, capsys: Any) -> None:

@@ -27,6 +27,7 @@ from ..reporting.tracking import METRICS_FILE, WANDB_ID_FILE
 from ..training.checkpoint import list_checkpoints
 from .adapter import ADAPTER_FOLDER
 from .recipe import Recipe
+from .withdrawn import Before, before, unmade, withdrawn
 
 CONFIG, REPORT = "config.yaml", "report.html"
 ENVIRONMENT = "environment.json"
@@ -71,15 +72,16 @@ _PACKAGES = (
 )
 
 
-def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
-    """Make `folder` this recipe's, or find that it already is. Another run's is refused, or with `overwrite`
-    removed: what a run writes, and nothing else that lies there. Raises UserError naming the first
-    differences."""
+def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> Before:
+    """Make `folder` this recipe's, or find that it already is; what lay there before. Another run's is
+    refused, or with `overwrite` removed: what a run writes, and nothing else that lies there. Raises
+    UserError naming the first differences."""
     check_folder(folder, None if overwrite else recipe)
     if overwrite and folder.exists():
         _remove_run(folder)
     # of a launch that was killed while it checked, and perhaps is not to check again
     shutil.rmtree(folder / UNTRAINED, ignore_errors=True)
+    there = before(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         begun = _has_begun(folder)
@@ -89,6 +91,16 @@ def claim_folder(folder: Path, recipe: Recipe, overwrite: bool) -> None:
             (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"output_dir {str(folder)!r} cannot be written: {error.strerror}") from error
+    return there
+
+
+@contextlib.contextmanager
+def held(there: Before) -> Iterator[None]:
+    """Keeps other processes out of a claimed folder. A UserError within it, before there is anything to go on
+    with, leaves the folder as it was before."""
+    folder = there.folder
+    with unmade(there), sole(folder), withdrawn(there, _WRITTEN, lambda: _has_begun(folder)):
+        yield
 
 
 def check_folder(folder: Path, recipe: Recipe | None) -> None:

@@ -16,7 +16,7 @@ from ..reporting.report import write_report
 from ..training.checkpoint import checkpoint_at, list_checkpoints
 from ..training.precision import float32_products
 from .build import assemble, make_accelerator
-from .folder import REPORT, check_folder, claim_folder, sole
+from .folder import REPORT, check_folder, claim_folder, held
 from .leave import NumbersAlone, leave, leave_numbers_alone, splits_of
 from .pipeline import Pipeline
 from .recipe import Recipe, Scratch
@@ -52,8 +52,7 @@ def run(
     with float32_products(recipe.trainer.precision):
         if not accelerator.is_main_process:
             return todo.finish()
-        claim_folder(folder, recipe, overwrite)
-        with sole(folder):
+        with held(claim_folder(folder, recipe, overwrite)):
             return todo.finish()
 
 

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..peft import MambaPeftConfig
 from ..peft.families.mixer import Mixer
 from ..peft.search.space import SIZES, Parts, as_first, first, known_sets, names_of, second
-from ..peft.search.study import FREE, METHODS, PARAMETERS, WHY, Pruned, Steps, finished, unlock
+from ..peft.search.study import FREE, JOURNAL, METHODS, PARAMETERS, WHY, Pruned, Steps, finished, unlock
 from ..peft.student import refuse_apart
 from ..peft.targets import candidates, described, targets_of
 from ..reporting.progress import Display
@@ -34,6 +34,7 @@ from .folder import sole
 from .recipe import Recipe
 from .search_settings import SETTINGS, Search, claim
 from .search_trial import clear, headline, held_out, methods_of, score, with_methods
+from .withdrawn import unmade, withdrawn
 
 BEST = "best.yaml"
 _BETWEEN_LOOKS = 0.5
@@ -99,8 +100,9 @@ def search_peft(
     """
     if workers < 1:
         raise UserError(f"--workers {workers}: write at least 1")
-    claim(folder, recipe, search)
-    with sole(folder, "the search's folder"):
+    there = claim(folder, recipe, search)
+    begun = (folder / JOURNAL).is_file
+    with unmade(there), sole(folder, "the search's folder"), withdrawn(there, (SETTINGS,), begun):
         unlock(folder)
         accelerator = accelerator or make_accelerator(recipe)
         display = Display(quiet=quiet)

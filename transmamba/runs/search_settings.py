@@ -12,6 +12,7 @@ from ..peft.search.space import SIZES
 from ..peft.search.study import Sampler
 from .folder import differences
 from .recipe import Recipe
+from .withdrawn import Before, before
 
 SETTINGS = "search.json"
 
@@ -55,8 +56,9 @@ class Search:
         )
 
 
-def claim(folder: Path, recipe: Recipe, search: Search) -> None:
-    """Make the folder this search's, or find that it is. Raises UserError for another's."""
+def claim(folder: Path, recipe: Recipe, search: Search) -> Before:
+    """Make the folder this search's, or find that it is; what lay there before. Raises UserError for
+    another's."""
     asked = json.loads(json.dumps({"search": configs.dump(search), "recipe": configs.dump(recipe)}))
     path = folder / SETTINGS
     if path.is_file():
@@ -74,5 +76,7 @@ def claim(folder: Path, recipe: Recipe, search: Search) -> None:
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} holds something that is no search; name another folder: --output")
+    there = before(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asked, indent=1) + "\n")
+    return there
