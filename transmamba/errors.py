@@ -12,6 +12,10 @@ class UserError(ValueError):
     traceback."""
 
 
+class MissingExtra(UserError):
+    """What parts of a kind need is not installed. Said once, whatever was asked for."""
+
+
 class Inexpressible(UserError):
     """A model of a library we know, with a part that no canonical view has."""
 

@@ -123,9 +123,8 @@ class _Tried:
     def __init__(
         self, model: Any, methods: Mapping[str, list[str]], workload: Workload, device: torch.device
     ) -> None:
-        from peft import get_peft_model
-
-        from ..peft import MambaPeftConfig
+        from ..peft import MambaPeftConfig  # isort: split
+        from peft import get_peft_model  # ours first, which says how it is installed
 
         self.workload, self.device, self.methods = workload, device, methods
         shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}

@@ -148,7 +148,9 @@ def _check(cls: type, data: Mapping[str, Any]) -> tuple[Any, list[str]]:
             found = _located(cls, plain, error)
         # Every repair turns text into a number, 8.0 into 8 or false into text, so this ends.
         if sum(problem.repair(plain) for problem in found) == 0:
-            return None, lines_of(found) + _hidden(cls, plain, found)
+            needed = dict.fromkeys(str(problem.missing) for problem in found if problem.missing)
+            rest = [problem for problem in found if not problem.missing]
+            return None, lines_of(rest) + _hidden(cls, plain, found) + list(needed)
 
 
 def _hidden(cls: type, plain: Any, found: Sequence[Problem]) -> list[str]:

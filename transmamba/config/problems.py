@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from ..errors import WrongValues, suggest
+from ..errors import MissingExtra, WrongValues, suggest
 from .file import kind_of, show
 from .retired import retired
 
@@ -75,6 +75,12 @@ class Problem:
             key, said, rest = text.partition(" is ")
             found.append((key, rest) if said and key in names else ("", text))
         return found
+
+    @property
+    def missing(self) -> MissingExtra | None:
+        """What is to be installed before its part can be looked for."""
+        error = self.details.get("ctx", {}).get("error")
+        return error if isinstance(error, MissingExtra) else None
 
     @property
     def wanted(self) -> str | None:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from ..errors import UserError, suggest
+from ..errors import MissingExtra, UserError, suggest
 
 Part = TypeVar("Part", bound=type)
 
@@ -39,6 +39,7 @@ class Registry:
         self._parts: dict[str, type] = {}
         self._loaded: dict[str, Any] = {}
         self._failed: dict[str, str] = {}
+        self._needs: MissingExtra | None = None
         self._looking = threading.local()
         self._complete = False
 
@@ -86,6 +87,9 @@ class Registry:
             return self._loaded[what]
         try:
             self._loaded[what] = load()
+        except MissingExtra as error:  # said by whoever asks for a part
+            self._needs = error
+            return None
         except Exception as error:
             said = f"{what}: {_first_line(error)}"
             if self._failed.get(what) != said:
@@ -112,6 +116,8 @@ class Registry:
     def __getitem__(self, name: str) -> Any:
         self._discover()
         if name not in self._parts:
+            if self._needs is not None:
+                raise MissingExtra(str(self._needs))
             broken = "; ".join(self._failed.values())
             why = f"; not imported: {broken}" if broken else ""
             raise UserError(f"unknown {self.kind} {name!r}{suggest(name, self._parts)}{why}")

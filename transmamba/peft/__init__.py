@@ -6,12 +6,12 @@ this package, or `transmamba` and peft in either order, registers the tuner in P
 
 from __future__ import annotations
 
-from ..errors import UserError
+from ..errors import MissingExtra
 
 try:
     import peft as _peft  # noqa: F401
 except ImportError as error:
-    raise UserError("adapters need peft: pip install 'transmamba[peft]'") from error
+    raise MissingExtra("adapters need peft: pip install 'transmamba[peft]'") from error
 
 from .config import MambaPeftConfig
 from .layer import MambaPeftLayer
