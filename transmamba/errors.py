@@ -16,6 +16,13 @@ class MissingExtra(UserError):
     """What parts of a kind need is not installed. Said once, whatever was asked for."""
 
 
+class WrongTeacher(UserError):
+    """A student of a kind that is not made of such a teacher. Whoever knows the teacher's name adds it."""
+
+    def of(self, source: str) -> UserError:
+        return UserError(f"teacher {source!r}: {self}")
+
+
 class Inexpressible(UserError):
     """A model of a library we know, with a part that no canonical view has."""
 

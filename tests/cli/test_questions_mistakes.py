@@ -77,10 +77,13 @@ NO_RECIPE = ("teacher_recipe=null", "student.decoder.attention_layers=[1]")
         ((*NO_RECIPE, "teacher.model=none"), "none': no such folder; write one that holds config.json"),
         (
             (*NO_RECIPE, "teacher.model=words"),
-            "is of model_type llama; write another model, or the teacher auto",
+            "is a language model, and the teacher llava reads a LLaVA",
         ),
         ((*NO_RECIPE, "teacher.model=bare"), "needs a LLaVA with its tokenizer beside it (tokenizer.json)"),
-        ((*NO_RECIPE, "teacher.name=causal_lm"), "it is a LLaVA; write the teacher llava, or auto"),
+        (
+            (*NO_RECIPE, "teacher.name=causal_lm"),
+            "is a LLaVA, and the teacher causal_lm reads a language model: write such a one",
+        ),
         ((*NO_RECIPE, "teacher.model=hybrid"), "it has Mamba-2 in the place of attention, as a student has"),
         (
             (*NO_RECIPE, "teacher={name: causal_lm, model: own}"),

@@ -261,7 +261,7 @@ def test_a_scan_in_no_attention_s_place_begins_as_drawn(mixers: str, tmp_path: P
 
 def test_a_teacher_of_pictures_is_refused() -> None:
     with pytest.raises(
-        UserError, match="student sequence is made of a teacher of points; this one reads image"
+        UserError, match="student sequence is made of a teacher of points; this one is an image model"
     ):
         student_of(harness.tiny_teacher())
 

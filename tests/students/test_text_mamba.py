@@ -177,7 +177,7 @@ def test_what_no_text_mamba_can_read_is_one_line() -> None:
     with pytest.raises(UserError, match="read by 'first'; a causal scan is read at the end"):
         text_shape(viewed(of_open_clip(pool_type="first", no_causal_mask=True)))
     view = viewed(of_open_clip())
-    with pytest.raises(UserError, match="needs a teacher of text; this one reads image"):
+    with pytest.raises(UserError, match="needs a teacher with a text tower; this one is an image model"):
         text_shape(type(view)({"image": view.towers["image"]}, view.heads))
 
 

@@ -98,6 +98,13 @@ def create_timm(name: str | Source, *, pretrained: bool, **kwargs: Any) -> nn.Mo
         raise UserError(f"unknown timm model {source.text!r}{suggest(source.text, timm.list_models())}")
     if source.file is not None:
         return _from_file(source, **kwargs)
+    if source.folder is not None and "architecture" not in source.config:
+        kind = source.config.get("model_type")
+        whose = "" if kind is None else f" but the model_type {kind} of transformers"
+        raise UserError(
+            f"{source.text!r} is no model of timm: its config.json names no `architecture`{whose}; write a "
+            "folder that timm or transmamba wrote of an image model"
+        )
     saved = read_model_config(source.folder).get("model_args", {}) if source.folder else {}
     model: Any = _create(source, pretrained, kwargs)
     # what rebuilds it: timm itself has recorded that only since 1.0.30

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core.task import Task
 from ..core.tower import StudentSpec
-from ..errors import UserError
+from ..errors import UserError, WrongTeacher
 from ..subcloning.convert import carry
 from ..teachers.teacher import Teacher
 from ..training.precision import autocast_of
@@ -86,7 +86,10 @@ def assemble(recipe: Recipe, accelerator: Any, *, quiet: bool = False, stores: b
         num_classes=task.num_classes,
         points=getattr(task, "points", None),
     )
-    student = recipe.student.build(spec)
+    try:
+        student = recipe.student.build(spec)
+    except WrongTeacher as error:
+        raise error if teacher is None else error.of(teacher.source) from error
     if teacher is not None:
         carry(student, teacher)
     _check_points(recipe, student, tasks)

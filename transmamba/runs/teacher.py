@@ -9,6 +9,7 @@ from ..ecosystems.slices import NotByName
 from ..ecosystems.sources import read_source
 from ..errors import UserError
 from ..teachers.auto import Auto
+from ..teachers.kinds import check_kind
 from ..teachers.load import part_reading
 from ..teachers.of_module import OfModule
 from ..teachers.sliced import load_sharded
@@ -25,6 +26,7 @@ def build_teacher(part: Any, trainer: TrainerConfig, accelerator: Any) -> Teache
     """
     placement, device = trainer.teacher_placement, accelerator.device
     _check(trainer, accelerator)
+    check_kind(part)
     if placement == "sharded" and (sliced := _sharded(part, device)) is not None:
         return sliced
     teacher: Teacher = part.build()

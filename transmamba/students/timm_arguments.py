@@ -15,6 +15,7 @@ from ..core.tower import StudentSpec
 from ..errors import UserError
 from ..views.embeddings import ImageEmbedding, Spliced
 from ..views.view import Tower, View
+from .meant import wrong_teacher
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,7 @@ def _check_patch(model: str, tower: Tower) -> None:
 def image_tower(view: View) -> Tower:
     """Raises UserError for a teacher that reads no images."""
     if "image" not in view.towers:
-        raise UserError(
-            f"an image student needs a teacher of images; this one reads {', '.join(view.towers)}"
-        )
+        raise wrong_teacher("an image student needs a teacher of images", view)
     if any(isinstance(tower.embedding, Spliced) for tower in view.towers.values()):
         raise UserError(
             "this teacher is a LLaVA, whose image tower is read by a decoder, not by a head: no image "

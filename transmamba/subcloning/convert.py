@@ -16,7 +16,7 @@ from ..core.batch import Batch, image_batch
 from ..core.tower import Student, StudentSpec
 from ..ecosystems.texts import beside_named
 from ..ecosystems.timm import say_whose
-from ..errors import UserError, suggest
+from ..errors import UserError, WrongTeacher, suggest
 from ..teachers.load import adapt_teacher, load_teacher
 from ..teachers.teacher import Teacher
 from .report import Report
@@ -113,6 +113,8 @@ def build_student(name: str, teacher: Teacher, num_classes: int | None = None, *
             return _configured(name, num_classes, kwargs).build(spec)
         if name in student_models():
             return STUDENTS[kind](model=name, kwargs=kwargs).build(spec)
+    except WrongTeacher as error:
+        raise error.of(teacher.source) from error
     except UserError:
         raise
     except ValueError as error:  # what a configuration says of its own values

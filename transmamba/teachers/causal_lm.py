@@ -63,7 +63,7 @@ class CausalLanguageModel(OfModule):
     def _checked(self) -> Source:
         """Its source, after a look at the configuration: before weights are fetched."""
         source = read_source(self.model, revision=self.revision)
-        check_type(decoders.read_config(source))
+        check_type(decoders.read_config(source), repr(self.model))
         return source
 
     @staticmethod
@@ -110,10 +110,10 @@ def _place(source: Source) -> str:
     return str(source.folder or source.repo or source.file)
 
 
-def check_type(config: Any) -> None:
+def check_type(config: Any, name: str = "decoder") -> None:
     """Raises UserError for a decoder that no view expresses, by its configuration."""
     kind = config.model_type
     check_layers(config)
     if kind not in MODEL_TYPES:
         why = f"{_WHY[kind]}; " if kind in _WHY else ""
-        raise refuse("decoder", f"{why}known: {', '.join(MODEL_TYPES)}", model_type=kind)
+        raise refuse(name, f"{why}known: {', '.join(MODEL_TYPES)}", model_type=kind)

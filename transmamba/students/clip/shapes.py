@@ -12,6 +12,7 @@ from ...views.heads import Embedder, EndOfText
 from ...views.sublayers import Attention, Mlp
 from ...views.view import Tower, View
 from ..image_part import ASKED, check_part, part_arguments, try_out
+from ..meant import wrong_teacher
 from ..reading import activation_name, suits_layer_norms
 from ..shape_tag import named
 from ..text_mamba.shape import TextShape, text_shape
@@ -28,11 +29,9 @@ def model_cfg(config: Clip, spec: StudentSpec) -> dict[str, Any]:
     view: View = spec.view
     heads = [view.heads.get("image"), view.heads.get("text")]
     if not isinstance(heads[0], Embedder):
-        raise UserError(
-            "student clip needs a teacher that embeds images, such as a CLIP; take vim or ssd_vit"
-        )
+        raise wrong_teacher("student clip needs a teacher that embeds images, such as a CLIP", view)
     if not isinstance(heads[1], Embedder) and "text" not in view.opaque:
-        raise UserError("student clip needs a teacher of images and texts; this one has no text tower")
+        raise wrong_teacher("student clip needs a teacher of images and texts", view)
     embed_dim = _embed_dim(view)
     text, quick = _text_cfg(config.text, view)
     found: dict[str, Any] = {

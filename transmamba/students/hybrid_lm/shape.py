@@ -13,6 +13,7 @@ from ...views.heads import LanguageHead
 from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp
 from ...views.view import Tower, View
+from ..meant import wrong_teacher
 from ..reading import activation_name
 from .architectures import Shape
 from .selected import asked_layers
@@ -186,10 +187,7 @@ def _decoder(view: View) -> tuple[Tower, LanguageHead]:
             "becomes a hybrid in the student llava, by decoder.kind=hybrid"
         )
     if tower is None or not isinstance(head, LanguageHead) or not isinstance(tower.layout, Text):
-        raise UserError(
-            "hybrid_lm and window_lm are made of a language model; this teacher has "
-            f"{', '.join(view.towers)} and no head of words"
-        )
+        raise wrong_teacher("hybrid_lm and window_lm are made of a language model with its head", view)
     embedding = tower.embedding
     if not isinstance(embedding, TokenEmbedding) or embedding.positions is not None:
         refuse("its positions are learnt vectors")

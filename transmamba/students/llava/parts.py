@@ -16,6 +16,7 @@ from ...views.embeddings import Spliced
 from ...views.view import View
 from ..hybrid_lm.architectures import OWN as HYBRID
 from ..image_part import ASKED, check_part, part_arguments, try_out
+from ..meant import wrong_teacher
 from .own_class import AUTO_MAP, OWN, config_class
 from .scanned import NAMES
 
@@ -33,10 +34,7 @@ def spliced_of(view: View) -> Spliced:
     decoder = view.towers.get("decoder")
     embedding = None if decoder is None else decoder.embedding
     if not isinstance(embedding, Spliced) or view.config is None or "image" not in view.towers:
-        raise UserError(
-            "student llava needs a LLaVA of transformers as its teacher; this one has "
-            f"{' and '.join(view.towers)}; take clip, vim or ssd_vit for pictures, hybrid_lm for texts"
-        )
+        raise wrong_teacher("student llava needs a LLaVA of transformers as its teacher", view)
     return embedding
 
 

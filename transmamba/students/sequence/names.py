@@ -10,6 +10,7 @@ from ...core.points import PointShape
 from ...core.tower import StudentSpec
 from ...ecosystems.sources import Source
 from ...errors import UserError, WrongValues, refuse_all
+from ..meant import wrong_teacher
 from .pattern import Architecture, has_positions, parsed, pattern_of
 
 if TYPE_CHECKING:
@@ -193,9 +194,7 @@ def _teacher_sizes(view: Any) -> dict[str, int]:
         return {}
     tower = view.towers.get("points")
     if tower is None:
-        raise UserError(
-            f"student sequence is made of a teacher of points; this one reads {', '.join(sorted(view.reads))}"
-        )
+        raise wrong_teacher("student sequence is made of a teacher of points", view)
     found = {"width": tower.width}
     for sublayer in tower.sublayers:
         if sublayer.kind == "attention":

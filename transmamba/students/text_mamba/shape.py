@@ -14,6 +14,7 @@ from ...views.heads import Embedder, EndOfText, Head
 from ...views.placed import skeletons
 from ...views.sublayers import Attention, Mlp, Norm
 from ...views.view import Tower, View
+from ..meant import wrong_teacher
 from ..reading import ACTIVATIONS, activation_name, check_heads
 
 # open_clip's own fields of text_cfg; all others of a shape stand under `transmamba` there
@@ -104,7 +105,7 @@ def text_shape(view: View) -> dict[str, Any]:
     if "text" in view.opaque:
         raise UserError("this teacher's text tower is only run, for no view expresses it; choose another one")
     if "text" not in view.towers:
-        raise UserError(f"a text student needs a teacher of text; this one reads {', '.join(view.towers)}")
+        raise wrong_teacher("a text student needs a teacher with a text tower", view)
     tower, head = view.towers["text"], view.heads.get("text")
     embedding, embedder, norm = check_tower(tower, head)
     attention, mlp = skeletons(tower.sublayers)[:2]
