@@ -13,7 +13,7 @@ from ..errors import UserError
 from . import open_clip, open_clip_names, points, timm, transformers
 from .adapters import put_adapter_on, tuned_of
 from .ecosystem import Ecosystem
-from .folders import model_folder, no_model_in
+from .folders import let_read, model_folder, no_model_in
 from .sources import Source, read_source
 
 # who is asked, in this order; whoever brings a library of their own appends it
@@ -77,6 +77,7 @@ def save_model(
     owner_of(plain).save(plain, Path(folder), pictures)
     if tuned is not None and not tuned.merges:
         tuned.save_beside(Path(folder))
+    let_read(Path(folder))
 
 
 def preprocessing_of(model: nn.Module) -> Any:

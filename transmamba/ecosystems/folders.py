@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,17 @@ MODEL_FILES = (
     ADAPTER_CONFIG,
     "adapter_model.safetensors",
 )
+
+
+def let_read(folder: Path) -> None:
+    """Give the files of weights there the mode of any new file: safetensors' writer, which replaces a
+    temporary file, leaves them to their owner alone."""
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        new = Path(place, "new")
+        new.touch()
+        mode = new.stat().st_mode & 0o777
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def remove_model(folder: Path) -> None:

@@ -14,6 +14,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..ecosystems.folders import let_read
 from ..errors import UserError
 from .base import ROOT
 from .layer import MambaPeftLayer
@@ -78,6 +79,7 @@ def export_lora(model: Any, folder: str | Path, adapter_name: str = "default") -
         made.mkdir()
         save_file(tensors, made / "adapter_model.safetensors", metadata={"format": "pt"})
         lora.save_pretrained(str(made))
+        let_read(made)
         made.replace(folder)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config.load import Part, dump
 from ..config.registry import METHODS
 from ..core.tower import Student, run_plain
+from ..ecosystems.folders import let_read
 from ..errors import UserError, refuse_all
 
 # of a run: PEFT's own files
@@ -166,3 +167,4 @@ def _loss(distiller: Any, batch: Any, step: int) -> Tensor:
 def save_adapter(tuned: Any, folder: Path) -> None:
     """RUN/adapter, written anew."""
     tuned.save(folder / ADAPTER_FOLDER)
+    let_read(folder / ADAPTER_FOLDER)

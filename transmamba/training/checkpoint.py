@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError
 
+from ..ecosystems.folders import let_read
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def save_checkpoint(
             _flush(temporary)  # where this rank's files are another machine's, that one cannot flush them
         accelerator.wait_for_everyone()  # until every rank's files are there to be listed
         if accelerator.is_main_process:
+            let_read(temporary)
             sizes = {str(file.relative_to(temporary)): file.stat().st_size for file in _files(temporary)}
             (temporary / MANIFEST_FILE).write_text(json.dumps(sizes))
             (temporary / PROGRESS_FILE).write_text(json.dumps(asdict(progress)))
