@@ -16,6 +16,10 @@ class MissingExtra(UserError):
     """What parts of a kind need is not installed. Said once, whatever was asked for."""
 
 
+class NoSplit(UserError):
+    """A reader was not told where this split lies."""
+
+
 class WrongTeacher(UserError):
     """A student of a kind that is not made of such a teacher. Whoever knows the teacher's name adds it."""
 

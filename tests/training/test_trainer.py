@@ -151,6 +151,7 @@ def test_impossible_divisions_say_what_to_write(sizes: dict[str, int], processes
     [
         ({}, "given: none"),
         (dict(steps=1, epochs=2), "given: steps, epochs"),
+        (dict(steps=-5, epochs=2), "steps is -5; write a number above 0"),
         (dict(steps=0), "steps is 0; write a number above 0"),
         (dict(percent=100), "percent is 100; .*below 100"),
         (dict(steps=1, token_fraction=0), "token_fraction is 0"),

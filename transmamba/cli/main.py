@@ -74,6 +74,14 @@ VERBS: dict[str, Verb | Verbs] = {
 }
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from .. import __version__
+
+        print(f"transmamba {__version__}")
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     return guarded(lambda: _chosen("transmamba", "Turn a Transformer into a Mamba student.", VERBS, words))
@@ -87,6 +95,8 @@ def _chosen(prog: str, text: str, verbs: Mapping[str, Verb | Verbs], words: Sequ
         epilog="\n".join(["verbs:", *(f"  {name:<14} {verb.text}" for name, verb in verbs.items())]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if verbs is VERBS:
+        parser.add_argument("--version", action=_Version, nargs=0, help="print the version, and stop")
     parser.add_argument("verb", metavar="VERB")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help=f"{prog} VERB --help")
     chosen = parser.parse_args(words)

@@ -101,6 +101,12 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
                     logger.warning("%s: %s", source, lost)
         except ValueError as error:
             problems.append(f"override {override}: {error}")
+    required = [field.name for field in dataclasses.fields(cls) if field.default is field.default_factory]  # type: ignore[arg-type]
+    if data and len(required) > 1 and not problems and not data.keys() & set(required):
+        what = cls.__name__.lower()
+        raise ConfigError(
+            source, [f"it is no {what}, for it has none of {', '.join(required)}; write a {what}'s file"]
+        )
     value, found = _check(cls, data)
     if problems or found:
         raise ConfigError(source, problems + found)
@@ -203,7 +209,25 @@ def _locate(root: type, data: Any, details: Any) -> Problem:
         ]
         path.append(step)
     kinds = tuple(hint for hint in hints if dataclasses.is_dataclass(hint) and isinstance(hint, type))
-    return Problem(path=tuple(path), value=value, owners=owners, kinds=kinds, details=details)
+    key = path[-1] if path else None
+    other = tuple(_named_so(root, key)) if isinstance(key, str) and len(path) > 1 else ()
+    return Problem(
+        path=tuple(path), value=value, owners=owners, kinds=kinds, details=details, elsewhere=other
+    )
+
+
+def _named_so(root: type, key: str) -> Iterator[str]:
+    """The paths of a configuration's keys of this name: its own, and those of its parts that are one class,
+    of a list in its first item."""
+    for name, hint in typing.get_type_hints(root, include_extras=True).items():
+        if name == key:
+            yield name
+        found = list(_members(hint, None))
+        lists = [inner for member in found for inner in typing.get_args(member) if inner is not Ellipsis]
+        for place, members in ((name, found), (f"{name}.0", lists)):
+            for member in members:
+                if dataclasses.is_dataclass(member) and key in {f.name for f in dataclasses.fields(member)}:
+                    yield f"{place}.{key}"
 
 
 def _plain(value: Any) -> Any:

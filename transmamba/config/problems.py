@@ -39,6 +39,7 @@ class Problem:
     path, value: where in the data, and what is there
     owners:      the dataclasses that hold the last key
     kinds:       the dataclasses that the value may be
+    elsewhere:   the paths of other keys with the last key's name
     """
 
     path: Keys
@@ -46,6 +47,7 @@ class Problem:
     owners: tuple[type, ...]
     kinds: tuple[type, ...]
     details: Any
+    elsewhere: tuple[str, ...] = ()
 
     def repair(self, data: Any) -> bool:
         """Puts into `data` what YAML 1.1 misread: the number that 1e-4 is, the word `no` that it takes for
@@ -98,6 +100,8 @@ class Problem:
             gone = retired(dotted(self.path))
             if gone is not None:
                 return f"unknown key, {gone}"
+            if self.elsewhere:
+                return f"unknown key here; write {' or '.join(map(repr, self.elsewhere))}"
             names = [field.name for owner in self.owners for field in dataclasses.fields(owner)]
             hint, _, known = suggest(str(self.path[-1]), names).partition(" known: ")
             return f"unknown key{hint}" if "mean" in hint else f"unknown key; known: {known}"

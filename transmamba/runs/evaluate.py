@@ -17,7 +17,7 @@ from ..core.preprocessing import PicturesAndText
 from ..core.task import Pass
 from ..core.text import TextOnly
 from ..ecosystems.find import load_model, preprocessing_of
-from ..errors import UserError
+from ..errors import NoSplit, UserError
 from ..evaluation.cost import HALF, autocast, find_device
 from ..evaluation.measured import Measured
 from ..evaluation.run import ModelRunner, measure
@@ -121,10 +121,16 @@ def prepare(
     if teacher is None and teacher_architecture is not None:
         raise UserError(f"teacher architecture {teacher_architecture}: name the teacher too, or leave it out")
     run, looks = as_run(model)
-    built = theirs = task.build(looks)
-    built.check(run, "model")
-    if hasattr(built, "say_truncated"):  # a task of texts
-        built.say_truncated(split)
+    try:
+        built = theirs = task.build(looks)
+        built.check(run, "model")
+        if hasattr(built, "say_truncated"):  # a task of texts
+            built.say_truncated(split)
+    except NoSplit as error:
+        if split != "test" or not task.validation:
+            raise
+        held_out = f"{error}, or measure on what is held out of train: --split validation"
+        raise UserError(held_out) from error
     taught = None if teacher is None else as_teacher(teacher, teacher_architecture).to(target)
     if taught is not None:
         if getattr(built, "num_classes", None) and not taught.num_classes:

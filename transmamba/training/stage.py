@@ -95,13 +95,15 @@ class Stage:
 
     def _length_problems(self) -> list[str]:
         given = {key: getattr(self, key) for key in LENGTHS if getattr(self, key) is not None}
+        problems = [
+            f"{key} is {value}; write a number above 0" + (" and below 100" * (key == "percent"))
+            for key, value in given.items()
+            if not 0 < value < math.inf or (key == "percent" and value >= 100)
+        ]
         if len(given) != 1:
             shown = ", ".join(given) or "none"
-            return [f"give exactly one of {', '.join(LENGTHS)}; given: {shown}"]
-        key, value = next(iter(given.items()))
-        if 0 < value < math.inf and not (key == "percent" and value >= 100):
-            return []
-        return [f"{key} is {value}; write a number above 0" + (" and below 100" * (key == "percent"))]
+            problems.append(f"give exactly one of {', '.join(LENGTHS)}; given: {shown}")
+        return problems
 
     def _schedule_problems(self) -> list[str]:
         problems = []

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ...errors import UserError
+from ...errors import NoSplit, UserError
 from ..images.source import check_split
 
 Value = TypeVar("Value")
@@ -79,7 +79,7 @@ def of_split(split: str, train: Value | None, test: Value | None, reader: str) -
     check_split(split)
     value = train if split == "train" else test
     if value is None:
-        raise UserError(f"reader {reader} was given no {split} split; write {split}: as well")
+        raise NoSplit(f"reader {reader} was given no {split} split; write {split}: as well")
     return value
 
 
