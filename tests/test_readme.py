@@ -75,6 +75,16 @@ def test_the_two_commands_exist() -> None:
     assert commands()[:2] == [["make", "demo"], ["make", "test"]]
 
 
+def test_installing_stands_before_the_commands_with_the_extras() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name for name in project["optional-dependencies"] if name not in ("dev", "boosted")}
+    before = README[: README.index("\ntransmamba inspect")]
+    assert "pip install -e" in before
+    assert extras == set(re.findall(r"^- `(\w+)`: ", before, re.MULTILINE))
+
+
 def test_make_targets_that_pages_name_exist() -> None:
     for page in PAGES:
         named = set(re.findall(r"`make ([a-z-]+)", page.read_text()))
