@@ -277,7 +277,7 @@ def _pickled(folder: Path) -> None:
     ("spoil", "said"),
     [
         (lambda folder: (folder / WEIGHTS).unlink(), "weights"),
-        (_spoil_weights, "could not be made"),
+        (_spoil_weights, "is cut off or damaged"),
         (_other_shape, "size mismatch for"),
         (_unknown_key, "nonsense"),
         (_pickled, "Weights only load failed|could not be made"),

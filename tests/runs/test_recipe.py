@@ -100,8 +100,7 @@ def test_stages_that_cannot_be_are_refused_before_the_teacher_is_trained(
         changes = changes | dict(teacher=dict(name="stored", folder=str(tmp_path / "store"), teacher=inner))
     with pytest.raises(UserError, match=message):
         run(taught(tmp_path, {}, **changes), quiet=True)
-    assert {path.name for path in tmp_path.iterdir()} == {"run", "teacher", "teaching.yaml"}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "environment.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"teacher", "teaching.yaml"}
 
 
 def test_a_folder_that_the_teacher_cannot_have_is_said_at_once(

@@ -80,14 +80,14 @@ def _files(model: str) -> Iterator[Path]:
 
 
 def _wanted(path: Path, size: int) -> int | None:
-    """Bytes that a safetensors file has by its own header, at least; -1 where that cannot be read, None for
+    """Bytes that a safetensors file has by its own header; -1 where that cannot be read, None for
     a file that is no safetensors."""
     with path.open("rb") as opened:
         length = int.from_bytes(opened.read(_LENGTH), "little")
         if size > _LENGTH and (length > _LONGEST or opened.read(1) != b"{"):
             return None
-        if size <= _LENGTH or size < _LENGTH + length:
-            return max(_LENGTH + length, size + 1) if length <= _LONGEST else -1
+        if size < _LENGTH + max(length, 1):
+            return -1
         opened.seek(_LENGTH)
         try:
             header = json.loads(opened.read(length))
