@@ -66,7 +66,7 @@ MADE: dict[str, Callable[[Path], None]] = {
 }
 SAID = {
     "cut": r"is cut off or damaged: it has {size} bytes, not the {whole} of its own header; copy or download",
-    "short": "is cut off or damaged: it has 20 bytes, and its header cannot be read; copy or download it again",
+    "short": "is cut off or damaged: it has 20 bytes, and its header cannot be read; copy or download",
     "empty": "is empty; copy or download it again",
     "pointer": "is a pointer of Git LFS in the place of the weights; run `git lfs pull` there",
 }
