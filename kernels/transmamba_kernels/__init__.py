@@ -1,5 +1,5 @@
-"""Scans and convolutions of Mamba models, experts, and a divergence over vocabularies for their distillation,
-in Triton and in plain PyTorch; needs torch alone.
+"""Scans and convolutions of Mamba models, norms and experts, and a divergence over vocabularies for their
+distillation, in Triton and in plain PyTorch; needs torch alone.
 
 Every operator lives in its own folder: `reference.py` is the truth (a plain loop), `cpu.py` the fast PyTorch
 implementation, `gpu.py` launches Triton's kernels, and `__init__.py` checks the arguments and picks. The
@@ -12,9 +12,12 @@ from .bidirectional_scan import bidirectional_scan
 from .bidirectional_ssd import bidirectional_ssd
 from .causal_conv1d import causal_conv1d, causal_conv1d_update
 from .grouped_experts import grouped_experts
+from .mamba2_step import mamba2_step
 from .packing import seq_idx_from_cu_seqlens
+from .rms_norm import rms_norm
 from .selective_scan import selective_scan
 from .selective_state_update import selective_state_update
+from .silu_mul import silu_mul
 from .softmax_kl import softmax_kl
 from .ssd_scan import ssd_scan
 from .ssd_state_update import ssd_state_update
@@ -27,10 +30,13 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_update",
     "grouped_experts",
+    "mamba2_step",
     "patch_transformers",
+    "rms_norm",
     "selective_scan",
     "selective_state_update",
     "seq_idx_from_cu_seqlens",
+    "silu_mul",
     "softmax_kl",
     "ssd_scan",
     "ssd_state_update",

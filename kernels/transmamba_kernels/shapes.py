@@ -26,6 +26,12 @@ def expect_groups(name: str, groups: int, channels: int, what: str) -> None:
         raise ValueError(f"{name}: {groups} groups do not divide {channels} {what}; expected a divisor")
 
 
+def expect_divisor(name: str, size: int, whole: int) -> None:
+    """Raises ValueError unless a size divides a whole; of an empty whole it is 0."""
+    if whole % size if size > 0 else whole:
+        raise ValueError(f"{name}: {size}, expected a divisor of {whole}")
+
+
 def expect_floating(suffix: str = "", **tensors: Tensor | None) -> None:
     """Raises ValueError unless all tensors are floating point and lie where the first one lies.
 

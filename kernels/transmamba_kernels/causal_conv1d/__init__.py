@@ -105,7 +105,8 @@ def causal_conv1d(
 def causal_conv1d_update(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
-    """One token of `causal_conv1d`: y (B, D) of x (B, D), whose K - 1 tokens before are `state` (B, D, K-1).
+    """One token of `causal_conv1d`: y (B, D) of x (B, D), whose tokens before are `state` (B, D, S), S at
+    least K - 1, oldest first.
 
     The state, of any floating-point dtype, is moved on in place; no gradients. weight: (D, K). bias: (D,).
 
@@ -114,7 +115,8 @@ def causal_conv1d_update(
     expect_floating(x=x, state=state, weight=weight, bias=bias)
     expect_rank("x", x, "(B, D)")
     taps = _check_filter(x, weight, bias, activation)
-    expect("state", state, "(B, D, K-1)", *x.shape, taps - 1)
+    expect_rank("state", state, "(B, D, S)")
+    expect("state", state, "(B, D, S), S at least K-1,", *x.shape, max(state.shape[2], taps - 1))
     path = choose("causal_conv1d_update", x, state, weight, bias)
     run: Callable[..., Tensor]
     if path == "triton":

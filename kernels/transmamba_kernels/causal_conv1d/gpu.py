@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..packing import real_tokens
 from ..torch_ops import Operator, Outputs, nothing, or_nothing
-from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
+from ..triton_common import FUSED, cdiv, on_device_of, rows
 from . import cpu
 from .kernels import update_kernel
 from .launch import run_backward, run_forward
@@ -58,7 +58,7 @@ def causal_conv1d_update(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
 ) -> Tensor:
     """Arguments as in `transmamba_kernels.causal_conv1d_update`; y (B, D)."""
-    if x.numel() == 0 or weight.shape[1] > MOST_TAPS:
+    if x.numel() == 0 or max(weight.shape[1], state.shape[2]) > MOST_TAPS:
         return cpu.causal_conv1d_update(x, state, weight, bias, activation)
     update = _update_op if torch.compiler.is_compiling() else _update
     return update(x, state, weight, bias, activation == "silu")
@@ -80,7 +80,7 @@ def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu:
             x.stride(0),
             *state.stride(),
             K=taps,
-            KP=power_of_2(taps),
+            S=state.shape[2],
             BD=block,
             SILU=silu,
             num_warps=4,

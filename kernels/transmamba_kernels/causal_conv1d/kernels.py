@@ -235,6 +235,29 @@ def forward_kernel(
 
 
 @triton.jit
+def updated(value, state, weight, bias, d, inside, stride_sd, stride_sk, K: tl.constexpr, S: tl.constexpr):
+    """The convolution of channels d at one token's `value`, float32, all of one shape; the batch row's state
+    (D, S) is moved on. weight: (D, K), contiguous.
+
+    Where a program has more threads than channels several of them read a channel and one writes it: all have
+    read before any writes.
+    """
+    state += tl.cast(d, tl.int64) * stride_sd
+    window = ()
+    for j in tl.static_range(S):
+        window = window + (tl.load(state + j * stride_sk, mask=inside, other=0.0).to(tl.float32),)
+    window = window + (value,)
+    total = channel_vector(bias, d, inside)
+    for j in tl.static_range(K):
+        tap = tl.load(weight + d * K + j, mask=inside, other=0.0).to(tl.float32)
+        total += window[S - K + 1 + j] * tap
+    tl.debug_barrier()
+    for j in tl.static_range(S):
+        tl.store(state + j * stride_sk, window[j + 1].to(state.dtype.element_ty), mask=inside)
+    return total
+
+
+@triton.jit
 def update_kernel(
     x,
     state,
@@ -247,11 +270,11 @@ def update_kernel(
     stride_sd,
     stride_sk,
     K: tl.constexpr,
-    KP: tl.constexpr,
+    S: tl.constexpr,
     BD: tl.constexpr,
     SILU: tl.constexpr,
 ):
-    """One token: y (B, D), and the state (B, D, K-1) moved on in place. Every thread owns its channels.
+    """One token: y (B, D), and the state (B, D, S) moved on in place.
 
     Grid (B blocks of D,): a second axis would end at 65535.
     """
@@ -259,17 +282,8 @@ def update_kernel(
     batch = tl.cast(tl.program_id(0) // blocks, tl.int64)
     d = (tl.program_id(0) % blocks) * BD + tl.arange(0, BD)
     inside = d < channels
-    taps = filter_columns(weight, d, inside, K, KP)
-    state += batch * stride_sb + tl.cast(d, tl.int64) * stride_sd
-    window = ()
-    for j in tl.static_range(K - 1):
-        window = window + (tl.load(state + j * stride_sk, mask=inside, other=0.0).to(tl.float32),)
-    window = window + (tl.load(x + batch * stride_xb + d, mask=inside, other=0.0).to(tl.float32),)
-    total = channel_vector(bias, d, inside)
-    for j in tl.static_range(K):
-        total += window[j] * taps[j]
+    value = tl.load(x + batch * stride_xb + d, mask=inside, other=0.0).to(tl.float32)
+    total = updated(value, state + batch * stride_sb, weight, bias, d, inside, stride_sd, stride_sk, K, S)
     if SILU:
         total = silu(total)
     tl.store(y + batch * channels + d, total.to(y.dtype.element_ty), mask=inside)
-    for j in tl.static_range(K - 1):
-        tl.store(state + j * stride_sk, window[j + 1].to(state.dtype.element_ty), mask=inside)

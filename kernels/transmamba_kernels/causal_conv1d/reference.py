@@ -56,7 +56,7 @@ def causal_conv1d_update(
     """Arguments as in `transmamba_kernels.causal_conv1d_update`; y (B, D)."""
     dtype = compute_dtype(x, weight, bias, state)
     window = torch.cat([state.to(dtype), x.unsqueeze(-1).to(dtype)], dim=-1)
-    y = (window * weight.to(dtype)).sum(-1)
+    y = (window[..., -weight.shape[1] :] * weight.to(dtype)).sum(-1)
     y = y if bias is None else y + bias.to(dtype)
     state.copy_(window[..., 1:])
     return (F.silu(y) if activation == "silu" else y).to(x.dtype)

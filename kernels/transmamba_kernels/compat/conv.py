@@ -66,16 +66,14 @@ def causal_conv1d_update(
 
 def _step(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """out of x, both (B, D) or (B, D, L); moves the states (B, D, S) on."""
-    kept, older = state.shape[-1], state.shape[-1] - (weight.shape[1] - 1)
+    kept = state.shape[-1]
     if x.dim() == 3 and x.shape[2] != 1:
-        y = causal_conv1d(x.transpose(1, 2), weight, bias, activation, state[..., older:]).transpose(1, 2)
+        before = state[..., kept - (weight.shape[1] - 1) :]
+        y = causal_conv1d(x.transpose(1, 2), weight, bias, activation, before).transpose(1, 2)
         state.copy_(torch.cat([state, x.to(state.dtype)], dim=-1)[..., -kept:])
         return y
     token = x.squeeze(2) if x.dim() == 3 else x
-    shifted = state[..., 1 : older + 1].clone()
-    y = conv_update(token, state[..., older:], weight, bias, activation).view(x.shape)
-    state[..., :older] = shifted
-    return y
+    return conv_update(token, state, weight, bias, activation).view(x.shape)
 
 
 def silu_name(activation: str | None) -> str | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import convolutions, experts, selective_scan, ssd, steps, vocabulary
+from . import convolutions, experts, selective_scan, ssd, steps, tokens, vocabulary
 from .case import Case
 
 __all__ = ["CASES", "Case"]
@@ -24,8 +24,11 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "bidirectional_ssd": ssd.both_ways,
     "causal_conv1d": convolutions.one_way,
     "grouped_experts": experts.products,
+    "mamba2_step": tokens.mixers,
+    "rms_norm": tokens.norms,
     "selective_scan": selective_scan.one_way,
     "selective_state_update": steps.selective,
+    "silu_mul": tokens.gates,
     "softmax_kl": vocabulary.divergence,
     "ssd_scan": ssd.one_way,
     "ssd_state_update": steps.ssd,

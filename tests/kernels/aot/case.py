@@ -35,8 +35,10 @@ def case(
             # What torch allocates begins at a multiple of 16.
             aligned = "" if parameter.do_not_specialize_on_alignment else ":16"
             signature[name] = f"*{TYPES[value.dtype]}{aligned}"
-        elif parameter.is_constexpr or value == 1:
+        elif parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
             constexprs[name] = value
+        elif isinstance(value, float):
+            signature[name] = "fp32"
         else:
             signature[name] = "i32:16" if value % 16 == 0 else "i32"
     return kernel, signature, constexprs, warps, stages, {**FUSED, **options}, spills

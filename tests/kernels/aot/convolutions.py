@@ -30,7 +30,9 @@ def one_way() -> list[Case]:
             everything | {"dfinal": "*bf16:16", "dinitial": "*fp32:16"},
             REVERSE=True,
         ),
-        of_types(update_kernel, "bf16", 128, {"stride_sb": "i32", "stride_sd": "i32", "stride_sk": "i32"}),
+        of_types(
+            update_kernel, "bf16", 128, {"stride_sb": "i32", "stride_sd": "i32", "stride_sk": "i32"}, S=4
+        ),
     ]
 
 

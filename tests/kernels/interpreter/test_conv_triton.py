@@ -152,16 +152,19 @@ def test_backward_is_deterministic(device, size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("taps", [1, 2, 4])
-def test_update(device, size, taps, dtype):
+@pytest.mark.parametrize(("taps", "older"), [(1, 0), (2, 0), (4, 0), (4, 1), (2, 3)])
+def test_update(device, size, taps, older, dtype):
+    """`older`: tokens that the state keeps beyond those that the window needs."""
     a = make(6, taps, ("bias", "initial_state"), batch=3, channels=size(200, 140))
     whole = loop(x=a["x"].double(), weight=a["weight"].double(), bias=a["bias"].double(), activation="silu")
-    state = torch.zeros(3, size(200, 140), taps - 1, dtype=dtype, device=device)
+    state = torch.zeros(3, size(200, 140), taps - 1 + older, dtype=dtype, device=device)
     weight, bias = a["weight"].to(device), a["bias"].to(device)
     tokens = [a["x"][:, t].to(device) for t in range(6)]
     y = torch.stack([causal_conv1d_update(x, state, weight, bias, "silu") for x in tokens], 1)
     error = (y.double().cpu() - whole).norm() / whole.norm()
     assert error < (1e-5 if dtype == torch.float32 else 1e-2)
+    newest = torch.stack(tokens, -1)[..., 6 - state.shape[2] :]
+    torch.testing.assert_close(state.float(), newest, rtol=1e-2 * (dtype == torch.bfloat16), atol=0)
 
 
 @pytest.mark.skipif(

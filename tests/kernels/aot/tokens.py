@@ -1,0 +1,77 @@
+"""The kernels of one token: a mixer of LLaVA's size that is one launch, and one whose heads share B and C."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from transmamba_kernels.mamba2_step import gpu as mamba2
+from transmamba_kernels.rms_norm import gpu as norm
+from transmamba_kernels.silu_mul import gpu as mlp
+
+from .case import Case, case
+
+
+class Recorded:
+    """In a kernel's place: what it would be launched with."""
+
+    def __init__(self, kernel: Any, found: list[Case]) -> None:
+        self.kernel, self.found = kernel, found
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def launch(*arguments: Any, num_warps: int, enable_fp_fusion: bool, **rest: Any) -> None:
+            values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | rest
+            self.found.append(case(self.kernel, values, num_warps, 3))
+
+        return launch
+
+
+def empty(*shape: int, of: torch.dtype = torch.bfloat16) -> Tensor:
+    return torch.empty(shape, dtype=of, device="meta")
+
+
+def mixers() -> list[Case]:
+    found: list[Case] = []
+    single = torch.float32
+    with (
+        mock.patch.object(mamba2, "head_kernel", Recorded(mamba2.head_kernel, found)),
+        mock.patch.object(mamba2, "update_kernel", Recorded(mamba2.update_kernel, found)),
+        mock.patch.object(norm, "norm_kernel", Recorded(norm.norm_kernel, found)),
+    ):
+        for heads, width, states, groups, group, dtype in (
+            (32, 128, 128, 32, 128, torch.bfloat16),
+            (32, 128, 128, 32, 128, single),
+            (32, 128, 128, 32, 4096, torch.bfloat16),
+            (9, 64, 64, 9, 64, torch.bfloat16),
+            (128, 64, 128, 8, 1024, torch.bfloat16),
+        ):
+            inner, channels = heads * width, heads * width + 2 * groups * states
+            mamba2.mamba2_step(
+                empty(8, inner + channels + heads, of=dtype),
+                empty(8, channels, 4, of=dtype),
+                empty(8, heads, width, states, of=single),
+                empty(channels, 4, of=dtype),
+                empty(channels, of=dtype),
+                *(empty(heads, of=dtype) for _ in range(3)),
+                empty(inner, of=dtype),
+                1e-5,
+                group,
+            )
+    return found
+
+
+def norms() -> list[Case]:
+    found: list[Case] = []
+    with mock.patch.object(norm, "norm_kernel", Recorded(norm.norm_kernel, found)):
+        for width, dtype in ((4096, torch.bfloat16), (576, torch.float32), (16384, torch.bfloat16)):
+            norm.rms_norm(empty(8, 1, width, of=dtype), empty(width, of=dtype), 1e-5, None, width)
+    return found
+
+
+def gates() -> list[Case]:
+    found: list[Case] = []
+    with mock.patch.object(mlp, "gate_kernel", Recorded(mlp.gate_kernel, found)):
+        mlp.silu_mul(empty(8, 1, 11008), empty(8, 1, 11008))
+    return found

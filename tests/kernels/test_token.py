@@ -1,0 +1,120 @@
+"""A token's operators on PyTorch's paths: a mixer's step, norms, an MLP's gate; wrong arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from token_inputs import SHAPES, doubled, formula, token
+from transformers.models.bamba.modeling_bamba import BambaRMSNorm
+from transmamba_kernels import mamba2_step, rms_norm, silu_mul
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def path(request, monkeypatch):
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", request.param)
+
+
+@pytest.mark.parametrize(
+    ("taps", "older", "bias"), [(4, 1, True), (4, 0, False), (1, 0, True), (2, 3, False)]
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mixer(path, shape, taps, older, bias):
+    arguments = doubled(token(shape, taps=taps, older=older, bias=bias))
+    truth = formula(**arguments)
+    found = mamba2_step(**arguments)
+    for ours, right in zip((found, arguments["conv_state"], arguments["state"]), truth, strict=True):
+        torch.testing.assert_close(ours, right)
+
+
+def test_half_precision(path):
+    arguments = token("a head a group")
+    half = {n: v.bfloat16() if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
+    half["state"] = arguments["state"].clone()
+    truth = formula(**doubled(half))
+    found = mamba2_step(**half)
+    assert found.dtype == half["conv_state"].dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), truth[0], rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(half["state"].double(), truth[2], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_is_transformers(dtype):
+    """Bit for bit, in one dtype and in two."""
+    torch.manual_seed(0)
+    x = 3 * torch.randn(2, 5, 24).to(dtype)
+    for weight in (torch.randn(24), torch.randn(24).bfloat16()):
+        theirs = BambaRMSNorm(24, eps=1e-3)
+        theirs.weight = torch.nn.Parameter(weight)
+        found = rms_norm(x, weight, 1e-3)
+        assert torch.equal(found, theirs(x)) and found.dtype == theirs(x).dtype
+
+
+def test_norm_by_groups_with_a_gate():
+    x, gate, weight = (torch.randn(*shape).double() for shape in ((2, 24), (2, 24), (24,)))
+    for group in (24, 6, 1):
+        wanted = F.rms_norm((x * F.silu(gate)).unflatten(-1, (-1, group)), (group,), None, 1e-5)
+        torch.testing.assert_close(rms_norm(x, weight, 1e-5, gate, group), wanted.flatten(-2) * weight)
+
+
+def test_have_no_gradients_and_take_what_is_empty():
+    x, weight = torch.randn(2, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    assert not rms_norm(x, weight, 1e-5).requires_grad and not silu_mul(x, x).requires_grad
+    arguments = token("one group")
+    arguments["D"].requires_grad_()
+    assert not mamba2_step(**arguments).requires_grad
+    for name in ("projected", "conv_state", "state"):
+        arguments[name] = arguments[name][:0]
+    assert mamba2_step(**arguments).shape == (0, 15)
+    assert rms_norm(x[:0], weight, 1e-5).shape == silu_mul(x[:0], x[:0]).shape == (0, 8)
+    assert rms_norm(x[:, :0], weight[:0], 1e-5).shape == (2, 0)
+
+
+def test_mixer_compiles_in_one_graph(compiled):
+    arguments = token("B and C shared")
+    twin = arguments | {n: arguments[n].clone() for n in ("conv_state", "state")}
+    torch.testing.assert_close(compiled(mamba2_step)(**twin), mamba2_step(**arguments))
+    torch.testing.assert_close(twin["state"], arguments["state"])
+    torch.testing.assert_close(twin["conv_state"], arguments["conv_state"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"state": torch.zeros(3, 4, 16)}, "state: shape (3, 4, 16), expected (B, H, P, N)"),
+        (
+            {"conv_state": torch.zeros(3, 192, 2)},
+            "conv_state: shape (3, 192, 2), expected (B, C, S), S at least K-1, = (3, 192, 3)",
+        ),
+        (
+            {"projected": torch.zeros(3, 64)},
+            "projected: shape (3, 64), expected (B, 2 H P + 2 G N + H) = (3, 260)",
+        ),
+        (
+            {"conv_weight": torch.zeros(180, 4)},
+            "conv_weight: 180 channels, expected H P + 2 G N = 64 + 2 G 16",
+        ),
+        ({"conv_weight": torch.zeros(160, 4)}, "conv_weight: 3 groups do not divide 4 heads"),
+        ({"A_log": torch.zeros(3)}, "A_log: shape (3,), expected (H,) = (4,)"),
+        ({"group_size": 7}, "group_size: 7, expected a divisor of 64"),
+        ({"D": torch.zeros(4).int()}, "D: dtype torch.int32, expected a real floating-point type"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict[str, Any], says: str):
+    with pytest.raises(ValueError) as error:
+        mamba2_step(**token("a head a group") | changes)
+    assert says in str(error.value)
+
+
+def test_wrong_norms_and_gates_are_named():
+    x, weight = torch.zeros(2, 6), torch.zeros(6)
+    with pytest.raises(ValueError, match=r"gate: shape \(2, 5\), expected \(..., D\) = \(2, 6\)"):
+        rms_norm(x, weight, 1e-5, torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"weight: shape \(5,\), expected \(D,\) = \(6,\)"):
+        rms_norm(x, weight[:5], 1e-5)
+    with pytest.raises(ValueError, match="group_size: 4, expected a divisor of 6"):
+        rms_norm(x, weight, 1e-5, group_size=4)
+    with pytest.raises(ValueError, match=r"up: dtype torch\.float64, expected torch\.float32"):
+        silu_mul(x, x.double())
