@@ -4,7 +4,8 @@ transformers (5.16 and newer) looks its scans and convolutions up among the glob
 when it calls them; these globals are replaced. Its one-call training functions (`mamba_inner_fn`,
 `mamba2_split_conv1d_scan_combined`) are switched off: they leave out the masks behind the convolution, which
 the step-by-step code applies, so that left-padded batches would train on other numbers. The models' own
-forwards are replaced by ones that hand packed rows down, or refuse them (transformers_packing.py).
+forwards are replaced by ones that hand packed rows down, or refuse them (transformers_packing.py), those of
+their norms, MLPs and mixers by ones of fewer kernels where no gradients are wanted (transformers_tokens.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from . import compat
 from . import transformers_packing as packing
+from . import transformers_tokens as tokens
 from .torch_ops import differentiable
 
 __all__ = ["MODELS", "Patch", "patch_transformers"]
@@ -100,6 +102,7 @@ def patch_transformers(models: Iterable[str] | None = None) -> Patch:
         places: list[tuple[ModuleType | type, str, Replacement]] = [
             *((module, name, replace) for name, replace in _REPLACEMENTS.items()),
             *((model, "forward", packing.forward) for model in packing.entries(module)),
+            *((owner, "forward", replace) for owner, replace in tokens.classes(module)),
         ]
         for owner, name, replace in places:
             original = getattr(owner, name, None)

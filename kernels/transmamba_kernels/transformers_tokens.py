@@ -1,0 +1,195 @@
+"""What a patched model of transformers runs as one kernel where it had many, where nobody wants gradients:
+norms, the gate of an MLP, and one token of a Mamba-2 mixer; and the layer of zeros that it need not run.
+
+Replaced are forwards of the classes in each model's module, which every instance looks up when it is called.
+They are transformers' own again with gradients, under torch.compile, which fuses by itself, and where Triton
+does not run, unless TRANSMAMBA_KERNELS forces a path.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import transformers_packing as packing
+from .backend import VARIABLE, choose
+from .mamba2_step import mamba2_step
+from .rms_norm import rms_norm
+from .silu_mul import silu_mul
+from .transformers_nulls import layer_of_zeros
+
+Function = Callable[..., Any]
+Replacement = Callable[[Function, ModuleType], Function]
+
+# Whose norms multiply by the weight before they round.
+ROUND_LAST = {"NemotronHRMSNorm", "FalconH1RMSNormGated"}
+# Mixers that are Mamba-2 and nothing else between their projections, and what gives their tokens to an MLP.
+MIXERS = {
+    "BambaMixer",
+    "GraniteMoeHybridMambaLayer",
+    "Mamba2Mixer",
+    "NemotronHMamba2Mixer",
+    "Zamba2MambaMixer",
+}
+MLPS = {"BambaMLP", "JambaMLP"}
+STACKED_MLPS = {"GraniteMoeHybridMLP"}
+LAYERS = {"BambaDecoderLayer", "GraniteMoeHybridDecoderLayer"}
+
+
+def classes(module: ModuleType) -> Iterator[tuple[type, Replacement]]:
+    """Classes of the module whose forward is replaced, with what makes the replacement."""
+    for name, value in vars(module).items():
+        own = isinstance(value, type) and value.__module__ == module.__name__ and "forward" in vars(value)
+        replace = _replacement(name) if own else None
+        if replace is not None:
+            yield value, replace
+
+
+def _replacement(name: str) -> Replacement | None:
+    if name in ROUND_LAST:
+        return None
+    if name.endswith("RMSNormGated"):
+        return _gated_norm
+    if name.endswith("RMSNorm"):
+        return _norm
+    by_name = [(MIXERS, _mixer), (MLPS, _mlp), (STACKED_MLPS, _stacked_mlp), (LAYERS, _layer)]
+    return next((replace for names, replace in by_name if name in names), None)
+
+
+def _fuses(op: str, *tensors: Tensor) -> bool:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    if os.environ.get(VARIABLE):
+        return True
+    return tensors[0].is_cuda and choose(op, *tensors) == "triton"
+
+
+def _norm(original: Function, module: ModuleType) -> Function:
+    @functools.wraps(original)
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        weight = getattr(self, "weight", None)
+        if weight is None or not _fuses("rms_norm", hidden_states, weight):
+            out: Tensor = original(self, hidden_states)
+            return out
+        return rms_norm(hidden_states, weight, self.variance_epsilon)
+
+    return forward
+
+
+def _gated_norm(original: Function, module: ModuleType) -> Function:
+    @functools.wraps(original)
+    def forward(self: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
+        if not _fuses("rms_norm", hidden_states, self.weight):
+            out: Tensor = original(self, hidden_states, gate)
+            return out
+        return rms_norm(hidden_states, self.weight, self.variance_epsilon, gate, group_of(self))
+
+    return forward
+
+
+def group_of(norm: Any) -> int | None:
+    """Channels that a gated norm takes together. transformers before 5.23 knows no groups and takes all:
+    None; who mends its classes gives a norm its `group_size`.
+    """
+    group: int | None = getattr(norm, "group_size", None)
+    return group
+
+
+def _mlp(original: Function, module: ModuleType) -> Function:
+    @functools.wraps(original)
+    def forward(self: Any, x: Tensor) -> Any:
+        if not (_is_silu(self.act_fn) and _fuses("silu_mul", x)):
+            return original(self, x)
+        return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
+
+    return forward
+
+
+def _stacked_mlp(original: Function, module: ModuleType) -> Function:
+    @functools.wraps(original)
+    def forward(self: Any, hidden_states: Tensor) -> Any:
+        if not (_is_silu(self.activation) and _fuses("silu_mul", hidden_states)):
+            return original(self, hidden_states)
+        return self.output_linear(silu_mul(*self.input_linear(hidden_states).chunk(2, dim=-1)))
+
+    return forward
+
+
+def _is_silu(activation: Any) -> bool:
+    return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
+
+
+def _mixer(original: Function, module: ModuleType) -> Function:
+    @functools.wraps(original)
+    def forward(
+        self: Any,
+        hidden_states: Tensor,
+        cache_params: Any = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        states = None
+        if attention_mask is None and packing.named(kwargs) is None:
+            states = _states_of_a_step(self, hidden_states, cache_params)
+        if states is None or not _fuses("mamba2_step", hidden_states, *states):
+            return original(self, hidden_states, cache_params, attention_mask, **kwargs)
+        y = mamba2_step(
+            self.in_proj(hidden_states)[:, 0],
+            *states,
+            self.conv1d.weight[:, 0],
+            self.conv1d.bias,
+            self.dt_bias,
+            self.A_log,
+            self.D,
+            self.norm.weight,
+            self.norm.variance_epsilon,
+            group_of(self.norm),
+        )
+        return self.out_proj(y[:, None].to(hidden_states.dtype))
+
+    return forward
+
+
+def _states_of_a_step(mixer: Any, hidden_states: Tensor, cache: Any) -> tuple[Tensor, Tensor] | None:
+    """The cache's states of the convolution (B, C, S) and of the scan (B, H, P, N), where the mixer decodes
+    one token, and nobody waits for a call of the modules that are read past their calls.
+    """
+    if cache is None or hidden_states.shape[1] != 1 or mixer.activation not in ("silu", "swish"):
+        return None
+    norm, conv, index = mixer.norm, mixer.conv1d, mixer.layer_idx
+    mended_later = hasattr(type(norm).forward, "by_group") and group_of(norm) is None
+    if mended_later or not type(norm).__name__.endswith("RMSNormGated") or is_hooked(norm) or is_hooked(conv):
+        return None
+    layer = cache.layers[index]
+    if getattr(layer, "record_past", False) or not cache.has_previous_state(index):
+        return None
+    states = layer.conv_states[0], layer.recurrent_states[0]
+    return None if states[0] is None or states[1] is None else states
+
+
+def is_hooked(module: Any) -> bool:
+    """Whether somebody waits for the module's own call: by hooks, accelerate's, or a forward of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
+
+
+def _layer(original: Function, module: ModuleType) -> Function:
+    alone = module.__name__.endswith("granitemoehybrid")  # others give attention's weights beside the stream
+
+    @functools.wraps(original)
+    def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or not _fuses("rms_norm", hidden_states) or not layer_of_zeros(self, hidden_states):
+            return original(self, hidden_states, *args, **kwargs)
+        attention, cache = self.self_attn, kwargs.get("past_key_values")
+        if cache is not None:
+            shape = (attention.config.num_key_value_heads, hidden_states.shape[1], attention.head_dim)
+            zeros = hidden_states.new_zeros(len(hidden_states), *shape)
+            cache.update(zeros, zeros, attention.layer_idx)
+        return hidden_states if alone else (hidden_states, None)
+
+    return forward

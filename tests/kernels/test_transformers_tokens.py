@@ -1,0 +1,271 @@
+"""Models of transformers whose tokens are few kernels: norms, MLPs, mixers' steps, a layer of zeros.
+
+`TRANSMAMBA_KERNELS=reference` has them run on a CPU, where the patch leaves transformers' own otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_transformers_patch import CONFIGS, assert_near, build
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transmamba_kernels import patch_transformers
+from transmamba_kernels import transformers_tokens as tokens
+from transmamba_kernels.transformers_patch import MODELS
+
+# models whose mixers take a step in one call
+STEPS = ("bamba", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2")
+PURE = {"attn_layer_indices": [2], "num_hidden_layers": 3, "transmamba": {"student": "hybrid_lm", "null": 1}}
+
+
+def module_of(name: str) -> Any:
+    return importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[str]:
+    """The operators that patched models called."""
+    found: list[str] = []
+    for name in ("mamba2_step", "rms_norm", "silu_mul"):
+        plain = getattr(tokens, name)
+
+        def counted(*args: Any, plain: Any = plain, name: str = name, **kwargs: Any) -> Any:
+            found.append(name)
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(tokens, name, counted)
+    return found
+
+
+def norms() -> Iterator[Any]:
+    for name in MODELS:
+        for owner, _ in tokens.classes(module_of(name)):
+            if "Norm" in owner.__name__ and "Weightless" not in owner.__name__:
+                yield pytest.param(name, owner, id=owner.__name__)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "owner"), list(norms()))
+def test_norms_round_as_theirs(forced, calls, name, owner, dtype, grouped):
+    """Bit for bit. Of groups where the class knows some."""
+    torch.manual_seed(0)
+    knows = "group_size" in inspect.signature(owner).parameters
+    norm = owner(24, group_size=6 if grouped else 24) if knows else owner(24)
+    norm.weight.copy_(torch.randn(24))
+    norm = norm.to(dtype)
+    inputs = [3 * torch.randn(2, 5, 24).to(dtype) for _ in range(2 if "Gated" in owner.__name__ else 1)]
+    expected = norm(*inputs)
+    with patch_transformers([name]):
+        assert torch.equal(norm(*inputs), expected) and calls == ["rms_norm"]
+    assert torch.equal(norm(*inputs), expected) and calls == ["rms_norm"]
+
+
+def test_all_that_should_be_replaced_is(forced):
+    found = {name: {owner.__name__ for owner, _ in tokens.classes(module_of(name))} for name in MODELS}
+    for names in (tokens.MIXERS, tokens.MLPS, tokens.STACKED_MLPS, tokens.LAYERS):
+        assert names <= set().union(*found.values())
+    assert {name for name in MODELS if found[name] & tokens.MIXERS} == set(STEPS)
+    assert found["bamba"] == {
+        "BambaRMSNorm",
+        "BambaRMSNormGated",
+        "BambaMixer",
+        "BambaMLP",
+        "BambaDecoderLayer",
+    }
+    assert "NemotronHRMSNorm" not in found["nemotron_h"]  # which rounds last
+
+
+def test_is_undone():
+    before = {owner: owner.forward for name in MODELS for owner, _ in tokens.classes(module_of(name))}
+    with patch_transformers() as patch:
+        assert patch.models == sorted(MODELS)
+        assert all(owner.forward is not plain for owner, plain in before.items())
+        replaced = {owner: owner.forward for owner in before}
+        with patch_transformers():
+            assert all(owner.forward is one for owner, one in replaced.items())
+    assert all(owner.forward is plain for owner, plain in before.items())
+
+
+def cached(model: Any, text: Tensor, prompt: int, cache: Any, begin: int = 0) -> Tensor:
+    """(B, L - prompt + 1, V): a prompt's last logits, and those of each token behind it; the text's first
+    token is the `begin`th.
+    """
+    name = "cache_params" if model.config.model_type == "mamba2" else "past_key_values"
+    said = []
+    for part in [slice(0, prompt), *[slice(t, t + 1) for t in range(prompt, text.shape[1])]]:
+        more: dict[str, Any] = {name: cache, "use_cache": True}
+        if "position_ids" in inspect.signature(model.forward).parameters:  # bamba begins anew without
+            more["position_ids"] = begin + torch.arange(text.shape[1])[None, part]
+        said.append(model(text[:, part], **more).logits[:, -1:])
+    return torch.cat(said, dim=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("name", STEPS)
+def test_decodes_what_the_model_says_without_a_cache(forced, calls, name, groups, bias):
+    """Also the states that it leaves, in the tensors where they were."""
+    small = "n_groups" in CONFIGS[name]
+    other = {"zamba2": "mamba_ngroups"}.get(name, "n_groups" if small else "mamba_n_groups")
+    projected, convolved = ("use_bias", "use_conv_bias") if small else ("mamba_proj_bias", "mamba_conv_bias")
+    biases = {projected: bias, convolved: not bias}
+    model = build(name, **{other: groups}, **biases).eval()
+    text = torch.randint(1, 64, (3, 12), generator=torch.Generator().manual_seed(3))
+    expected = model(text, use_cache=False).logits[:, 4:]
+    caches = [DynamicCache(config=model.config) for _ in range(2)]
+    cached(model, text, 5, caches[0])
+    with patch_transformers([name]):
+        found = cached(model, text[:, :-1], 5, caches[1])
+        mixers = sum(type(m).__name__ in tokens.MIXERS for m in model.modules())
+        assert mixers and calls.count("mamba2_step") == 6 * mixers
+        held = states(caches[1])
+        where = [x.data_ptr() for x in held]
+        found = torch.cat([found, cached(model, text[:, -1:], 1, caches[1], begin=11)], dim=1)
+    assert [x.data_ptr() for x in states(caches[1])] == where
+    assert_near(found, expected, "logits")
+    for ours, theirs in zip(states(caches[1]), states(caches[0]), strict=True):
+        assert_near(ours, theirs, "states", 1e-5)
+
+
+def states(cache: Any) -> list[Tensor]:
+    layers = [layer for layer in cache.layers if hasattr(layer, "conv_states")]
+    return [x for layer in layers for x in (layer.conv_states[0], layer.recurrent_states[0]) if x is not None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", STEPS)
+def test_left_padded_rows_are_gone_on_with(forced, calls, name):
+    model = build(name).eval()
+    text = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(4))
+    mask = torch.ones_like(text)
+    text[1, :4], mask[1, :4] = 0, 0
+    switches = dict(max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    expected = model.generate(text, attention_mask=mask, **switches)
+    with patch_transformers([name]):
+        found = model.generate(text, attention_mask=mask, **switches)
+    assert "mamba2_step" in calls
+    assert torch.equal(found.sequences, expected.sequences)
+    assert_near(torch.stack(found.logits), torch.stack(expected.logits), "logits")
+
+
+def step(model: Any, cache: Any, **more: Any) -> Tensor:
+    """Of the first mixer, one token of two rows."""
+    torch.manual_seed(5)
+    mixer = next(m for m in model.modules() if type(m).__name__ in tokens.MIXERS)
+    out: Tensor = mixer(torch.randn(2, 1, model.config.hidden_size), cache_params=cache, **more)
+    return out
+
+
+def left_alone(calls: list[str], model: Any, change: Any = lambda cache: None, **more: Any) -> None:
+    """A patched mixer's step is transformers' own."""
+    found = []
+    for patched in (False, True):
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(torch.ones(2, 7, dtype=torch.int64), past_key_values=cache, use_cache=True)
+        change(cache)
+        calls.clear()
+        with patch_transformers(["bamba"] if patched else []):
+            found.append([step(model, cache, **more).detach(), *states(cache)])
+        assert "mamba2_step" not in calls
+    for ours, theirs in zip(*found, strict=True):
+        assert_near(ours, theirs, "step")
+
+
+@torch.no_grad()
+def test_what_it_does_not_cover_is_left_to_transformers(forced, calls):
+    model = build("bamba").eval()
+    left_alone(calls, model, attention_mask=torch.tensor([[1], [0]]))
+    left_alone(calls, model, lambda cache: cache.layers[0].activate_past_recording())
+    left_alone(calls, build("bamba", hidden_act="gelu").eval())
+    handle = model.model.layers[0].mamba.norm.register_forward_hook(lambda *args: None)
+    left_alone(calls, model)
+    handle.remove()
+    cache = DynamicCache(config=model.config)
+    model(torch.ones(2, 7, dtype=torch.int64), past_key_values=cache, use_cache=True)
+    with patch_transformers(["bamba"]):
+        step(model, cache)
+        assert calls.count("mamba2_step") == 1
+        with pytest.raises(ValueError, match="seq_idx: a tensor, expected None in a decode step"):
+            step(model, cache, seq_idx=torch.zeros(2, 1, dtype=torch.int32))
+
+
+def test_with_gradients_and_without_a_gpu_nothing_is_fused(calls, monkeypatch):
+    model, text = build("bamba").eval(), torch.arange(1, 13)[None]
+    for frozen in (False, True):
+        with patch_transformers(["bamba"]), torch.set_grad_enabled(not frozen):
+            cached(model, text, 11, DynamicCache(config=model.config))
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
+    with patch_transformers(["bamba"]):
+        model(text, labels=text, use_cache=False).loss.backward()
+        assert model.model.layers[0].input_layernorm.weight.grad.any()
+    assert not calls
+
+
+def pure(kind: str, **changes: Any) -> Any:
+    """A hybrid without attention: its last layer is of attention, and of zeros."""
+    attention = {"layer_types": ["mamba", "mamba", "attention"]} if kind == "granitemoehybrid" else {}
+    model = build(kind, **{**PURE, **attention, "num_local_experts": 0, **changes}).eval()
+    for parameter in model.model.layers[-1].parameters():
+        parameter.data.zero_()
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("kind", ["bamba", "granitemoehybrid"])
+def test_a_layer_of_zeros_is_not_run(forced, calls, kind, static):
+    model = pure(kind)
+    text = torch.randint(1, 64, (2, 12), generator=torch.Generator().manual_seed(3))
+    ran = []
+    plain = type(model.model.layers[-1].self_attn).forward
+
+    def attention(*args: Any, **kwargs: Any) -> Any:
+        ran.append(1)
+        return plain(*args, **kwargs)
+
+    def made() -> Any:
+        return StaticCache(model.config, 20) if static else DynamicCache(config=model.config)
+
+    expected, cache = model(text, use_cache=False).logits[:, 4:], made()
+    with pytest.MonkeyPatch.context() as patch, patch_transformers([kind]):
+        patch.setattr(type(model.model.layers[-1].self_attn), "forward", attention)
+        found = cached(model, text, 5, cache)
+        assert not ran and int(cache.get_seq_length()) == 12
+        assert_near(found, expected, "logits")
+        assert not cache.layers[-1].keys.any() and cache.layers[-1].keys.shape[:2] == (2, 2)
+        # it is looked at again where it has changed
+        model.model.layers[-1].self_attn.o_proj.weight[0, 0] = 1
+        cached(model, text, 5, made())
+        assert len(ran) == 8
+        model.model.layers[-1].self_attn.o_proj.weight[0, 0] = 0
+        assert_near(cached(model, text, 5, made()), expected, "logits")
+        assert len(ran) == 8
+        model.model.layers[-1].input_layernorm.register_forward_hook(lambda *args: None)
+        cached(model, text, 5, made())
+        assert len(ran) == 16
+
+
+@torch.no_grad()
+def test_only_what_the_configuration_calls_null_is_left_out(forced):
+    model = pure("bamba", transmamba={"student": "hybrid_lm", "null": 0})
+    cache, text = DynamicCache(config=model.config), torch.ones(1, 4, dtype=torch.int64)
+    ran: list[int] = []
+    model.model.layers[-1].self_attn.o_proj.register_forward_hook(lambda *args: ran.append(1))
+    with patch_transformers(["bamba"]):
+        cached(model, text, 2, cache)
+    assert len(ran) == 3
