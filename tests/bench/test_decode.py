@@ -207,6 +207,37 @@ def test_weights_and_caches_have_the_precision(teacher: str, no_time: list[tuple
     assert sizes["no"] == 2 * sizes["bf16"]
 
 
+def test_what_a_student_would_have_as_zeros_is_zero() -> None:
+    for keep in ((), (1,)):
+        model = make_model(hybrid_config(llama().config, keep), CPU, torch.float32)
+        empty = [not any(bool(p.any()) for p in layer.parameters()) for layer in model.model.layers]
+        assert empty == [False] * 3 + [True] * (not keep)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keep", [(1,), ()])
+def test_the_kernels_of_a_token_write_the_same(
+    keep: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the operators that a GPU has it run on, its null layer left out."""
+    from transmamba_kernels import patch_transformers, transformers_tokens
+
+    steps = []
+    plain = transformers_tokens.mamba2_step
+    monkeypatch.setattr(transformers_tokens, "mamba2_step", lambda *a: steps.append(1) or plain(*a))
+    stock: Any = hybrid(llama(), *keep).stock()
+    text = torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(5))
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
+    decoding = Decoding(stock, 2, 20, 4)
+    decoding.cache.reset()
+    with patch_transformers([stock.config.model_type]):
+        first = stock(text, past_key_values=decoding.cache, use_cache=True).logits[:, -1:].argmax(-1)
+        decoding.rewind()
+        found = written(decoding, first)
+    assert len(steps) == 4 * (3 - len(keep))
+    assert torch.equal(found, greedy(stock, torch.cat([text, first], dim=1), 4))
+
+
 def test_a_token_is_recorded_once_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a stand-in of CUDA's graph; one that cannot be recorded is told of in a line."""
     recorded: list[Any] = []

@@ -108,7 +108,7 @@ def cached(model: Any, text: Tensor, prompt: int, cache: Any, begin: int = 0) ->
     for part in [slice(0, prompt), *[slice(t, t + 1) for t in range(prompt, text.shape[1])]]:
         more: dict[str, Any] = {name: cache, "use_cache": True}
         if "position_ids" in inspect.signature(model.forward).parameters:  # bamba begins anew without
-            more["position_ids"] = begin + torch.arange(text.shape[1])[None, part]
+            more["position_ids"] = begin + torch.arange(text.shape[1], device=text.device)[None, part]
         said.append(model(text[:, part], **more).logits[:, -1:])
     return torch.cat(said, dim=1)
 

@@ -1,7 +1,7 @@
 """What `bench decode` times: a language model and its hybrid as transformers' own classes, or the hybrid as
 ours, of configurations alone.
 
-Their weights are random: what they are does not change the time.
+Their weights are random: what they are does not change the time, but for layers of zeros, which need not run.
 """
 
 from __future__ import annotations
@@ -99,19 +99,32 @@ def attention_layers(config: Any) -> int:
     kinds = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None)
     if not kinds:
         return int(config.num_hidden_layers)
-    nulls = (getattr(config, "transmamba", None) or {}).get("null", 0)
-    return sum("attention" in kind and "linear" not in kind for kind in kinds) - nulls
+    return sum("attention" in kind and "linear" not in kind for kind in kinds) - _null_count(config)
+
+
+def _null_count(config: Any) -> int:
+    return int((getattr(config, "transmamba", None) or {}).get("null", 0))
 
 
 def make_model(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model with random weights, in evaluation mode."""
+    """The model with random weights, in evaluation mode; what its configuration calls null is zero, as in a
+    student that was saved."""
     from transformers import AutoModelForCausalLM
 
     with decoders.explained(config.model_type, tried="made"), torch.device(device):
         model: Any = (
             own_model()(config) if is_own(config) else AutoModelForCausalLM.from_config(config, dtype=dtype)
         )
+    for layer in _nulls(model):
+        for parameter in layer.parameters():
+            parameter.data.zero_()
     return model.to(device, dtype).eval().requires_grad_(False)
+
+
+def _nulls(model: Any) -> list[Any]:
+    """The layers that a hybrid without attention has beyond its own."""
+    count = _null_count(model.config)
+    return list(model.model.layers[-count:]) if count else []
 
 
 class Prefill:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from . import block_cases, scan_cases, small_cases, ssd_cases
+from . import block_cases, scan_cases, small_cases, ssd_cases, token_cases
 from .case import Case
 
 Build = Callable[[torch.device, torch.dtype, tuple[int, ...]], Case]
@@ -43,6 +43,13 @@ OPS: dict[str, tuple[Build, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
         [(8, 1536, 16)],
     ),
     "softmax_kl": (small_cases.divergence, [(2048, 49152), (2048, 128256)], [(64, 8192)]),
+    "mamba2_step": (
+        token_cases.mixer,
+        [(8, 32, 128, 128, 32), (1, 32, 128, 128, 32), (64, 32, 64, 128, 1)],
+        [(2, 8, 64, 64, 8)],
+    ),
+    "rms_norm": (token_cases.norm, [(8, 4096), (1, 4096)], [(8, 4096)]),
+    "silu_mul": (token_cases.gate, [(8, 11008), (1, 11008)], [(8, 11008)]),
     "ssd_state_update": (small_cases.ssd_update, [(64, 64, 64, 128), (64, 32, 64, 128)], [(4, 32, 64, 128)]),
 }
 

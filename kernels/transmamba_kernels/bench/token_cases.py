@@ -1,0 +1,70 @@
+"""The operators of one token of a hybrid: a mixer between its projections, norms, the gate of an MLP."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import mamba2_step, rms_norm, silu_mul
+from .case import OURS, PLAIN, Call, Case, Draw, Tensors, plain
+
+
+def mixer(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
+    batch, heads, width, states, groups = shape
+    size, inner = math.prod(shape[:4]), heads * width
+    channels = inner + 2 * groups * states
+    case = Case("mamba2_step", dict(zip("BHPNG", shape, strict=True)), size, 0)
+
+    def tensors() -> Tensors:
+        draw = Draw(device, dtype)
+        return {
+            "projected": draw(batch, inner + channels + heads),
+            "conv_state": draw(batch, channels, 4),
+            "state": draw(*shape[:4], wide=True),
+            "conv_weight": draw(channels, 4),
+            "conv_bias": draw(channels),
+            **{name: draw(heads) for name in ("dt_bias", "A_log", "D")},
+            "norm_weight": draw(inner),
+        }
+
+    def step(**t: Any) -> Tensor:
+        return mamba2_step(**t, eps=1e-5, group_size=inner // groups)
+
+    moved = 4 * size + batch * channels * 4 * dtype.itemsize
+    case.calls[OURS] = lambda: Call(step, tensors(), False, moved)
+    if device.type == "cuda":
+        case.calls[PLAIN] = lambda: Call(plain(step), tensors(), False, moved)
+    return case
+
+
+def norm(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
+    rows, channels = shape
+    case = Case("rms_norm", {"rows": rows, "D": channels}, rows * channels, 0)
+
+    def tensors() -> Tensors:
+        draw = Draw(device, dtype)
+        return {"x": draw(rows, channels), "weight": draw(channels)}
+
+    def by_torch(x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (channels,), weight, 1e-5)
+
+    case.calls[OURS] = lambda: Call(lambda **t: rms_norm(**t, eps=1e-5), tensors(), False)
+    case.calls["torch rms_norm"] = lambda: Call(by_torch, tensors(), False)
+    return case
+
+
+def gate(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
+    rows, channels = shape
+    case = Case("silu_mul", {"rows": rows, "D": channels}, rows * channels, rows * channels)
+
+    def tensors() -> Tensors:
+        draw = Draw(device, dtype)
+        return {"gate": draw(rows, channels), "up": draw(rows, channels)}
+
+    case.calls[OURS] = lambda: Call(silu_mul, tensors(), False)
+    case.calls["torch silu, mul"] = lambda: Call(lambda gate, up: F.silu(gate) * up, tensors(), False)
+    return case
