@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 from transmamba_kernels import patch_transformers
 from transmamba_kernels import transformers_tokens as tokens
+from transmamba_kernels.transformers_nulls import layer_of_zeros
 from transmamba_kernels.transformers_patch import MODELS
 
 # models whose mixers take a step in one call
@@ -260,12 +261,12 @@ def test_a_layer_of_zeros_is_not_run(forced, calls, kind, static):
         assert len(ran) == 16
 
 
-@torch.no_grad()
-def test_only_what_the_configuration_calls_null_is_left_out(forced):
-    model = pure("bamba", transmamba={"student": "hybrid_lm", "null": 0})
-    cache, text = DynamicCache(config=model.config), torch.ones(1, 4, dtype=torch.int64)
-    ran: list[int] = []
-    model.model.layers[-1].self_attn.o_proj.register_forward_hook(lambda *args: ran.append(1))
-    with patch_transformers(["bamba"]):
-        cached(model, text, 2, cache)
-    assert len(ran) == 3
+def test_only_what_the_configuration_calls_null_is_left_out():
+    model, stream = pure("bamba", transmamba={"student": "hybrid_lm", "null": 0}), torch.zeros(1, 1, 32)
+    found = []
+    for nulls in (0, 1):
+        model.config.transmamba["null"] = nulls
+        found.append([layer_of_zeros(layer, stream) for layer in model.model.layers])
+    assert found == [[False] * 3, [False, False, True]]
+    del model.config.transmamba
+    assert not layer_of_zeros(model.model.layers[-1], stream)
