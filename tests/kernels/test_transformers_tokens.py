@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import torch
 from test_transformers_patch import CONFIGS, assert_near, build
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import DynamicCache, StaticCache
-from transmamba_kernels import patch_transformers
+from transmamba_kernels import mamba2_step, patch_transformers, rms_norm, silu_mul
 from transmamba_kernels import transformers_tokens as tokens
 from transmamba_kernels.transformers_nulls import layer_of_zeros
 from transmamba_kernels.transformers_patch import MODELS
@@ -270,3 +272,62 @@ def test_only_what_the_configuration_calls_null_is_left_out():
     assert found == [[False] * 3, [False, False, True]]
     del model.config.transmamba
     assert not layer_of_zeros(model.model.layers[-1], stream)
+
+
+class Kernels(TorchDispatchMode):
+    """What a token calls of torch that is no view, and of our operators, by name."""
+
+    VIEWS = (
+        "view",
+        "expand",
+        "slice",
+        "select",
+        "squeeze",
+        "transpose",
+        "t.",
+        "split",
+        "alias",
+        "detach",
+        "empty",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function).removeprefix("aten.")
+        if not any(view in name for view in self.VIEWS):
+            self.found[name] += 1
+        return function(*args, **(kwargs or {}))
+
+    def as_one(self, operator: Any) -> Any:
+        def call(*args: Any) -> Any:
+            self.found[operator.__name__] += 1
+            with _disable_current_modes():
+                return operator(*args)
+
+        return call
+
+
+@torch.no_grad()
+def test_a_layer_of_mamba_is_eleven_kernels(forced, monkeypatch):
+    """Five products, two norms, two sums, the step and the gate of the MLP."""
+    found = []
+    for depth in (2, 3):
+        model = build("bamba", num_hidden_layers=depth, attn_layer_indices=[0]).bfloat16().eval()
+        cache, kernels = DynamicCache(config=model.config), Kernels()
+        with pytest.MonkeyPatch.context() as patch, patch_transformers(["bamba"]):
+            cached(model, torch.ones(2, 6, dtype=torch.int64), 5, cache)
+            for operator in (mamba2_step, rms_norm, silu_mul):
+                patch.setattr(tokens, operator.__name__, kernels.as_one(operator))
+            with kernels:
+                cached(model, torch.ones(2, 1, dtype=torch.int64), 1, cache, begin=6)
+        found.append(kernels.found)
+    assert found[1] - found[0] == {
+        "mm.default": 5,
+        "rms_norm": 2,
+        "add.Tensor": 2,
+        "mamba2_step": 1,
+        "silu_mul": 1,
+    }

@@ -60,7 +60,7 @@ def _step(
     groups = (channels - inner) // (2 * states)
     deep, wide = power_of_2(states), power_of_2(width)
     whole = deep * wide <= MOST_ELEMENTS
-    alone, normed = whole and groups == heads, whole and group_size == width
+    alone, normed = whole and groups == heads and wide == deep, whole and group_size == width
     block = wide if alone or normed else max(min(TILE // deep, wide), 1)
     dtype = torch.promote_types(projected.dtype, norm_weight.dtype) if normed else projected.dtype
     y = torch.empty(batch, inner, dtype=dtype, device=projected.device)

@@ -17,9 +17,9 @@ from ..triton_common import LOG2E, silu, softplus
 
 
 @triton.jit
-def row_of(pair, ROW: tl.constexpr):
-    """(W,) of a pair (2, W)."""
-    return tl.sum(tl.where(tl.arange(0, 2)[:, None] == ROW, pair, 0.0), axis=0)
+def row_of(tile, ROW: tl.constexpr):
+    """(W,) of a tile (4, W)."""
+    return tl.sum(tl.where(tl.arange(0, 4)[:, None] == ROW, tile, 0.0), axis=0)
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def head_kernel(
     """BP rows of one head's (P, N) state. Grid (B H blocks of P,): a second axis would end at 65535.
 
     CONV: x, B and C come from `projected` through the convolution, else as they are from `convolved`; only
-    where G = H. NORM: y is gated and normed. For both a program has all of a head's rows, BP of at least P.
+    where G = H and BP = NP. NORM: y is gated and normed. For both a program has all of a head's rows.
     """
     blocks = tl.cdiv(width, BP)
     h = tl.program_id(0) // blocks % heads
@@ -81,24 +81,24 @@ def head_kernel(
     inner = heads * width
     projected += b * stride_pb
     at = h * width + p
-    # In pairs, one number a thread: as vectors of their own they would lie as the tile's rows and columns do,
-    # many a thread and each in many threads.
-    pair = tl.arange(0, 2)[:, None]
-    pair_n, pair_p = (pair < 2) & deep[None, :], (pair < 2) & rows[None, :]
-    matrix = inner + (pair * (heads // per_group) + h // per_group) * states + n[None, :]
-    own, pair_p = at[None, :] + pair * 0, rows[None, :] & (pair == 0)
+    first = inner + h // per_group * states
+    second = first + heads // per_group * states
     if CONV:
+        # x, B and C as rows of one tile, a number a thread. As vectors of their own, of fewer numbers than
+        # there are threads, the compiler has every warp load and convolve them again.
+        row = tl.arange(0, 4)[:, None]
+        column = tl.arange(0, NP)[None, :]
+        c = column + tl.where(row == 0, h * width, tl.where(row == 1, first, second))
+        real = (row < 3) & (column < tl.where(row == 0, width, states))
         conv_state += b * stride_cb
-        token = projected + inner
-        both = tl.load(token + matrix, mask=pair_n, other=0.0).to(tl.float32)
-        both = silu(updated(both, conv_state, weight, bias, matrix, pair_n, stride_cd, stride_ck, K, S))
-        value = tl.load(token + own, mask=pair_p, other=0.0).to(tl.float32)
-        value = silu(updated(value, conv_state, weight, bias, own, pair_p, stride_cd, stride_ck, K, S))
+        tokens = tl.load(projected + inner + c, mask=real, other=0.0).to(tl.float32)
+        tokens = silu(updated(tokens, conv_state, weight, bias, c, real, stride_cd, stride_ck, K, S))
+        value, entry, exit_ = row_of(tokens, 0), row_of(tokens, 1), row_of(tokens, 2)
     else:
         convolved += b * stride_vb
-        both = tl.load(convolved + matrix, mask=pair_n, other=0.0)
-        value = tl.load(convolved + own, mask=pair_p, other=0.0)
-    entry, exit_, value = row_of(both, 0), row_of(both, 1), row_of(value, 0)
+        value = tl.load(convolved + at, mask=rows, other=0.0)
+        entry = tl.load(convolved + first + n, mask=deep, other=0.0)
+        exit_ = tl.load(convolved + second + n, mask=deep, other=0.0)
     dt = tl.load(projected + inner + channels + h).to(tl.float32) + tl.load(dt_bias + h).to(tl.float32)
     dt = softplus(dt)
     rate = tl.exp2(tl.load(A_log + h).to(tl.float32) * LOG2E)
