@@ -16,15 +16,13 @@ import torch
 from test_transformers_patch import CONFIGS, assert_near, build
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 from transmamba_kernels import gated_product, mamba2_step, patch_transformers, rms_norm
 from transmamba_kernels import transformers_tokens as tokens
-from transmamba_kernels.transformers_nulls import layer_of_zeros
 from transmamba_kernels.transformers_patch import MODELS
 
 # models whose mixers take a step in one call
 STEPS = ("bamba", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2")
-PURE = {"attn_layer_indices": [2], "num_hidden_layers": 3, "transmamba": {"student": "hybrid_lm", "null": 1}}
 
 
 def module_of(name: str) -> Any:
@@ -217,61 +215,6 @@ def test_with_gradients_and_without_a_gpu_nothing_is_fused(calls, monkeypatch):
         model(text, labels=text, use_cache=False).loss.backward()
         assert model.model.layers[0].input_layernorm.weight.grad.any()
     assert not calls
-
-
-def pure(kind: str, **changes: Any) -> Any:
-    """A hybrid without attention: its last layer is of attention, and of zeros."""
-    attention = {"layer_types": ["mamba", "mamba", "attention"]} if kind == "granitemoehybrid" else {}
-    model = build(kind, **{**PURE, **attention, "num_local_experts": 0, **changes}).eval()
-    for parameter in model.model.layers[-1].parameters():
-        parameter.data.zero_()
-    return model
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("kind", ["bamba", "granitemoehybrid"])
-def test_a_layer_of_zeros_is_not_run(forced, calls, kind, static):
-    model = pure(kind)
-    text = torch.randint(1, 64, (2, 12), generator=torch.Generator().manual_seed(3))
-    ran = []
-    plain = type(model.model.layers[-1].self_attn).forward
-
-    def attention(*args: Any, **kwargs: Any) -> Any:
-        ran.append(1)
-        return plain(*args, **kwargs)
-
-    def made() -> Any:
-        return StaticCache(model.config, 20) if static else DynamicCache(config=model.config)
-
-    expected, cache = model(text, use_cache=False).logits[:, 4:], made()
-    with pytest.MonkeyPatch.context() as patch, patch_transformers([kind]):
-        patch.setattr(type(model.model.layers[-1].self_attn), "forward", attention)
-        found = cached(model, text, 5, cache)
-        assert not ran and int(cache.get_seq_length()) == 12
-        assert_near(found, expected, "logits")
-        assert not cache.layers[-1].keys.any() and cache.layers[-1].keys.shape[:2] == (2, 2)
-        # it is looked at again where it has changed
-        model.model.layers[-1].self_attn.o_proj.weight[0, 0] = 1
-        cached(model, text, 5, made())
-        assert len(ran) == 8
-        model.model.layers[-1].self_attn.o_proj.weight[0, 0] = 0
-        assert_near(cached(model, text, 5, made()), expected, "logits")
-        assert len(ran) == 8
-        model.model.layers[-1].input_layernorm.register_forward_hook(lambda *args: None)
-        cached(model, text, 5, made())
-        assert len(ran) == 16
-
-
-def test_only_what_the_configuration_calls_null_is_left_out():
-    model, stream = pure("bamba", transmamba={"student": "hybrid_lm", "null": 0}), torch.zeros(1, 1, 32)
-    found = []
-    for nulls in (0, 1):
-        model.config.transmamba["null"] = nulls
-        found.append([layer_of_zeros(layer, stream) for layer in model.model.layers])
-    assert found == [[False] * 3, [False, False, True]]
-    del model.config.transmamba
-    assert not layer_of_zeros(model.model.layers[-1], stream)
 
 
 class Kernels(TorchDispatchMode):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_transformers_nulls import PURE
 from test_transformers_patch import assert_near, build
-from test_transformers_tokens import PURE, cached, states
+from test_transformers_tokens import cached, states
 from transformers import DynamicCache
 from transmamba_kernels import patch_transformers
 
