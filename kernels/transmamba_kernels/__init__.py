@@ -11,7 +11,6 @@ from .bidirectional_conv1d import bidirectional_conv1d
 from .bidirectional_scan import bidirectional_scan
 from .bidirectional_ssd import bidirectional_ssd
 from .causal_conv1d import causal_conv1d, causal_conv1d_update
-from .gated_product import gated_product
 from .grouped_experts import grouped_experts
 from .mamba2_step import mamba2_step
 from .packing import seq_idx_from_cu_seqlens
@@ -30,7 +29,6 @@ __all__ = [
     "bidirectional_ssd",
     "causal_conv1d",
     "causal_conv1d_update",
-    "gated_product",
     "grouped_experts",
     "mamba2_step",
     "patch_transformers",

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from . import transformers_packing as packing
 from .backend import VARIABLE, choose
-from .gated_product import gated_product
 from .mamba2_step import mamba2_step
 from .rms_norm import rms_norm
 from .silu_mul import silu_mul
@@ -39,8 +38,6 @@ MIXERS = {
     "Zamba2MambaMixer",
 }
 MLPS = {"BambaMLP", "JambaMLP"}
-# Tokens for which an MLP's two products are one kernel, which reads its matrices once.
-FEW = 16
 STACKED_MLPS = {"GraniteMoeHybridMLP"}
 LAYERS = {"BambaDecoderLayer", "GraniteMoeHybridDecoderLayer"}
 
@@ -109,8 +106,6 @@ def _mlp(original: Function, module: ModuleType) -> Function:
     def forward(self: Any, x: Tensor) -> Any:
         if not (_is_silu(self.act_fn) and _fuses("silu_mul", x)):
             return original(self, x)
-        if _is_matrix(self.gate_proj, x) and _is_matrix(self.up_proj, x) and x.shape[:-1].numel() <= FEW:
-            return self.down_proj(gated_product(x, self.gate_proj.weight, self.up_proj.weight))
         return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
 
     return forward
@@ -124,13 +119,6 @@ def _stacked_mlp(original: Function, module: ModuleType) -> Function:
         return self.output_linear(silu_mul(*self.input_linear(hidden_states).chunk(2, dim=-1)))
 
     return forward
-
-
-def _is_matrix(linear: Any, x: Tensor) -> bool:
-    """Whether a projection is a product by its weight and nothing else."""
-    if type(linear) is not nn.Linear or linear.bias is not None or is_hooked(linear):
-        return False
-    return linear.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
 def _is_silu(activation: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from token_inputs import SHAPES, doubled, formula, token
 from transformers.models.bamba.modeling_bamba import BambaRMSNorm
-from transmamba_kernels import gated_product, mamba2_step, rms_norm, silu_mul
+from transmamba_kernels import mamba2_step, rms_norm, silu_mul
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -114,17 +114,7 @@ def test_wrong_norms_and_gates_are_named():
         rms_norm(x, weight, 1e-5, torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"weight: shape \(5,\), expected \(D,\) = \(6,\)"):
         rms_norm(x, weight[:5], 1e-5)
-    with pytest.raises(ValueError, match=r"up: shape \(4, 6\), expected \(N, K\) = \(5, 6\)"):
-        gated_product(x, torch.zeros(5, 6), torch.zeros(4, 6))
-    with pytest.raises(ValueError, match=r"gate: dtype torch\.float64, expected torch\.float32, as x has"):
-        gated_product(x, torch.zeros(5, 6).double(), torch.zeros(5, 6))
     with pytest.raises(ValueError, match="group_size: 4, expected a divisor of 6"):
         rms_norm(x, weight, 1e-5, group_size=4)
     with pytest.raises(ValueError, match=r"up: dtype torch\.float64, expected torch\.float32"):
         silu_mul(x, x.double())
-
-
-def test_gated_product_is_an_mlp_s_first_half():
-    x, gate, up = torch.randn(2, 3, 6), torch.randn(5, 6), torch.randn(5, 6)
-    assert torch.equal(gated_product(x, gate, up), F.silu(F.linear(x, gate)) * F.linear(x, up))
-    assert gated_product(x[:0], gate, up).shape == (0, 3, 5)

@@ -43,11 +43,6 @@ OPS: dict[str, tuple[Build, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
         [(8, 1536, 16)],
     ),
     "softmax_kl": (small_cases.divergence, [(2048, 49152), (2048, 128256)], [(64, 8192)]),
-    "gated_product": (
-        token_cases.product,
-        [(8, 4096, 11008), (1, 4096, 11008), (16, 576, 1536)],
-        [(8, 576, 1536)],
-    ),
     "mamba2_step": (
         token_cases.mixer,
         [(8, 32, 128, 128, 32), (1, 32, 128, 128, 32), (64, 32, 64, 128, 1)],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import gated_product, mamba2_step, rms_norm, silu_mul
+from .. import mamba2_step, rms_norm, silu_mul
 from .case import OURS, PLAIN, Call, Case, Draw, Tensors, plain
 
 
@@ -67,22 +67,4 @@ def gate(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Ca
 
     case.calls[OURS] = lambda: Call(silu_mul, tensors(), False)
     case.calls["torch silu, mul"] = lambda: Call(lambda gate, up: F.silu(gate) * up, tensors(), False)
-    return case
-
-
-def product(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
-    rows, width, neurons = shape
-    case = Case("gated_product", {"rows": rows, "K": width, "N": neurons}, neurons * width, 0)
-
-    def tensors() -> Tensors:
-        draw = Draw(device, dtype)
-        scale = width**-0.5
-        matrices = {name: draw(neurons, width, scale=scale) for name in ("gate", "up")}
-        return {"x": draw(rows, width), **matrices}
-
-    def by_torch(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
-        return F.silu(F.linear(x, gate)) * F.linear(x, up)
-
-    case.calls[OURS] = lambda: Call(gated_product, tensors(), False)
-    case.calls["torch linear, silu, mul"] = lambda: Call(by_torch, tensors(), False)
     return case

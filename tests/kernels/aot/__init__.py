@@ -23,7 +23,6 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "bidirectional_scan": selective_scan.both_ways,
     "bidirectional_ssd": ssd.both_ways,
     "causal_conv1d": convolutions.one_way,
-    "gated_product": tokens.products,
     "grouped_experts": experts.products,
     "mamba2_step": tokens.mixers,
     "rms_norm": tokens.norms,

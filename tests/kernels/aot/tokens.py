@@ -7,7 +7,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from transmamba_kernels.gated_product import gpu as product
 from transmamba_kernels.mamba2_step import gpu as mamba2
 from transmamba_kernels.rms_norm import gpu as norm
 from transmamba_kernels.silu_mul import gpu as mlp
@@ -22,11 +21,9 @@ class Recorded:
         self.kernel, self.found = kernel, found
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launch(
-            *arguments: Any, num_warps: int, enable_fp_fusion: bool, num_stages: int = 3, **rest: Any
-        ) -> None:
+        def launch(*arguments: Any, num_warps: int, enable_fp_fusion: bool, **rest: Any) -> None:
             values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | rest
-            self.found.append(case(self.kernel, values, num_warps, num_stages))
+            self.found.append(case(self.kernel, values, num_warps, 3))
 
         return launch
 
@@ -77,12 +74,4 @@ def gates() -> list[Case]:
     found: list[Case] = []
     with mock.patch.object(mlp, "gate_kernel", Recorded(mlp.gate_kernel, found)):
         mlp.silu_mul(empty(8, 1, 11008), empty(8, 1, 11008))
-    return found
-
-
-def products() -> list[Case]:
-    found: list[Case] = []
-    with mock.patch.object(product, "gated_kernel", Recorded(product.gated_kernel, found)):
-        for width, neurons in ((4096, 11008), (768, 1000)):
-            product.gated_product(empty(8, 1, width), empty(neurons, width), empty(neurons, width))
     return found
