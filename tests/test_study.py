@@ -205,11 +205,14 @@ def test_nothing_goes_on_behind_an_interruption(tmp_path: Path, monkeypatch: pyt
         return process
 
     monkeypatch.setattr(runner, "_begin", watched)
+    # a shell's background job has Ctrl-C switched off
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
             runner.run_all([[study_file.Run(f"run{k}", ("config=x",))] for k in range(5)])
         assert [process.wait(20) for process in begun] == [-signal.SIGTERM] * 2
     finally:
+        signal.signal(signal.SIGINT, before)
         runner.stop()
 
 

@@ -277,5 +277,5 @@ def test_what_cannot_be_is_one_line(made: Any, said: str) -> None:
 def test_a_teacher_that_is_no_llava_is_refused() -> None:
     from hybrids import llama
 
-    with pytest.raises(UserError, match=r"needs a LLaVA of transformers.*take clip, vim or ssd_vit"):
+    with pytest.raises(UserError, match=r"needs a LLaVA of transformers.*language model.*write --student"):
         convert(adapt_teacher(llama()), "llava")
