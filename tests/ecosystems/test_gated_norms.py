@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import transmamba  # noqa: F401  # mends what is older
+from transmamba.ecosystems import gated_norms
 from transmamba.ecosystems.gated_norms import MIXERS, mend
+from transmamba.ecosystems.hooks import REGISTER_IN
 
 CHANNELS, GROUPS = 12, 3
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -120,3 +122,8 @@ def test_the_installed_mixers_norm_each_group(model: str) -> None:
     (x, z, found), norm = seen[0], mixer.norm
     expected = by_group(x, z, norm.weight, mixer.n_groups, norm.variance_epsilon)
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_each_is_mended_where_it_is_imported() -> None:
+    told = {library for library, modules in REGISTER_IN.items() if gated_norms.__name__ in modules}
+    assert told == {f"transformers.models.{model}.modeling_{model}" for model in MIXERS}

@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "teachers"))
 from decoders_made import SHAPE, WORDS, make
 
 __all__ = [
+    "WITHOUT_US",
+    "WITH_US",
     "WORDS",
     "hybrid",
     "llama",
@@ -28,6 +30,10 @@ __all__ = [
     "texts",
     "with_us",
 ]
+
+# of a program in a fresh process that loads a student by transformers, its first and last lines
+WITHOUT_US = dict(first="", last="assert not [n for n in sys.modules if n.startswith('transmamba')]")
+WITH_US = dict(first="import transmamba", last="")
 
 
 def with_us() -> bool:

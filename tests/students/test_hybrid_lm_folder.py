@@ -9,7 +9,19 @@ from typing import Any
 import fresh_process
 import pytest
 import torch
-from hybrids import WORDS, hybrid, llama, make, moved, quiet_texts, relative, texts, with_us
+from hybrids import (
+    WITH_US,
+    WITHOUT_US,
+    WORDS,
+    hybrid,
+    llama,
+    make,
+    moved,
+    quiet_texts,
+    relative,
+    texts,
+    with_us,
+)
 from torch import Tensor
 
 from transmamba import UserError, inspect, load_student, save_student
@@ -29,9 +41,6 @@ for folder in sys.argv[2:]:
         torch.save(model(torch.load(sys.argv[1])).logits, folder + "/logits.pt")
 {last}
 """
-# transformers before 5.23 norms all heads together, unless we are imported
-WITHOUT_US = dict(first="", last="assert not [n for n in sys.modules if n.startswith('transmamba')]")
-WITH_US = dict(first="import transmamba", last="")
 KINDS = {
     "pure": ("Llama 2", ()),
     "tied, mixed": ("SmolLM (tied)", (1,)),

@@ -11,7 +11,7 @@ import fresh_process
 import numpy as np
 import pytest
 import torch
-from hybrids import with_us
+from hybrids import WITH_US, WITHOUT_US, with_us
 from llavas import made_by, moved, relative
 from PIL import Image
 from small_llava import IMAGE, llava_folder
@@ -35,8 +35,6 @@ for folder in sys.argv[2:]:
     assert AutoProcessor.from_pretrained(folder).tokenizer.padding_side == "left"
 {last}
 """
-WITHOUT_US = dict(first="", last="assert not [n for n in sys.modules if n.startswith('transmamba')]")
-WITH_US = dict(first="import transmamba", last="")
 HYBRID: dict[str, Any] = {"kind": "hybrid"}
 KINDS: dict[str, dict[str, Any]] = {
     "kept": {},

@@ -18,7 +18,7 @@ from ..ecosystems import decoders
 from ..ecosystems.sources import read_source
 from ..ecosystems.vision_language import LLAVA
 from ..errors import UserError, WrongValues
-from ..students.hybrid_lm.architectures import ARCHITECTURES, make_config
+from ..students.hybrid_lm.architectures import ARCHITECTURES, OURS, make_config, null_layers
 from ..students.hybrid_lm.names import HybridLM
 from ..students.hybrid_lm.own_class import make_own_config, own_config, own_model
 from ..students.hybrid_lm.shape import architecture_for, shape_of
@@ -103,7 +103,7 @@ def attention_layers(config: Any) -> int:
 
 
 def _null_count(config: Any) -> int:
-    return int((getattr(config, "transmamba", None) or {}).get("null", 0))
+    return null_layers(config) if getattr(config, OURS, None) else 0  # a teacher says nothing of it
 
 
 def make_model(config: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.hashing import hash64
 from ..errors import UserError
@@ -108,7 +108,7 @@ def generate(
         suppress_tokens=_marks_suppressed(model),
     )
     draws = [] if drawing is None else [_Draws(drawing, text.shape[1])]
-    with torch.no_grad(), _evaluating(model), _plainly(model), on_our_kernels(model):
+    with torch.no_grad(), evaluating(model), _plainly(model), on_our_kernels(model):
         made: Tensor = model.generate(
             **_given(model, inputs),
             generation_config=settings,
@@ -120,7 +120,7 @@ def generate(
 def next_logits(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     """(B, V): what a model of transformers foretells after `text`, by one pass as `generate`'s first; inputs
     as there."""
-    with torch.no_grad(), _evaluating(model), on_our_kernels(model):
+    with torch.no_grad(), evaluating(model), on_our_kernels(model):
         logits: Tensor = model(**_given(model, inputs), use_cache=False, logits_to_keep=1).logits
     return logits[:, -1]
 
@@ -195,13 +195,15 @@ def _decoder(config: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode; afterwards every submodule's mode is as before."""
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextlib.contextmanager

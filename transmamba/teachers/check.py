@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.output import Capture
+from ..ecosystems.generation import evaluating
 from ..views.embeddings import ImageEmbedding, Spliced, TokenEmbedding
 from ..views.heads import Embedder, EndOfText, Head
 from ..views.sublayers import Affine, Norm
@@ -224,15 +225,10 @@ def _watching(blocks: Mapping[str, Sequence[nn.Module]], kept: dict[str, Tensor]
 def _undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
     """In evaluation mode and without autocast; afterwards every submodule's mode and the generators are as
     before."""
-    modes = {each: each.training for each in module.modules()}
     cards = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cards), torch.autocast(device.type, enabled=False):
-        module.eval()
-        try:
-            yield
-        finally:
-            for each, training in modes.items():
-                each.training = training
+    autocast = torch.autocast(device.type, enabled=False)
+    with torch.random.fork_rng(devices=cards), autocast, evaluating(module):
+        yield
 
 
 def _suspects(module: nn.Module) -> str:

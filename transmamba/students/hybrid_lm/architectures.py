@@ -227,7 +227,7 @@ def kinds_of(config: Any) -> tuple[Kind, ...]:
     """Of the student's layers, without those that the class has beyond them."""
     if architecture_of(config) is OWN:
         return tuple(config.layer_kinds)
-    return tuple(config.layers_block_type[: config.num_hidden_layers - getattr(config, OURS)["null"]])
+    return tuple(config.layers_block_type[: config.num_hidden_layers - null_layers(config)])
 
 
 def expert_layers(config: Any) -> tuple[int, ...]:
@@ -247,6 +247,11 @@ def rotary_of(config: Any) -> Any:
     name = "llama" if architecture_of(config) is OWN else config.model_type
     module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
     return getattr(module, architecture_of(config).rotary)(config)
+
+
+def null_layers(config: Any) -> int:
+    """How many layers of zeros a student has behind its own: one of attention where it keeps none."""
+    return int(getattr(config, OURS)["null"])
 
 
 def normalises(config: Any) -> bool:

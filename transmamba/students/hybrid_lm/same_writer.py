@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...core.batch import rows_of
-from ...ecosystems.generation import next_logits
+from ...ecosystems.generation import evaluating, next_logits
 from ...errors import UserError
 
 _ROWS = 4
@@ -27,16 +27,12 @@ def check_same(student: Any, writer: Any, inputs: Mapping[str, Tensor]) -> None:
     the nearest row counts, for an expert that is chosen by a hair may be another one.
     """
     few = rows_of(inputs, slice(0, _ROWS))
-    modes = {module: module.training for module in student.modules()}
-    student.eval()
     device = next(student.parameters()).device
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), evaluating(student):
         logits = student.run(few).logits
         assert logits is not None, "there is text"
         mine = logits.head(logits.hidden[:, -1]).double()
         theirs = next_logits(writer, few).double()
-    for module, training in modes.items():
-        module.training = training
     distance = ((theirs - mine).norm(dim=-1) / mine.norm(dim=-1)).min().item()
     if distance > (_FAR if _whole(student) else _FAR_IN_HALF):
         import transformers

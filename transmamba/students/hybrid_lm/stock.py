@@ -15,7 +15,7 @@ from ...ecosystems.adapters import tuned_of
 from ...ecosystems.sources import Source
 from ...errors import UserError
 from ..spread import is_spread
-from .architectures import OURS, OWN
+from .architectures import OWN, null_layers
 from .own_class import own_config, own_model, write_code
 from .same_writer import check_same
 
@@ -134,7 +134,7 @@ def load(source: Source, student: type[HybridStudent]) -> HybridStudent:
         for name, tensor in _plain(model.state_dict()).items()
         if tensor.numel()
         and not any(
-            name.startswith(f"model.layers.{depth + extra}.") for extra in range(_nulls(model.config))
+            name.startswith(f"model.layers.{depth + extra}.") for extra in range(null_layers(model.config))
         )
     }
     made.load_state_dict(own, strict=True, assign=True)
@@ -153,7 +153,3 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _is_own(model_type: Any) -> bool:
     return bool(model_type == OWN.model_type)
-
-
-def _nulls(config: Any) -> int:
-    return int(getattr(config, OURS)["null"])
