@@ -11,6 +11,7 @@ from .bidirectional_conv1d import bidirectional_conv1d
 from .bidirectional_scan import bidirectional_scan
 from .bidirectional_ssd import bidirectional_ssd
 from .causal_conv1d import causal_conv1d, causal_conv1d_update
+from .gated_product import gated_product
 from .grouped_experts import grouped_experts
 from .mamba2_step import mamba2_step
 from .packing import seq_idx_from_cu_seqlens
@@ -18,6 +19,7 @@ from .rms_norm import rms_norm
 from .selective_scan import selective_scan
 from .selective_state_update import selective_state_update
 from .silu_mul import silu_mul
+from .skinny_linear import skinny_linear
 from .softmax_kl import softmax_kl
 from .ssd_scan import ssd_scan
 from .ssd_state_update import ssd_state_update
@@ -29,6 +31,7 @@ __all__ = [
     "bidirectional_ssd",
     "causal_conv1d",
     "causal_conv1d_update",
+    "gated_product",
     "grouped_experts",
     "mamba2_step",
     "patch_transformers",
@@ -37,6 +40,7 @@ __all__ = [
     "selective_state_update",
     "seq_idx_from_cu_seqlens",
     "silu_mul",
+    "skinny_linear",
     "softmax_kl",
     "ssd_scan",
     "ssd_state_update",

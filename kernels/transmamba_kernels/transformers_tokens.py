@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from . import transformers_packing as packing
 from .backend import VARIABLE, choose
+from .gated_product import gated_product
 from .mamba2_step import mamba2_step
 from .rms_norm import rms_norm
 from .silu_mul import silu_mul
+from .skinny_linear import skinny_linear
 from .transformers_nulls import layer_of_zeros
 
 Function = Callable[..., Any]
@@ -38,6 +40,8 @@ MIXERS = {
     "Zamba2MambaMixer",
 }
 MLPS = {"BambaMLP", "JambaMLP"}
+# Tokens whose products with a matrix cost no more than to read it.
+FEW = 16
 STACKED_MLPS = {"GraniteMoeHybridMLP"}
 LAYERS = {"BambaDecoderLayer", "GraniteMoeHybridDecoderLayer"}
 
@@ -106,6 +110,8 @@ def _mlp(original: Function, module: ModuleType) -> Function:
     def forward(self: Any, x: Tensor) -> Any:
         if not (_is_silu(self.act_fn) and _fuses("silu_mul", x)):
             return original(self, x)
+        if _is_few(x) and _is_matrix(self.gate_proj, x) and _is_matrix(self.up_proj, x):
+            return self.down_proj(gated_product(x, self.gate_proj.weight, self.up_proj.weight))
         return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
 
     return forward
@@ -119,6 +125,17 @@ def _stacked_mlp(original: Function, module: ModuleType) -> Function:
         return self.output_linear(silu_mul(*self.input_linear(hidden_states).chunk(2, dim=-1)))
 
     return forward
+
+
+def _is_few(x: Tensor) -> bool:
+    return x.shape[:-1].numel() <= FEW
+
+
+def _is_matrix(linear: Any, x: Tensor) -> bool:
+    """Whether a projection is a product by its weight and nothing else."""
+    if type(linear) is not nn.Linear or linear.bias is not None or is_hooked(linear):
+        return False
+    return linear.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
 def _is_silu(activation: Any) -> bool:
@@ -139,21 +156,27 @@ def _mixer(original: Function, module: ModuleType) -> Function:
             states = _states_of_a_step(self, hidden_states, cache_params)
         if states is None or not _fuses("mamba2_step", hidden_states, *states):
             return original(self, hidden_states, cache_params, attention_mask, **kwargs)
-        y = mamba2_step(
-            self.in_proj(hidden_states)[:, 0],
-            *states,
-            self.conv1d.weight[:, 0],
-            self.conv1d.bias,
-            self.dt_bias,
-            self.A_log,
-            self.D,
-            self.norm.weight,
-            self.norm.variance_epsilon,
-            group_of(self.norm),
-        )
-        return self.out_proj(y[:, None].to(hidden_states.dtype))
+        y = _between_projections(self, self.in_proj(hidden_states), states)
+        return self.out_proj(y.to(hidden_states.dtype))
 
     return forward
+
+
+def _between_projections(mixer: Any, projected: Tensor, states: tuple[Tensor, Tensor]) -> Tensor:
+    """A step's y (B, 1, H P) of what in_proj made of it."""
+    y = mamba2_step(
+        projected[:, 0],
+        *states,
+        mixer.conv1d.weight[:, 0],
+        mixer.conv1d.bias,
+        mixer.dt_bias,
+        mixer.A_log,
+        mixer.D,
+        mixer.norm.weight,
+        mixer.norm.variance_epsilon,
+        group_of(mixer.norm),
+    )
+    return y[:, None]
 
 
 def _states_of_a_step(mixer: Any, hidden_states: Tensor, cache: Any) -> tuple[Tensor, Tensor] | None:
@@ -183,8 +206,11 @@ def _layer(original: Function, module: ModuleType) -> Function:
 
     @functools.wraps(original)
     def forward(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if args or not _fuses("rms_norm", hidden_states) or not layer_of_zeros(self, hidden_states):
+        if args or not _fuses("rms_norm", hidden_states):
             return original(self, hidden_states, *args, **kwargs)
+        if not layer_of_zeros(self, hidden_states):
+            after = None if alone else _token_of_a_layer(self, hidden_states, kwargs)
+            return original(self, hidden_states, **kwargs) if after is None else (after, None)
         attention, cache = self.self_attn, kwargs.get("past_key_values")
         if cache is not None:
             shape = (attention.config.num_key_value_heads, hidden_states.shape[1], attention.head_dim)
@@ -193,3 +219,25 @@ def _layer(original: Function, module: ModuleType) -> Function:
         return hidden_states if alone else (hidden_states, None)
 
     return forward
+
+
+def _token_of_a_layer(layer: Any, stream: Tensor, given: dict[str, Any]) -> Tensor | None:
+    """A Bamba's layer of Mamba-2 for one token of few rows, where all that it does are its modules' own
+    products: each is one kernel with what is added to it.
+    """
+    mixer, mlp = getattr(layer, "mamba", None), layer.feed_forward
+    if mixer is None or given.get("attention_mask") is not None or packing.named(given) is not None:
+        return None
+    products = (mixer.in_proj, mixer.out_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    if not _is_few(stream) or not all(_is_matrix(product, stream) for product in products):
+        return None
+    if is_hooked(mixer) or is_hooked(mlp) or not _is_silu(mlp.act_fn):
+        return None
+    states = _states_of_a_step(mixer, stream, given.get("past_key_values"))
+    if states is None:
+        return None
+    projected = skinny_linear(layer.input_layernorm(stream), mixer.in_proj.weight)
+    y = _between_projections(mixer, projected, states).to(stream.dtype)
+    stream = skinny_linear(y, mixer.out_proj.weight, stream)
+    opened = gated_product(layer.pre_ff_layernorm(stream), mlp.gate_proj.weight, mlp.up_proj.weight)
+    return skinny_linear(opened, mlp.down_proj.weight, stream)

@@ -28,9 +28,11 @@ def tiny(monkeypatch):
         "vim_block": (1, 8, 5, 4),
         "ssd_state_update": (2, 2, 4, 8),
         "softmax_kl": (4, 64),
+        "gated_product": (2, 8, 6),
         "mamba2_step": (2, 4, 4, 8, 2),
         "rms_norm": (4, 64),
         "silu_mul": (4, 64),
+        "skinny_linear": (2, 8, 6),
     }
     assert small.keys() == cases.OPS.keys()
     monkeypatch.setattr(cases, "OPS", {op: (cases.OPS[op][0], [], [shape]) for op, shape in small.items()})
@@ -47,7 +49,7 @@ def test_all_operators_with_files(tiny, tmp_path):
     assert (tmp_path / "kernels.png").stat().st_size > 0
     rows = {(row["op"], row["implementation"]): row for row in result["results"]}
     assert not [row["error"] for row in rows.values() if "error" in row]
-    of_a_token = ("mamba2_step", "rms_norm", "silu_mul")
+    of_a_token = ("gated_product", "mamba2_step", "rms_norm", "silu_mul", "skinny_linear")
     for op in cases.OPS:
         row = rows[op, "transmamba_kernels"]
         assert row["inference_ms"] > 0

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from token_inputs import SHAPES, doubled, formula, token
 from transformers.models.bamba.modeling_bamba import BambaRMSNorm
-from transmamba_kernels import mamba2_step, rms_norm, silu_mul
+from transmamba_kernels import gated_product, mamba2_step, rms_norm, silu_mul, skinny_linear
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -114,7 +114,30 @@ def test_wrong_norms_and_gates_are_named():
         rms_norm(x, weight, 1e-5, torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"weight: shape \(5,\), expected \(D,\) = \(6,\)"):
         rms_norm(x, weight[:5], 1e-5)
+    with pytest.raises(ValueError, match=r"up: shape \(4, 6\), expected \(N, K\) = \(5, 6\)"):
+        gated_product(x, torch.zeros(5, 6), torch.zeros(4, 6))
+    with pytest.raises(ValueError, match=r"gate: dtype torch\.float64, expected torch\.float32, as x has"):
+        gated_product(x, torch.zeros(5, 6).double(), torch.zeros(5, 6))
+    with pytest.raises(ValueError, match=r"weight: shape \(5, 4\), expected \(N, K\) = \(5, 6\)"):
+        skinny_linear(x, torch.zeros(5, 4))
+    with pytest.raises(ValueError, match=r"residual: shape \(1, 5\), expected \(\.\.\., N\) = \(2, 5\)"):
+        skinny_linear(x, torch.zeros(5, 6), torch.zeros(1, 5))
+    with pytest.raises(ValueError, match=r"residual: dtype torch\.float64, expected torch\.float32"):
+        skinny_linear(x, torch.zeros(5, 6), torch.zeros(2, 5).double())
     with pytest.raises(ValueError, match="group_size: 4, expected a divisor of 6"):
         rms_norm(x, weight, 1e-5, group_size=4)
     with pytest.raises(ValueError, match=r"up: dtype torch\.float64, expected torch\.float32"):
         silu_mul(x, x.double())
+
+
+def test_gated_product_is_an_mlp_s_first_half():
+    x, gate, up = torch.randn(2, 3, 6), torch.randn(5, 6), torch.randn(5, 6)
+    assert torch.equal(gated_product(x, gate, up), F.silu(F.linear(x, gate)) * F.linear(x, up))
+    assert gated_product(x[:0], gate, up).shape == (0, 3, 5)
+
+
+def test_skinny_linear_is_a_linear_and_a_sum():
+    x, weight, more = torch.randn(2, 3, 6), torch.randn(5, 6), torch.randn(2, 3, 5)
+    assert torch.equal(skinny_linear(x, weight), F.linear(x, weight))
+    assert torch.equal(skinny_linear(x, weight, more), more + F.linear(x, weight))
+    assert skinny_linear(x[:0], weight, more[:0]).shape == (0, 3, 5)

@@ -9,6 +9,7 @@ import importlib
 import inspect
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from test_transformers_patch import CONFIGS, assert_near, build
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
-from transmamba_kernels import mamba2_step, patch_transformers, rms_norm, silu_mul
+from transmamba_kernels import gated_product, mamba2_step, patch_transformers, rms_norm, skinny_linear
 from transmamba_kernels import transformers_tokens as tokens
 from transmamba_kernels.transformers_patch import MODELS
 
@@ -38,7 +39,7 @@ def forced(monkeypatch):
 def calls(monkeypatch) -> list[str]:
     """The operators that patched models called."""
     found: list[str] = []
-    for name in ("mamba2_step", "rms_norm", "silu_mul"):
+    for name in ("gated_product", "mamba2_step", "rms_norm", "silu_mul", "skinny_linear"):
         plain = getattr(tokens, name)
 
         def counted(*args: Any, plain: Any = plain, name: str = name, **kwargs: Any) -> Any:
@@ -246,23 +247,106 @@ class Kernels(TorchDispatchMode):
 
 
 @torch.no_grad()
-def test_a_layer_of_mamba_is_eleven_kernels(forced, monkeypatch):
-    """Five products, two norms, two sums, the step and the gate of the MLP."""
+def test_a_layer_of_mamba_is_seven_kernels(forced):
+    """Three products, of which two add, the MLP's two with what is between them, two norms, the step."""
     found = []
     for depth in (2, 3):
         model = build("bamba", num_hidden_layers=depth, attn_layer_indices=[0]).bfloat16().eval()
         cache, kernels = DynamicCache(config=model.config), Kernels()
         with pytest.MonkeyPatch.context() as patch, patch_transformers(["bamba"]):
             cached(model, torch.ones(2, 6, dtype=torch.int64), 5, cache)
-            for operator in (mamba2_step, rms_norm, silu_mul):
+            for operator in (gated_product, mamba2_step, rms_norm, skinny_linear):
                 patch.setattr(tokens, operator.__name__, kernels.as_one(operator))
             with kernels:
                 cached(model, torch.ones(2, 1, dtype=torch.int64), 1, cache, begin=6)
         found.append(kernels.found)
     assert found[1] - found[0] == {
-        "mm.default": 5,
+        "skinny_linear": 3,
         "rms_norm": 2,
-        "add.Tensor": 2,
         "mamba2_step": 1,
-        "silu_mul": 1,
+        "gated_product": 1,
     }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["few", "many", "bias", "hooked", "gelu"])
+def test_an_mlp_is_one_product_where_it_may_be(forced, calls, case):
+    """Bit for bit what it was."""
+    changes = {"bias": {"mlp_bias": True}, "gelu": {"hidden_act": "gelu"}}.get(case, {})
+    mlp = build("bamba", **changes).model.layers[0].feed_forward
+    called: list[int] = []
+    if case == "hooked":
+        mlp.up_proj.register_forward_hook(lambda *args: called.append(1))
+    x = torch.randn(17 if case == "many" else 16, 1, 32)
+    expected = mlp(x)
+    with patch_transformers(["bamba"]):
+        assert torch.equal(mlp(x), expected)
+    assert calls == {"few": ["gated_product"], "gelu": []}.get(case, ["silu_mul"])
+    assert len(called) == 2 * (case == "hooked")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 16, 17])
+def test_a_layer_of_few_rows_is_what_it_was(forced, calls, rows):
+    """Of the stream and of the states."""
+    model = build("bamba").eval()
+    found = []
+    for patched in (False, True):
+        cache = DynamicCache(config=model.config)
+        cached(model, torch.ones(rows, 6, dtype=torch.int64), 6, cache)
+        with patch_transformers(["bamba"]) if patched else nullcontext():
+            said = cached(model, torch.arange(rows)[:, None], 1, cache, begin=6)
+        found.append([said, *states(cache)])
+    for ours, theirs in zip(*found, strict=True):
+        assert_near(ours, theirs, "step")
+    layers = sum(hasattr(layer, "mamba") for layer in model.model.layers)
+    assert calls.count("skinny_linear") == (3 * layers if rows <= 16 else 0)
+
+
+# mamba.conv1d is not called for a token by transformers either
+PARTS = ["mamba", "mamba.in_proj", "mamba.out_proj", "mamba.norm", "input_layernorm", "pre_ff_layernorm"]
+PARTS += ["feed_forward", *(f"feed_forward.{name}_proj" for name in ("gate", "up", "down"))]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("kind", ["hook", "forward"])
+def test_whoever_waits_for_a_part_of_a_layer_hears_of_it(forced, part, kind):
+    """Hooks, and a forward of its own, as adapters and offloading have."""
+    model = build("bamba").eval()
+    module = model.model.layers[0].get_submodule(part)
+    heard: list[int] = []
+    if kind == "hook":
+        module.register_forward_hook(lambda *args: heard.append(1))
+    else:
+        plain = module.forward
+        module.forward = lambda *args, **kwargs: (heard.append(1), plain(*args, **kwargs))[1]
+    cache = DynamicCache(config=model.config)
+    cached(model, torch.ones(2, 6, dtype=torch.int64), 6, cache)
+    with patch_transformers(["bamba"]):
+        before = len(heard)
+        cached(model, torch.ones(2, 1, dtype=torch.int64), 1, cache, begin=6)
+    assert len(heard) == before + 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", [part for part in PARTS if part.endswith("_proj")])
+def test_a_projection_of_another_class_is_called(forced, calls, part):
+    """As an adapter or a quantised one is."""
+    model = build("bamba").eval()
+    layer = model.model.layers[0]
+    plain = layer.get_submodule(part)
+
+    class Other(type(plain)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            return 2.0 * super().forward(x)
+
+    plain.__class__ = Other
+    found = []
+    for patched in (False, True):
+        cache = DynamicCache(config=model.config)
+        cached(model, torch.ones(2, 6, dtype=torch.int64), 6, cache)
+        with patch_transformers(["bamba"]) if patched else nullcontext():
+            found.append(cached(model, torch.ones(2, 1, dtype=torch.int64), 1, cache, begin=6))
+    assert_near(found[1], found[0], "logits")
+    assert "mamba2_step" in calls

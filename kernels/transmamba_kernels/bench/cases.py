@@ -43,6 +43,11 @@ OPS: dict[str, tuple[Build, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
         [(8, 1536, 16)],
     ),
     "softmax_kl": (small_cases.divergence, [(2048, 49152), (2048, 128256)], [(64, 8192)]),
+    "gated_product": (
+        token_cases.product,
+        [(8, 4096, 11008), (1, 4096, 11008), (16, 576, 1536)],
+        [(8, 576, 1536)],
+    ),
     "mamba2_step": (
         token_cases.mixer,
         [(8, 32, 128, 128, 32), (1, 32, 128, 128, 32), (64, 32, 64, 128, 1)],
@@ -50,6 +55,11 @@ OPS: dict[str, tuple[Build, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
     ),
     "rms_norm": (token_cases.norm, [(8, 4096), (1, 4096)], [(8, 4096)]),
     "silu_mul": (token_cases.gate, [(8, 11008), (1, 11008)], [(8, 11008)]),
+    "skinny_linear": (
+        token_cases.linear,
+        [(8, 4096, 4096), (8, 11008, 4096), (8, 4096, 16416), (1, 4096, 4096), (16, 576, 1536)],
+        [(8, 576, 1536)],
+    ),
     "ssd_state_update": (small_cases.ssd_update, [(64, 64, 64, 128), (64, 32, 64, 128)], [(4, 32, 64, 128)]),
 }
 

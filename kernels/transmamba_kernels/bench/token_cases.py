@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import mamba2_step, rms_norm, silu_mul
+from .. import gated_product, mamba2_step, rms_norm, silu_mul, skinny_linear
 from .case import OURS, PLAIN, Call, Case, Draw, Tensors, plain
 
 
@@ -67,4 +67,39 @@ def gate(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Ca
 
     case.calls[OURS] = lambda: Call(silu_mul, tensors(), False)
     case.calls["torch silu, mul"] = lambda: Call(lambda gate, up: F.silu(gate) * up, tensors(), False)
+    return case
+
+
+def product(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
+    rows, width, neurons = shape
+    case = Case("gated_product", {"rows": rows, "K": width, "N": neurons}, neurons * width, 0)
+
+    def tensors() -> Tensors:
+        draw = Draw(device, dtype)
+        scale = width**-0.5
+        matrices = {name: draw(neurons, width, scale=scale) for name in ("gate", "up")}
+        return {"x": draw(rows, width), **matrices}
+
+    def by_torch(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+        return F.silu(F.linear(x, gate)) * F.linear(x, up)
+
+    case.calls[OURS] = lambda: Call(gated_product, tensors(), False)
+    case.calls["torch linear, silu, mul"] = lambda: Call(by_torch, tensors(), False)
+    return case
+
+
+def linear(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
+    rows, width, columns = shape
+    case = Case("skinny_linear", {"rows": rows, "K": width, "N": columns}, columns * width, 0)
+
+    def tensors() -> Tensors:
+        draw = Draw(device, dtype)
+        weight = draw(columns, width, scale=width**-0.5)
+        return {"x": draw(rows, width), "weight": weight, "residual": draw(rows, columns)}
+
+    def by_torch(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
+        return residual + F.linear(x, weight)
+
+    case.calls[OURS] = lambda: Call(skinny_linear, tensors(), False)
+    case.calls["torch linear, add"] = lambda: Call(by_torch, tensors(), False)
     return case

@@ -7,14 +7,18 @@ from torch import Tensor
 
 from ..causal_conv1d.gpu import MOST_TAPS
 from ..causal_conv1d.kernels import update_kernel
+from ..early_launch import overlaps
 from ..rms_norm import gpu as norm
 from ..ssd_state_update.gpu import MOST_STATES, TILE
 from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
 from . import cpu
 from .kernels import head_kernel
 
-# The largest head that a program holds whole. A warp of more than a TILE takes registers beyond count.
+# The largest head of which one program has all; how much of it a program holds at a time, since with more no
+# second program has room beside it; and its warps.
 MOST_ELEMENTS = 16 * TILE
+PART = 2 * TILE
+WARPS = 8
 
 
 def mamba2_step(
@@ -110,9 +114,11 @@ def _step(
             S=conv_state.shape[2],
             BP=block,
             NP=deep,
+            PARTS=max(block * deep // PART, 1),
             CONV=alone,
             NORM=normed,
-            num_warps=max(block * deep // TILE, 1),
+            num_warps=min(max(block * deep // TILE, 1), WARPS),
+            **overlaps(projected),
             **FUSED,
         )
     return y if normed else norm.rms_norm(y, norm_weight, eps, projected[:, :inner], group_size)

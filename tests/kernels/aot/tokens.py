@@ -7,23 +7,30 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from transmamba_kernels.gated_product import gpu as product
 from transmamba_kernels.mamba2_step import gpu as mamba2
 from transmamba_kernels.rms_norm import gpu as norm
 from transmamba_kernels.silu_mul import gpu as mlp
+from transmamba_kernels.skinny_linear import gpu as skinny
 
 from .case import Case, case
 
 
 class Recorded:
-    """In a kernel's place: what it would be launched with."""
+    """In a kernel's place: what it would be launched with on the GPU that it is compiled for."""
 
     def __init__(self, kernel: Any, found: list[Case]) -> None:
         self.kernel, self.found = kernel, found
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        def launch(*arguments: Any, num_warps: int, enable_fp_fusion: bool, **rest: Any) -> None:
+        def launch(
+            *arguments: Any, num_warps: int, enable_fp_fusion: bool, num_stages: int = 3, **rest: Any
+        ) -> None:
             values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | rest
-            self.found.append(case(self.kernel, values, num_warps, 3))
+            early = {}
+            if "EARLY" in values:
+                values["EARLY"], early = True, {"launch_pdl": True}
+            self.found.append(case(self.kernel, values, num_warps, num_stages, **early))
 
         return launch
 
@@ -74,4 +81,21 @@ def gates() -> list[Case]:
     found: list[Case] = []
     with mock.patch.object(mlp, "gate_kernel", Recorded(mlp.gate_kernel, found)):
         mlp.silu_mul(empty(8, 1, 11008), empty(8, 1, 11008))
+    return found
+
+
+def products() -> list[Case]:
+    found: list[Case] = []
+    with mock.patch.object(product, "gated_kernel", Recorded(product.gated_kernel, found)):
+        for rows, width, neurons in ((8, 4096, 11008), (16, 768, 1000)):
+            product.gated_product(empty(rows, 1, width), empty(neurons, width), empty(neurons, width))
+    return found
+
+
+def linears() -> list[Case]:
+    found: list[Case] = []
+    with mock.patch.object(skinny, "linear_kernel", Recorded(skinny.linear_kernel, found)):
+        for rows, width, columns in ((8, 4096, 4096), (8, 4096, 16416), (16, 11008, 4096), (3, 384, 1000)):
+            residual = empty(rows, 1, columns) if columns == 4096 else None
+            skinny.skinny_linear(empty(rows, 1, width), empty(columns, width), residual)
     return found

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from token_inputs import SHAPES, doubled, formula, token
 from torch import Tensor
-from transmamba_kernels import mamba2_step, rms_norm, silu_mul
+from transmamba_kernels import gated_product, mamba2_step, rms_norm, silu_mul, skinny_linear
 
 
 def placed(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -127,10 +127,43 @@ def test_gate(device, dtype):
     near(found, F.silu(gate.double()) * up.double(), 1e-6 if dtype == torch.float32 else 1e-2, "y")
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("rows", "width", "neurons"), [(1, 128, 64), (16, 256, 70), (3, 150, 70), (17, 128, 8)]
+)
+def test_gated_product(device, rows, width, neurons, dtype):
+    torch.manual_seed(rows)
+    x = torch.randn(rows, 1, width + 2).to(dtype)[..., 2:]
+    gate, up = (torch.randn(neurons, width).to(dtype) for _ in range(2))
+    found = gated_product(x.to(device), gate.to(device), up.to(device))
+    truth = F.silu(x.double() @ gate.double().T) * (x.double() @ up.double().T)
+    assert found.dtype == dtype and found.shape == (rows, 1, neurons)
+    # three are rounded, by the interpreter downwards
+    near(found, truth, 1e-5 if dtype == torch.float32 else 2e-2, "y")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("rows", "width", "columns"), [(1, 128, 64), (8, 256, 70), (16, 384, 33), (3, 150, 70), (17, 128, 8)]
+)
+@pytest.mark.parametrize("adds", [False, True])
+def test_skinny_linear(device, rows, width, columns, dtype, adds):
+    torch.manual_seed(rows)
+    x = torch.randn(rows, 1, width + 2).to(dtype)[..., 2:]
+    weight = torch.randn(columns, width).to(dtype)
+    more = torch.randn(rows, 1, columns + 1).to(dtype)[..., 1:] if adds else None
+    found = skinny_linear(x.to(device), weight.to(device), None if more is None else more.to(device))
+    truth = x.double() @ weight.double().T + (0.0 if more is None else more.double())
+    assert found.dtype == dtype and found.shape == (rows, 1, columns)
+    near(found, truth, 1e-5 if dtype == torch.float32 else 1e-2, "y")
+
+
 def test_registered_ops(device, monkeypatch):
+    import transmamba_kernels.gated_product.gpu
     import transmamba_kernels.mamba2_step.gpu
     import transmamba_kernels.rms_norm.gpu
-    import transmamba_kernels.silu_mul.gpu  # noqa: F401
+    import transmamba_kernels.silu_mul.gpu
+    import transmamba_kernels.skinny_linear.gpu  # noqa: F401
 
     monkeypatch.undo()
     ops = torch.ops.transmamba
@@ -139,6 +172,11 @@ def test_registered_ops(device, monkeypatch):
     x, weight = torch.randn(2, 12, device=device), torch.randn(12, device=device)
     torch.library.opcheck(ops.rms_norm_triton.default, (x, weight, x, 1e-5, 4))
     torch.library.opcheck(ops.silu_mul_triton.default, (x, x))
+    half = torch.randn(2, 128, device=device).half()
+    torch.library.opcheck(ops.skinny_linear_triton.default, (half, half, half[:, :2]))
+    torch.library.opcheck(
+        ops.gated_product_triton.default, tuple(torch.randn(3, 2, 128, device=device).half())
+    )
 
 
 def test_cuda_graph(device):

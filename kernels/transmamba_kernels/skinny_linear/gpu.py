@@ -1,0 +1,81 @@
+"""The product of a few rows in Triton: one launch that reads the matrix once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton.language as tl
+from torch import Tensor
+
+from ..backend import interpreted
+from ..early_launch import overlaps
+from ..triton_common import FUSED, cdiv, on_device_of, rows
+from .kernels import linear_kernel
+
+# Rows of x that a program holds: more are a product that computes, for which there are better kernels.
+MOST_ROWS = 16
+# Columns of a matrix that every program takes a step, or a divisor of them.
+STEP = 128
+# What is multiplied; the interpreter's products know no bfloat16.
+_KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+def skinny_linear(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+    """Arguments as in `transmamba_kernels.skinny_linear`; y (..., N)."""
+    flat = x.reshape(-1, x.shape[-1])
+    if not streams(flat, weight):
+        product = F.linear(x, weight)
+        return product if residual is None else residual + product
+    more = None if residual is None else residual.reshape(len(flat), len(weight))
+    run = _product_op if torch.compiler.is_compiling() else _product
+    return run(flat, weight, more).view(*x.shape[:-1], len(weight))
+
+
+def streams(x: Tensor, *matrices: Tensor) -> bool:
+    """Whether the kernels take rows x (M, K) and these matrices (N, K)."""
+    whole = all(m.is_contiguous() and m.numel() > 0 for m in matrices) and x.shape[1] % STEP == 0
+    return whole and x.dtype in (torch.bfloat16, torch.float16) and 0 < len(x) <= MOST_ROWS
+
+
+def kinds(x: Tensor) -> dict[str, Any]:
+    """What a launch for rows x has whatever its blocks are."""
+    dot = _KINDS[torch.float32 if interpreted() else x.dtype]
+    return {"R": 8 if len(x) <= 8 else 16, "DOT": dot, **overlaps(x), **FUSED}
+
+
+def _product(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+    x = rows(x)
+    residual = None if residual is None else rows(residual)
+    (count, width), columns = x.shape, len(weight)
+    y = torch.empty(count, columns, dtype=x.dtype, device=x.device)
+    # Blocks of 64 rows leave multiprocessors of a large GPU without one where the matrix has few.
+    block, step = (64, STEP) if columns > 64 * 150 else (32, 2 * STEP if width % (2 * STEP) == 0 else STEP)
+    with on_device_of(x):
+        linear_kernel[(cdiv(columns, block),)](
+            x,
+            weight,
+            residual,
+            y,
+            count,
+            columns,
+            width,
+            x.stride(0),
+            0 if residual is None else residual.stride(0),
+            BN=block,
+            BK=step,
+            num_warps=4,
+            num_stages=4,
+            **kinds(x),
+        )
+    return y
+
+
+_product_op = torch.library.custom_op(
+    "transmamba::skinny_linear_triton",
+    _product,
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor? residual) -> Tensor",
+)
+_product_op.register_fake(lambda x, weight, residual: x.new_empty(len(x), len(weight)))

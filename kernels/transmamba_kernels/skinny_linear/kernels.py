@@ -1,0 +1,101 @@
+# mypy: ignore-errors
+"""The Triton kernels of a few rows' product with a matrix, and with the two of a gated MLP's first half."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..early_launch import begin, fetch
+from ..triton_common import silu
+
+
+@triton.jit
+def fetch_rows(matrix, n, width, BYTES: tl.constexpr, COUNT: tl.constexpr, EARLY: tl.constexpr):
+    """Moves the first COUNT bytes of rows n of a matrix (N, K) on their way to L2."""
+    if EARLY:
+        # a line of L2 has 128 bytes
+        columns = tl.arange(0, COUNT // 128) * (128 // BYTES)
+        columns = tl.where(columns < width, columns, 0)
+        fetch(matrix + tl.cast(n, tl.int64)[:, None] * width + columns[None, :], EARLY)
+
+
+@triton.jit
+def linear_kernel(
+    x,
+    weight,
+    residual,
+    y,
+    count,
+    columns,
+    width,
+    stride_x,
+    stride_r,
+    R: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """BN rows of the matrix, as the left side of the product, and all rows of x; BK divides K. Grid
+    (blocks of N,).
+    """
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    r, k = tl.arange(0, R), tl.arange(0, BK)
+    inside, real = n < columns, r < count
+    # rows beyond the last are the last again: what they say is not stored
+    n = tl.where(inside, n, columns - 1)
+    fetch_rows(weight, n, width, weight.dtype.element_ty.primitive_bitwidth // 8, 2048, EARLY)
+    begin(EARLY)
+    place = tl.cast(n, tl.int64)[:, None] * width + k[None, :]
+    tokens = x + tl.where(real, r, 0)[None, :] * stride_x + k[:, None]
+    total = tl.zeros((BN, R), tl.float32)
+    for start in range(0, width, BK):
+        matrix = tl.load(weight + place + start, eviction_policy="evict_first").to(DOT)
+        total = tl.dot(matrix, tl.load(tokens + start).to(DOT), total)
+    stored = inside[:, None] & real[None, :]
+    out = total.to(y.dtype.element_ty)
+    if residual is not None:
+        more = tl.load(residual + r[None, :] * stride_r + n[:, None], mask=stored, other=0.0)
+        out = (more.to(tl.float32) + out.to(tl.float32)).to(y.dtype.element_ty)
+    tl.store(y + r[None, :] * columns + n[:, None], out, mask=stored)
+
+
+@triton.jit
+def gated_kernel(
+    x,
+    gate,
+    up,
+    y,
+    count,
+    columns,
+    width,
+    stride_x,
+    R: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    DOT: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """As `linear_kernel`, of two matrices."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    r, k = tl.arange(0, R), tl.arange(0, BK)
+    inside, real = n < columns, r < count
+    n = tl.where(inside, n, columns - 1)
+    fetch_rows(gate, n, width, gate.dtype.element_ty.primitive_bitwidth // 8, 1024, EARLY)
+    fetch_rows(up, n, width, up.dtype.element_ty.primitive_bitwidth // 8, 1024, EARLY)
+    begin(EARLY)
+    place = tl.cast(n, tl.int64)[:, None] * width + k[None, :]
+    tokens = x + tl.where(real, r, 0)[None, :] * stride_x + k[:, None]
+    opened = tl.zeros((BN, R), tl.float32)
+    value = tl.zeros((BN, R), tl.float32)
+    for start in range(0, width, BK):
+        one = tl.load(gate + place + start, eviction_policy="evict_first").to(DOT)
+        two = tl.load(up + place + start, eviction_policy="evict_first").to(DOT)
+        seen = tl.load(tokens + start).to(DOT)
+        opened = tl.dot(one, seen, opened)
+        value = tl.dot(two, seen, value)
+    dtype = y.dtype.element_ty
+    opened = silu(opened.to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
+    out = opened * value.to(dtype).to(tl.float32)
+    tl.store(y + r[None, :] * columns + n[:, None], out.to(dtype), mask=inside[:, None] & real[None, :])
