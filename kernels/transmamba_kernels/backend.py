@@ -59,7 +59,7 @@ def _obstacle(device: torch.device, *tensors: Tensor | None) -> str | None:
         return "an input is float64, and the Triton kernels compute in float32"
     if device.type != "cuda":
         return None if interpreted() else f"the inputs are on {device.type}, Triton needs a CUDA device"
-    found = capability(device.index if device.index is not None else torch.cuda.current_device())
+    found = _capability(device.index if device.index is not None else torch.cuda.current_device())
     return None if found >= CAPABILITY else f"compute capability {found[0]}.{found[1]} is below 8.0"
 
 
@@ -72,8 +72,7 @@ def _has_triton() -> bool:
     return _HAS_TRITON
 
 
-def capability(index: int) -> tuple[int, int]:
-    """Of a CUDA device, major and minor."""
+def _capability(index: int) -> tuple[int, int]:
     if index not in _capabilities:
         properties = torch.cuda.get_device_properties(index)
         _capabilities[index] = (properties.major, properties.minor)

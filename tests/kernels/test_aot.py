@@ -46,8 +46,8 @@ def cases() -> list[Any]:
     ]
 
 
-def compiled_as(case: aot.Case) -> dict[str, Any]:
-    """What Triton makes of a case, by stage."""
+def resources(case: aot.Case, folder: Path) -> dict[str, int]:
+    """Registers, stack and local memory of a thread, shared memory of a program, as compiled."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -66,15 +66,8 @@ def compiled_as(case: aot.Case) -> dict[str, Any]:
         target=GPUTarget("cuda", 90, 32),
         options={"num_warps": warps, "num_stages": stages, **(more[0] if more else {})},
     )
-    return compiled.asm
-
-
-def resources(case: aot.Case, folder: Path) -> dict[str, int]:
-    """Registers, stack and local memory of a thread, shared memory of a program, as compiled."""
-    import triton
-
     cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled_as(case)["cubin"])
+    cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     text = subprocess.run(
         [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
@@ -91,18 +84,6 @@ def test_compiles_without_spills(case, tmp_path):
         f"registers spill: {used}, allowed {allowed} bytes"
     )
     assert used["REG"] <= 255
-
-
-EARLY = [p for p in cases() if p.values[0][2].get("EARLY")]
-
-
-@pytest.mark.parametrize("case", EARLY)
-def test_early_programs_wait_before_they_read_or_write(case):
-    """All that a program does in front of its wait is to move lines on their way to L2."""
-    touches = r"ld\.(?:volatile\.)?global|st\.global|cp\.async\.c|atom\.|red\.|griddepcontrol\.wait"
-    found = re.findall(rf"^\s*(?:@%p\d+ )?({touches})", compiled_as(case)["ptx"], re.MULTILINE)
-    assert found[0] == "griddepcontrol.wait" and found.count("griddepcontrol.wait") == 1
-    assert len(found) > 2
 
 
 def test_every_kernel_has_a_case():

@@ -16,7 +16,7 @@ SHAPES = {
     "B and C shared": (6, 8, 16, 2, 24),
     "B and C shared, a head normed": (4, 8, 5, 2, 8),
     "one group": (3, 5, 7, 1, 15),
-    "as large as a program holds": (3, 128, 128, 3, 128),
+    "heads of a LLaVA of 7B": (3, 128, 128, 3, 128),
     "heads of Mamba-2's": (4, 64, 128, 1, 256),
 }
 

@@ -1,4 +1,8 @@
-"""One token of a Mamba-2 mixer in Triton: one launch, or up to three, which a CUDA graph can hold."""
+"""One token of a Mamba-2 mixer in Triton: three launches, which a CUDA graph can hold.
+
+One launch, a program a head with its channels of the convolution and of the norm, was as good or slower on an
+H200: what is in one program then waits for one another, and few fit beside each other (docs/kernels.md).
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,10 @@ from torch import Tensor
 
 from ..causal_conv1d.gpu import MOST_TAPS
 from ..causal_conv1d.kernels import update_kernel
-from ..early_launch import overlaps
 from ..rms_norm import gpu as norm
-from ..ssd_state_update.gpu import MOST_STATES, TILE
-from ..triton_common import FUSED, cdiv, on_device_of, power_of_2, rows
+from ..ssd_state_update import gpu as scan
+from ..triton_common import FUSED, cdiv, on_device_of, rows
 from . import cpu
-from .kernels import head_kernel
-
-# The largest head of which one program has all; how much of it a program holds at a time, since with more no
-# second program has room beside it; and its warps.
-MOST_ELEMENTS = 16 * TILE
-PART = 2 * TILE
-WARPS = 8
 
 
 def mamba2_step(
@@ -37,7 +33,7 @@ def mamba2_step(
     """Arguments as in `transmamba_kernels.mamba2_step`; y (B, H P)."""
     tensors = (projected, conv_state, state, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
     taps = max(conv_weight.shape[1], conv_state.shape[2])
-    if state.numel() == 0 or taps > MOST_TAPS or state.shape[3] > MOST_STATES:
+    if state.numel() == 0 or taps > MOST_TAPS or state.shape[3] > scan.MOST_STATES:
         names = ("projected", "conv_state", "state", "conv_weight", "conv_bias", "dt_bias", "A_log", "D")
         given = dict(zip((*names, "norm_weight"), tensors, strict=True))
         return cpu.mamba2_step(**given, eps=eps, group_size=group_size)
@@ -57,71 +53,44 @@ def _step(
     eps: float,
     group_size: int,
 ) -> Tensor:
-    projected, conv_weight = rows(projected), conv_weight.contiguous()
-    conv_bias = None if conv_bias is None else conv_bias.contiguous()
+    projected = rows(projected)
     (batch, heads, width, states), (channels, taps) = state.shape, conv_weight.shape
     inner = heads * width
     groups = (channels - inner) // (2 * states)
-    deep, wide = power_of_2(states), power_of_2(width)
-    whole = deep * wide <= MOST_ELEMENTS
-    alone, normed = whole and groups == heads and wide == deep, whole and group_size == width
-    block = wide if alone or normed else max(min(TILE // deep, wide), 1)
-    dtype = torch.promote_types(projected.dtype, norm_weight.dtype) if normed else projected.dtype
-    y = torch.empty(batch, inner, dtype=dtype, device=projected.device)
-    convolved = None
+    convolved = torch.empty(batch, channels, dtype=torch.float32, device=projected.device)
     with on_device_of(projected):
-        if not alone:
-            convolved = torch.empty(batch, channels, dtype=torch.float32, device=projected.device)
-            update_kernel[(cdiv(channels, 128) * batch,)](
-                projected[:, inner:],
-                conv_state,
-                conv_weight,
-                conv_bias,
-                convolved,
-                channels,
-                projected.stride(0),
-                *conv_state.stride(),
-                K=taps,
-                S=conv_state.shape[2],
-                BD=128,
-                SILU=True,
-                num_warps=4,
-                **FUSED,
-            )
-        head_kernel[(cdiv(width, block) * heads * batch,)](
-            projected,
-            convolved,
+        update_kernel[(cdiv(channels, 128) * batch,)](
+            projected[:, inner:],
             conv_state,
-            state,
-            conv_weight,
-            conv_bias,
-            dt_bias.contiguous(),
-            A_log.contiguous(),
-            D.contiguous(),
-            norm_weight.contiguous(),
-            y,
-            heads,
-            width,
-            states,
-            heads // groups,
+            conv_weight.contiguous(),
+            None if conv_bias is None else conv_bias.contiguous(),
+            convolved,
             channels,
-            eps,
             projected.stride(0),
-            0 if convolved is None else convolved.stride(0),
             *conv_state.stride(),
-            *state.stride(),
             K=taps,
             S=conv_state.shape[2],
-            BP=block,
-            NP=deep,
-            PARTS=max(block * deep // PART, 1),
-            CONV=alone,
-            NORM=normed,
-            num_warps=min(max(block * deep // TILE, 1), WARPS),
-            **overlaps(projected),
+            BD=128,
+            SILU=True,
+            num_warps=4,
             **FUSED,
         )
-    return y if normed else norm.rms_norm(y, norm_weight, eps, projected[:, :inner], group_size)
+    x, B, C = convolved.split([inner, groups * states, groups * states], dim=1)
+    y = scan.launch(
+        state,
+        x.view(batch, heads, width),
+        projected[:, inner + channels :],
+        A_log,
+        B.view(batch, groups, states),
+        C.view(batch, groups, states),
+        D,
+        None,
+        dt_bias,
+        delta_softplus=True,
+        log=True,
+        dtype=projected.dtype,
+    )
+    return norm.rms_norm(y.view(batch, inner), norm_weight, eps, projected[:, :inner], group_size)
 
 
 _step_op = torch.library.custom_op(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..early_launch import overlaps
 from ..triton_common import FUSED, on_device_of, power_of_2, rows
 from . import reference
 from .kernels import norm_kernel
@@ -42,7 +41,6 @@ def _norm(x: Tensor, weight: Tensor, gate: Tensor | None, eps: float, group_size
             0 if gates is None else gates.stride(0),
             BD=block,
             num_warps=min(max(block // 512, 1), 16),
-            **overlaps(x),
             **FUSED,
         )
     return y

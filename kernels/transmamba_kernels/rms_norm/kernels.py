@@ -6,23 +6,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..early_launch import begin
 from ..triton_common import silu
 
 
 @triton.jit
-def normed(values, squares, weight, count, eps, rounded: tl.constexpr):
-    """weight * values / rms, rounded in between; squares: the sum of `count` values' squares."""
-    scale = tl.rsqrt(squares / count + eps)
+def normed(values, weight, count, eps, rounded: tl.constexpr):
+    """weight * values / rms(values), rounded in between; values are 0 beyond the first `count`."""
+    scale = tl.rsqrt(tl.sum(values * values, axis=0) / count + eps)
     return (values * scale).to(rounded).to(tl.float32) * weight
 
 
 @triton.jit
-def norm_kernel(
-    x, gate, weight, y, groups, size, eps, stride_x, stride_g, BD: tl.constexpr, EARLY: tl.constexpr
-):
+def norm_kernel(x, gate, weight, y, groups, size, eps, stride_x, stride_g, BD: tl.constexpr):
     """One group of one row. Grid (rows groups,): a second axis would end at 65535."""
-    begin(EARLY)
     row = tl.cast(tl.program_id(0) // groups, tl.int64)
     n = tl.arange(0, BD)
     inside = n < size
@@ -31,5 +27,5 @@ def norm_kernel(
     if gate is not None:
         values *= silu(tl.load(gate + row * stride_g + d, mask=inside, other=0.0).to(tl.float32))
     scales = tl.load(weight + d, mask=inside, other=0.0).to(tl.float32)
-    out = normed(values, tl.sum(values * values, axis=0), scales, size, eps, x.dtype.element_ty)
+    out = normed(values, scales, size, eps, x.dtype.element_ty)
     tl.store(y + row * groups * size + d, out.to(y.dtype.element_ty), mask=inside)

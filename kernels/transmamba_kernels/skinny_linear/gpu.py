@@ -10,7 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backend import interpreted
-from ..early_launch import overlaps
 from ..triton_common import FUSED, cdiv, on_device_of, rows
 from .kernels import linear_kernel
 
@@ -42,7 +41,7 @@ def streams(x: Tensor, *matrices: Tensor) -> bool:
 def kinds(x: Tensor) -> dict[str, Any]:
     """What a launch for rows x has whatever its blocks are."""
     dot = _KINDS[torch.float32 if interpreted() else x.dtype]
-    return {"R": 8 if len(x) <= 8 else 16, "DOT": dot, **overlaps(x), **FUSED}
+    return {"R": 8 if len(x) <= 8 else 16, "DOT": dot, **FUSED}
 
 
 def _product(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:

@@ -6,18 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..early_launch import begin, fetch
 from ..triton_common import silu
-
-
-@triton.jit
-def fetch_rows(matrix, n, width, BYTES: tl.constexpr, COUNT: tl.constexpr, EARLY: tl.constexpr):
-    """Moves the first COUNT bytes of rows n of a matrix (N, K) on their way to L2."""
-    if EARLY:
-        # a line of L2 has 128 bytes
-        columns = tl.arange(0, COUNT // 128) * (128 // BYTES)
-        columns = tl.where(columns < width, columns, 0)
-        fetch(matrix + tl.cast(n, tl.int64)[:, None] * width + columns[None, :], EARLY)
 
 
 @triton.jit
@@ -35,7 +24,6 @@ def linear_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
     """BN rows of the matrix, as the left side of the product, and all rows of x; BK divides K. Grid
     (blocks of N,).
@@ -45,8 +33,6 @@ def linear_kernel(
     inside, real = n < columns, r < count
     # rows beyond the last are the last again: what they say is not stored
     n = tl.where(inside, n, columns - 1)
-    fetch_rows(weight, n, width, weight.dtype.element_ty.primitive_bitwidth // 8, 2048, EARLY)
-    begin(EARLY)
     place = tl.cast(n, tl.int64)[:, None] * width + k[None, :]
     tokens = x + tl.where(real, r, 0)[None, :] * stride_x + k[:, None]
     total = tl.zeros((BN, R), tl.float32)
@@ -75,16 +61,12 @@ def gated_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
     """As `linear_kernel`, of two matrices."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     r, k = tl.arange(0, R), tl.arange(0, BK)
     inside, real = n < columns, r < count
     n = tl.where(inside, n, columns - 1)
-    fetch_rows(gate, n, width, gate.dtype.element_ty.primitive_bitwidth // 8, 1024, EARLY)
-    fetch_rows(up, n, width, up.dtype.element_ty.primitive_bitwidth // 8, 1024, EARLY)
-    begin(EARLY)
     place = tl.cast(n, tl.int64)[:, None] * width + k[None, :]
     tokens = x + tl.where(real, r, 0)[None, :] * stride_x + k[:, None]
     opened = tl.zeros((BN, R), tl.float32)

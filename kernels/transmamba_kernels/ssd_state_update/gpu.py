@@ -46,9 +46,28 @@ def _step(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> Tensor:
+    return launch(state, x, delta, A, B, C, D, z, delta_bias, delta_softplus=delta_softplus, dtype=x.dtype)
+
+
+def launch(
+    state: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    *,
+    delta_softplus: bool,
+    dtype: torch.dtype,
+    log: bool = False,
+) -> Tensor:
+    """y (B, H, P), of `dtype`. log: A is log(-A), as a mixer holds it."""
     x, B, C, z = rows(x), rows(B), rows(C), None if z is None else rows(z)
     (batch, heads, width), (groups, states) = x.shape, B.shape[1:]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
     padded = power_of_2(states)
     block = max(min(TILE // padded, power_of_2(width)), 1)
     skip = (0, 0) if D is None else (D.stride(0), D.stride(1) if D.dim() == 2 else 0)
@@ -80,6 +99,7 @@ def _step(
             BP=block,
             NP=padded,
             SOFTPLUS=delta_softplus,
+            LOG=log,
             num_warps=max(1, padded // TILE),
             **FUSED,
         )

@@ -46,8 +46,12 @@ def step_kernel(
     BP: tl.constexpr,
     NP: tl.constexpr,
     SOFTPLUS: tl.constexpr,
+    LOG: tl.constexpr,
 ):
-    """BP rows of one head's (P, N) state. Grid (B H blocks of P,): a second axis would end at 65535."""
+    """BP rows of one head's (P, N) state. Grid (B H blocks of P,): a second axis would end at 65535.
+
+    LOG: A is log(-A).
+    """
     blocks = tl.cdiv(width, BP)
     h = tl.program_id(0) // blocks % heads
     b = tl.cast(tl.program_id(0) // blocks // heads, tl.int64)
@@ -65,6 +69,8 @@ def step_kernel(
     held = tl.load(place, mask=tile, other=0.0).to(tl.float32)
     dt = tl.load(delta + b * stride_tb + h * stride_th).to(tl.float32)
     rate = tl.load(A + h * stride_ah).to(tl.float32)
+    if LOG:
+        rate = -tl.exp2(rate * LOG2E)
     value = tl.load(x + b * stride_xb + h * stride_xh + p, mask=inside, other=0.0).to(tl.float32)
     group = h // per_group
     entry = tl.load(B + b * stride_bb + group * stride_bg + n, mask=deep, other=0.0).to(tl.float32)

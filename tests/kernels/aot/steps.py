@@ -33,7 +33,7 @@ def ssd() -> list[Case]:
         signature |= dict.fromkeys(("x", "delta", "B", "C", "z", "y"), "*bf16:16")
         signature |= dict.fromkeys(("A", "D", "delta_bias"), "*fp32:16") | {"state": f"*{dtype}:16"}
         constants = dict.fromkeys(("stride_sn", "stride_th", "stride_ah", "stride_dh", "stride_fh"), 1)
-        constants |= {"BP": min(ssd_gpu.TILE // states, 64), "NP": states, "SOFTPLUS": True}
+        constants |= {"BP": min(ssd_gpu.TILE // states, 64), "NP": states, "SOFTPLUS": True, "LOG": False}
         for name in constants:
             signature.pop(name, None)
         cases.append((ssd_kernel, signature, constants, 1, 3))

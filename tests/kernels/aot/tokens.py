@@ -1,4 +1,4 @@
-"""The kernels of one token: a mixer of LLaVA's size that is one launch, and one whose heads share B and C."""
+"""The kernels of one token: mixers whose heads have B and C of their own, and share them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from transmamba_kernels.mamba2_step import gpu as mamba2
 from transmamba_kernels.rms_norm import gpu as norm
 from transmamba_kernels.silu_mul import gpu as mlp
 from transmamba_kernels.skinny_linear import gpu as skinny
+from transmamba_kernels.ssd_state_update import gpu as scan
 
 from .case import Case, case
 
 
 class Recorded:
-    """In a kernel's place: what it would be launched with on the GPU that it is compiled for."""
+    """In a kernel's place: what it would be launched with."""
 
     def __init__(self, kernel: Any, found: list[Case]) -> None:
         self.kernel, self.found = kernel, found
@@ -27,10 +28,7 @@ class Recorded:
             *arguments: Any, num_warps: int, enable_fp_fusion: bool, num_stages: int = 3, **rest: Any
         ) -> None:
             values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | rest
-            early = {}
-            if "EARLY" in values:
-                values["EARLY"], early = True, {"launch_pdl": True}
-            self.found.append(case(self.kernel, values, num_warps, num_stages, **early))
+            self.found.append(case(self.kernel, values, num_warps, num_stages))
 
         return launch
 
@@ -43,7 +41,7 @@ def mixers() -> list[Case]:
     found: list[Case] = []
     single = torch.float32
     with (
-        mock.patch.object(mamba2, "head_kernel", Recorded(mamba2.head_kernel, found)),
+        mock.patch.object(scan, "step_kernel", Recorded(scan.step_kernel, found)),
         mock.patch.object(mamba2, "update_kernel", Recorded(mamba2.update_kernel, found)),
         mock.patch.object(norm, "norm_kernel", Recorded(norm.norm_kernel, found)),
     ):
