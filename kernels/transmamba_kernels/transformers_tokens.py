@@ -156,14 +156,16 @@ def _mixer(original: Function, module: ModuleType) -> Function:
             states = _states_of_a_step(self, hidden_states, cache_params)
         if states is None or not _fuses("mamba2_step", hidden_states, *states):
             return original(self, hidden_states, cache_params, attention_mask, **kwargs)
-        y = _between_projections(self, self.in_proj(hidden_states), states)
+        y = _before_out_proj(self, self.in_proj(hidden_states), states)
         return self.out_proj(y.to(hidden_states.dtype))
 
     return forward
 
 
-def _between_projections(mixer: Any, projected: Tensor, states: tuple[Tensor, Tensor]) -> Tensor:
-    """A step's y (B, 1, H P) of what in_proj made of it."""
+def _before_out_proj(
+    mixer: Any, projected: Tensor, states: tuple[Tensor, Tensor], in_weight: Tensor | None = None
+) -> Tensor:
+    """A step's y (B, 1, H P), of what in_proj made, or will make by its weight."""
     y = mamba2_step(
         projected[:, 0],
         *states,
@@ -175,6 +177,7 @@ def _between_projections(mixer: Any, projected: Tensor, states: tuple[Tensor, Te
         mixer.norm.weight,
         mixer.norm.variance_epsilon,
         group_of(mixer.norm),
+        in_weight,
     )
     return y[:, None]
 
@@ -236,8 +239,7 @@ def _token_of_a_layer(layer: Any, stream: Tensor, given: dict[str, Any]) -> Tens
     states = _states_of_a_step(mixer, stream, given.get("past_key_values"))
     if states is None:
         return None
-    projected = skinny_linear(layer.input_layernorm(stream), mixer.in_proj.weight)
-    y = _between_projections(mixer, projected, states).to(stream.dtype)
+    y = _before_out_proj(mixer, layer.input_layernorm(stream), states, mixer.in_proj.weight).to(stream.dtype)
     stream = skinny_linear(y, mixer.out_proj.weight, stream)
     opened = gated_product(layer.pre_ff_layernorm(stream), mlp.gate_proj.weight, mlp.up_proj.weight)
     return skinny_linear(opened, mlp.down_proj.weight, stream)

@@ -72,6 +72,17 @@ def test_have_no_gradients_and_take_what_is_empty():
     assert rms_norm(x[:, :0], weight[:0], 1e-5).shape == (2, 0)
 
 
+def test_the_projection_may_be_given(path):
+    """Bit for bit as its product is."""
+    arguments = token("B and C shared")
+    x, weight = torch.randn(3, 7), torch.randn(arguments["projected"].shape[1], 7)
+    twin = arguments | {n: arguments[n].clone() for n in ("conv_state", "state")}
+    y = mamba2_step(**arguments | {"projected": x, "in_weight": weight})
+    assert torch.equal(y, mamba2_step(**twin | {"projected": F.linear(x, weight)}))
+    for name in ("conv_state", "state"):
+        assert torch.equal(arguments[name], twin[name])
+
+
 def test_mixer_compiles_in_one_graph(compiled):
     arguments = token("B and C shared")
     twin = arguments | {n: arguments[n].clone() for n in ("conv_state", "state")}
@@ -98,6 +109,18 @@ def test_mixer_compiles_in_one_graph(compiled):
         ),
         ({"conv_weight": torch.zeros(160, 4)}, "conv_weight: 3 groups do not divide 4 heads"),
         ({"A_log": torch.zeros(3)}, "A_log: shape (3,), expected (H,) = (4,)"),
+        (
+            {"in_weight": torch.zeros(260, 8)},
+            "projected: shape (3, 260), expected (B, E) = (3, 8)",
+        ),
+        (
+            {"in_weight": torch.zeros(9, 8)},
+            "in_weight: shape (9, 8), expected (2 H P + 2 G N + H, E) = (260, 8)",
+        ),
+        (
+            {"in_weight": torch.zeros(260, 260).double()},
+            "in_weight: dtype torch.float64, expected torch.float32, as projected has",
+        ),
         ({"group_size": 7}, "group_size: 7, expected a divisor of 64"),
         ({"D": torch.zeros(4).int()}, "D: dtype torch.int32, expected a real floating-point type"),
     ],

@@ -27,6 +27,7 @@ def mamba2_step(
     norm_weight: Tensor,
     eps: float,
     group_size: int | None = None,
+    in_weight: Tensor | None = None,
 ) -> Tensor:
     """z, x, B, C, dt = projected; x, B, C through `causal_conv1d_update` with SiLU; `ssd_state_update` with
     the steps softplus(dt + dt_bias) and the rates -exp(A_log); y = `rms_norm` of what it says, gated by z.
@@ -34,8 +35,9 @@ def mamba2_step(
     projected: (B, 2 H P + 2 G N + H). conv_state: (B, H P + 2 G N, S), S at least K - 1, the last tokens, and
     state: (B, H, P, N), both of any floating-point dtype and moved on in place. conv_weight: (H P + 2 G N,
     K). conv_bias: (H P + 2 G N,). dt_bias, A_log, D: (H,). norm_weight: (H P,). group_size: channels that are
-    normed together; None for all. y: (B, H P), in the wider dtype of `projected` and `norm_weight`. No
-    gradients.
+    normed together; None for all. in_weight: (2 H P + 2 G N + H, E), the mixer's projection; `projected` is
+    then what it projects, (B, E), to whose dtype the product is rounded. y: (B, H P), in the wider dtype of
+    `projected` and `norm_weight`. No gradients.
 
     Raises ValueError for a shape or dtype that does not fit, and for tensors on several devices.
     """
@@ -49,6 +51,7 @@ def mamba2_step(
         "A_log": A_log,
         "D": D,
         "norm_weight": norm_weight,
+        "in_weight": in_weight,
     }
     expect_floating(**tensors)
     expect_rank("state", state, "(B, H, P, N)")
@@ -65,7 +68,17 @@ def mamba2_step(
     kept = max(conv_state.shape[2], taps - 1)
     expect("conv_state", conv_state, "(B, C, S), S at least K-1,", batch, channels, kept)
     expect("conv_bias", conv_bias, "(C,)", channels)
-    expect("projected", projected, "(B, 2 H P + 2 G N + H)", batch, inner + channels + heads)
+    if in_weight is None:
+        expect("projected", projected, "(B, 2 H P + 2 G N + H)", batch, inner + channels + heads)
+    else:
+        expect_rank("in_weight", in_weight, "(2 H P + 2 G N + H, E)")
+        made, read = inner + channels + heads, in_weight.shape[1]
+        expect("in_weight", in_weight, "(2 H P + 2 G N + H, E)", made, read)
+        expect("projected", projected, "(B, E)", batch, read)
+        if in_weight.dtype != projected.dtype:
+            raise ValueError(
+                f"in_weight: dtype {in_weight.dtype}, expected {projected.dtype}, as projected has"
+            )
     for name in ("dt_bias", "A_log", "D"):
         expect(name, tensors[name], "(H,)", heads)
     expect("norm_weight", norm_weight, "(H P,)", inner)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import compute_dtype
@@ -25,9 +26,12 @@ def mamba2_step(
     norm_weight: Tensor,
     eps: float,
     group_size: int,
+    in_weight: Tensor | None = None,
     update: Callable[..., Tensor] = ssd.ssd_state_update,
 ) -> Tensor:
     """Arguments as in `transmamba_kernels.mamba2_step`; y (B, H P). update: a step of the state."""
+    if in_weight is not None:
+        projected = F.linear(projected, in_weight)
     dtype = compute_dtype(projected, conv_state, state, conv_weight, dt_bias, A_log, D, norm_weight)
     (_, heads, width, states), channels = state.shape, conv_weight.shape[0]
     inner = heads * width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,19 @@ MOST_ROWS = 16
 STEP = 128
 # What is multiplied; the interpreter's products know no bfloat16.
 _KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What is made of the product's columns `first` to `first` + C, with SiLU: `made` (M, C), float32. state
+    (M, C, S) is moved on; weight (C, K), bias (C,).
+    """
+
+    first: int = 0
+    state: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    made: Tensor | None = None
 
 
 def skinny_linear(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
@@ -45,10 +59,19 @@ def kinds(x: Tensor) -> dict[str, Any]:
 
 
 def _product(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
+    return launch(x, weight, residual)
+
+
+def launch(
+    x: Tensor, weight: Tensor, residual: Tensor | None = None, convolution: Convolution | None = None
+) -> Tensor:
+    """y (M, N) of what `streams` has let pass, x (M, K) and residual (M, N)."""
     x = rows(x)
     residual = None if residual is None else rows(residual)
     (count, width), columns = x.shape, len(weight)
     y = torch.empty(count, columns, dtype=x.dtype, device=x.device)
+    conv = Convolution() if convolution is None else convolution
+    state, taps = conv.state, conv.weight
     # Blocks of 64 rows leave multiprocessors of a large GPU without one where the matrix has few.
     block, step = (64, STEP) if columns > 64 * 150 else (32, 2 * STEP if width % (2 * STEP) == 0 else STEP)
     with on_device_of(x):
@@ -57,13 +80,22 @@ def _product(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
             weight,
             residual,
             y,
+            state,
+            None if taps is None else taps.contiguous(),
+            None if conv.bias is None else conv.bias.contiguous(),
+            conv.made,
             count,
             columns,
             width,
+            conv.first,
+            0 if taps is None else len(taps),
             x.stride(0),
             0 if residual is None else residual.stride(0),
+            *((0, 0, 0) if state is None else state.stride()),
             BN=block,
             BK=step,
+            TAPS=0 if taps is None else taps.shape[1],
+            KEPT=0 if state is None else state.shape[2],
             num_warps=4,
             num_stages=4,
             **kinds(x),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..causal_conv1d.kernels import updated
 from ..triton_common import silu
 
 
@@ -15,18 +16,32 @@ def linear_kernel(
     weight,
     residual,
     y,
+    conv_state,
+    conv_weight,
+    conv_bias,
+    convolved,
     count,
     columns,
     width,
+    first,
+    channels,
     stride_x,
     stride_r,
+    stride_cb,
+    stride_cd,
+    stride_ck,
     R: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
+    TAPS: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
     """BN rows of the matrix, as the left side of the product, and all rows of x; BK divides K. Grid
     (blocks of N,).
+
+    With `convolved` (M, C), float32, it holds what a convolution with SiLU makes of columns `first` to
+    `first` + C, each row the newest token of its `conv_state` (M, C, KEPT), which is moved on.
     """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     r, k = tl.arange(0, R), tl.arange(0, BK)
@@ -45,6 +60,13 @@ def linear_kernel(
         more = tl.load(residual + r[None, :] * stride_r + n[:, None], mask=stored, other=0.0)
         out = (more.to(tl.float32) + out.to(tl.float32)).to(y.dtype.element_ty)
     tl.store(y + r[None, :] * columns + n[:, None], out, mask=stored)
+    if convolved is not None:
+        mixed = stored & ((n >= first) & (n < first + channels))[:, None]
+        c = tl.where(mixed, n[:, None] - first, 0)
+        state = conv_state + tl.cast(r, tl.int64)[None, :] * stride_cb
+        tokens = out.to(tl.float32)
+        tokens = updated(tokens, state, conv_weight, conv_bias, c, mixed, stride_cd, stride_ck, TAPS, KEPT)
+        tl.store(convolved + r[None, :] * channels + c, silu(tokens), mask=mixed)
 
 
 @triton.jit

@@ -63,6 +63,7 @@ def mixers() -> list[Case]:
                 empty(inner, of=dtype),
                 1e-5,
                 group,
+                None,
             )
     return found
 
@@ -92,7 +93,25 @@ def products() -> list[Case]:
 
 def linears() -> list[Case]:
     found: list[Case] = []
-    with mock.patch.object(skinny, "linear_kernel", Recorded(skinny.linear_kernel, found)):
+    with (
+        mock.patch.object(skinny, "linear_kernel", Recorded(skinny.linear_kernel, found)),
+        mock.patch.object(scan, "step_kernel"),
+        mock.patch.object(norm, "norm_kernel"),
+    ):
+        for rows in (8, 16):
+            inner, channels = 4096, 3 * 4096
+            mamba2.mamba2_step(
+                empty(rows, 4096),
+                empty(rows, channels, 4),
+                empty(rows, 32, 128, 128, of=torch.float32),
+                empty(channels, 4),
+                empty(channels),
+                *(empty(32) for _ in range(3)),
+                empty(inner),
+                1e-5,
+                128,
+                empty(inner + channels + 32, 4096),
+            )
         for rows, width, columns in ((8, 4096, 4096), (8, 4096, 16416), (16, 11008, 4096), (3, 384, 1000)):
             residual = empty(rows, 1, columns) if columns == 4096 else None
             skinny.skinny_linear(empty(rows, 1, width), empty(columns, width), residual)

@@ -59,6 +59,29 @@ def test_half_precision(device, shape):
     near(given["state"], truth[2], 1e-2 if shape == "one group" else 1e-5, "state")
 
 
+@pytest.mark.parametrize("rows", [1, 3, 16, 17])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", ["a head a group", "B and C shared", "odd sizes", "heads of Mamba-2's"])
+def test_with_the_projection(device, shape, bias, rows):
+    """In half precision, as its kernel wants it; of 17 rows it is torch's product."""
+    arguments = token(shape, batch=rows, bias=bias)
+    half = {n: v.bfloat16() if isinstance(v, Tensor) and n != "state" else v for n, v in arguments.items()}
+    x = torch.randn(rows, 256).bfloat16()
+    weight = (torch.randn(half["projected"].shape[1], 256) / 16).bfloat16()
+    projected = x.double() @ weight.double().T
+    truth = formula(**doubled(half | {"projected": projected}))
+    given = placed(half, device)
+    kept = given["conv_state"][:, :, :-1].clone()
+    y = mamba2_step(**given | {"projected": x.to(device), "in_weight": weight.to(device)})
+    assert y.dtype == torch.bfloat16 and torch.equal(
+        given["conv_state"][:, :, :-1].cpu(), truth[1][:, :, :-1]
+    )
+    near(y, truth[0], 2e-2, "y")  # of the interpreter's, which rounds downwards
+    near(given["conv_state"], truth[1], 1e-2, "conv_state")
+    near(given["state"], truth[2], 1e-2, "state")
+    assert not torch.equal(given["conv_state"][:, :, :-1], kept)
+
+
 @pytest.mark.parametrize("shape", ["a head a group", "B and C shared"])
 def test_strided_states_and_projection(device, shape):
     """States with other strides, inside tensors of which nothing else changes; a projection cut out."""
@@ -168,7 +191,11 @@ def test_registered_ops(device, monkeypatch):
     monkeypatch.undo()
     ops = torch.ops.transmamba
     given = placed(token("odd sizes"), device)
-    torch.library.opcheck(ops.mamba2_step_triton.default, tuple(given.values()))
+    torch.library.opcheck(ops.mamba2_step_triton.default, (*given.values(), None))
+    given = {n: v.half() if isinstance(v, Tensor) and n != "state" else v for n, v in given.items()}
+    in_weight = torch.randn(given["projected"].shape[1], 128, device=device).half()
+    given["projected"] = torch.randn(3, 128, device=device).half()
+    torch.library.opcheck(ops.mamba2_step_triton.default, (*given.values(), in_weight))
     x, weight = torch.randn(2, 12, device=device), torch.randn(12, device=device)
     torch.library.opcheck(ops.rms_norm_triton.default, (x, weight, x, 1e-5, 4))
     torch.library.opcheck(ops.silu_mul_triton.default, (x, x))
