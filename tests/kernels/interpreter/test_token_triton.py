@@ -59,9 +59,17 @@ def test_half_precision(device, shape):
     near(given["state"], truth[2], 1e-2 if shape == "one group" else 1e-5, "state")
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16, 17])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", ["a head a group", "B and C shared", "odd sizes", "heads of Mamba-2's"])
+@pytest.mark.parametrize(
+    ("shape", "rows", "bias"),
+    [
+        ("a head a group", 1, True),
+        ("B and C shared", 3, False),
+        ("B and C shared", 16, True),
+        ("odd sizes", 16, False),
+        ("odd sizes", 17, True),
+        ("heads of Mamba-2's", 3, True),
+    ],
+)
 def test_with_the_projection(device, shape, bias, rows):
     """In half precision, as its kernel wants it; of 17 rows it is torch's product."""
     arguments = token(shape, batch=rows, bias=bias)
