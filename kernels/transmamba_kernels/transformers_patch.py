@@ -112,12 +112,22 @@ def patch_transformers(models: Iterable[str] | None = None) -> Patch:
             replacement.replaces = original
             replaced.append((owner, name, original))
             setattr(owner, name, replacement)
+            if isinstance(owner, type):
+                _checkpoint_again(owner)
     if wanted and not known:
         raise RuntimeError(
             f"transformers {transformers.__version__} has no function to replace in {', '.join(wanted)}; "
             "versions 5.17 to 5.23 are known to have them"
         )
     return Patch(replaced)
+
+
+def _checkpoint_again(owner: type) -> None:
+    """Newer versions of transformers checkpoint gradients in a layer's forward, where it is the class's."""
+    from transformers.modeling_layers import GradientCheckpointingLayer as Base
+
+    if issubclass(owner, Base) and "__init_subclass__" in vars(Base):
+        vars(Base)["__init_subclass__"].__func__(owner)
 
 
 def _convolution(original: Function, module: ModuleType) -> Function:

@@ -1,5 +1,6 @@
 """What a patched model of transformers runs as one kernel where it had many, where nobody wants gradients:
-norms, the gate of an MLP, and one token of a Mamba-2 mixer; and the layer of zeros that it need not run.
+norms, the gate of an MLP, one token of a Mamba-2 mixer, the products of a Bamba's layer for a few; and the
+layer of zeros that it need not run.
 
 Replaced are forwards of the classes in each model's module, which every instance looks up when it is called.
 They are transformers' own again with gradients, under torch.compile, which fuses by itself, and where Triton
@@ -135,10 +136,14 @@ def _is_matrix(linear: Any, x: Tensor) -> bool:
     """Whether a projection is a product by its weight and nothing else."""
     if type(linear) is not nn.Linear or linear.bias is not None or is_hooked(linear):
         return False
+    if type(linear.weight) not in (nn.Parameter, Tensor):  # sharded, or quantised
+        return False
     return linear.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)
 
 
 def _is_silu(activation: Any) -> bool:
+    if is_hooked(activation):
+        return False
     return isinstance(activation, nn.SiLU) or type(activation).__name__ == "SiLUActivation"
 
 
@@ -212,7 +217,7 @@ def _layer(original: Function, module: ModuleType) -> Function:
         if args or not _fuses("rms_norm", hidden_states):
             return original(self, hidden_states, *args, **kwargs)
         if not layer_of_zeros(self, hidden_states):
-            after = None if alone else _token_of_a_layer(self, hidden_states, kwargs)
+            after = None if alone else _token_of_a_layer(self, hidden_states, kwargs, module)
             return original(self, hidden_states, **kwargs) if after is None else (after, None)
         attention, cache = self.self_attn, kwargs.get("past_key_values")
         if cache is not None:
@@ -224,12 +229,16 @@ def _layer(original: Function, module: ModuleType) -> Function:
     return forward
 
 
-def _token_of_a_layer(layer: Any, stream: Tensor, given: dict[str, Any]) -> Tensor | None:
+def _token_of_a_layer(layer: Any, stream: Tensor, given: dict[str, Any], module: ModuleType) -> Tensor | None:
     """A Bamba's layer of Mamba-2 for one token of few rows, where all that it does are its modules' own
     products: each is one kernel with what is added to it.
     """
-    mixer, mlp = getattr(layer, "mamba", None), layer.feed_forward
-    if mixer is None or given.get("attention_mask") is not None or packing.named(given) is not None:
+    mixer: Any = getattr(layer, "mamba", None)
+    mlp = layer.feed_forward
+    # what wraps them, as an adapter does, hands their attributes on
+    if type(mixer) is not vars(module)["BambaMixer"] or type(mlp) is not vars(module)["BambaMLP"]:
+        return None
+    if given.get("attention_mask") is not None or packing.named(given) is not None:
         return None
     products = (mixer.in_proj, mixer.out_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     if not _is_few(stream) or not all(_is_matrix(product, stream) for product in products):

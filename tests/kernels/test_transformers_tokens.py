@@ -305,7 +305,10 @@ def test_a_layer_of_few_rows_is_what_it_was(forced, calls, rows):
 
 # mamba.conv1d is not called for a token by transformers either
 PARTS = ["mamba", "mamba.in_proj", "mamba.out_proj", "mamba.norm", "input_layernorm", "pre_ff_layernorm"]
-PARTS += ["feed_forward", *(f"feed_forward.{name}_proj" for name in ("gate", "up", "down"))]
+PARTS += [
+    "feed_forward",
+    *(f"feed_forward.{name}" for name in ("gate_proj", "up_proj", "down_proj", "act_fn")),
+]
 
 
 @torch.no_grad()
@@ -330,18 +333,22 @@ def test_whoever_waits_for_a_part_of_a_layer_hears_of_it(forced, part, kind):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("part", [part for part in PARTS if part.endswith("_proj")])
-def test_a_projection_of_another_class_is_called(forced, calls, part):
+@pytest.mark.parametrize("part", [part for part in PARTS if "norm" not in part])
+def test_a_part_of_another_class_is_called(forced, part):
     """As an adapter or a quantised one is."""
     model = build("bamba").eval()
-    layer = model.model.layers[0]
-    plain = layer.get_submodule(part)
+    plain = model.model.layers[0].get_submodule(part)
 
     class Other(type(plain)):  # type: ignore[misc]
-        def forward(self, x: Tensor) -> Tensor:
-            return 2.0 * super().forward(x)
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return 2.0 * super().forward(*args, **kwargs)
 
     plain.__class__ = Other
+    patched_is_plain(model)
+
+
+def patched_is_plain(model: Any) -> None:
+    """A token behind six, of two rows."""
     found = []
     for patched in (False, True):
         cache = DynamicCache(config=model.config)
@@ -349,4 +356,65 @@ def test_a_projection_of_another_class_is_called(forced, calls, part):
         with patch_transformers(["bamba"]) if patched else nullcontext():
             found.append(cached(model, torch.ones(2, 1, dtype=torch.int64), 1, cache, begin=6))
     assert_near(found[1], found[0], "logits")
-    assert "mamba2_step" in calls
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", ["lora_x", "lora_out", "conv1d", "state_offset_y", "parallel_adapter"])
+def test_an_adapter_is_not_passed_by(forced, method):
+    """It stands in the mixer's place and hands the mixer's attributes on."""
+    peft = pytest.importorskip("peft")
+    from transmamba.peft import MambaPeftConfig
+
+    config = MambaPeftConfig(methods=[method], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(build("bamba"), config).eval()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.manual_seed(len(name))
+            parameter.add_(torch.randn_like(parameter))
+    patched_is_plain(model.base_model.model)
+
+
+class Packed(Tensor):
+    """A weight that is two numbers of another kind, as a quantised or a sharded one is."""
+
+    @staticmethod
+    def __new__(cls, whole: Tensor) -> Tensor:
+        return torch.Tensor._make_wrapper_subclass(cls, whole.shape, dtype=whole.dtype)
+
+    def __init__(self, whole: Tensor) -> None:
+        self.whole = whole
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.detach.default:
+            return cls(args[0].whole)
+        return function(*(x.whole if isinstance(x, cls) else x for x in args), **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_a_weight_of_another_class_is_left_to_its_module(forced, calls):
+    model = build("bamba").eval()
+    for layer in model.model.layers:
+        for linear in (layer.feed_forward.up_proj, layer.feed_forward.down_proj):
+            linear.weight = torch.nn.Parameter(Packed(linear.weight.data), requires_grad=False)
+    patched_is_plain(model)
+    assert "rms_norm" in calls and "skinny_linear" not in calls and "gated_product" not in calls
+
+
+@pytest.mark.parametrize("name", ["bamba", "granitemoehybrid"])
+def test_gradients_are_checkpointed_as_without(forced, name):
+    model = build(name).train()
+    model.gradient_checkpointing_enable()
+    counted: list[int] = []
+    for layer in model.model.layers:
+        plain = layer._gradient_checkpointing_func
+        layer._gradient_checkpointing_func = lambda *args, plain=plain, **kwargs: (
+            counted.append(1),
+            plain(*args, **kwargs),
+        )[1]
+    text = torch.ones(1, 4, dtype=torch.int64)
+    for patched in (False, True, False):
+        counted.clear()
+        with patch_transformers([name]) if patched else nullcontext():
+            model(text, use_cache=False)
+        assert len(counted) == len(model.model.layers)

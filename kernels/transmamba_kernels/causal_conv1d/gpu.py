@@ -65,9 +65,16 @@ def causal_conv1d_update(
 
 
 def _update(x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+    return launch_update(x, state, weight, bias, silu, x.dtype)
+
+
+def launch_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dtype: torch.dtype
+) -> Tensor:
+    """y (B, D), of `dtype`."""
     x, weight = rows(x), weight.contiguous()
     (batch, channels), taps = x.shape, weight.shape[1]
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
     block = 128
     with on_device_of(x):
         update_kernel[(cdiv(channels, block) * batch,)](

@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..causal_conv1d.gpu import MOST_TAPS
-from ..causal_conv1d.kernels import update_kernel
+from ..causal_conv1d.gpu import MOST_TAPS, launch_update
 from ..rms_norm import gpu as norm
 from ..skinny_linear import gpu as skinny
 from ..ssd_state_update import gpu as scan
-from ..triton_common import FUSED, cdiv, on_device_of, rows
+from ..triton_common import rows
 from . import cpu
 
 
@@ -63,11 +62,12 @@ def _step(
     (batch, heads, width, states), channels = state.shape, len(conv_weight)
     inner = heads * width
     groups = (channels - inner) // (2 * states)
-    convolved = torch.empty(batch, channels, dtype=torch.float32, device=projected.device)
     if in_weight is None:
         projected = rows(projected)
-        _convolve(projected[:, inner:], conv_state, conv_weight, conv_bias, convolved)
+        mixed = projected[:, inner : inner + channels]
+        convolved = launch_update(mixed, conv_state, conv_weight, conv_bias, True, torch.float32)
     else:
+        convolved = torch.empty(batch, channels, dtype=torch.float32, device=projected.device)
         conv = skinny.Convolution(inner, conv_state, conv_weight, conv_bias, convolved)
         projected = skinny.launch(projected, in_weight, convolution=conv)
     x, B, C = convolved.split([inner, groups * states, groups * states], dim=1)
@@ -86,27 +86,6 @@ def _step(
         dtype=projected.dtype,
     )
     return norm.rms_norm(y.view(batch, inner), norm_weight, eps, projected[:, :inner], group_size)
-
-
-def _convolve(tokens: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, convolved: Tensor) -> None:
-    channels, taps = weight.shape
-    with on_device_of(tokens):
-        update_kernel[(cdiv(channels, 128) * len(tokens),)](
-            tokens,
-            state,
-            weight.contiguous(),
-            None if bias is None else bias.contiguous(),
-            convolved,
-            channels,
-            tokens.stride(0),
-            *state.stride(),
-            K=taps,
-            S=state.shape[2],
-            BD=128,
-            SILU=True,
-            num_warps=4,
-            **FUSED,
-        )
 
 
 _step_op = torch.library.custom_op(

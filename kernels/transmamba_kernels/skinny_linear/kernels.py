@@ -44,7 +44,7 @@ def linear_kernel(
     `first` + C, each row the newest token of its `conv_state` (M, C, KEPT), which is moved on.
     """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    r, k = tl.arange(0, R), tl.arange(0, BK)
+    r, k = tl.cast(tl.arange(0, R), tl.int64), tl.arange(0, BK)
     inside, real = n < columns, r < count
     # rows beyond the last are the last again: what they say is not stored
     n = tl.where(inside, n, columns - 1)
@@ -63,7 +63,7 @@ def linear_kernel(
     if convolved is not None:
         mixed = stored & ((n >= first) & (n < first + channels))[:, None]
         c = tl.where(mixed, n[:, None] - first, 0)
-        state = conv_state + tl.cast(r, tl.int64)[None, :] * stride_cb
+        state = conv_state + r[None, :] * stride_cb
         tokens = out.to(tl.float32)
         tokens = updated(tokens, state, conv_weight, conv_bias, c, mixed, stride_cd, stride_ck, TAPS, KEPT)
         tl.store(convolved + r[None, :] * channels + c, silu(tokens), mask=mixed)
@@ -86,7 +86,7 @@ def gated_kernel(
 ):
     """As `linear_kernel`, of two matrices."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
-    r, k = tl.arange(0, R), tl.arange(0, BK)
+    r, k = tl.cast(tl.arange(0, R), tl.int64), tl.arange(0, BK)
     inside, real = n < columns, r < count
     n = tl.where(inside, n, columns - 1)
     place = tl.cast(n, tl.int64)[:, None] * width + k[None, :]

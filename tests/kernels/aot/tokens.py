@@ -7,6 +7,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from transmamba_kernels.causal_conv1d import gpu as convolution
 from transmamba_kernels.gated_product import gpu as product
 from transmamba_kernels.mamba2_step import gpu as mamba2
 from transmamba_kernels.rms_norm import gpu as norm
@@ -42,7 +43,7 @@ def mixers() -> list[Case]:
     single = torch.float32
     with (
         mock.patch.object(scan, "step_kernel", Recorded(scan.step_kernel, found)),
-        mock.patch.object(mamba2, "update_kernel", Recorded(mamba2.update_kernel, found)),
+        mock.patch.object(convolution, "update_kernel", Recorded(convolution.update_kernel, found)),
         mock.patch.object(norm, "norm_kernel", Recorded(norm.norm_kernel, found)),
     ):
         for heads, width, states, groups, group, dtype in (

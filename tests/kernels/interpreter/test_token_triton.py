@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from token_inputs import SHAPES, doubled, formula, token
 from torch import Tensor
-from transmamba_kernels import gated_product, mamba2_step, rms_norm, silu_mul, skinny_linear
+from transmamba_kernels import (
+    gated_product,
+    mamba2_step,
+    patch_transformers,
+    rms_norm,
+    silu_mul,
+    skinny_linear,
+)
 
 
 def placed(arguments: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -187,6 +195,41 @@ def test_skinny_linear(device, rows, width, columns, dtype, adds):
     truth = x.double() @ weight.double().T + (0.0 if more is None else more.double())
     assert found.dtype == dtype and found.shape == (rows, 1, columns)
     near(found, truth, 1e-5 if dtype == torch.float32 else 1e-2, "y")
+
+
+def test_rows_far_from_each_other(device):
+    """Beyond 2^31 numbers; of the memory between nothing is touched."""
+    x = torch.empty(2**31 + 384, dtype=torch.bfloat16, device=device).as_strided((3, 128), (2**30 + 128, 1))
+    x.copy_(torch.randn(3, 128))
+    weight = torch.randn(8, 128).bfloat16().to(device)
+    near(skinny_linear(x, weight), (x.double() @ weight.double().T).cpu(), 1e-2, "y")
+    near(gated_product(x, weight, weight), gated_product(x.clone(), weight, weight).double().cpu(), 1e-6, "y")
+
+
+@torch.no_grad()
+def test_a_layer_of_a_model(device):
+    """All of a Bamba's token on these kernels, beside transformers' own code."""
+    from transformers import BambaConfig, BambaForCausalLM, DynamicCache
+
+    torch.manual_seed(0)
+    config = BambaConfig(
+        **dict(hidden_size=128, intermediate_size=256, num_hidden_layers=2, attn_layer_indices=[0]),
+        **dict(num_attention_heads=2, num_key_value_heads=2, vocab_size=64, mamba_n_heads=4),
+        **dict(mamba_d_head=64, mamba_n_groups=2, mamba_d_state=16, mamba_chunk_size=16, pad_token_id=0),
+    )
+    model = BambaForCausalLM(config).to(device, torch.bfloat16).eval()
+    found = []
+    for patched in (False, True):
+        cache = DynamicCache(config=config)
+        model(torch.ones(3, 5, dtype=torch.int64, device=device), past_key_values=cache, use_cache=True)
+        with patch_transformers(["bamba"]) if patched else nullcontext():
+            place = torch.full((1, 1), 5, device=device)
+            text = torch.arange(1, 4, device=device)[:, None]
+            said = model(text, past_key_values=cache, use_cache=True, position_ids=place).logits
+        layer = cache.layers[1]
+        found.append((said, layer.conv_states[0], layer.recurrent_states[0]))
+    for what, ours, theirs in zip(("logits", "conv_state", "state"), *reversed(found), strict=True):
+        near(ours, theirs.double().cpu(), 3e-2, what)
 
 
 def test_registered_ops(device, monkeypatch):
