@@ -68,7 +68,11 @@ class Inside:
     def _offset(self, C: Tensor, suffix: str) -> Tensor | None:
         """h' for the states of C (..., N): none for those that an additional scan has put before."""
         offset = self.offsets.get(suffix)
-        return None if offset is None else F.pad(offset.to(C.dtype), (C.shape[-1] - offset.shape[-1], 0))
+        if offset is None:
+            return None
+        more = C.shape[-1] - offset.shape[-1]
+        # padding by nothing copies, at every token
+        return F.pad(offset.to(C.dtype), (more, 0)) if more else offset.to(C.dtype)
 
     def start(self, states: int, suffix: str = "") -> Tensor | None:
         """h0 (D, states), likewise."""
