@@ -52,6 +52,13 @@ def expect_floating(suffix: str = "", **tensors: Tensor | None) -> None:
             )
 
 
+def expect_dtype_of(other: str, like: Tensor, **tensors: Tensor | None) -> None:
+    """Raises ValueError unless all tensors have the dtype of `like`, which is called `other`."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != like.dtype:
+            raise ValueError(f"{name}: dtype {tensor.dtype}, expected {like.dtype}, as {other} has")
+
+
 def expect_integers(device: torch.device, **tensors: Tensor | None) -> None:
     """Raises ValueError unless all tensors hold integers and lie on `device`."""
     for name, tensor in tensors.items():

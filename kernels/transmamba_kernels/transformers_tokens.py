@@ -24,7 +24,7 @@ from .gated_product import gated_product
 from .mamba2_step import mamba2_step
 from .rms_norm import rms_norm
 from .silu_mul import silu_mul
-from .skinny_linear import skinny_linear
+from .skinny_linear import MOST_ROWS, skinny_linear
 from .transformers_nulls import layer_of_zeros
 
 Function = Callable[..., Any]
@@ -41,8 +41,6 @@ MIXERS = {
     "Zamba2MambaMixer",
 }
 MLPS = {"BambaMLP", "JambaMLP"}
-# Tokens whose products with a matrix cost no more than to read it.
-FEW = 16
 STACKED_MLPS = {"GraniteMoeHybridMLP"}
 LAYERS = {"BambaDecoderLayer", "GraniteMoeHybridDecoderLayer"}
 
@@ -129,7 +127,7 @@ def _stacked_mlp(original: Function, module: ModuleType) -> Function:
 
 
 def _is_few(x: Tensor) -> bool:
-    return x.shape[:-1].numel() <= FEW
+    return x.shape[:-1].numel() <= MOST_ROWS
 
 
 def _is_matrix(linear: Any, x: Tensor) -> bool:

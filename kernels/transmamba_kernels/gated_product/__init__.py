@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
-from ..shapes import expect, expect_floating, expect_rank
+from ..shapes import expect, expect_dtype_of, expect_floating, expect_rank
 from . import reference
 
 __all__ = ["gated_product"]
@@ -29,9 +29,7 @@ def gated_product(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
         raise ValueError("x: shape (), expected (..., K)")
     expect("gate", gate, "(N, K)", gate.shape[0], x.shape[-1])
     expect("up", up, "(N, K)", *gate.shape)
-    for name, matrix in (("gate", gate), ("up", up)):
-        if matrix.dtype != x.dtype:
-            raise ValueError(f"{name}: dtype {matrix.dtype}, expected {x.dtype}, as x has")
+    expect_dtype_of("x", x, gate=gate, up=up)
     path = choose("gated_product", x, gate, up)
     run: Callable[..., Tensor] = reference.gated_product
     if path == "triton":

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
-from ..shapes import expect, expect_divisor, expect_floating, expect_groups, expect_rank
+from ..shapes import expect, expect_divisor, expect_dtype_of, expect_floating, expect_groups, expect_rank
 from . import cpu, reference
 
 __all__ = ["mamba2_step"]
@@ -75,10 +75,7 @@ def mamba2_step(
         made, read = inner + channels + heads, in_weight.shape[1]
         expect("in_weight", in_weight, "(2 H P + 2 G N + H, E)", made, read)
         expect("projected", projected, "(B, E)", batch, read)
-        if in_weight.dtype != projected.dtype:
-            raise ValueError(
-                f"in_weight: dtype {in_weight.dtype}, expected {projected.dtype}, as projected has"
-            )
+        expect_dtype_of("projected", projected, in_weight=in_weight)
     for name in ("dt_bias", "A_log", "D"):
         expect(name, tensors[name], "(H,)", heads)
     expect("norm_weight", norm_weight, "(H P,)", inner)

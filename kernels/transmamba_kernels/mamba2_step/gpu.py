@@ -7,6 +7,8 @@ H200: what is in one program then waits for one another, and few fit beside each
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,30 +21,15 @@ from ..triton_common import rows
 from . import cpu
 
 
-def mamba2_step(
-    projected: Tensor,
-    conv_state: Tensor,
-    state: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    dt_bias: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    group_size: int,
-    in_weight: Tensor | None,
-) -> Tensor:
+def mamba2_step(**arguments: Any) -> Tensor:
     """Arguments as in `transmamba_kernels.mamba2_step`; y (B, H P)."""
-    if in_weight is not None and not skinny.streams(projected, in_weight):
-        projected, in_weight = F.linear(projected, in_weight), None
-    tensors = (projected, conv_state, state, conv_weight, conv_bias, dt_bias, A_log, D, norm_weight)
-    taps = max(conv_weight.shape[1], conv_state.shape[2])
+    read, in_weight, state = (arguments[name] for name in ("projected", "in_weight", "state"))
+    if in_weight is not None and not skinny.streams(read, in_weight):
+        arguments |= {"projected": F.linear(read, in_weight), "in_weight": None}
+    taps = max(arguments["conv_weight"].shape[1], arguments["conv_state"].shape[2])
     if state.numel() == 0 or taps > MOST_TAPS or state.shape[3] > scan.MOST_STATES:
-        names = ("projected", "conv_state", "state", "conv_weight", "conv_bias", "dt_bias", "A_log", "D")
-        given = dict(zip((*names, "norm_weight"), tensors, strict=True))
-        return cpu.mamba2_step(**given, eps=eps, group_size=group_size, in_weight=in_weight)
-    return (_step_op if torch.compiler.is_compiling() else _step)(*tensors, eps, group_size, in_weight)
+        return cpu.mamba2_step(**arguments)
+    return (_step_op if torch.compiler.is_compiling() else _step)(**arguments)
 
 
 def _step(

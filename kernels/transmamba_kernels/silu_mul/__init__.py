@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
-from ..shapes import expect, expect_floating
+from ..shapes import expect, expect_dtype_of, expect_floating
 from . import reference
 
 __all__ = ["silu_mul"]
@@ -24,8 +24,7 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
     """
     expect_floating(gate=gate, up=up)
     expect("up", up, "gate's (..., D)", *gate.shape)
-    if up.dtype != gate.dtype:
-        raise ValueError(f"up: dtype {up.dtype}, expected {gate.dtype}, as gate has")
+    expect_dtype_of("gate", gate, up=up)
     path = choose("silu_mul", gate, up)
     run: Callable[..., Tensor] = reference.silu_mul
     if path == "triton":

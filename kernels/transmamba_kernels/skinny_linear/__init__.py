@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from ..backend import choose
-from ..shapes import expect, expect_floating, expect_rank
+from ..shapes import expect, expect_dtype_of, expect_floating, expect_rank
 from . import reference
 
-__all__ = ["skinny_linear"]
+__all__ = ["MOST_ROWS", "skinny_linear"]
+
+# More rows are a product that computes, for which there are better kernels.
+MOST_ROWS = 16
 
 
 def skinny_linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -30,9 +33,7 @@ def skinny_linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> 
     expect("weight", weight, "(N, K)", weight.shape[0], x.shape[-1])
     if residual is not None:
         expect("residual", residual, "(..., N)", *x.shape[:-1], weight.shape[0])
-    for name, tensor in (("weight", weight), ("residual", residual)):
-        if tensor is not None and tensor.dtype != x.dtype:
-            raise ValueError(f"{name}: dtype {tensor.dtype}, expected {x.dtype}, as x has")
+    expect_dtype_of("x", x, weight=weight, residual=residual)
     path = choose("skinny_linear", x, weight, residual)
     run: Callable[..., Tensor] = reference.skinny_linear
     if path == "triton":

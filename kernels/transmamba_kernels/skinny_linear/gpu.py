@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton.language as tl
 from torch import Tensor
 
 from ..backend import interpreted
 from ..triton_common import FUSED, cdiv, on_device_of, rows
+from . import MOST_ROWS, reference
 from .kernels import linear_kernel
 
-# Rows of x that a program holds: more are a product that computes, for which there are better kernels.
-MOST_ROWS = 16
-# Columns of a matrix that every program takes a step, or a divisor of them.
+# Columns of a matrix that a program takes a step, or half of them.
 STEP = 128
 # What is multiplied; the interpreter's products know no bfloat16.
 _KINDS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -39,8 +37,7 @@ def skinny_linear(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
     """Arguments as in `transmamba_kernels.skinny_linear`; y (..., N)."""
     flat = x.reshape(-1, x.shape[-1])
     if not streams(flat, weight):
-        product = F.linear(x, weight)
-        return product if residual is None else residual + product
+        return reference.skinny_linear(x, weight, residual)
     more = None if residual is None else residual.reshape(len(flat), len(weight))
     run = _product_op if torch.compiler.is_compiling() else _product
     return run(flat, weight, more).view(*x.shape[:-1], len(weight))
@@ -55,7 +52,7 @@ def streams(x: Tensor, *matrices: Tensor) -> bool:
 def kinds(x: Tensor) -> dict[str, Any]:
     """What a launch for rows x has whatever its blocks are."""
     dot = _KINDS[torch.float32 if interpreted() else x.dtype]
-    return {"R": 8 if len(x) <= 8 else 16, "DOT": dot, **FUSED}
+    return {"R": 8 if len(x) <= 8 else MOST_ROWS, "DOT": dot, **FUSED}
 
 
 def _product(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:

@@ -54,7 +54,7 @@ def mixers() -> list[Case]:
             (128, 64, 128, 8, 1024, torch.bfloat16),
         ):
             inner, channels = heads * width, heads * width + 2 * groups * states
-            mamba2.mamba2_step(
+            mamba2._step(
                 empty(8, inner + channels + heads, of=dtype),
                 empty(8, channels, 4, of=dtype),
                 empty(8, heads, width, states, of=single),
@@ -101,7 +101,7 @@ def linears() -> list[Case]:
     ):
         for rows in (8, 16):
             inner, channels = 4096, 3 * 4096
-            mamba2.mamba2_step(
+            mamba2._step(
                 empty(rows, 4096),
                 empty(rows, channels, 4),
                 empty(rows, 32, 128, 128, of=torch.float32),

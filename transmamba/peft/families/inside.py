@@ -68,16 +68,12 @@ class Inside:
     def _offset(self, C: Tensor, suffix: str) -> Tensor | None:
         """h' for the states of C (..., N): none for those that an additional scan has put before."""
         offset = self.offsets.get(suffix)
-        if offset is None:
-            return None
-        more = C.shape[-1] - offset.shape[-1]
-        # padding by nothing copies, at every token
-        return F.pad(offset.to(C.dtype), (more, 0)) if more else offset.to(C.dtype)
+        return None if offset is None else _behind(offset.to(C.dtype), C.shape[-1])
 
     def start(self, states: int, suffix: str = "") -> Tensor | None:
         """h0 (D, states), likewise."""
         first = self.begins.get(suffix)
-        return None if first is None else F.pad(first, (states - first.shape[-1], 0))
+        return None if first is None else _behind(first, states)
 
     def start_of(self, rows: int, shape: tuple[int, ...], states: int) -> Tensor | None:
         """h0 of every row (B, *shape, states), as scans take it."""
@@ -110,3 +106,11 @@ class Inside:
             return None
         context = Context(mask=mask, segments=segments)
         return Insertion.before(hidden.shape[1], len(self.affixes[""][1]), context, hidden.device)
+
+
+def _behind(tensor: Tensor, states: int) -> Tensor:
+    """(..., n) as (..., states), behind zeros. Where none are to be added nothing is copied, as padding would
+    at every token.
+    """
+    more = states - tensor.shape[-1]
+    return F.pad(tensor, (more, 0)) if more else tensor
