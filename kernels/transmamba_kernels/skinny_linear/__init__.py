@@ -11,10 +11,7 @@ from ..backend import choose
 from ..shapes import expect, expect_dtype_of, expect_floating, expect_rank
 from . import reference
 
-__all__ = ["MOST_ROWS", "skinny_linear"]
-
-# More rows are a product that computes, for which there are better kernels.
-MOST_ROWS = 16
+__all__ = ["skinny_linear"]
 
 
 def skinny_linear(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..backend import interpreted
 from ..triton_common import FUSED, cdiv, on_device_of, rows
-from . import MOST_ROWS, reference
+from . import reference
 from .kernels import linear_kernel
+from .reference import MOST_ROWS
 
 # Columns of a matrix that a program takes a step, or half of them.
 STEP = 128
