@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,38 +22,31 @@ class Insertion:
     own:    where the row's own tokens stand, (L,) or (B, L)
     length: L, of the row itself
     tokens: P
+    runs:   `source`, where it is the same in every row, as slices one after the other: copies without
+        indices, whose gradients need not be summed up place by place
     """
 
     source: Tensor
     own: Tensor
     length: int
     tokens: int
+    runs: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def fixed(cls, length: int, tokens: int, where: Where, device: torch.device) -> Insertion:
         """The same in every row: in front, behind, evenly spread, or half in front and half behind (of an odd
         number the one more in front)."""
-        before = {
-            "prefix": torch.zeros(tokens),
-            "suffix": torch.full((tokens,), length),
-            "infix": (torch.arange(tokens) + 1) * length // (tokens + 1),
-            "both": (torch.arange(tokens) >= (tokens + 1) // 2) * length,
-        }[where].long()  # of each token, how many of the row's own stand before it
-        at = before + torch.arange(tokens)
-        apart = torch.ones(length + tokens, dtype=torch.bool)
-        apart[at] = False
-        own = apart.nonzero().flatten()
-        source = torch.empty(length + tokens, dtype=torch.long)
-        source[at], source[own] = length + torch.arange(tokens), torch.arange(length)
-        return cls(source.to(device), own.to(device), length, tokens)
+        return _fixed(length, tokens, where, device)
 
     @classmethod
     def before(cls, length: int, tokens: int, context: Context, device: torch.device) -> Insertion:
         """In front of each document of a row, behind the padding before it: a row of a padded batch is the
         row alone. Rows of fewer documents than others end with places that hold nothing."""
-        if context.segments is None and context.mask is None:
-            return cls.fixed(length, tokens, "prefix", device)
-        begins = _begins(context, device)
+        if context.segments is None:
+            if context.mask is None:
+                return cls.fixed(length, tokens, "prefix", device)
+            return cls._behind_padding(tokens, context.mask)
+        begins = _begins(context.segments)
         rows, most = len(begins), int(begins.sum(dim=1).max())
         count = begins.long().cumsum(dim=1)
         own = torch.arange(length, device=device) + tokens * count
@@ -62,25 +57,41 @@ class Insertion:
         source[row[:, None], (own[row, start] - tokens)[:, None] + ahead] = length + ahead
         return cls(source, own, length, tokens)
 
+    @classmethod
+    def _behind_padding(cls, tokens: int, mask: Tensor) -> Insertion:
+        """In front of each row's first real token, and of the last where none is: without waiting for the
+        device to say where."""
+        real, length = mask.bool(), mask.shape[1]
+        first = torch.where(real.any(dim=1), real.long().argmax(dim=1), length - 1)[:, None]
+        place = torch.arange(length + tokens, device=mask.device)
+        put = length + place - first
+        source = torch.where(place < first, place, torch.where(place < first + tokens, put, place - tokens))
+        own = place[:length]
+        return cls(source, torch.where(own < first, own, own + tokens), length, tokens)
+
+    @functools.cached_property
     def mirrored(self) -> Insertion:
         """For whoever reads rows from their end: what was put in is met in the same order. Of fixed ones."""
-        row = torch.where(self.source < self.length, self.length - 1 - self.source, self.source)
-        longer = self.length + self.tokens
-        return Insertion(row.flip(0), (longer - 1 - self.own).flip(0), self.length, self.tokens)
+        row = self.source.flip(0).tolist()
+        row = [place if place >= self.length else self.length - 1 - place for place in row]
+        return _of_places(row, self.length, self.tokens, self.source.device)
 
     def place(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x (B, L, D) with tokens (P, D) put in: (B, L', D)."""
         rows, width = len(x), x.shape[-1]
         put = tokens.to(x.dtype).expand(rows, -1, -1)
-        if self.source.dim() == 1:
-            return torch.cat([x, put], dim=1).index_select(1, self.source)
+        if self.runs:
+            at = self.length
+            return torch.cat([x[:, a:b] if a < at else put[:, a - at : b - at] for a, b in self.runs], dim=1)
         longer = torch.cat([x, put, x.new_zeros(rows, 1, width)], dim=1)
         return longer.gather(1, self.source[:, :, None].expand(-1, -1, width))
 
     def drop(self, y: Tensor) -> Tensor:
         """Of y (B, L', ...) the row's own tokens: (B, L, ...)."""
-        if self.own.dim() == 1:
-            return y.index_select(1, self.own)
+        if self.runs:
+            parts = y.split([stop - start for start, stop in self.runs], dim=1)
+            own = [part for part, (start, _) in zip(parts, self.runs, strict=True) if start < self.length]
+            return own[0] if len(own) == 1 else torch.cat([y[:, :0], *own], dim=1)
         at = self.own.view(*self.own.shape, *[1] * (y.dim() - 2))
         return y.gather(1, at.expand(-1, -1, *y.shape[2:]))
 
@@ -122,17 +133,35 @@ class Insertion:
         return self.own if tokens is None else self.own[tokens]
 
 
-def _begins(context: Context, device: torch.device) -> Tensor:
-    """(B, L), whether a document begins at a token; an empty row has one at its end."""
-    if context.segments is not None:
-        segments = context.segments
-        begins = torch.ones_like(segments, dtype=torch.bool)
-        begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-        return begins
-    assert context.mask is not None
-    real = context.mask.bool()
-    first = torch.where(real.any(dim=1), real.long().argmax(dim=1), real.shape[1] - 1)
-    return torch.arange(real.shape[1], device=device) == first[:, None]
+@functools.lru_cache(maxsize=64)
+def _fixed(length: int, tokens: int, where: Where, device: torch.device) -> Insertion:
+    """Of `Insertion.fixed`: every layer asks for the same, and copies to a device wait for it."""
+    before = {
+        "prefix": [0] * tokens,
+        "suffix": [length] * tokens,
+        "infix": [(i + 1) * length // (tokens + 1) for i in range(tokens)],
+        "both": [length * (i >= (tokens + 1) // 2) for i in range(tokens)],
+    }[where]  # of each token, how many of the row's own stand before it
+    own = ((place + 0.5, place) for place in range(length))
+    put = ((place, length + i) for i, place in enumerate(before))
+    return _of_places([number for _, number in sorted([*own, *put])], length, tokens, device)
+
+
+@torch.inference_mode(False)  # what is made is kept, also for those who want gradients
+def _of_places(places: list[int], length: int, tokens: int, device: torch.device) -> Insertion:
+    own = [i for i, place in enumerate(places) if place < length]
+    edges = [i for i in range(1, len(places)) if places[i] != places[i - 1] + 1 or places[i] == length]
+    ends = itertools.pairwise([0, *edges, len(places)])
+    runs = tuple((places[start], places[stop - 1] + 1) for start, stop in ends)  # none of both kinds
+    source, at = (torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (places, own))
+    return Insertion(source, at, length, tokens, runs)
+
+
+def _begins(segments: Tensor) -> Tensor:
+    """(B, L), whether a document begins at a token."""
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return begins
 
 
 def _counted(source: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Hybrid(Family):
         """u (B, L, d) -> `Mixed`, as the mixer's own forward."""
         real = None if context.mask is None else context.mask.unsqueeze(-1)
         z, mixed, delta = module._projected(u if real is None else u.masked_fill(~real, 0))
-        opened = inside.prefix(u, context.mask, context.segments)
+        opened = inside.prefix(u, context)
         if opened is not None:
             put = inside.widened(module.inner, module.groups, module.states, module.heads)
             longer = opened.place(torch.cat([mixed, delta], dim=-1), put[:, module.inner :])
@@ -110,7 +110,7 @@ class HybridOwn(Hybrid):
         projected = module.in_proj(u.masked_fill(padding, 0))
         z, opened = projected[..., : module.inner], None
         if not held:
-            opened = inside.prefix(u, shared.real)
+            opened = inside.prefix(u, Context(mask=shared.real))
         if opened is not None:
             put = inside.widened(module.inner, module.groups, module.states, module.heads)
             projected, padding = (

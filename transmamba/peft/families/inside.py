@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -100,12 +101,15 @@ class Inside:
         B, C = (F.pad(part, (states - part.shape[-1], 0)).flatten(-2) for part in grouped)
         return torch.cat([front, B, C, delta], dim=-1)
 
-    def prefix(self, hidden: Tensor, mask: Tensor | None, segments: Tensor | None = None) -> Insertion | None:
+    def prefix(self, hidden: Tensor, context: Context) -> Insertion | None:
         """Where the affixes of one direction stand before each text of hidden (B, L, d)."""
         if "" not in self.affixes:
             return None
-        context = Context(mask=mask, segments=segments)
-        return Insertion.before(hidden.shape[1], len(self.affixes[""][1]), context, hidden.device)
+        length, tokens = hidden.shape[1], len(self.affixes[""][1])
+        made = functools.partial(Insertion.before, length, tokens, context, hidden.device)
+        if context.segments is None:
+            return made()
+        return context.once(("affix", length, tokens), made)  # which waits for the device
 
 
 def _behind(tensor: Tensor, states: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transmamba_kernels import selective_scan, selective_state_update
 
 from ...config.registry import FAMILIES
+from ...core.output import Context
 from .cached import convolved, padded, states_of, steps
 from .family import Family, refuse_packed, shapes_of
 from .inside import Inside
@@ -94,7 +95,7 @@ class Mamba(Family):
         conv_state, state = states_of(module, cache_params)
         projected = module.in_proj(padded(hidden_states, attention_mask))
         x, z = projected.chunk(2, dim=-1)
-        opened = inside.prefix(x, attention_mask) if state is None else None
+        opened = inside.prefix(x, Context(mask=attention_mask)) if state is None else None
         if opened is not None:
             attention_mask = opened.mask(attention_mask)
             x = opened.place(x, inside.affixes[""][1][:, : x.shape[-1]])

@@ -11,6 +11,7 @@ from torch import Tensor
 from transmamba_kernels import compat, ssd_state_update
 
 from ...config.registry import FAMILIES
+from ...core.output import Context
 from .cached import convolved, padded, states_of, steps
 from .family import Family, refuse_packed, shapes_of
 from .inside import Inside
@@ -98,7 +99,9 @@ class Mamba2(Family):
         seq_idx, z = kwargs.pop("seq_idx", None), projected[..., :inner]
         if seq_idx is None:
             refuse_packed(kwargs)
-        opened = inside.prefix(projected, attention_mask, seq_idx) if state is None else None
+        opened = None
+        if state is None:
+            opened = inside.prefix(projected, Context(mask=attention_mask, segments=seq_idx))
         if opened is not None:
             attention_mask, seq_idx = opened.mask(attention_mask), opened.segments(seq_idx)
             states = inner, groups, module.ssm_state_size, heads

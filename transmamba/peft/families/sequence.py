@@ -72,7 +72,7 @@ class SequenceMamba(Family):
     def run(self, module: Any, inside: Inside, u: Tensor) -> Mixed:
         """u (B, L, d) -> `Mixed`, as the mixer's own forward."""
         x, z = module.in_proj(u).chunk(2, dim=-1)
-        opened = inside.prefix(u, None)
+        opened = inside.prefix(u, Context())
         if opened is not None:
             x = opened.place(x, inside.affixes[""][1][:, : x.shape[-1]])
         x = causal_conv1d(x, module.conv1d.weight[:, 0], module.conv1d.bias, activation="silu")

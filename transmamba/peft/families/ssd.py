@@ -152,7 +152,7 @@ class CausalSSD(SSD):
     def run(self, module: Any, inside: Inside, u: Tensor, context: Context = NO_CONTEXT) -> Mixed:
         """u (B, L, d) -> `Mixed`, as the mixer's own forward."""
         mixed, delta = module.qkv(u), F.linear(u, module.dt_proj.weight)
-        opened = inside.prefix(u, context.mask, context.segments)
+        opened = inside.prefix(u, context)
         if opened is not None:
             put = inside.affixes[""][1].split([mixed.shape[-1], module.num_heads], dim=-1)
             mixed, delta = opened.place(mixed, put[0]), opened.place(delta, put[1])
