@@ -72,8 +72,8 @@ class Insertion:
     @functools.cached_property
     def mirrored(self) -> Insertion:
         """For whoever reads rows from their end: what was put in is met in the same order. Of fixed ones."""
-        row = self.source.flip(0).tolist()
-        row = [place if place >= self.length else self.length - 1 - place for place in row]
+        row = [place for start, stop in self.runs for place in range(start, stop)]
+        row = [place if place >= self.length else self.length - 1 - place for place in reversed(row)]
         return _of_places(row, self.length, self.tokens, self.source.device)
 
     def place(self, x: Tensor, tokens: Tensor) -> Tensor:
