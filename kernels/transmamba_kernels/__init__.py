@@ -11,7 +11,7 @@ from .bidirectional_conv1d import bidirectional_conv1d
 from .bidirectional_scan import bidirectional_scan
 from .bidirectional_ssd import bidirectional_ssd
 from .causal_conv1d import causal_conv1d, causal_conv1d_update
-from .gated_product import gated_product
+from .gated_product import gated_product, normed_gated_product
 from .grouped_experts import grouped_experts
 from .mamba2_step import mamba2_step
 from .packing import seq_idx_from_cu_seqlens
@@ -34,6 +34,7 @@ __all__ = [
     "gated_product",
     "grouped_experts",
     "mamba2_step",
+    "normed_gated_product",
     "patch_transformers",
     "rms_norm",
     "selective_scan",

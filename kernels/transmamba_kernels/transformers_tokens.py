@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from . import transformers_packing as packing
 from .backend import VARIABLE, choose
-from .gated_product import gated_product
+from .gated_product import gated_product, normed_gated_product
 from .mamba2_step import mamba2_step
 from .rms_norm import rms_norm
 from .silu_mul import silu_mul
 from .skinny_linear import skinny_linear
 from .skinny_linear.reference import MOST_ROWS
-from .transformers_nulls import layer_of_zeros
+from .transformers_nulls import Later, count_tokens, counts_alone, layer_of_zeros
 
 Function = Callable[..., Any]
 Replacement = Callable[[Function, ModuleType], Function]
@@ -44,6 +44,7 @@ MIXERS = {
 MLPS = {"BambaMLP", "JambaMLP"}
 STACKED_MLPS = {"GraniteMoeHybridMLP"}
 LAYERS = {"BambaDecoderLayer", "GraniteMoeHybridDecoderLayer"}
+POSITIONS = {"BambaRotaryEmbedding", "GraniteMoeHybridRotaryEmbedding"}
 
 
 def classes(module: ModuleType) -> Iterator[tuple[type, Replacement]]:
@@ -63,6 +64,7 @@ def _replacement(name: str) -> Replacement | None:
     if name.endswith("RMSNorm"):
         return _norm
     by_name = [(MIXERS, _mixer), (MLPS, _mlp), (STACKED_MLPS, _stacked_mlp), (LAYERS, _layer)]
+    by_name.append((POSITIONS, _positions))
     return next((replace for names, replace in by_name if name in names), None)
 
 
@@ -208,6 +210,16 @@ def is_hooked(module: Any) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
 
 
+def _positions(original: Function, module: ModuleType) -> Function:
+    @functools.wraps(original)
+    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not (counts_alone(self.config) and _fuses("rms_norm", x)):
+            return original(self, x, *args, **kwargs)
+        return Later(lambda: original(self, x, *args, **kwargs))
+
+    return forward
+
+
 def _layer(original: Function, module: ModuleType) -> Function:
     alone = module.__name__.endswith("granitemoehybrid")  # others give attention's weights beside the stream
 
@@ -218,11 +230,8 @@ def _layer(original: Function, module: ModuleType) -> Function:
         if not layer_of_zeros(self, hidden_states):
             after = None if alone else _token_of_a_layer(self, hidden_states, kwargs, module)
             return original(self, hidden_states, **kwargs) if after is None else (after, None)
-        attention, cache = self.self_attn, kwargs.get("past_key_values")
-        if cache is not None:
-            shape = (attention.config.num_key_value_heads, hidden_states.shape[1], attention.head_dim)
-            zeros = hidden_states.new_zeros(len(hidden_states), *shape)
-            cache.update(zeros, zeros, attention.layer_idx)
+        if kwargs.get("past_key_values") is not None:
+            count_tokens(kwargs["past_key_values"], self.self_attn, hidden_states)
         return hidden_states if alone else (hidden_states, None)
 
     return forward
@@ -248,6 +257,12 @@ def _token_of_a_layer(layer: Any, stream: Tensor, given: dict[str, Any], module:
     if states is None:
         return None
     y = _before_out_proj(mixer, layer.input_layernorm(stream), states, mixer.in_proj.weight).to(stream.dtype)
-    stream = skinny_linear(y, mixer.out_proj.weight, stream)
-    opened = gated_product(layer.pre_ff_layernorm(stream), mlp.gate_proj.weight, mlp.up_proj.weight)
+    norm, halves = layer.pre_ff_layernorm, (mlp.gate_proj.weight, mlp.up_proj.weight)
+    plain = type(norm) is vars(module)["BambaRMSNorm"] and not is_hooked(norm)
+    if plain and norm.weight.dtype == stream.dtype:
+        between = stream, norm.weight, norm.variance_epsilon
+        stream, opened = normed_gated_product(y, mixer.out_proj.weight, *between, *halves)
+    else:
+        stream = skinny_linear(y, mixer.out_proj.weight, stream)
+        opened = gated_product(norm(stream), *halves)
     return skinny_linear(opened, mlp.down_proj.weight, stream)

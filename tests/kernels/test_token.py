@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from token_inputs import SHAPES, doubled, formula, token
 from transformers.models.bamba.modeling_bamba import BambaRMSNorm
-from transmamba_kernels import gated_product, mamba2_step, rms_norm, silu_mul, skinny_linear
+from transmamba_kernels import (
+    gated_product,
+    mamba2_step,
+    normed_gated_product,
+    rms_norm,
+    silu_mul,
+    skinny_linear,
+)
 
 
 @pytest.fixture(params=["reference", "cpu"])
@@ -164,3 +171,38 @@ def test_skinny_linear_is_a_linear_and_a_sum():
     assert torch.equal(skinny_linear(x, weight), F.linear(x, weight))
     assert torch.equal(skinny_linear(x, weight, more), more + F.linear(x, weight))
     assert skinny_linear(x[:0], weight, more[:0]).shape == (0, 3, 5)
+
+
+def between(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """What stands between a mixer and its MLP's first half: K 7, N 6, F 5."""
+    shapes = dict(x=(2, 3, 7), weight=(6, 7), residual=(2, 3, 6), norm_weight=(6,), gate=(5, 6), up=(5, 6))
+    return {name: torch.randn(shape).to(dtype) for name, shape in shapes.items()}
+
+
+def test_a_normed_product_is_its_parts_one_after_the_other(path):
+    t = between(torch.float64)
+    stream, y = normed_gated_product(**t, eps=1e-3)
+    wanted = t["residual"] + t["x"] @ t["weight"].T
+    torch.testing.assert_close(stream, wanted)
+    normed = F.rms_norm(wanted, (6,), t["norm_weight"], 1e-3)
+    torch.testing.assert_close(y, F.silu(normed @ t["gate"].T) * (normed @ t["up"].T))
+    empty = {name: value[:0] if name in ("x", "residual") else value for name, value in between().items()}
+    assert [part.shape for part in normed_gated_product(**empty, eps=1e-3)] == [(0, 3, 6), (0, 3, 5)]
+    t["x"].requires_grad_()
+    assert not any(part.requires_grad for part in normed_gated_product(**t, eps=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("x", torch.zeros(2, 3, 6), r"weight: shape \(6, 7\), expected \(N, K\) = \(6, 6\)"),
+        ("residual", torch.zeros(2, 6), r"residual: shape \(2, 6\), expected \(..., N\) = \(2, 3, 6\)"),
+        ("norm_weight", torch.zeros(7), r"norm_weight: shape \(7,\), expected \(N,\) = \(6,\)"),
+        ("gate", torch.zeros(5, 7), r"gate: shape \(5, 7\), expected \(F, N\) = \(5, 6\)"),
+        ("up", torch.zeros(4, 6), r"up: shape \(4, 6\), expected \(F, N\) = \(5, 6\)"),
+        ("norm_weight", torch.zeros(6).half(), "norm_weight: dtype torch.float16, expected torch.float32"),
+    ],
+)
+def test_wrong_arguments_of_a_normed_product_are_named(name: str, value: torch.Tensor, says: str):
+    with pytest.raises(ValueError, match=says):
+        normed_gated_product(**between() | {name: value}, eps=1e-3)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from test_transformers_patch import assert_near, build
 from test_transformers_tokens import cached
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 from transmamba_kernels import patch_transformers
-from transmamba_kernels.transformers_nulls import layer_of_zeros
+from transmamba_kernels.transformers_nulls import counts_alone, layer_of_zeros
 
 PURE = {"attn_layer_indices": [2], "num_hidden_layers": 3, "transmamba": {"student": "hybrid_lm", "null": 1}}
 
@@ -31,8 +33,13 @@ def test_a_layer_of_zeros_is_not_run(monkeypatch, kind, static):
     monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
     model = pure(kind)
     text = torch.randint(1, 64, (2, 12), generator=torch.Generator().manual_seed(3))
-    ran = []
+    ran, turned = [], []
     plain = type(model.model.layers[-1].self_attn).forward
+    tables = type(model.model.rotary_emb).forward
+
+    def made_tables(*args: Any, **kwargs: Any) -> Any:
+        turned.append(1)
+        return tables(*args, **kwargs)
 
     def attention(*args: Any, **kwargs: Any) -> Any:
         ran.append(1)
@@ -42,16 +49,17 @@ def test_a_layer_of_zeros_is_not_run(monkeypatch, kind, static):
         return StaticCache(model.config, 20) if static else DynamicCache(config=model.config)
 
     expected, cache = model(text, use_cache=False).logits[:, 4:], made()
+    monkeypatch.setattr(type(model.model.rotary_emb), "forward", made_tables)  # which is what is replaced
     with pytest.MonkeyPatch.context() as patch, patch_transformers([kind]):
         patch.setattr(type(model.model.layers[-1].self_attn), "forward", attention)
         found = cached(model, text, 5, cache)
-        assert not ran and int(cache.get_seq_length()) == 12
+        assert not ran and not turned and int(cache.get_seq_length()) == 12
         assert_near(found, expected, "logits")
         assert not cache.layers[-1].keys.any() and cache.layers[-1].keys.shape[:2] == (2, 2)
         # it is looked at again where it has changed
         model.model.layers[-1].self_attn.o_proj.weight[0, 0] = 1
         cached(model, text, 5, made())
-        assert len(ran) == 8
+        assert len(ran) == len(turned) == 8
         model.model.layers[-1].self_attn.o_proj.weight[0, 0] = 0
         assert_near(cached(model, text, 5, made()), expected, "logits")
         assert len(ran) == 8
@@ -69,3 +77,48 @@ def test_only_what_the_configuration_calls_null_is_left_out():
     assert found == [[False] * 3, [False, False, True]]
     del model.config.transmamba
     assert not layer_of_zeros(model.model.layers[-1], stream)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("static", [False, True])
+def test_nothing_is_written_where_zeros_are(monkeypatch, static):
+    """A static cache counts alone; one that grows has to have what it counts. Both as transformers leaves
+    them."""
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
+    model, caches = pure("bamba"), []
+    text = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
+    written: list[str] = []
+    for patched in (False, True):
+        cache = StaticCache(model.config, 20) if static else DynamicCache(config=model.config)
+        with patch_transformers(["bamba"]) if patched else nullcontext():
+            cached(model, text, 5, cache)
+            with Written(written):
+                cached(model, text[:, :2], 1, cache, begin=9)
+        caches.append(cache.layers[-1])
+    theirs, ours = caches
+    assert torch.equal(theirs.keys, ours.keys) and torch.equal(theirs.values, ours.values)
+    assert int(theirs.get_seq_length()) == int(ours.get_seq_length()) == 11
+    assert written.count("index_copy_") == (4 if static else 0)  # all of them transformers'
+
+
+class Written(TorchDispatchMode):
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_tables_of_positions_are_made_where_attention_reads_them(monkeypatch):
+    """Of a hybrid with one layer of attention, and one of zeros behind it."""
+    monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
+    model = pure("bamba", attn_layer_indices=[1, 2])
+    text = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
+    assert not counts_alone(model.config) and counts_alone(pure("bamba").config)
+    assert not counts_alone(build("bamba").config)
+    expected = model(text, use_cache=False).logits[:, 4:]
+    with patch_transformers(["bamba"]):
+        assert_near(cached(model, text, 5, DynamicCache(config=model.config)), expected, "logits")

@@ -18,7 +18,7 @@ from test_transformers_patch import CONFIGS, assert_near, build
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
-from transmamba_kernels import gated_product, mamba2_step, patch_transformers, rms_norm, skinny_linear
+from transmamba_kernels import mamba2_step, normed_gated_product, patch_transformers, rms_norm, skinny_linear
 from transmamba_kernels import transformers_tokens as tokens
 from transmamba_kernels.transformers_patch import MODELS
 
@@ -39,7 +39,8 @@ def forced(monkeypatch):
 def calls(monkeypatch) -> list[str]:
     """The operators that patched models called."""
     found: list[str] = []
-    for name in ("gated_product", "mamba2_step", "rms_norm", "silu_mul", "skinny_linear"):
+    names = ("gated_product", "mamba2_step", "normed_gated_product", "rms_norm", "silu_mul", "skinny_linear")
+    for name in names:
         plain = getattr(tokens, name)
 
         def counted(*args: Any, plain: Any = plain, name: str = name, **kwargs: Any) -> Any:
@@ -77,7 +78,7 @@ def test_norms_round_as_theirs(forced, calls, name, owner, dtype, grouped):
 
 def test_all_that_should_be_replaced_is(forced):
     found = {name: {owner.__name__ for owner, _ in tokens.classes(module_of(name))} for name in MODELS}
-    for names in (tokens.MIXERS, tokens.MLPS, tokens.STACKED_MLPS, tokens.LAYERS):
+    for names in (tokens.MIXERS, tokens.MLPS, tokens.STACKED_MLPS, tokens.LAYERS, tokens.POSITIONS):
         assert names <= set().union(*found.values())
     assert {name for name in MODELS if found[name] & tokens.MIXERS} == set(STEPS)
     assert found["bamba"] == {
@@ -86,6 +87,7 @@ def test_all_that_should_be_replaced_is(forced):
         "BambaMixer",
         "BambaMLP",
         "BambaDecoderLayer",
+        "BambaRotaryEmbedding",
     }
     assert "NemotronHRMSNorm" not in found["nemotron_h"]  # which rounds last
 
@@ -247,24 +249,25 @@ class Kernels(TorchDispatchMode):
 
 
 @torch.no_grad()
-def test_a_layer_of_mamba_is_six_operators(forced):
-    """The step with the product in front of it, two products that add, the MLP's two, two norms."""
+def test_a_layer_of_mamba_is_four_operators(forced):
+    """A norm, the step with the product in front of it, all from there to the MLP's middle, a product that
+    adds."""
     found = []
     for depth in (2, 3):
         model = build("bamba", num_hidden_layers=depth, attn_layer_indices=[0]).bfloat16().eval()
         cache, kernels = DynamicCache(config=model.config), Kernels()
         with pytest.MonkeyPatch.context() as patch, patch_transformers(["bamba"]):
             cached(model, torch.ones(2, 6, dtype=torch.int64), 5, cache)
-            for operator in (gated_product, mamba2_step, rms_norm, skinny_linear):
+            for operator in (mamba2_step, normed_gated_product, rms_norm, skinny_linear):
                 patch.setattr(tokens, operator.__name__, kernels.as_one(operator))
             with kernels:
                 cached(model, torch.ones(2, 1, dtype=torch.int64), 1, cache, begin=6)
         found.append(kernels.found)
     assert found[1] - found[0] == {
-        "skinny_linear": 2,
-        "rms_norm": 2,
+        "skinny_linear": 1,
+        "rms_norm": 1,
         "mamba2_step": 1,
-        "gated_product": 1,
+        "normed_gated_product": 1,
     }
 
 
@@ -300,7 +303,31 @@ def test_a_layer_of_few_rows_is_what_it_was(forced, calls, rows):
     for ours, theirs in zip(*found, strict=True):
         assert_near(ours, theirs, "step")
     layers = sum(hasattr(layer, "mamba") for layer in model.model.layers)
-    assert calls.count("skinny_linear") == (2 * layers if rows <= 16 else 0)
+    for operator in ("skinny_linear", "normed_gated_product"):
+        assert calls.count(operator) == (layers if rows <= 16 else 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["hooked", "another class", "float32"])
+def test_a_norm_that_somebody_waits_for_is_called(forced, calls, case):
+    """Hooks, classes of others, and weights that make the norm wider, which its products then see."""
+    model, called = build("bamba").eval(), []
+    model = model.bfloat16() if case == "float32" else model
+    for layer in model.model.layers:
+        norm = layer.pre_ff_layernorm
+        if case == "hooked":
+            norm.register_forward_hook(lambda *args: called.append(1))
+        elif case == "another class":
+            layer.pre_ff_layernorm = torch.nn.Sequential(norm)
+        else:
+            norm.float()
+    if case == "float32":  # in which transformers' own products cannot multiply them
+        with pytest.raises((RuntimeError, ValueError), match="dtype"):
+            patched_is_plain(model)
+    else:
+        patched_is_plain(model)
+    assert "normed_gated_product" not in calls
+    assert bool(called) == (case == "hooked")
 
 
 # mamba.conv1d is not called for a token by transformers either
@@ -398,7 +425,8 @@ def test_a_weight_of_another_class_is_left_to_its_module(forced, calls):
         for linear in (layer.feed_forward.up_proj, layer.feed_forward.down_proj):
             linear.weight = torch.nn.Parameter(Packed(linear.weight.data), requires_grad=False)
     patched_is_plain(model)
-    assert "rms_norm" in calls and "skinny_linear" not in calls and "gated_product" not in calls
+    assert "rms_norm" in calls
+    assert not {"skinny_linear", "gated_product", "normed_gated_product"} & set(calls)
 
 
 @pytest.mark.parametrize("name", ["bamba", "granitemoehybrid"])

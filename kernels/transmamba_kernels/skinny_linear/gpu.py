@@ -34,6 +34,17 @@ class Convolution:
     made: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """What a norm of the product and its residual needs: its weight (N,), and where the product times that
+    (M, N) and each block's part of the sums of squares (blocks, R) go.
+    """
+
+    weight: Tensor | None = None
+    made: Tensor | None = None
+    squares: Tensor | None = None
+
+
 def skinny_linear(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
     """Arguments as in `transmamba_kernels.skinny_linear`; y (..., N)."""
     flat = x.reshape(-1, x.shape[-1])
@@ -60,8 +71,20 @@ def _product(x: Tensor, weight: Tensor, residual: Tensor | None) -> Tensor:
     return launch(x, weight, residual)
 
 
+def blocks_of(columns: int, width: int) -> tuple[int, int]:
+    """Columns that a program makes, and how many of K it takes a step."""
+    # Blocks of 64 rows leave multiprocessors of a large GPU without one where the matrix has few.
+    if columns > 64 * 150:
+        return 64, STEP
+    return 32, 2 * STEP if width % (2 * STEP) == 0 else STEP
+
+
 def launch(
-    x: Tensor, weight: Tensor, residual: Tensor | None = None, convolution: Convolution | None = None
+    x: Tensor,
+    weight: Tensor,
+    residual: Tensor | None = None,
+    convolution: Convolution | None = None,
+    weighed: Weighed | None = None,
 ) -> Tensor:
     """y (M, N) of what `streams` has let pass, x (M, K) and residual (M, N)."""
     x = rows(x)
@@ -70,8 +93,8 @@ def launch(
     y = torch.empty(count, columns, dtype=x.dtype, device=x.device)
     conv = Convolution() if convolution is None else convolution
     state, taps = conv.state, conv.weight
-    # Blocks of 64 rows leave multiprocessors of a large GPU without one where the matrix has few.
-    block, step = (64, STEP) if columns > 64 * 150 else (32, 2 * STEP if width % (2 * STEP) == 0 else STEP)
+    norm = Weighed() if weighed is None else weighed
+    block, step = blocks_of(columns, width)
     with on_device_of(x):
         linear_kernel[(cdiv(columns, block),)](
             x,
@@ -82,6 +105,9 @@ def launch(
             None if taps is None else taps.contiguous(),
             None if conv.bias is None else conv.bias.contiguous(),
             conv.made,
+            norm.weight,
+            norm.made,
+            norm.squares,
             count,
             columns,
             width,
@@ -95,7 +121,7 @@ def launch(
             TAPS=0 if taps is None else taps.shape[1],
             KEPT=0 if state is None else state.shape[2],
             num_warps=4,
-            num_stages=4,
+            num_stages=5,
             **kinds(x),
         )
     return y

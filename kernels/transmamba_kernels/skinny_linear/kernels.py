@@ -20,6 +20,9 @@ def linear_kernel(
     conv_weight,
     conv_bias,
     convolved,
+    norm_weight,
+    weighed,
+    squares,
     count,
     columns,
     width,
@@ -42,6 +45,9 @@ def linear_kernel(
 
     With `convolved` (M, C), float32, it holds what a convolution with SiLU makes of columns `first` to
     `first` + C, each row the newest token of its `conv_state` (M, C, KEPT), which is moved on.
+
+    With `weighed` (M, N) it holds y norm_weight, and `squares` (blocks, R) what each block adds to the rows'
+    sums of y^2: all that a norm of y needs, but for the division, which `gated_kernel` makes.
     """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     r, k = tl.cast(tl.arange(0, R), tl.int64), tl.arange(0, BK)
@@ -60,6 +66,13 @@ def linear_kernel(
         more = tl.load(residual + r[None, :] * stride_r + n[:, None], mask=stored, other=0.0)
         out = (more.to(tl.float32) + out.to(tl.float32)).to(y.dtype.element_ty)
     tl.store(y + r[None, :] * columns + n[:, None], out, mask=stored)
+    if weighed is not None:
+        wide = out.to(tl.float32)
+        scales = tl.load(norm_weight + n).to(tl.float32)
+        scaled = (wide * scales[:, None]).to(y.dtype.element_ty)
+        tl.store(weighed + r[None, :] * columns + n[:, None], scaled, mask=stored)
+        sums = tl.sum(tl.where(stored, wide * wide, 0.0), axis=0)
+        tl.store(squares + tl.program_id(0) * R + r, sums)
     if convolved is not None:
         mixed = stored & ((n >= first) & (n < first + channels))[:, None]
         c = tl.where(mixed, n[:, None] - first, 0)
@@ -75,6 +88,9 @@ def gated_kernel(
     gate,
     up,
     y,
+    squares,
+    blocks,
+    eps,
     count,
     columns,
     width,
@@ -83,8 +99,11 @@ def gated_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     DOT: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
-    """As `linear_kernel`, of two matrices."""
+    """As `linear_kernel`, of two matrices. With `squares` (blocks, R), parts of rows' sums of squares, x is
+    what its `weighed` holds, and the products are divided by the root of the mean.
+    """
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     r, k = tl.cast(tl.arange(0, R), tl.int64), tl.arange(0, BK)
     inside, real = n < columns, r < count
@@ -100,6 +119,12 @@ def gated_kernel(
         opened = tl.dot(one, seen, opened)
         value = tl.dot(two, seen, value)
     dtype = y.dtype.element_ty
+    if squares is not None:
+        b = tl.arange(0, BLOCKS)
+        parts = tl.load(squares + b[:, None] * R + r[None, :], mask=(b < blocks)[:, None], other=0.0)
+        scale = tl.rsqrt(tl.sum(parts, axis=0) / width + eps)[None, :]
+        opened *= scale
+        value *= scale
     opened = silu(opened.to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
     out = opened * value.to(dtype).to(tl.float32)
     tl.store(y + r[None, :] * columns + n[:, None], out.to(dtype), mask=inside[:, None] & real[None, :])

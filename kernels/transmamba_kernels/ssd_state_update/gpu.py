@@ -10,7 +10,7 @@ from . import cpu
 from .kernels import step_kernel
 
 # Elements of the state that a program of one warp holds.
-TILE = 1024
+TILE = 512
 # The widest state whose row a program takes.
 MOST_STATES = 4096
 

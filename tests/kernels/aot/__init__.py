@@ -26,6 +26,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "gated_product": tokens.products,
     "grouped_experts": experts.products,
     "mamba2_step": tokens.mixers,
+    "normed_gated_product": tokens.normed_products,
     "rms_norm": tokens.norms,
     "selective_scan": selective_scan.one_way,
     "selective_state_update": steps.selective,

@@ -92,6 +92,19 @@ def products() -> list[Case]:
     return found
 
 
+def normed_products() -> list[Case]:
+    found: list[Case] = []
+    with (
+        mock.patch.object(product, "gated_kernel", Recorded(product.gated_kernel, found)),
+        mock.patch.object(skinny, "linear_kernel", Recorded(skinny.linear_kernel, found)),
+    ):
+        for rows, width, neurons in ((8, 4096, 11008), (16, 768, 1000)):
+            stream, matrices = empty(rows, 1, width), (empty(neurons, width), empty(neurons, width))
+            given = stream, empty(width, width), stream, empty(width), 1e-5, *matrices
+            product.normed_gated_product(*given)
+    return found
+
+
 def linears() -> list[Case]:
     found: list[Case] = []
     with (
