@@ -30,6 +30,7 @@ def tiny(monkeypatch):
         "softmax_kl": (4, 64),
         "gated_product": (2, 8, 6),
         "mamba2_step": (2, 4, 4, 8, 2),
+        "normed_gated_product": (2, 8, 6),
         "rms_norm": (4, 64),
         "silu_mul": (4, 64),
         "skinny_linear": (2, 8, 6),
@@ -49,11 +50,12 @@ def test_all_operators_with_files(tiny, tmp_path):
     assert (tmp_path / "kernels.png").stat().st_size > 0
     rows = {(row["op"], row["implementation"]): row for row in result["results"]}
     assert not [row["error"] for row in rows.values() if "error" in row]
-    of_a_token = ("gated_product", "mamba2_step", "rms_norm", "silu_mul", "skinny_linear")
+    of_a_token = {"gated_product", "mamba2_step", "normed_gated_product", "rms_norm", "silu_mul"}
+    of_a_token |= {"skinny_linear", "selective_state_update", "ssd_state_update"}
     for op in cases.OPS:
         row = rows[op, "transmamba_kernels"]
         assert row["inference_ms"] > 0
-        assert ("backward_ms" in row) == ("update" not in op and op not in of_a_token)
+        assert ("backward_ms" in row) == (op not in of_a_token)
     assert ("bidirectional_ssd", "torch attention") in rows
     assert "selective_scan" in "\n".join(said)
 

@@ -53,6 +53,11 @@ OPS: dict[str, tuple[Build, list[tuple[int, ...]], list[tuple[int, ...]]]] = {
         [(8, 32, 128, 128, 32), (1, 32, 128, 128, 32), (64, 32, 64, 128, 1)],
         [(2, 8, 64, 64, 8)],
     ),
+    "normed_gated_product": (
+        token_cases.normed_product,
+        [(8, 4096, 11008), (1, 4096, 11008), (16, 640, 1536)],
+        [(8, 640, 1536)],
+    ),
     "rms_norm": (token_cases.norm, [(8, 4096), (1, 4096)], [(8, 4096)]),
     "silu_mul": (token_cases.gate, [(8, 11008), (1, 11008)], [(8, 11008)]),
     "skinny_linear": (

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import gated_product, mamba2_step, rms_norm, silu_mul, skinny_linear
+from .. import gated_product, mamba2_step, normed_gated_product, rms_norm, silu_mul, skinny_linear
 from .case import OURS, PLAIN, Call, Case, Draw, Tensors, plain
 
 
@@ -85,6 +85,31 @@ def product(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) ->
 
     case.calls[OURS] = lambda: Call(gated_product, tensors(), False)
     case.calls["torch linear, silu, mul"] = lambda: Call(by_torch, tensors(), False)
+    return case
+
+
+def normed_product(device: torch.device, dtype: torch.dtype, shape: tuple[int, ...]) -> Case:
+    rows, width, neurons = shape
+    read = width * (width + 2 * neurons)
+    case = Case("normed_gated_product", {"rows": rows, "K": width, "F": neurons}, read, 0)
+
+    def tensors() -> Tensors:
+        draw = Draw(device, dtype)
+        of = {"weight": width, "gate": neurons, "up": neurons}
+        matrices = {name: draw(columns, width, scale=width**-0.5) for name, columns in of.items()}
+        return {"x": draw(rows, width), "residual": draw(rows, width), "norm_weight": draw(width), **matrices}
+
+    def ours(**given: Tensor) -> Tensor:
+        return normed_gated_product(**given, eps=1e-5)[1]
+
+    def by_torch(
+        x: Tensor, weight: Tensor, residual: Tensor, norm_weight: Tensor, gate: Tensor, up: Tensor
+    ) -> Tensor:
+        normed = F.rms_norm(residual + F.linear(x, weight), (len(weight),), norm_weight, 1e-5)
+        return F.silu(F.linear(normed, gate)) * F.linear(normed, up)
+
+    case.calls[OURS] = lambda: Call(ours, tensors(), False)
+    case.calls["torch linear, add, norm, linear, silu, mul"] = lambda: Call(by_torch, tensors(), False)
     return case
 
 
