@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from transmamba.core.output import Context
@@ -47,9 +48,9 @@ def test_the_same_place_in_every_row(length: int, tokens: int, where: Where) -> 
     assert torch.equal(put.drop(longer), row)
     assert torch.equal(longer[:, put.places(None)], row)
     # who reads from the end meets the same
-    mirrored = put.mirrored.place(row.flip(1), soft).flip(1)
+    mirrored = put.mirrored().place(row.flip(1), soft).flip(1)
     assert named(mirrored[0, :, 0], length) == expected(length, tokens, where)
-    assert torch.equal(put.mirrored.drop(put.mirrored.place(row, soft)), row)
+    assert torch.equal(put.mirrored().drop(put.mirrored().place(row, soft)), row)
 
 
 @pytest.mark.parametrize("where", ["prefix", "infix", "both"])
@@ -107,10 +108,12 @@ def test_a_layer_s_tokens_do_not_wait_for_the_device() -> None:
     assert waits.calls
 
 
-def test_what_inference_made_serves_training() -> None:
-    with torch.inference_mode():
-        Insertion.fixed(11, 2, "infix", CPU).mirrored.places(None)
-    put = Insertion.fixed(11, 2, "infix", CPU)
-    x = torch.randn(2, 11, 3, requires_grad=True)
-    put.mirrored.place(x, torch.randn(2, 3))[:, put.source].sum().backward()
-    assert x.grad is not None
+def test_what_another_mode_made_serves_training() -> None:
+    """Nothing of a pass is kept for the next: neither inference's tensors nor those that hold no numbers."""
+    for mode in (torch.inference_mode(), FakeTensorMode(), torch.device("meta")):
+        with mode:
+            Insertion.fixed(11, 2, "infix", CPU).mirrored().places(None)
+        put = Insertion.fixed(11, 2, "infix", CPU)
+        x = torch.randn(2, 11, 3, requires_grad=True)
+        put.mirrored().place(x, torch.randn(2, 3))[:, put.source].sum().backward()
+        assert x.grad is not None and type(put.own) is Tensor

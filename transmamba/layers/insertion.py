@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,28 +15,48 @@ from ..core.output import Context
 Where = Literal["prefix", "suffix", "infix", "both"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Insertion:
-    """source: for each place of the longer row what stands there: 0 to L - 1 are the row's own tokens, L to
-        L + P - 1 those put in, L + P is nothing; (L',), or (B, L') where rows differ
-    own:    where the row's own tokens stand, (L,) or (B, L)
-    length: L, of the row itself
+    """length: L, of the row itself
     tokens: P
-    runs:   `source`, where it is the same in every row, as slices one after the other: copies without
-        indices, whose gradients need not be summed up place by place
+    device: of what is put in
+    runs:   what stands in the longer row, where it is the same in every row, as slices of the row's own
+        tokens (0 to L) and of those put in (L to L + P), one after the other: copied without indices, whose
+        gradients would be summed up place by place
+    rows:   else `source` (B, L') and `own` (B, L)
     """
 
-    source: Tensor
-    own: Tensor
     length: int
     tokens: int
+    device: torch.device
     runs: tuple[tuple[int, int], ...] = ()
+    rows: tuple[Tensor, Tensor] | None = None
+
+    @functools.cached_property
+    def source(self) -> Tensor:
+        """For each place of the longer row what stands there: 0 to L - 1 are the row's own tokens, L to
+        L + P - 1 those put in, L + P is nothing; (L',), or (B, L') where rows differ."""
+        if self.rows is not None:
+            return self.rows[0]
+        return torch.cat([torch.arange(start, stop, device=self.device) for start, stop in self.runs])
+
+    @functools.cached_property
+    def own(self) -> Tensor:
+        """Where the row's own tokens stand, (L,) or (B, L)."""
+        if self.rows is not None:
+            return self.rows[1]
+        at, found = 0, [torch.arange(0, device=self.device)]
+        for start, stop in self.runs:
+            if start < self.length:
+                found.append(torch.arange(at, at + stop - start, device=self.device))
+            at += stop - start
+        return torch.cat(found)
 
     @classmethod
     def fixed(cls, length: int, tokens: int, where: Where, device: torch.device) -> Insertion:
         """The same in every row: in front, behind, evenly spread, or half in front and half behind (of an odd
         number the one more in front)."""
-        return _fixed(length, tokens, where, device)
+        return cls(length=length, tokens=tokens, device=device, runs=_runs(length, tokens, where))
 
     @classmethod
     def before(cls, length: int, tokens: int, context: Context, device: torch.device) -> Insertion:
@@ -55,7 +75,7 @@ class Insertion:
         row, start = begins.nonzero(as_tuple=True)
         ahead = torch.arange(tokens, device=device)
         source[row[:, None], (own[row, start] - tokens)[:, None] + ahead] = length + ahead
-        return cls(source, own, length, tokens)
+        return cls(length=length, tokens=tokens, device=device, rows=(source, own))
 
     @classmethod
     def _behind_padding(cls, tokens: int, mask: Tensor) -> Insertion:
@@ -67,14 +87,12 @@ class Insertion:
         put = length + place - first
         source = torch.where(place < first, place, torch.where(place < first + tokens, put, place - tokens))
         own = place[:length]
-        return cls(source, torch.where(own < first, own, own + tokens), length, tokens)
+        places = source, torch.where(own < first, own, own + tokens)
+        return cls(length=length, tokens=tokens, device=mask.device, rows=places)
 
-    @functools.cached_property
     def mirrored(self) -> Insertion:
         """For whoever reads rows from their end: what was put in is met in the same order. Of fixed ones."""
-        row = [place for start, stop in self.runs for place in range(start, stop)]
-        row = [place if place >= self.length else self.length - 1 - place for place in reversed(row)]
-        return _of_places(row, self.length, self.tokens, self.source.device)
+        return replace(self, runs=_mirrored(self.runs, self.length))
 
     def place(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x (B, L, D) with tokens (P, D) put in: (B, L', D)."""
@@ -133,9 +151,8 @@ class Insertion:
         return self.own if tokens is None else self.own[tokens]
 
 
-@functools.lru_cache(maxsize=64)
-def _fixed(length: int, tokens: int, where: Where, device: torch.device) -> Insertion:
-    """Of `Insertion.fixed`: every layer asks for the same, and copies to a device wait for it."""
+@functools.lru_cache(maxsize=64)  # numbers alone: every layer asks for the same
+def _runs(length: int, tokens: int, where: Where) -> tuple[tuple[int, int], ...]:
     before = {
         "prefix": [0] * tokens,
         "suffix": [length] * tokens,
@@ -144,17 +161,20 @@ def _fixed(length: int, tokens: int, where: Where, device: torch.device) -> Inse
     }[where]  # of each token, how many of the row's own stand before it
     own = ((place + 0.5, place) for place in range(length))
     put = ((place, length + i) for i, place in enumerate(before))
-    return _of_places([number for _, number in sorted([*own, *put])], length, tokens, device)
+    return _joined([number for _, number in sorted([*own, *put])], length)
 
 
-@torch.inference_mode(False)  # what is made is kept, also for those who want gradients
-def _of_places(places: list[int], length: int, tokens: int, device: torch.device) -> Insertion:
-    own = [i for i, place in enumerate(places) if place < length]
-    edges = [i for i in range(1, len(places)) if places[i] != places[i - 1] + 1 or places[i] == length]
-    ends = itertools.pairwise([0, *edges, len(places)])
-    runs = tuple((places[start], places[stop - 1] + 1) for start, stop in ends)  # none of both kinds
-    source, at = (torch.tensor(numbers, dtype=torch.long, device=device) for numbers in (places, own))
-    return Insertion(source, at, length, tokens, runs)
+@functools.lru_cache(maxsize=64)
+def _mirrored(runs: tuple[tuple[int, int], ...], length: int) -> tuple[tuple[int, int], ...]:
+    row = [place for start, stop in reversed(runs) for place in reversed(range(start, stop))]
+    return _joined([place if place >= length else length - 1 - place for place in row], length)
+
+
+def _joined(row: list[int], length: int) -> tuple[tuple[int, int], ...]:
+    """Places one after the other as slices, none of both kinds."""
+    edges = [i for i in range(1, len(row)) if row[i] != row[i - 1] + 1 or row[i] == length]
+    ends = itertools.pairwise([0, *edges, len(row)])
+    return tuple((row[start], row[stop - 1] + 1) for start, stop in ends)
 
 
 def _begins(segments: Tensor) -> Tensor:

@@ -124,5 +124,5 @@ def opened_for(inside: Inside, x: Tensor) -> list[tuple[Insertion, Tensor]] | No
         if suffix in inside.affixes:
             where, tokens = inside.affixes[suffix]
             way = Insertion.fixed(x.shape[1], len(tokens), where, x.device)
-            found.append((way.mirrored if suffix else way, tokens))
+            found.append((way.mirrored() if suffix else way, tokens))
     return found
