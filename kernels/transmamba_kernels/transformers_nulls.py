@@ -6,7 +6,6 @@ its config.json says so: `"transmamba": {"null": 1}`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,7 +25,8 @@ def layer_of_zeros(layer: Any, stream: Tensor) -> bool:
     if attention is None:
         return False
     config = attention.config
-    if attention.layer_idx < config.num_hidden_layers - _nulls_of(config):
+    nulls = (getattr(config, "transmamba", None) or {}).get("null", 0)
+    if attention.layer_idx < config.num_hidden_layers - nulls:
         return False
     if torch.is_autocast_enabled(stream.device.type):  # under which keys have another dtype
         return False
@@ -47,34 +47,9 @@ def layer_of_zeros(layer: Any, stream: Tensor) -> bool:
     return zeros
 
 
-def _nulls_of(config: Any) -> int:
-    nulls: int = (getattr(config, "transmamba", None) or {}).get("null", 0)
-    return nulls
-
-
-def counts_alone(config: Any) -> bool:
-    """Whether all layers of attention are null: nobody reads positions, as long as they are zeros."""
-    kinds = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None) or []
-    attention = sum("attention" in kind and "linear" not in kind for kind in kinds)
-    return 0 < attention == _nulls_of(config)
-
-
-class Later:
-    """What is made when somebody reads it: a pair of tables, of positions."""
-
-    def __init__(self, make: Callable[[], tuple[Tensor, ...]]) -> None:
-        self._make = make
-        self._made: tuple[Tensor, ...] | None = None
-
-    def __iter__(self) -> Iterator[Tensor]:
-        if self._made is None:
-            self._made = self._make()
-        return iter(self._made)
-
-
 def count_tokens(cache: Any, attention: Any, stream: Tensor) -> None:
-    """A layer of zeros' tokens (B, L, d) in a cache. A static one holds zeros where they are written: nothing
-    but its count is changed.
+    """A layer of zeros' tokens (B, L, d) in a cache. A static one holds zeros where they would be written:
+    nothing but its count is changed, also beyond its length.
     """
     tokens, at = stream.shape[1], attention.layer_idx
     layer = cache.layers[at] if at < len(cache.layers) else None

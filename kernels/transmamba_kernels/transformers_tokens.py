@@ -26,7 +26,7 @@ from .rms_norm import rms_norm
 from .silu_mul import silu_mul
 from .skinny_linear import skinny_linear
 from .skinny_linear.reference import MOST_ROWS
-from .transformers_nulls import Later, count_tokens, counts_alone, layer_of_zeros
+from .transformers_nulls import count_tokens, layer_of_zeros
 
 Function = Callable[..., Any]
 Replacement = Callable[[Function, ModuleType], Function]
@@ -44,7 +44,6 @@ MIXERS = {
 MLPS = {"BambaMLP", "JambaMLP"}
 STACKED_MLPS = {"GraniteMoeHybridMLP"}
 LAYERS = {"BambaDecoderLayer", "GraniteMoeHybridDecoderLayer"}
-POSITIONS = {"BambaRotaryEmbedding", "GraniteMoeHybridRotaryEmbedding"}
 
 
 def classes(module: ModuleType) -> Iterator[tuple[type, Replacement]]:
@@ -64,7 +63,6 @@ def _replacement(name: str) -> Replacement | None:
     if name.endswith("RMSNorm"):
         return _norm
     by_name = [(MIXERS, _mixer), (MLPS, _mlp), (STACKED_MLPS, _stacked_mlp), (LAYERS, _layer)]
-    by_name.append((POSITIONS, _positions))
     return next((replace for names, replace in by_name if name in names), None)
 
 
@@ -80,7 +78,7 @@ def _norm(original: Function, module: ModuleType) -> Function:
     @functools.wraps(original)
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         weight = getattr(self, "weight", None)
-        if weight is None or not _fuses("rms_norm", hidden_states, weight):
+        if weight is None or not (_is_plain(weight) and _fuses("rms_norm", hidden_states, weight)):
             out: Tensor = original(self, hidden_states)
             return out
         return rms_norm(hidden_states, weight, self.variance_epsilon)
@@ -91,7 +89,7 @@ def _norm(original: Function, module: ModuleType) -> Function:
 def _gated_norm(original: Function, module: ModuleType) -> Function:
     @functools.wraps(original)
     def forward(self: Any, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
-        if not _fuses("rms_norm", hidden_states, self.weight):
+        if not (_is_plain(self.weight) and _fuses("rms_norm", hidden_states, self.weight)):
             out: Tensor = original(self, hidden_states, gate)
             return out
         return rms_norm(hidden_states, self.weight, self.variance_epsilon, gate, group_of(self))
@@ -137,9 +135,14 @@ def _is_matrix(linear: Any, x: Tensor) -> bool:
     """Whether a projection is a product by its weight and nothing else."""
     if type(linear) is not nn.Linear or linear.bias is not None or is_hooked(linear):
         return False
-    if type(linear.weight) not in (nn.Parameter, Tensor):  # sharded, or quantised
+    if not _is_plain(linear.weight):
         return False
     return linear.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether its numbers are where it says: not sharded, not quantised."""
+    return type(weight) in (nn.Parameter, Tensor)
 
 
 def _is_silu(activation: Any) -> bool:
@@ -195,6 +198,8 @@ def _states_of_a_step(mixer: Any, hidden_states: Tensor, cache: Any) -> tuple[Te
     if cache is None or hidden_states.shape[1] != 1 or mixer.activation not in ("silu", "swish"):
         return None
     norm, conv, index = mixer.norm, mixer.conv1d, mixer.layer_idx
+    if not (_is_plain(norm.weight) and _is_plain(conv.weight)):
+        return None
     mended_later = hasattr(type(norm).forward, "by_group") and group_of(norm) is None
     if mended_later or not type(norm).__name__.endswith("RMSNormGated") or is_hooked(norm) or is_hooked(conv):
         return None
@@ -208,16 +213,6 @@ def _states_of_a_step(mixer: Any, hidden_states: Tensor, cache: Any) -> tuple[Te
 def is_hooked(module: Any) -> bool:
     """Whether somebody waits for the module's own call: by hooks, accelerate's, or a forward of its own."""
     return bool(module._forward_hooks or module._forward_pre_hooks) or "forward" in vars(module)
-
-
-def _positions(original: Function, module: ModuleType) -> Function:
-    @functools.wraps(original)
-    def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not (counts_alone(self.config) and _fuses("rms_norm", x)):
-            return original(self, x, *args, **kwargs)
-        return Later(lambda: original(self, x, *args, **kwargs))
-
-    return forward
 
 
 def _layer(original: Function, module: ModuleType) -> Function:
@@ -258,7 +253,7 @@ def _token_of_a_layer(layer: Any, stream: Tensor, given: dict[str, Any], module:
         return None
     y = _before_out_proj(mixer, layer.input_layernorm(stream), states, mixer.in_proj.weight).to(stream.dtype)
     norm, halves = layer.pre_ff_layernorm, (mlp.gate_proj.weight, mlp.up_proj.weight)
-    plain = type(norm) is vars(module)["BambaRMSNorm"] and not is_hooked(norm)
+    plain = type(norm) is vars(module)["BambaRMSNorm"] and not is_hooked(norm) and _is_plain(norm.weight)
     if plain and norm.weight.dtype == stream.dtype:
         between = stream, norm.weight, norm.variance_epsilon
         stream, opened = normed_gated_product(y, mixer.out_proj.weight, *between, *halves)

@@ -46,8 +46,7 @@ def cases() -> list[Any]:
     ]
 
 
-def resources(case: aot.Case, folder: Path) -> dict[str, int]:
-    """Registers, stack and local memory of a thread, shared memory of a program, as compiled."""
+def compiled(case: aot.Case, capability: int = 90) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -61,13 +60,19 @@ def resources(case: aot.Case, folder: Path) -> dict[str, int]:
         types[name], _, multiple = signature[name].partition(":")
         if multiple:
             attributes[(i,)] = [["tt.divisibility", int(multiple)]]
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(kernel, types, constexprs, attributes),
-        target=GPUTarget("cuda", 90, 32),
+        target=GPUTarget("cuda", capability, 32),
         options={"num_warps": warps, "num_stages": stages, **(more[0] if more else {})},
     )
+
+
+def resources(case: aot.Case, folder: Path) -> dict[str, int]:
+    """Registers, stack and local memory of a thread, as compiled."""
+    import triton
+
     cubin = folder / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
+    cubin.write_bytes(compiled(case).asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     text = subprocess.run(
         [tool, "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
@@ -84,6 +89,12 @@ def test_compiles_without_spills(case, tmp_path):
         f"registers spill: {used}, allowed {allowed} bytes"
     )
     assert used["REG"] <= 255
+
+
+@pytest.mark.parametrize("case", [p for p in cases() if "linear_kernel" in p.id])
+def test_steps_in_flight_fit_smaller_gpus(case):
+    """99 KiB are what a program may have on compute capability 8.6, 8.9 and 12.0."""
+    assert compiled(case, 86).metadata.shared <= 99 * 1024
 
 
 def test_every_kernel_has_a_case():

@@ -12,7 +12,7 @@ from test_transformers_tokens import cached
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 from transmamba_kernels import patch_transformers
-from transmamba_kernels.transformers_nulls import counts_alone, layer_of_zeros
+from transmamba_kernels.transformers_nulls import layer_of_zeros
 
 PURE = {"attn_layer_indices": [2], "num_hidden_layers": 3, "transmamba": {"student": "hybrid_lm", "null": 1}}
 
@@ -33,13 +33,8 @@ def test_a_layer_of_zeros_is_not_run(monkeypatch, kind, static):
     monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
     model = pure(kind)
     text = torch.randint(1, 64, (2, 12), generator=torch.Generator().manual_seed(3))
-    ran, turned = [], []
+    ran = []
     plain = type(model.model.layers[-1].self_attn).forward
-    tables = type(model.model.rotary_emb).forward
-
-    def made_tables(*args: Any, **kwargs: Any) -> Any:
-        turned.append(1)
-        return tables(*args, **kwargs)
 
     def attention(*args: Any, **kwargs: Any) -> Any:
         ran.append(1)
@@ -49,17 +44,16 @@ def test_a_layer_of_zeros_is_not_run(monkeypatch, kind, static):
         return StaticCache(model.config, 20) if static else DynamicCache(config=model.config)
 
     expected, cache = model(text, use_cache=False).logits[:, 4:], made()
-    monkeypatch.setattr(type(model.model.rotary_emb), "forward", made_tables)  # which is what is replaced
     with pytest.MonkeyPatch.context() as patch, patch_transformers([kind]):
         patch.setattr(type(model.model.layers[-1].self_attn), "forward", attention)
         found = cached(model, text, 5, cache)
-        assert not ran and not turned and int(cache.get_seq_length()) == 12
+        assert not ran and int(cache.get_seq_length()) == 12
         assert_near(found, expected, "logits")
         assert not cache.layers[-1].keys.any() and cache.layers[-1].keys.shape[:2] == (2, 2)
         # it is looked at again where it has changed
         model.model.layers[-1].self_attn.o_proj.weight[0, 0] = 1
         cached(model, text, 5, made())
-        assert len(ran) == len(turned) == 8
+        assert len(ran) == 8
         model.model.layers[-1].self_attn.o_proj.weight[0, 0] = 0
         assert_near(cached(model, text, 5, made()), expected, "logits")
         assert len(ran) == 8
@@ -109,16 +103,3 @@ class Written(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(function.overloadpacket.__name__)
         return function(*args, **(kwargs or {}))
-
-
-@torch.no_grad()
-def test_tables_of_positions_are_made_where_attention_reads_them(monkeypatch):
-    """Of a hybrid with one layer of attention, and one of zeros behind it."""
-    monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
-    model = pure("bamba", attn_layer_indices=[1, 2])
-    text = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
-    assert not counts_alone(model.config) and counts_alone(pure("bamba").config)
-    assert not counts_alone(build("bamba").config)
-    expected = model(text, use_cache=False).logits[:, 4:]
-    with patch_transformers(["bamba"]):
-        assert_near(cached(model, text, 5, DynamicCache(config=model.config)), expected, "logits")

@@ -16,6 +16,7 @@ from torch import Tensor
 from transmamba.core.output import Capture, Context
 from transmamba.errors import UserError
 from transmamba.layers.insertion import Insertion
+from transmamba.peft.families.inside import Inside
 
 
 def tensors_of(model: Any) -> dict[str, Tensor]:
@@ -158,6 +159,16 @@ def test_tokens_before_documents_and_behind_padding() -> None:
     assert put.place(x, torch.tensor([[-1.0], [-2.0]]))[0, :, 0].tolist() == [1, 2, -1, -2, 3, 4, 5, 6]
     assert put.mask(mask)[0].tolist() == [False] * 2 + [True] * 6  # type: ignore[index]
     assert torch.equal(put.drop(put.place(x, torch.zeros(2, 1))), x)
+
+
+def test_packed_rows_are_looked_through_once_a_pass() -> None:
+    """By the first layer that asks: it waits for the device."""
+    inside, u = Inside(), torch.zeros(2, 6, 4)
+    inside.affix("prefix", "", torch.zeros(2, 4))
+    context = Context(segments=torch.tensor([[0, 0, 1, 1, 1, 2], [5] * 6]))
+    found = inside.prefix(u, context)
+    assert found is not None and found is inside.prefix(u, context)
+    assert found is not inside.prefix(u, Context(segments=context.segments))
 
 
 @pytest.mark.parametrize("name", ["vim", "ssd_vit"])

@@ -92,13 +92,20 @@ class Insertion:
 
     def mirrored(self) -> Insertion:
         """For whoever reads rows from their end: what was put in is met in the same order. Of fixed ones."""
-        return replace(self, runs=_mirrored(self.runs, self.length))
+        assert self.rows is None, "rows differ"
+        runs: list[tuple[int, int]] = []
+        for start, stop in reversed(self.runs):
+            if start < self.length:
+                runs.append((self.length - stop, self.length - start))
+            else:
+                runs += [(token, token + 1) for token in reversed(range(start, stop))]
+        return replace(self, runs=tuple(runs))
 
     def place(self, x: Tensor, tokens: Tensor) -> Tensor:
         """x (B, L, D) with tokens (P, D) put in: (B, L', D)."""
         rows, width = len(x), x.shape[-1]
         put = tokens.to(x.dtype).expand(rows, -1, -1)
-        if self.runs:
+        if self.rows is None:
             at = self.length
             return torch.cat([x[:, a:b] if a < at else put[:, a - at : b - at] for a, b in self.runs], dim=1)
         longer = torch.cat([x, put, x.new_zeros(rows, 1, width)], dim=1)
@@ -106,7 +113,7 @@ class Insertion:
 
     def drop(self, y: Tensor) -> Tensor:
         """Of y (B, L', ...) the row's own tokens: (B, L, ...)."""
-        if self.runs:
+        if self.rows is None:
             parts = y.split([stop - start for start, stop in self.runs], dim=1)
             own = [part for part, (start, _) in zip(parts, self.runs, strict=True) if start < self.length]
             return own[0] if len(own) == 1 else torch.cat([y[:, :0], *own], dim=1)
@@ -151,7 +158,6 @@ class Insertion:
         return self.own if tokens is None else self.own[tokens]
 
 
-@functools.lru_cache(maxsize=64)  # numbers alone: every layer asks for the same
 def _runs(length: int, tokens: int, where: Where) -> tuple[tuple[int, int], ...]:
     before = {
         "prefix": [0] * tokens,
@@ -159,22 +165,12 @@ def _runs(length: int, tokens: int, where: Where) -> tuple[tuple[int, int], ...]
         "infix": [(i + 1) * length // (tokens + 1) for i in range(tokens)],
         "both": [length * (i >= (tokens + 1) // 2) for i in range(tokens)],
     }[where]  # of each token, how many of the row's own stand before it
-    own = ((place + 0.5, place) for place in range(length))
-    put = ((place, length + i) for i, place in enumerate(before))
-    return _joined([number for _, number in sorted([*own, *put])], length)
-
-
-@functools.lru_cache(maxsize=64)
-def _mirrored(runs: tuple[tuple[int, int], ...], length: int) -> tuple[tuple[int, int], ...]:
-    row = [place for start, stop in reversed(runs) for place in reversed(range(start, stop))]
-    return _joined([place if place >= length else length - 1 - place for place in row], length)
-
-
-def _joined(row: list[int], length: int) -> tuple[tuple[int, int], ...]:
-    """Places one after the other as slices, none of both kinds."""
-    edges = [i for i in range(1, len(row)) if row[i] != row[i - 1] + 1 or row[i] == length]
-    ends = itertools.pairwise([0, *edges, len(row)])
-    return tuple((row[start], row[stop - 1] + 1) for start, stop in ends)
+    runs, at = [], 0
+    for place, together in itertools.groupby(range(tokens), before.__getitem__):
+        first, *others = together
+        runs += [(at, place)] * (place > at) + [(length + first, length + first + len(others) + 1)]
+        at = place
+    return (*runs, (at, length)) if at < length else tuple(runs)
 
 
 def _begins(segments: Tensor) -> Tensor:

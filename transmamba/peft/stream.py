@@ -108,10 +108,10 @@ class Hooks:
         if opened is None:
             return None
         if isinstance(output, tuple):
-            return (opened.drop(output[0]), *output[1:])
-        output.last_hidden_state = opened.drop(output.last_hidden_state)
+            return (opened.drop(output[0]).contiguous(), *output[1:])
+        output.last_hidden_state = opened.drop(output.last_hidden_state).contiguous()
         if output.get("hidden_states") is not None:
-            output.hidden_states = tuple(opened.drop(hidden) for hidden in output.hidden_states)
+            output.hidden_states = tuple(opened.drop(hidden).contiguous() for hidden in output.hidden_states)
         return output
 
 
