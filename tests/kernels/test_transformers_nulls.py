@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from asked import Asked
 from test_transformers_patch import assert_near, build
 from test_transformers_tokens import cached
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 from transmamba_kernels import patch_transformers
 from transmamba_kernels.transformers_nulls import layer_of_zeros
@@ -81,25 +81,15 @@ def test_nothing_is_written_where_zeros_are(monkeypatch, static):
     monkeypatch.setenv("TRANSMAMBA_KERNELS", "reference")
     model, caches = pure("bamba"), []
     text = torch.randint(1, 64, (2, 9), generator=torch.Generator().manual_seed(3))
-    written: list[str] = []
+    asked = Asked()
     for patched in (False, True):
         cache = StaticCache(model.config, 20) if static else DynamicCache(config=model.config)
         with patch_transformers(["bamba"]) if patched else nullcontext():
             cached(model, text, 5, cache)
-            with Written(written):
+            with asked:
                 cached(model, text[:, :2], 1, cache, begin=9)
         caches.append(cache.layers[-1])
     theirs, ours = caches
     assert torch.equal(theirs.keys, ours.keys) and torch.equal(theirs.values, ours.values)
     assert int(theirs.get_seq_length()) == int(ours.get_seq_length()) == 11
-    assert written.count("index_copy_") == (4 if static else 0)  # all of them transformers'
-
-
-class Written(TorchDispatchMode):
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(function.overloadpacket.__name__)
-        return function(*args, **(kwargs or {}))
+    assert asked.counts["index_copy_"] == (4 if static else 0)  # all of them transformers'

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import fresh_process
 import pytest
 import torch
+from asked import Asked
 from llavas import ALONE, MARK, batch, crossed, llava, loud, made_by, make, moved, relative, seen, together
 from small_llava import llava_folder
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from transmamba import UserError, load_student, load_teacher, save_student
@@ -64,18 +63,6 @@ def test_a_row_s_pictures_read_its_own_prompt() -> None:
     text[2] = torch.where(inputs["prompt_mask"][2], (text[2] + 11) % MARK, text[2])
     changed = (seen(student, {**inputs, "text": text}) != seen(student, inputs)).flatten(1).any(dim=1)
     assert changed.tolist() == [False, True, True]
-
-
-class Asked(TorchDispatchMode):
-    """Counts operators by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_batch_s_prompts_are_cut_out_once() -> None:

@@ -212,9 +212,14 @@ class Context:
         mask, segments = inputs.get("text_mask"), inputs.get("text_segment")
         places = torch.arange(text.shape[1], device=text.device).expand_as(text)
         if segments is not None:
-            begins = torch.ones_like(segments, dtype=torch.bool)
-            begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-            places = places - torch.where(begins, places, 0).cummax(dim=1).values
+            places = places - torch.where(begins_of(segments), places, 0).cummax(dim=1).values
         elif mask is not None:
             places = (mask.long().cumsum(dim=1) - 1).clamp_min(0)
         return cls(mask=mask, segments=segments, positions=places)
+
+
+def begins_of(segments: Tensor) -> Tensor:
+    """(B, L) bool, whether a document begins at a token, of `Context.segments`."""
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return begins

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.output import Context
+from ..core.output import Context, begins_of
 
 Where = Literal["prefix", "suffix", "infix", "both"]
 
@@ -66,7 +66,7 @@ class Insertion:
             if context.mask is None:
                 return cls.fixed(length, tokens, "prefix", device)
             return cls._behind_padding(tokens, context.mask)
-        begins = _begins(context.segments)
+        begins = begins_of(context.segments)
         rows, most = len(begins), int(begins.sum(dim=1).max())
         count = begins.long().cumsum(dim=1)
         own = torch.arange(length, device=device) + tokens * count
@@ -171,13 +171,6 @@ def _runs(length: int, tokens: int, where: Where) -> tuple[tuple[int, int], ...]
         runs += [(at, place)] * (place > at) + [(length + first, length + first + len(others) + 1)]
         at = place
     return (*runs, (at, length)) if at < length else tuple(runs)
-
-
-def _begins(segments: Tensor) -> Tensor:
-    """(B, L), whether a document begins at a token."""
-    begins = torch.ones_like(segments, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    return begins
 
 
 def _counted(source: Tensor) -> Tensor:

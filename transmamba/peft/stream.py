@@ -107,11 +107,15 @@ class Hooks:
         opened, self.opened = self.opened, None
         if opened is None:
             return None
+
+        def own(hidden: Tensor) -> Tensor:
+            return opened.drop(hidden).contiguous()  # users view it, and change it in place
+
         if isinstance(output, tuple):
-            return (opened.drop(output[0]).contiguous(), *output[1:])
-        output.last_hidden_state = opened.drop(output.last_hidden_state).contiguous()
+            return (own(output[0]), *output[1:])
+        output.last_hidden_state = own(output.last_hidden_state)
         if output.get("hidden_states") is not None:
-            output.hidden_states = tuple(opened.drop(hidden).contiguous() for hidden in output.hidden_states)
+            output.hidden_states = tuple(map(own, output.hidden_states))
         return output
 
 

@@ -67,7 +67,7 @@ def normed_gated_product(
     expect("norm_weight", norm_weight, "(N,)", channels)
     expect("gate", gate, "(F, N)", len(gate), channels)
     expect("up", up, "(F, N)", *gate.shape)
-    expect_dtype_of("x", x, **{name: tensor for name, tensor in tensors.items() if name != "x"})
+    expect_dtype_of("x", x, **tensors)
     path = choose("normed_gated_product", *tensors.values())
     run: Callable[..., tuple[Tensor, Tensor]] = reference.normed_gated_product
     if path == "triton":

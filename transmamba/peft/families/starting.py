@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.output import wide
+from ...core.output import begins_of, wide
 from ...layers.causal import STILL
 from .inside import Inside
 
@@ -49,9 +49,8 @@ def passed(
     sums = dt.cumsum(dim=1)
     if segments is None:
         return sums
-    begins = torch.ones_like(segments, dtype=torch.bool)
-    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
-    before = torch.where(begins[:, :, None], sums - dt, 0)  # sums never fall, so that the last is the largest
+    # sums never fall, so that the last is the largest
+    before = torch.where(begins_of(segments)[:, :, None], sums - dt, 0)
     return sums - before.cummax(dim=1).values
 
 
